@@ -1,0 +1,3 @@
+from geo_embed.cli import main
+
+main()

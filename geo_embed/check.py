@@ -1,0 +1,68 @@
+"""`geo data check`: every problem of a split's CSVs and pictures, before anything is paid for."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+
+from geo_embed import images
+from geo_embed.config import Config
+from geo_embed.dataset import Problem, Samples, check_samples, missing_images
+from geo_embed.progress import progress
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A split, how many samples it has, and what is wrong with it."""
+
+    split: str
+    samples: int
+    problems: list[Problem]
+
+
+def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
+    """Look for every problem of a split.
+
+    Args:
+        config: paths and views.
+        split: `train` or `test`.
+        decode: decode every picture too, instead of only looking for its file.
+    """
+    samples, problems = check_samples(config, split)
+    if samples is None:
+        return Checked(split, 0, problems)
+    absent = missing_images(samples)
+    problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
+    if decode:
+        problems += _undecodable(config, samples, {(i, v) for i, v, _ in absent})
+    return Checked(split, len(samples), problems)
+
+
+def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]]) -> list[Problem]:
+    places = [
+        (i, v) for i in range(len(samples)) for v in range(len(samples.view_names)) if (i, v) not in absent
+    ]
+
+    def look(place: tuple[int, int]) -> str:
+        try:
+            images.decode((samples.image_root / samples.images[place]).read_bytes())
+        except images.UnreadableImage as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    problems = []
+    workers = config.inference.workers or cpu_count()
+    every = config.tracking.progress_seconds
+    with progress("decode", len(places), "images", every) as advance, ThreadPoolExecutor(workers) as pool:
+        for (i, v), reason in zip(places, pool.map(look, places), strict=True):
+            advance(1)
+            if reason:
+                name = samples.images[i, v]
+                problems.append(_image_problem(samples, "unreadable-image", i, v, f"{reason}: {name}"))
+    return problems
+
+
+def _image_problem(samples: Samples, kind: str, i: int, v: int, reason: str) -> Problem:
+    column = f"image_{samples.view_names[v]}"
+    return Problem(kind, f"{samples.csv}, sample {samples.sample_id[i]}, column {column}", reason)

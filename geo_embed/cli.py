@@ -1,0 +1,433 @@
+"""The commands: parse, call one function, print. No logic lives here.
+
+stdout carries results only; everything else goes to stderr.
+"""
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from geo_embed.config import DEFAULT_FILE, Config, resolve, to_toml, value_at
+from geo_embed.errors import GeoError
+from geo_embed.progress import set_quiet
+
+FAULT, CHECK_FAILED = 1, 3
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
+config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+app.add_typer(submission_app, name="submission")
+
+Split = Literal["train", "test", "all"]
+SplitOption = Annotated[Split, typer.Option("--split", help="Which samples.")]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Hub id, model directory, or the name of an import.")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where models run.")
+]
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", help="Precision of the backbone."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per step.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Decoding threads.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first samples of the split.")
+]
+RunArgument = Annotated[str | None, typer.Argument(help="A run's name or directory; the newest if left out.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")]
+
+
+@dataclass
+class _Globals:
+    file: Path | None
+    settings: list[str]
+    as_json: bool
+    verbose: bool
+
+    def config(self, **overrides: Any) -> Config:
+        """The effective settings under a command's own options, written group__key."""
+        return resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
+
+
+_globals = _Globals(None, [], False, False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("geo-embed"))
+        raise typer.Exit
+
+
+@app.callback(epilog="First time here: `geo demo`")
+def _main(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file; default geo.toml, if there.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, by dotted key; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Geolocate street-view images: embed once, train heads in seconds."""
+    global _globals
+    _globals = _Globals(config, settings or [], as_json, verbose)
+    set_quiet(quiet)
+
+
+@app.command("demo", epilog="Example: `geo demo --root demo`")
+def _demo(
+    root: Annotated[Path, typer.Option(help="Where the demo lives.")] = Path("demo"),
+    locations: Annotated[int, typer.Option(min=40, help="Places to paint, four pictures each.")] = 1200,
+    seed: SeedOption = None,
+) -> None:
+    """Run everything on a small synthetic country: no data, no weights, no GPU needed."""
+    from geo_embed.demo import demo, demo_settings
+
+    given = [f"{key}={json.dumps(value)}" for key, value in demo_settings(root).items()]
+    config = resolve(_globals.file, [*_globals.settings, *given], {"training.seed": seed})[0]
+    done = demo(config, root, locations)
+    _print(done, [("score", f"{done.score:.4f} on held-out places"), ("submission", done.submission)])
+    if not _globals.as_json:
+        print(
+            f"\nThat was a synthetic country and a random backbone, in {done.seconds:.0f} s. With your own data:\n"
+        )
+        print("    geo --set paths.data_root=YOUR_DATA data check --split all")
+        print("    geo --set paths.data_root=YOUR_DATA extract --split all")
+        print("    geo --set paths.data_root=YOUR_DATA fit-heads")
+        print("    geo --set paths.data_root=YOUR_DATA submit")
+
+
+@data_app.command("check", epilog="Example: `geo data check --split train --decode`")
+def _data_check(
+    split: SplitOption = "all",
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, too.")] = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Validate CSVs and images. Exits with 3 where there are problems."""
+    from geo_embed.check import check_data
+
+    config = _globals.config(inference__workers=workers)
+    found = [check_data(config, one, decode=decode) for one in _splits(split)]
+    _print_splits(
+        split, found, lambda c: [("samples", f"{c.samples:,}"), ("problems", f"{len(c.problems):,}")]
+    )
+    if not _globals.as_json:
+        for checked in found:
+            for problem in checked.problems:
+                print(f"{problem.kind}: {problem.message} ({problem.where})")
+    if any(checked.problems for checked in found):
+        raise typer.Exit(CHECK_FAILED)
+
+
+@app.command("extract", epilog="Example: `geo extract --split train`")
+def _extract(
+    split: SplitOption,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="PIL's resize, bit-equal to transformers; slower.")
+    ] = None,
+    on_bad_image: Annotated[
+        Literal["fail", "skip"] | None, typer.Option(help="What to do with pictures that can't be read.")
+    ] = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice."""
+    from geo_embed.extract import extract
+
+    config = _globals.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        model__dtype=dtype,
+        model__exact=exact,
+        inference__on_bad_image=on_bad_image,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
+        training__seed=seed,
+    )
+    done = [extract(config, one, limit=limit) for one in _splits(split)]
+    _print_splits(
+        split,
+        done,
+        lambda e: [
+            ("store", e.store),
+            ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
+            ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
+            ("speed", f"{e.images_per_second:,.0f} images/s, {e.seconds:.1f} s"),
+        ],
+    )
+    if not _globals.as_json:
+        for extraction in done:
+            for bad in extraction.skipped:
+                print(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+
+
+@app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
+def _fit_heads(
+    name: NameOption = None,
+    preset: Annotated[Literal["pigeon"] | None, typer.Option(help="Recipe.")] = None,
+    fusion: Annotated[Literal["average"] | None, typer.Option(help="How views become one vector.")] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Stage 2: store to heads, in seconds. Reads no image."""
+    from geo_embed.fit import fit_heads
+
+    config = _globals.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        model__fusion=fusion,
+        training__preset=preset,
+        training__batch_size=batch_size,
+        training__seed=seed,
+    )
+    fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite)
+    _print(
+        fit, [("run", fit.run), ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"), *_metric_rows(fit.val)]
+    )
+
+
+@app.command("evaluate", epilog="Example: `geo evaluate first`")
+def _evaluate(
+    run: RunArgument = None,
+    split: Annotated[
+        Literal["val", "train", "all"],
+        typer.Option("--split", help="The samples held out, or those learnt from."),
+    ] = "val",
+) -> None:
+    """Print the metrics of a run."""
+    from geo_embed.evaluate import evaluate
+    from geo_embed.run import load_run
+
+    config = _globals.config()
+    loaded = load_run(config.paths.runs_dir, run)
+    splits = ["train", "val"] if split == "all" else [split]
+    scores = [{"run": loaded.name, "split": one, **evaluate(config, loaded, one)} for one in splits]
+    _print_splits(split, scores, _metric_rows)
+
+
+@app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")
+def _predict(
+    run: RunArgument = None,
+    split: Annotated[Split | None, typer.Option("--split", help="A cached split.")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", metavar="N E S W", help="One place's pictures, view by view."),
+    ] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Predict a cached split into the run's prediction table, or one place from its pictures."""
+    from geo_embed.predict import predict_images, predict_split
+    from geo_embed.run import load_run
+
+    if (split is None) == (not images):
+        raise typer.BadParameter("give either --split or --images")
+    config = _globals.config(model__backbone_name=backbone, model__device=device)
+    loaded = load_run(config.paths.runs_dir, run)
+    if split is not None:
+        written = [
+            {"split": one, "predictions": predict_split(config, loaded, one)[1]} for one in _splits(split)
+        ]
+        _print_splits(split, written, lambda row: [("predictions", row["predictions"])])
+        return
+    answer = predict_images(config, loaded, images or []).describe(loaded.labels)
+    best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
+    _print(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])
+
+
+@app.command("submit", epilog="Example: `geo submit first --out first.csv`")
+def _submit(
+    run: RunArgument = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
+) -> None:
+    """Write a competition file and validate it."""
+    from geo_embed.run import load_run
+    from geo_embed.submission import submit
+
+    config = _globals.config()
+    path, verdict = submit(config, load_run(config.paths.runs_dir, run), out)
+    result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
+    _print(
+        result,
+        [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
+    )
+    _print_findings(verdict.errors, verdict.warnings)
+    if not verdict.valid:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@submission_app.command("validate", epilog="Example: `geo submission validate submissions/first.csv`")
+def _submission_validate(file: Annotated[Path, typer.Argument(help="A CSV.")]) -> None:
+    """Check a submission against the template. Exits with 3 where the competition would refuse it."""
+    from geo_embed.submission import validate
+
+    verdict = validate(_globals.config(), file)
+    result = {"submission": file, "valid": verdict.valid, **asdict(verdict)}
+    _print(result, [("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")])
+    _print_findings(verdict.errors, verdict.warnings)
+    if not verdict.valid:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@config_app.command("show", epilog="Example: `geo --set training.seed=1 config show`")
+def _config_show() -> None:
+    """Print every setting, its value, and where it came from."""
+    config, origins = resolve(_globals.file, _globals.settings)
+    values = {key: _plain(value_at(config, key)) for key in origins}
+    result = {key: {"value": value, "from": origins[key]} for key, value in values.items()}
+    _print(result, [(key, f"{json.dumps(value)}  ({origins[key]})") for key, value in values.items()])
+
+
+@config_app.command("init", epilog="Example: `geo config init`")
+def _config_init(
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = DEFAULT_FILE,
+) -> None:
+    """Write a commented geo.toml to start from."""
+    if out.exists():
+        raise GeoError("this file exists", where=out, hint="name another one with --out, or remove it")
+    try:
+        out.write_text(to_toml(Config(), comments=True, only_hints=True), encoding="utf-8")
+    except OSError as error:
+        raise GeoError(f"can't write: {error.strerror}", where=out) from error
+    _print({"config": out}, [("config", out)])
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit as the contract says."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(_spread_images(sys.argv[1:] if arguments is None else arguments), prog_name="geo")
+    except GeoError as error:
+        _complain(str(error), error.hint)
+    except Exception as error:
+        # A fault of ours: still one clear line, and the traceback for whoever asks.
+        _complain(
+            f"unexpected {type(error).__name__}: {error}", "run it again with -v and report what it prints"
+        )
+    sys.exit(FAULT)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    """SIGTERM ends a command as Ctrl-C does: what is in flight is written, then it exits with 130."""
+    raise KeyboardInterrupt
+
+
+def _complain(what: str, hint: str) -> None:
+    if _globals.verbose:
+        traceback.print_exc()
+    print(f"error: {what}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _spread_images(arguments: list[str]) -> list[str]:
+    """`--images a b c` to `--images a --images b --images c`, the form that the parser knows."""
+    spread: list[str] = []
+    inside = False
+    for argument in arguments:
+        if argument == "--images":
+            inside = True
+        elif inside and not argument.startswith("-"):
+            spread += ["--images", argument]
+        else:
+            inside = False
+            spread.append(argument)
+    return spread
+
+
+def _splits(split: str) -> list[str]:
+    from geo_embed.dataset import SPLITS
+
+    return list(SPLITS) if split == "all" else [split]
+
+
+def _print(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
+    """A command's result: JSON of `result`, or `rows` as a table for people."""
+    if _globals.as_json:
+        print(json.dumps(_plain(result), allow_nan=False, ensure_ascii=False))
+        return
+    shown = [(name, str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name:<{width}}  {value}")
+
+
+def _print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:
+    """One result, or with `all` one per split: `{"splits": […]}`."""
+    if _globals.as_json:
+        _print({"splits": results} if split == "all" else results[0], [])
+        return
+    for result in results:
+        if split == "all":
+            name = result["split"] if isinstance(result, dict) else result.split
+            print(f"[{name}]")
+        _print(result, rows(result))
+
+
+def _print_findings(errors: list[str], warnings: list[str]) -> None:
+    if not _globals.as_json:
+        for finding in errors:
+            print(f"error: {finding}")
+        for finding in warnings:
+            print(f"warning: {finding}")
+
+
+def _metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    if not scores["samples"]:
+        return [("samples", "0: nothing was held out")]
+    within = ", ".join(f"{share:.0%} within {km} km" for km, share in scores["within_km"].items() if share)
+    return [
+        (
+            "score",
+            f"{scores['score']:.4f}  (states {scores['state_score']:.4f}, GPS {scores['gps_score']:.4f})",
+        ),
+        ("states", f"top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}"),
+        ("distance", f"median {scores['median_km']:,.0f} km, mean {scores['mean_km']:,.0f} km"),
+        ("", within),
+        ("calibration", f"nll {scores['nll']:.3f}, ece {scores['ece']:.3f}"),
+        ("samples", f"{scores['samples']:,}"),
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, settings and paths as what JSON knows."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

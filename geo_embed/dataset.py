@@ -1,0 +1,395 @@
+"""CSVs to a checked table of samples; the label encoder; the split. Nothing here opens an image.
+
+Rows are counted as a spreadsheet shows them: the header is row 1.
+"""
+
+import csv as csvlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from geo_embed.config import Config
+from geo_embed.errors import GeoError
+
+SPLITS = ("train", "test")
+PREDICTED_STATES = tuple(f"predicted_state_idx_{rank}" for rank in range(1, 6))
+PREDICTED_POINT = ("predicted_latitude", "predicted_longitude")
+
+# Problems of one column of one file that are listed one by one; more than that are counted.
+_LISTED = 20
+_LEAVES_FOLDER = r"(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]|^[A-Za-z]:|\x00"
+_INTEGER_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding: its kind (a short slug), where it is, and what is wrong."""
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split in manifest order: the order of its CSV.
+
+    Attributes:
+        split: `train` or `test`.
+        csv: the file it came from.
+        image_root: the folder that the image names start at.
+        view_names: the V views.
+        sample_id: (N,) ids as text, exactly as written in the CSV.
+        images: (N, V) image names relative to `image_root`; empty where the CSV names none.
+        state_idx, latitude, longitude: (N,) truth in the data's own indices and in degrees; None for `test`.
+    """
+
+    split: str
+    csv: Path
+    image_root: Path
+    view_names: tuple[str, ...]
+    sample_id: NDArray[np.object_]
+    images: NDArray[np.object_]
+    state_idx: NDArray[np.int64] | None
+    latitude: NDArray[np.float64] | None
+    longitude: NDArray[np.float64] | None
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def row(self, index: int) -> int:
+        """The spreadsheet row of a sample, where the CSV has no blank lines."""
+        return index + 2
+
+
+@dataclass(frozen=True)
+class LabelEncoder:
+    """States as contiguous classes 0…C−1, in ascending order of `state_idx`.
+
+    Attributes:
+        state_idx: (C,) the data's own indices.
+        names: C state names.
+    """
+
+    state_idx: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def encode(self, state_idx: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) state indices to (N,) classes. Raises GeoError for one that is not known."""
+        place = np.searchsorted(self.state_idx, state_idx).clip(max=len(self) - 1)
+        unknown = self.state_idx[place] != state_idx
+        if unknown.any():
+            raise GeoError(f"state_idx {state_idx[unknown][0]} is not among the {len(self)} known states")
+        return place
+
+    def decode(self, classes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Classes of any shape to the data's own state indices."""
+        return self.state_idx[classes]
+
+
+def load_samples(config: Config, split: str) -> Samples:
+    """One split, checked. The presence of image files is not: see `missing_images`.
+
+    Raises:
+        GeoError: the first problem of the CSVs, with file, row and column, and how many more there are.
+    """
+    samples, problems = check_samples(config, split)
+    if samples is None or problems:
+        first, more = problems[0], len(problems) - 1
+        raise GeoError(
+            first.message + (f", and {more} more problem{'s' * (more > 1)}" if more else ""),
+            where=first.where,
+            hint=f"list all of them with: geo data check --split {split}"
+            if more
+            else "correct the file, or name another one with --set paths.…",
+        )
+    return samples
+
+
+def load_mapping(config: Config) -> dict[int, str]:
+    """`state_idx` to state name, ascending. Raises GeoError with the first problem."""
+    mapping, problems = _check_mapping(config.paths.mapping())
+    if problems:
+        raise GeoError(problems[0].message, where=problems[0].where, hint="correct the state mapping")
+    return mapping
+
+
+def label_encoder(state_idx: NDArray[np.int64], mapping: dict[int, str]) -> LabelEncoder:
+    """The states that occur in `state_idx` (N,)."""
+    present = np.unique(state_idx)
+    return LabelEncoder(present, tuple(mapping[int(index)] for index in present))
+
+
+def stratified_split(
+    sample_id: NDArray[np.object_], labels: NDArray[np.int64], val_split: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose validation samples so that every class keeps its share, and at least one training sample.
+
+    The choice depends on the ids, labels and seed alone, not on the order of rows.
+
+    Args:
+        sample_id: (N,) unique ids.
+        labels: (N,) classes.
+        val_split: share to hold out, in (0, 1).
+        seed: of the choice.
+
+    Returns:
+        (N,) True for validation.
+    """
+    order = np.argsort(sample_id.astype(str), kind="stable")
+    shuffled = order[np.random.default_rng(seed).permutation(len(order))]
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+
+    # Largest remainders, so that the classes' rounded shares add up to the share of the whole.
+    ideal = counts * val_split
+    take = np.minimum(np.floor(ideal).astype(int), counts - 1)
+    spare = counts - 1 - take
+    wanted = min(round(len(labels) * val_split) - int(take.sum()), int((spare > 0).sum()))
+    remainder = np.where(spare > 0, ideal - take, -1.0)
+    take[np.argsort(-remainder, kind="stable")[: max(wanted, 0)]] += 1
+
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[by_class[rank < np.repeat(take, counts)]] = True
+    return chosen
+
+
+def natural_ids(sample_id: Sequence[str] | NDArray[np.object_]) -> NDArray[Any]:
+    """Ids as int64 where every one is a plainly written integer, else as text: what pandas would read."""
+    if all(_INTEGER_ID.fullmatch(text) for text in sample_id):
+        return np.array([int(text) for text in sample_id], dtype=np.int64)
+    return np.asarray(sample_id, dtype=object)
+
+
+def text_ids(sample_id: Iterable[Any]) -> NDArray[np.object_]:
+    """Ids of any stored type as text, the form in which they are compared."""
+    return np.array([str(value) for value in sample_id], dtype=object)
+
+
+def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int, int, str]]:
+    """(sample, view, reason) of every image that the CSV does not name or that is no file on disk.
+
+    Folders are listed once each, instead of one look at every file.
+    """
+    files: dict[Path, frozenset[str] | None] = {}
+    missing: list[tuple[int, int, str]] = []
+    for i, names in enumerate(samples.images[:limit]):
+        for v, name in enumerate(names):
+            if not name:
+                missing.append((i, v, "the CSV names no image"))
+                continue
+            folder, _, base = name.rpartition("/")
+            parent = samples.image_root / folder if folder else samples.image_root
+            if parent not in files:
+                files[parent] = _files_in(parent)
+            if base not in (files[parent] or ()):
+                path = samples.image_root / name
+                what = "is a directory" if path.is_dir() else "no such file"
+                missing.append((i, v, f"{what}: {name}"))
+    return missing
+
+
+def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Problem]]:
+    """One split and every problem of its CSVs; no samples where they can't be told from the file at all."""
+    path = config.paths.csv(split)
+    views = config.model.view_names
+    image_columns = [f"image_{view}" for view in views]
+    truth_columns = ["state", "state_idx", "latitude", "longitude"] if split == "train" else []
+    table, problems = read_csv(path, ["sample_id", *image_columns, *truth_columns])
+    if table is None:
+        return None, problems
+    if table.empty:
+        return None, [Problem("empty", str(path), "the file has a header but no rows")]
+
+    problems += _check_ids(path, table["sample_id"])
+    for column in image_columns:
+        leaves = table[column].str.contains(_LEAVES_FOLDER)
+        problems += _listed(
+            "image-path",
+            path,
+            column,
+            table.index[leaves],
+            "image name leaves the image folder:",
+            table[column],
+        )
+    truth: dict[str, NDArray[Any]] = {}
+    if truth_columns:
+        mapping, mapping_problems = _check_mapping(config.paths.mapping())
+        problems += mapping_problems
+        truth, found = _check_truth(path, table, mapping if not mapping_problems else None)
+        problems += found
+
+    return (
+        Samples(
+            split=split,
+            csv=path,
+            image_root=config.paths.images(split),
+            view_names=views,
+            sample_id=table["sample_id"].to_numpy(dtype=object),
+            images=table[image_columns].to_numpy(dtype=object),
+            state_idx=truth.get("state_idx"),
+            latitude=truth.get("latitude"),
+            longitude=truth.get("longitude"),
+        ),
+        problems,
+    )
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | None, list[Problem]]:
+    """A CSV as stripped text, indexed by spreadsheet row; None where it can't be read or lacks a column.
+
+    BOM, CRLF, blank lines, extra columns and any column order are fine.
+    """
+    where = str(path)
+    try:
+        table = pd.read_csv(
+            path, dtype=str, na_filter=False, encoding="utf-8-sig", skip_blank_lines=False, index_col=False
+        )
+    except FileNotFoundError:
+        return None, [Problem("missing-file", where, "no such file")]
+    except pd.errors.EmptyDataError:
+        return None, [Problem("empty", where, "the file is empty")]
+    except UnicodeDecodeError as error:
+        return None, [Problem("encoding", where, f"not UTF-8 text: {error.reason} at byte {error.start}")]
+    except pd.errors.ParserError as error:
+        return None, [Problem("csv", where, str(error).removeprefix("Error tokenizing data. C error: "))]
+    except OSError as error:
+        return None, [Problem("unreadable", where, str(error.strerror))]
+    table.columns = table.columns.str.strip()
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        named = ", ".join(repr(column) for column in missing)
+        have = ", ".join(table.columns)
+        return None, [Problem("missing-column", where, f"missing column {named}; the file has {have}")]
+    table = table[list(dict.fromkeys(columns))].fillna("")
+    table.index = table.index + 2
+    for column in table.columns:
+        table[column] = table[column].str.strip()
+    return table[(table != "").any(axis=1)], []
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names of a CSV, in its order."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [name.strip() for name in next(csvlib.reader(file))]
+
+
+def _files_in(folder: Path) -> frozenset[str] | None:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return None
+
+
+def _check_ids(path: Path, ids: "pd.Series[str]") -> list[Problem]:
+    repeated = ids.index[ids.duplicated() & (ids != "")]
+    return [
+        *_listed("null", path, "sample_id", ids.index[ids == ""], "no value"),
+        *_listed("duplicate-id", path, "sample_id", repeated, "an earlier row has the same sample_id,", ids),
+    ]
+
+
+def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
+    table, problems = read_csv(path, ["state_idx", "state"])
+    if table is None:
+        return {}, problems
+    index, found = _numbers(path, table["state_idx"], integer=True)
+    problems += found
+    problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
+    for column in ("state_idx", "state"):
+        repeated = table[column].duplicated() & (table[column] != "")
+        problems += _listed(
+            "duplicate-state", path, column, table.index[repeated], "repeated:", table[column]
+        )
+    if problems:
+        return {}, problems
+    return dict(sorted(zip(index.astype(int).tolist(), table["state"].to_list(), strict=True))), []
+
+
+def _check_truth(
+    path: Path, table: pd.DataFrame, mapping: dict[int, str] | None
+) -> tuple[dict[str, NDArray[Any]], list[Problem]]:
+    index, problems = _numbers(path, table["state_idx"], integer=True)
+    truth: dict[str, NDArray[Any]] = {}
+    for column, bound in (("latitude", 90), ("longitude", 180)):
+        truth[column], found = _numbers(path, table[column])
+        outside = np.abs(truth[column]) > bound
+        problems += found + _listed(
+            "range",
+            path,
+            column,
+            table.index[outside],
+            f"outside [-{bound}, {bound}] degrees:",
+            table[column],
+        )
+    problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
+    if mapping is not None:
+        named = pd.Series(index, index=table.index).map(mapping)
+        unknown = named.isna().to_numpy() & ~np.isnan(index)
+        problems += _listed(
+            "unknown-state",
+            path,
+            "state_idx",
+            table.index[unknown],
+            "not in the state mapping:",
+            table["state_idx"],
+        )
+        differs = (named.notna() & (table["state"] != "") & (named != table["state"])).to_numpy()
+        said = table["state"].str.cat(table["state_idx"], " / ")
+        problems += _listed(
+            "state-mismatch", path, "state", table.index[differs], "contradicts the state mapping:", said
+        )
+    truth["state_idx"] = np.nan_to_num(index, nan=-1).astype(np.int64)
+    return truth, problems
+
+
+def _numbers(
+    path: Path, column: "pd.Series[str]", *, integer: bool = False
+) -> tuple[NDArray[np.float64], list[Problem]]:
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    name = str(column.name)
+    empty = (column == "").to_numpy()
+    wrong = ~empty & ~np.isfinite(numbers)
+    if integer:
+        wrong |= ~empty & (numbers != np.round(numbers))
+    what = "not a whole number:" if integer else "not a number:"
+    return np.where(wrong, np.nan, numbers), [
+        *_listed("null", path, name, column.index[empty], "no value"),
+        *_listed("not-a-number", path, name, column.index[wrong], what, column),
+    ]
+
+
+def _listed(
+    kind: str,
+    path: Path,
+    column: str,
+    rows: "pd.Index[Any]",
+    message: str,
+    values: "pd.Series[Any] | None" = None,
+) -> list[Problem]:
+    """A problem for each of the first rows, ending in the row's value where `values` are given, and a count."""
+    shown = [
+        Problem(
+            kind,
+            f"{path}, row {row}, column {column}",
+            message + ("" if values is None else f" {values[row]!r}"),
+        )
+        for row in rows[:_LISTED]
+    ]
+    if len(rows) > _LISTED:
+        shown.append(
+            Problem(kind, f"{path}, column {column}", f"and {len(rows) - _LISTED} more rows like these")
+        )
+    return shown

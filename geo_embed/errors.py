@@ -1,0 +1,24 @@
+"""The one exception that a person is meant to read."""
+
+from pathlib import Path
+
+
+class GeoError(Exception):
+    """Input, data or environment at fault.
+
+    The command line prints it as `error: WHAT (WHERE)` and `hint: HINT`, and exits with 1.
+
+    Args:
+        what: what is wrong, in one line.
+        where: the file, row, column or setting it is about.
+        hint: what to do; the exact command where there is one.
+    """
+
+    def __init__(self, what: str, *, where: str | Path = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = str(where)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.where})" if self.where else self.what

@@ -1,0 +1,213 @@
+"""Image bytes to pixels for the backbone: decode, resize, normalise.
+
+uint8 all the way to the device; only `normalise` makes floats. Two resizes exist: torch's antialiased bicubic
+(within two grey levels of PIL, and faster), and PIL's own, bit-equal to transformers' processor.
+"""
+
+import io
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = NDArray[np.uint8]
+
+# 100 megapixels are 300 MB once decoded: more than a street view has, less than a decoding thread can bear.
+MAX_PIXELS = 100_000_000
+
+
+class UnreadableImage(Exception):
+    """A picture that can't be decoded; the text is the reason, for people."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a backbone wants done to a picture, as its own preprocessor file says. Sizes in pixels.
+
+    Attributes:
+        shortest_edge: length of the shorter side after resizing, aspect ratio kept; None where `height` and `width` are fixed.
+        height, width: of the centre crop, and of the pixels handed to the backbone.
+        resample: PIL's code of the filter (2 bilinear, 3 bicubic).
+        scale: factor from grey levels to the unit range, before mean and standard deviation are applied.
+        mean, std: per channel.
+        resize: whose resize is used.
+    """
+
+    shortest_edge: int | None
+    height: int
+    width: int
+    resample: int
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Literal["torch", "pil"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the fingerprint and the store."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+def decode(data: bytes) -> Pixels:
+    """Image bytes to RGB (H, W, 3), upright by EXIF, transparency laid over white, 16-bit scaled to 8.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    pixels = _decode_plain_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    return _decode_any(data) if pixels is None else pixels
+
+
+def find_fault(path: Path) -> str:
+    """Why a picture can't be read, looking as little as possible; empty where it seems fine.
+
+    A JPEG with both its markers passes; anything else is decoded.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            if start == b"\xff\xd8":
+                file.seek(-2, os.SEEK_END)
+                if file.read(2) == b"\xff\xd9":
+                    return ""
+            file.seek(0)
+            decode(file.read())
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
+    """(height, width) after resizing and before the crop, as transformers computes it."""
+    if spec.shortest_edge is None:
+        return spec.height, spec.width
+    short, long = min(height, width), max(height, width)
+    scaled = int(spec.shortest_edge * long / short)
+    return (scaled, spec.shortest_edge) if width <= height else (spec.shortest_edge, scaled)
+
+
+def resize(pixels: Pixels, spec: Preprocessing) -> Pixels:
+    """(H, W, 3) to the backbone's (3, height, width): resize, then centre crop, zero-padded where too small."""
+    size = resized_shape(pixels.shape[0], pixels.shape[1], spec)
+    resized = _resize_pil(pixels, size, spec) if spec.resize == "pil" else _resize_torch(pixels, size, spec)
+    return np.ascontiguousarray(_centre_crop(resized, spec.height, spec.width).transpose(2, 0, 1))
+
+
+def normalise(batch: "torch.Tensor", spec: Preprocessing, dtype: "torch.dtype") -> "torch.Tensor":
+    """uint8 (B, 3, H, W) to floats of `dtype` on the batch's device: (x · scale − mean) / std.
+
+    With PIL's resize the values are bit-equal to transformers' processor in float32: they are looked up in a table
+    made by its arithmetic.
+    """
+    import torch
+
+    device = batch.device
+    if spec.resize == "pil":
+        table = torch.from_numpy(_table(spec)).to(device)
+        return torch.stack([table[c][batch[:, c].long()] for c in range(3)], dim=1).to(dtype)
+    mean = torch.tensor(spec.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(spec.std, device=device).view(3, 1, 1)
+    return torch.addcmul(-mean / std, batch.float(), spec.scale / std).to(dtype)
+
+
+def _decode_plain_jpeg(data: bytes) -> Pixels | None:
+    """Decode what simplejpeg decodes bit-equal to PIL; None for anything that needs a closer look."""
+    import simplejpeg
+
+    # An EXIF block may turn the picture, and CMYK needs PIL's inversion.
+    if b"Exif\0\0" in data[:4096]:
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray", "GRAY") or height * width > MAX_PIXELS:
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), dtype=np.uint8)
+    except ValueError:
+        return None
+
+
+def _decode_any(data: bytes) -> Pixels:
+    if not data:
+        raise UnreadableImage("zero bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImage(f"{width}×{height} pixels: more than {MAX_PIXELS:,}")
+            image = ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(image), dtype=np.uint8)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        raise UnreadableImage(str(error) or type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # PIL clips 16-bit grey to white instead of scaling it.
+        grey = np.asarray(image, dtype=np.uint32)
+        return Image.fromarray((grey.clip(max=65535) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize_pil(pixels: Pixels, size: tuple[int, int], spec: Preprocessing) -> Pixels:
+    height, width = size
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling(spec.resample))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _resize_torch(pixels: Pixels, size: tuple[int, int], spec: Preprocessing) -> Pixels:
+    if pixels.shape[:2] == size:
+        return pixels
+    import torch
+
+    mode = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}.get(
+        Image.Resampling(spec.resample)
+    )
+    if mode is None:
+        return _resize_pil(pixels, size, spec)
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        batch, size=size, mode=mode, antialias=True, align_corners=False
+    )
+    return np.asarray(resized[0].permute(1, 2, 0).numpy(), dtype=np.uint8)
+
+
+def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Crop as transformers does, which rounds the padding of a too small side up and a crop down."""
+    have_h, have_w = pixels.shape[:2]
+    if have_h < height or have_w < width:
+        top, left = -(-max(height - have_h, 0) // 2), -(-max(width - have_w, 0) // 2)
+        padded = np.zeros((max(height, have_h), max(width, have_w), 3), dtype=np.uint8)
+        padded[top : top + have_h, left : left + have_w] = pixels
+        pixels = padded
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _table(spec: Preprocessing) -> NDArray[np.float32]:
+    """(3, 256): the value of each grey level of each channel, rounded where transformers rounds."""
+    levels = (np.arange(256, dtype=np.float64) * spec.scale).astype(np.float32)
+    mean, std = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
+    return np.asarray((levels[None, :] - mean[:, None]) / std[:, None], dtype=np.float32)

@@ -1,0 +1,249 @@
+"""A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from geo_embed import backbone as backbones
+from geo_embed import images
+from geo_embed.config import Config
+from geo_embed.dataset import LabelEncoder, load_samples, natural_ids, text_ids
+from geo_embed.errors import GeoError
+from geo_embed.metrics import RANK_CREDIT, top_states
+from geo_embed.progress import warn
+from geo_embed.run import Prior, Run
+from geo_embed.store import Embeddings, check_fits, disk_errors, find_store, read_store
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Rows that pass through the heads at once: bounded memory, no measurable cost.
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers for N samples.
+
+    Attributes:
+        sample_id: (N,) text.
+        probabilities: (N, C) float32, rows sum to 1, classes in the order of the run's labels.
+        latitude, longitude: (N,) degrees.
+    """
+
+    sample_id: NDArray[np.object_]
+    probabilities: NDArray[np.float32]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+    def describe(self, labels: LabelEncoder) -> dict[str, Any]:
+        """The first sample's states, most probable first, and its point, as plain values."""
+        order = np.argsort(-self.probabilities[0], kind="stable")
+        return {
+            "states": [
+                {
+                    "state_idx": int(labels.state_idx[k]),
+                    "state": labels.names[k],
+                    "probability": float(self.probabilities[0, k]),
+                }
+                for k in order
+            ],
+            "latitude": float(self.latitude[0]),
+            "longitude": float(self.longitude[0]),
+        }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """(N,) true states in the data's own indices, and points in degrees."""
+
+    state_idx: NDArray[np.int64]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+
+def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
+    """Predict a whole split from its store, and write `<split>_predictions.parquet` into the run.
+
+    Args:
+        config: paths; the model settings are the run's own.
+        run: whose heads answer.
+        split: `train` or `test`.
+
+    Raises:
+        GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
+    """
+    own = run.config.model_copy(update={"paths": config.paths})
+    samples = load_samples(own, split)
+    store = find_store(own, split, fingerprint=run.provenance["store"]["fingerprint"])
+    check_fits(store, samples)
+    embeddings = read_store(store)
+    predictions = predict_embeddings(run, embeddings)
+    truth = None
+    if samples.state_idx is not None and samples.latitude is not None and samples.longitude is not None:
+        truth = Truth(samples.state_idx, samples.latitude, samples.longitude)
+    path = run.path / f"{split}_predictions.parquet"
+    write_predictions(path, predictions, run.labels, truth)
+    return predictions, path
+
+
+def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
+    """The run's heads over embeddings in memory. A sample without a view gets the run's prior, and a warning."""
+    if embeddings.values.shape[2] != run.dim:
+        raise GeoError(
+            f"embeddings of {embeddings.values.shape[2]} numbers, where the run was fitted on {run.dim}",
+            where=embeddings.store.path,
+        )
+    heads = load_heads(run)
+    bare = int((~embeddings.present.any(axis=1)).sum())
+    if bare:
+        warn(
+            f"{bare:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
+        )
+    return apply_heads(
+        heads, run.config, run.prior, embeddings.sample_id, embeddings.values, embeddings.present
+    )
+
+
+def apply_heads(
+    heads: "nn.Module",
+    config: Config,
+    prior: Prior,
+    sample_id: NDArray[np.object_],
+    values: NDArray[Any],
+    present: NDArray[np.bool_],
+) -> Predictions:
+    """Heads over (N, V, D) embeddings; rows without any view get the prior."""
+    import torch
+
+    from geo_embed.fusion import fuse_average
+
+    device = backbones.pick_device(config.model.device)
+    heads = heads.to(device).eval()
+    probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
+    points = np.tile([prior.latitude, prior.longitude], (len(values), 1))
+    seen = np.flatnonzero(present.any(axis=1))
+    with torch.inference_mode():
+        for start in range(0, len(seen), _ROWS):
+            rows = seen[start : start + _ROWS]
+            views = torch.from_numpy(values[rows]).to(device).float()
+            logits, point = heads(fuse_average(views, torch.from_numpy(present[rows]).to(device)))
+            probabilities[rows] = torch.softmax(logits, dim=1).cpu().numpy()
+            points[rows] = point.double().cpu().numpy()
+    return Predictions(sample_id, probabilities, points[:, 0], points[:, 1])
+
+
+def load_heads(run: Run) -> "nn.Module":
+    """A run's heads, on the CPU, in eval mode. Raises GeoError where the file is absent or doesn't fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from geo_embed.heads import Heads
+
+    path = run.path / "heads.safetensors"
+    heads = Heads(run.dim, len(run.labels), run.config.model)
+    try:
+        heads.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise GeoError(
+            f"the run's heads can't be loaded: {error}".splitlines()[0],
+            where=path,
+            hint="train the run again",
+        ) from error
+    return heads.eval()
+
+
+def predict_images(config: Config, run: Run, paths: list[Path]) -> Predictions:
+    """Predict one place from its pictures, one per view in the order of the run's views.
+
+    Raises:
+        GeoError: the wrong number of pictures, one that can't be read, or a backbone that isn't the run's.
+    """
+    import torch
+
+    views = run.config.model.view_names
+    if len(paths) != len(views):
+        raise GeoError(
+            f"{len(paths)} pictures, where the run looks at {len(views)} views: {', '.join(views)}",
+            where="--images",
+        )
+    made_by = run.provenance["store"]
+    model = run.config.model.model_copy(
+        update={"backbone_name": config.model.backbone_name, "device": config.model.device}
+    )
+    device = backbones.pick_device(model.device)
+    backbone = backbones.load_backbone(model, device, backbones.pick_dtype(model.dtype, device))
+    if backbone.weights_sha256 != made_by["weights_sha256"]:
+        raise GeoError(
+            f"backbone {backbone.name} has other weights than the one this run was fitted on, {made_by['backbone']}",
+            where=run.path,
+            hint="name the run's own with --backbone",
+        )
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(images.resize(images.decode(path.read_bytes()), backbone.preprocessing))
+        except OSError as error:
+            raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
+        except images.UnreadableImage as error:
+            raise GeoError(f"can't read the picture: {error}", where=path) from error
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack(pixels)).to(device)
+        normal = images.normalise(batch, backbone.preprocessing, backbone.dtype)
+        embedded = backbones.embed(backbone, normal).float().cpu().numpy()[None]
+    present = np.ones((1, len(views)), dtype=bool)
+    return apply_heads(load_heads(run), run.config, run.prior, text_ids(["images"]), embedded, present)
+
+
+def write_predictions(
+    path: Path, predictions: Predictions, labels: LabelEncoder, truth: Truth | None
+) -> None:
+    """A prediction table, as the contract describes it, in one piece."""
+    ranked = top_states(predictions.probabilities)
+    table: dict[str, Any] = {
+        "sample_id": natural_ids(predictions.sample_id),
+        "probabilities": list(predictions.probabilities),
+    }
+    for rank in range(1, len(RANK_CREDIT) + 1):
+        named = labels.decode(ranked[:, rank - 1]) if rank <= ranked.shape[1] else np.full(len(ranked), -1)
+        table[f"state_idx_{rank}"] = named
+    table |= {"latitude": predictions.latitude, "longitude": predictions.longitude}
+    if truth is not None:
+        table |= {
+            "true_state_idx": truth.state_idx,
+            "true_latitude": truth.latitude,
+            "true_longitude": truth.longitude,
+        }
+    with disk_errors(path):
+        temporary = path.with_name(f".{path.name}.writing")
+        pd.DataFrame(table).to_parquet(temporary, index=False)
+        temporary.replace(path)
+
+
+def read_predictions(path: Path) -> tuple[Predictions, Truth | None]:
+    """A prediction table. Raises GeoError where it is absent or damaged."""
+    try:
+        table = pd.read_parquet(path)
+        predictions = Predictions(
+            text_ids(table["sample_id"]),
+            np.stack(table["probabilities"].to_list()) if len(table) else np.zeros((0, 0), dtype=np.float32),
+            table["latitude"].to_numpy(dtype=np.float64),
+            table["longitude"].to_numpy(dtype=np.float64),
+        )
+        if "true_state_idx" not in table:
+            return predictions, None
+        return predictions, Truth(
+            table["true_state_idx"].to_numpy(dtype=np.int64),
+            table["true_latitude"].to_numpy(dtype=np.float64),
+            table["true_longitude"].to_numpy(dtype=np.float64),
+        )
+    except FileNotFoundError as error:
+        raise GeoError(
+            "there are no such predictions", where=path, hint="make them with: geo predict"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise GeoError(f"not a readable prediction table: {error}".splitlines()[0], where=path) from error
