@@ -24,9 +24,11 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
+cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
 app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 app.add_typer(config_app, name="config")
 app.add_typer(submission_app, name="submission")
 
@@ -47,6 +49,9 @@ BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Decoding threads.")]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first samples of the split.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="A store by its path, whatever the settings.")
 ]
 RunArgument = Annotated[str | None, typer.Argument(help="A run's name or directory; the newest if left out.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
@@ -188,6 +193,137 @@ def _extract(
         for extraction in done:
             for bad in extraction.skipped:
                 print(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+
+
+@cache_app.command("ls", epilog="Example: `geo cache ls`")
+def _cache_ls() -> None:
+    """List every store: what made it, how complete it is, which runs were fitted on it."""
+    from geo_embed.cache import summarise
+
+    stores = summarise(_globals.config())
+    rows = [
+        (
+            f"{s.path.parent.name}/{s.path.name}",
+            f"{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, {_size(s.bytes)}, "
+            f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
+        )
+        for s in stores
+    ]
+    _print({"stores": stores}, rows or [("", "the cache is empty")])
+
+
+@cache_app.command("info", epilog="Example: `geo cache info --split train`")
+def _cache_info(
+    split: SplitOption = "all",
+    backbone: BackboneOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Print what made the store that the settings choose, and where it stands."""
+    from geo_embed.cache import summarise_store
+    from geo_embed.run import run_stores
+
+    config = _globals.config(model__backbone_name=backbone)
+    users = run_stores(config.paths.runs_dir)
+    found = [(summarise_store(one, users), one.attrs) for one in _chosen_stores(config, split, store)]
+    described = [asdict(summary) | {"attrs": attrs} for summary, attrs in found]
+    _print({"stores": described}, [])
+    if not _globals.as_json:
+        for one in described:
+            _print(
+                one, [*((key, value) for key, value in one.items() if key != "attrs"), *one["attrs"].items()]
+            )
+
+
+@cache_app.command("verify", epilog="Example: `geo cache verify --split train --deep`")
+def _cache_verify(
+    split: SplitOption = "all",
+    backbone: BackboneOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Embed a sample of pictures again, and compare.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let damaged rows be pending again, for `geo extract`.")
+    ] = False,
+) -> None:
+    """Read every byte against its checksum. Exits with 3 where something is damaged."""
+    from geo_embed.cache import verify, verify_deep
+
+    config = _globals.config(model__backbone_name=backbone, model__device=device)
+    problems = []
+    stores = _chosen_stores(config, split, store)
+    for one in stores:
+        found = verify(one, repair=repair)
+        problems += found
+        if deep and not found:
+            problems += verify_deep(config, one)
+    result = {"stores": [one.path for one in stores], "problems": problems}
+    _print(result, [(str(one.path), f"{one.shape[0]:,} samples") for one in stores])
+    if not _globals.as_json:
+        for problem in problems:
+            print(f"{problem.where}: {problem.message} ({problem.store})")
+        if problems and repair:
+            print("The rows of damaged chunks are pending again. Next: geo extract")
+        print(f"{len(problems):,} problems")
+    if problems:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@cache_app.command("gc", epilog="Example: `geo cache gc --yes`")
+def _cache_gc(
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Also stores that no run and not the present settings use.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, instead of only listing.")] = False,
+) -> None:
+    """List what nothing needs any more; delete it with --yes."""
+    from geo_embed.cache import collect_garbage
+
+    garbage = collect_garbage(_globals.config(), unused=unused, delete=yes)
+    rows = [(_size(one["bytes"]), f"{one['path']}: {one['reason']}") for one in garbage.stores]
+    end = "deleted" if yes else "can go; delete with --yes"
+    _print(garbage, [*rows, (_size(garbage.bytes), end)] if rows else [("", "nothing to delete")])
+
+
+@cache_app.command("import", epilog="Example: `geo cache import train.npy --split train --backbone my-vit`")
+def _cache_import(
+    file: Annotated[Path, typer.Argument(help=".npy, .npz, .safetensors or .parquet")],
+    split: Annotated[Literal["train", "test"], typer.Option("--split", help="Whose samples they are.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="What to call the backbone that made them.")],
+    dtype: Annotated[
+        Literal["float16", "float32"] | None, typer.Option(help="Stored as; default float16.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an import of this name.")] = False,
+) -> None:
+    """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
+    from geo_embed.cache import import_embeddings
+
+    config = _globals.config(model__dtype=dtype)
+    done = import_embeddings(config, file, split, backbone, overwrite=overwrite)
+    _print(done, [("store", done.store), ("samples", f"{done.samples:,} × {done.views} views × {done.dim}")])
+
+
+@cache_app.command("export", epilog="Example: `geo cache export --split train --out train.npy`")
+def _cache_export(
+    split: Annotated[Literal["train", "test"], typer.Option("--split", help="Which samples.")],
+    out: Annotated[Path, typer.Option("--out", help="A .npy, .npz, .safetensors or .parquet file.")],
+    backbone: BackboneOption = None,
+) -> None:
+    """Write a split's embeddings to a file for other tools."""
+    from geo_embed.cache import export_embeddings
+
+    embeddings = export_embeddings(_globals.config(model__backbone_name=backbone), split, out)
+    samples, views, dim = embeddings.values.shape
+    store = embeddings.store
+    result = {
+        "store": store.path,
+        "fingerprint": store.fingerprint,
+        "samples": samples,
+        "views": views,
+        "dim": dim,
+    }
+    _print(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
 
 
 @app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
@@ -372,6 +508,18 @@ def _splits(split: str) -> list[str]:
     from geo_embed.dataset import SPLITS
 
     return list(SPLITS) if split == "all" else [split]
+
+
+def _chosen_stores(config: Config, split: str, path: Path | None) -> list[Any]:
+    from geo_embed.store import find_store, open_store
+
+    return [open_store(path)] if path is not None else [find_store(config, one) for one in _splits(split)]
+
+
+def _size(count: float) -> str:
+    from rich.filesize import decimal
+
+    return decimal(int(count))
 
 
 def _print(result: Any, rows: Iterable[tuple[str, Any]]) -> None:

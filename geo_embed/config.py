@@ -11,18 +11,20 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from geo_embed.errors import GeoError
 
 DEFAULT_FILE = Path("geo.toml")
 ENV_PREFIX = "GEO_"
 
+_TEXTS = (str, str | None, Path, Path | None)
+
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Paths(_Group):
@@ -57,10 +59,10 @@ class Paths(_Group):
 class GpsBox(_Group):
     """A box of latitudes and longitudes in degrees."""
 
-    lat_min: Annotated[float, Field(ge=-90, le=90)] = 18.0
-    lat_max: Annotated[float, Field(ge=-90, le=90)] = 72.0
-    lon_min: Annotated[float, Field(ge=-180, le=180)] = -180.0
-    lon_max: Annotated[float, Field(ge=-180, le=180)] = -65.0
+    lat_min: float = Field(18.0, ge=-90, le=90, description="southern edge (degrees)")
+    lat_max: float = Field(72.0, ge=-90, le=90, description="northern edge (degrees)")
+    lon_min: float = Field(-180.0, ge=-180, le=180, description="western edge (degrees)")
+    lon_max: float = Field(-65.0, ge=-180, le=180, description="eastern edge (degrees)")
 
     @model_validator(mode="after")
     def _ordered(self) -> "GpsBox":
@@ -102,11 +104,12 @@ class Model(_Group):
         GpsBox(), description="range of the GPS head; a submission outside it draws a warning (degrees)"
     )
 
-    @model_validator(mode="after")
-    def _views_differ(self) -> "Model":
-        if len(set(self.view_names)) != len(self.view_names):
-            raise ValueError(f"view_names repeat a view: {', '.join(self.view_names)}")
-        return self
+    @field_validator("view_names")
+    @classmethod
+    def _views_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a view is repeated")
+        return names
 
 
 class Training(_Group):
@@ -269,7 +272,7 @@ def _parse(key: str, text: str) -> Any:
         return text
     field = known_keys().get(key)
     # A directory named 2024 or a backbone named 7 stays a name.
-    if isinstance(value, int | float) and field is not None and field.annotation in (str, Path, Path | None):
+    if isinstance(value, int | float) and field is not None and field.annotation in _TEXTS:
         return text
     return value
 
@@ -291,10 +294,14 @@ def _flatten(layer: Mapping[str, Any], origin: str, prefix: str = "") -> dict[st
 
 
 def _nearest(key: str, known: list[str]) -> str:
+    name = key.rsplit(".", 1)[-1]
     by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_leaf), n=1, cutoff=0.6)
-    best = near or [by_leaf[name] for name in leaf]
+    elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == name]
+    best = (
+        difflib.get_close_matches(key, elsewhere, n=1, cutoff=0)
+        or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        or [by_leaf[leaf] for leaf in difflib.get_close_matches(name, list(by_leaf), n=1)]
+    )
     return f"did you mean {best[0]!r}?" if best else "`geo config show` lists the known ones"
 
 

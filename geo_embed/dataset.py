@@ -6,6 +6,7 @@ Rows are counted as a spreadsheet shows them: the header is row 1.
 import csv as csvlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ PREDICTED_POINT = ("predicted_latitude", "predicted_longitude")
 
 # Problems of one column of one file that are listed one by one; more than that are counted.
 _LISTED = 20
+# Up to here every whole number is a float of its own.
+_LARGEST_INTEGER = 2**53
 _LEAVES_FOLDER = r"(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]|^[A-Za-z]:|\x00"
 _INTEGER_ID = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
@@ -253,17 +256,28 @@ def read_csv(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | None, l
     """
     where = str(path)
     try:
-        table = pd.read_csv(
-            path, dtype=str, na_filter=False, encoding="utf-8-sig", skip_blank_lines=False, index_col=False
-        )
+        with warnings.catch_warnings():
+            # Fields beyond the header's would otherwise be dropped with a warning, and their row shifted.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                na_filter=False,
+                encoding="utf-8-sig",
+                skip_blank_lines=False,
+                index_col=False,
+            )
     except FileNotFoundError:
         return None, [Problem("missing-file", where, "no such file")]
     except pd.errors.EmptyDataError:
         return None, [Problem("empty", where, "the file is empty")]
     except UnicodeDecodeError as error:
         return None, [Problem("encoding", where, f"not UTF-8 text: {error.reason} at byte {error.start}")]
+    except pd.errors.ParserWarning:
+        return None, [Problem("csv", where, "rows have more fields than the header, from the first row on")]
     except pd.errors.ParserError as error:
-        return None, [Problem("csv", where, str(error).removeprefix("Error tokenizing data. C error: "))]
+        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
+        return None, [Problem("csv", where, reason)]
     except OSError as error:
         return None, [Problem("unreadable", where, str(error.strerror))]
     table.columns = table.columns.str.strip()
@@ -305,6 +319,8 @@ def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
     table, problems = read_csv(path, ["state_idx", "state"])
     if table is None:
         return {}, problems
+    if table.empty:
+        return {}, [Problem("empty", str(path), "the file has a header but no rows")]
     index, found = _numbers(path, table["state_idx"], integer=True)
     problems += found
     problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
@@ -363,7 +379,7 @@ def _numbers(
     empty = (column == "").to_numpy()
     wrong = ~empty & ~np.isfinite(numbers)
     if integer:
-        wrong |= ~empty & (numbers != np.round(numbers))
+        wrong |= ~empty & ((numbers != np.round(numbers)) | (np.abs(numbers) > _LARGEST_INTEGER))
     what = "not a whole number:" if integer else "not a number:"
     return np.where(wrong, np.nan, numbers), [
         *_listed("null", path, name, column.index[empty], "no value"),

@@ -406,7 +406,10 @@ def _write(
 ) -> None:
     """Put a chunk together and commit it. Runs on the writing thread, where waiting for the device costs nothing."""
     with damaged_chunks(store.path):
-        values = np.asarray(store.embeddings[rows]).copy()
+        committed = (np.asarray(store.status[rows]) != PENDING).any()
+        shape = (rows.stop - rows.start, *store.shape[1:])
+        # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
+        values = np.asarray(store.embeddings[rows]) if committed else np.zeros(shape, store.embeddings.dtype)
     for places, embeddings in computed:
         at = np.array(places)
         values[at[:, 0], at[:, 1]] = embeddings.cpu().numpy()
@@ -446,6 +449,7 @@ class _Embedder:
         self._backbone: Backbone | None = None
         self._batches: list[torch.Tensor] = []
         self._read: list[Any] = []
+        self._normal: torch.Tensor | None = None
         self._turn = 0
         self._places: list[tuple[int, int]] = []
         self._chunk: list[tuple[list[tuple[int, int]], torch.Tensor]] = []
@@ -477,6 +481,7 @@ class _Embedder:
         pinned = self._device.type == "cuda"
         self._batches = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._read = [None, None]
+        self._normal = None if pinned else torch.zeros(shape)
         return backbone
 
     def _flush(self) -> None:
@@ -491,7 +496,8 @@ class _Embedder:
             if cuda:
                 self._read[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._read[self._turn].record()
-            normal = images.normalise(pixels, self._spec, self._backbone.dtype)
+            out = self._normal[:filled] if self._normal is not None else None
+            normal = images.normalise(pixels, self._spec, self._backbone.dtype, out)
             embeddings = backbones.embed(self._backbone, normal)[: len(self._places)].float()
         self._chunk.append((self._places, embeddings))
         self._places = []

@@ -104,21 +104,56 @@ def resize(pixels: Pixels, spec: Preprocessing) -> Pixels:
     return np.ascontiguousarray(_centre_crop(resized, spec.height, spec.width).transpose(2, 0, 1))
 
 
-def normalise(batch: "torch.Tensor", spec: Preprocessing, dtype: "torch.dtype") -> "torch.Tensor":
+def normalise(
+    batch: "torch.Tensor", spec: Preprocessing, dtype: "torch.dtype", out: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """uint8 (B, 3, H, W) to floats of `dtype` on the batch's device: (x · scale − mean) / std.
 
     With PIL's resize the values are bit-equal to transformers' processor in float32: they are looked up in a table
     made by its arithmetic.
+
+    Args:
+        batch: grey levels.
+        spec: scale, mean, std, and whose resize made the batch.
+        dtype: of the result.
+        out: float32 (B, 3, H, W) on the CPU to work in; a reused one is ten times as fast as fresh memory.
     """
     import torch
 
-    device = batch.device
+    if batch.device.type != "cpu":
+        return _normalise_at_once(batch, spec).to(dtype)
+    if out is None:
+        out = torch.empty(batch.shape)
+    # Image by image in NumPy, so that each stays in the cache from the first operation to the last, on one core:
+    # torch would wait in vain for cores that decode.
+    gain, offset = (factor.numpy() for factor in _gain_and_offset(spec))
+    table = _table(spec)
+    for image, result in zip(batch.numpy(), out.numpy(), strict=True):
+        if spec.resize == "pil":
+            for channel in range(3):
+                np.take(table[channel], image[channel], out=result[channel], mode="clip")
+        else:
+            np.copyto(result, image)
+            result *= gain
+            result += offset
+    return out.to(dtype)
+
+
+def _normalise_at_once(batch: "torch.Tensor", spec: Preprocessing) -> "torch.Tensor":
+    import torch
+
     if spec.resize == "pil":
-        table = torch.from_numpy(_table(spec)).to(device)
-        return torch.stack([table[c][batch[:, c].long()] for c in range(3)], dim=1).to(dtype)
-    mean = torch.tensor(spec.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(3, 1, 1)
-    return torch.addcmul(-mean / std, batch.float(), spec.scale / std).to(dtype)
+        table = torch.from_numpy(_table(spec)).to(batch.device)
+        return torch.stack([table[channel][batch[:, channel].int()] for channel in range(3)], dim=1)
+    gain, offset = _gain_and_offset(spec)
+    return torch.addcmul(offset.to(batch.device), batch.float(), gain.to(batch.device))
+
+
+def _gain_and_offset(spec: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]":
+    import torch
+
+    mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
+    return spec.scale / std, -mean / std
 
 
 def _decode_plain_jpeg(data: bytes) -> Pixels | None:

@@ -172,6 +172,12 @@ def predict_images(config: Config, run: Run, paths: list[Path]) -> Predictions:
             where="--images",
         )
     made_by = run.provenance["store"]
+    if made_by["weights_sha256"] is None:
+        raise GeoError(
+            f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
+            where=run.path,
+            hint="embed the pictures as they were, import them as a test split, and predict that",
+        )
     model = run.config.model.model_copy(
         update={"backbone_name": config.model.backbone_name, "device": config.model.device}
     )

@@ -154,12 +154,15 @@ def load_run(runs_dir: Path, name: str | None) -> Run:
         where = path / "labels.json"
         described = json.loads(where.read_text(encoding="utf-8"))
         classes, prior = described["classes"], described["prior"]
+        if not classes or len(classes) != len(prior["probabilities"]):
+            raise ValueError(f"{len(classes)} classes, {len(prior['probabilities'])} prior probabilities")
         labels = LabelEncoder(
             np.array([entry["state_idx"] for entry in classes], dtype=np.int64),
             tuple(entry["state"] for entry in classes),
         )
         where = path / "provenance.json"
         provenance = json.loads(where.read_text(encoding="utf-8"))
+        int(provenance["store"]["dim"]), str(provenance["store"]["fingerprint"])
         return Run(
             path,
             config,
@@ -171,13 +174,25 @@ def load_run(runs_dir: Path, name: str | None) -> Run:
         raise GeoError(
             "the run lacks this file", where=where, hint="train it again: it is incomplete"
         ) from error
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValidationError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise GeoError(
             f"this file of the run is damaged, or from another version: {reason}",
             where=where,
             hint="train the run again",
         ) from error
+
+
+def run_stores(runs_dir: Path) -> dict[str, list[str]]:
+    """For each store's fingerprint, the names of the runs that were fitted on it."""
+    users: dict[str, list[str]] = {}
+    for path in _runs(runs_dir):
+        try:
+            made_from = json.loads((path / "provenance.json").read_text(encoding="utf-8"))["store"]
+            users.setdefault(made_from["fingerprint"], []).append(path.name)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return users
 
 
 def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ written whole by Zarr, to a temporary name and renamed, with a CRC-32C of its by
 
 import contextlib
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -177,6 +178,7 @@ def create_store(
             compressors=[Crc32cCodec()],
         )
         stored[:] = ids
+        group.attrs["checksums"] = _metadata_checksums(temporary, attributes)
         temporary.rename(path)
     return open_store(path)
 
@@ -246,6 +248,29 @@ def commit_chunk(
         store.status[rows] = status
 
 
+def forget_chunk(store: Store, rows: slice) -> None:
+    """Make a chunk's rows pending again, whatever its files hold. The opposite of `commit_chunk`, status first."""
+    with disk_errors(store.path):
+        for array in (store.status, store.content_hash, store.embeddings):
+            array[rows] = np.zeros((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+
+
+def has_chunk(store: Store, name: str, rows: slice) -> bool:
+    """Whether the file of a chunk is there: Zarr reads an absent one as zeros."""
+    array = store._array(name)
+    place = "/".join([str(rows.start // store.chunk_rows), *["0"] * (array.ndim - 1)])
+    return (store.path / name / "c" / place).is_file()
+
+
+def metadata_faults(store: Store) -> list[tuple[str, str]]:
+    """(file, message) for every metadata file that is not as it was written; chunks have checksums of their own."""
+    recorded = store.attrs.get("checksums", {})
+    now = _metadata_checksums(store.path, store.attrs)
+    return [
+        (name, "the metadata changed since it was written") for name in now if now[name] != recorded.get(name)
+    ]
+
+
 def read_store(store: Store, rows: slice | None = None) -> Embeddings:
     """Read embeddings into memory, checksums verified.
 
@@ -266,9 +291,13 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
                 where=store.path,
                 hint=_rebuild(store.path),
             )
-        lost = _absent_chunks(store)
-        if lost:
-            raise GeoError(f"chunk {lost[0]} is gone from the disk", where=store.path, hint=_verify(store))
+        for chunk in chunks_of(store):
+            if chunk.start < rows.stop and not has_chunk(store, "embeddings", chunk):
+                raise GeoError(
+                    f"the chunk of rows {chunk.start}–{chunk.stop - 1} is gone from the disk",
+                    where=store.path,
+                    hint=_verify(store.path),
+                )
         values = np.asarray(store.embeddings[rows])
         return Embeddings(store.sample_id[rows], values, status == OK, store)
 
@@ -373,19 +402,17 @@ def damaged_chunks(path: Path) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         raise GeoError(
-            f"a chunk is damaged: {error}".splitlines()[0],
-            where=path,
-            hint=f"geo cache verify --split {path.stem} says which",
+            f"a chunk is damaged: {error}".splitlines()[0], where=path, hint=_verify(path)
         ) from error
 
 
-def _absent_chunks(store: Store) -> list[int]:
-    folder = store.path / "embeddings" / "c"
-    return [
-        number
-        for number, _ in enumerate(chunks_of(store))
-        if not (folder / str(number) / "0" / "0").is_file()
-    ]
+def _metadata_checksums(path: Path, attrs: dict[str, Any]) -> dict[str, str]:
+    """sha256 of each array's zarr.json, and of the group's attributes as canonical JSON."""
+    own = {key: value for key, value in attrs.items() if key != "checksums"}
+    sums = {"attributes": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}
+    for name in ("embeddings", "status", "content_hash", "sample_id"):
+        sums[f"{name}/zarr.json"] = hashlib.sha256((path / name / "zarr.json").read_bytes()).hexdigest()
+    return sums
 
 
 def _wanted(config: Config) -> dict[str, Any]:
@@ -423,5 +450,7 @@ def _rebuild(path: Path) -> str:
     return f"geo extract --split {path.stem}"
 
 
-def _verify(store: Store) -> str:
-    return f"geo cache verify --split {store.split} says what is damaged, and with --repair has it computed again"
+def _verify(path: Path) -> str:
+    return (
+        f"geo cache verify --split {path.stem} says what is damaged, and with --repair has it computed again"
+    )

@@ -181,7 +181,9 @@ def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
             text,
         )
         ranked[fine, rank] = numbers[fine].astype(np.int64)
-    _find(verdict.warnings, table, _repeats(ranked), "name a state twice; it counts only at its first place")
+    _find(
+        verdict.warnings, table, _repeats(ranked), "with a repeated state; it counts only at its first place"
+    )
 
 
 def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
@@ -201,7 +203,7 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
         fine &= finite & ~outside
         inside_box &= (numbers >= low) & (numbers <= high)
     where = f"latitude {box.lat_min:g}…{box.lat_max:g}, longitude {box.lon_min:g}…{box.lon_max:g}"
-    _find(verdict.warnings, table, fine & ~inside_box, f"have a point outside the region ({where})")
+    _find(verdict.warnings, table, fine & ~inside_box, f"with a point outside the region ({where})")
 
 
 def _repeats(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:

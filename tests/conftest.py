@@ -1,0 +1,199 @@
+"""A small country, made and extracted once for the session, and the command line as a user runs it.
+
+- `country`: painted and extracted once; read it, don't change it.
+- `config`: settings over that country, with runs and submissions in the test's own directory.
+- `own`: a copy of the country, cache included, that a test may break; `own.config()` are its settings.
+- `fitted`: a run over the country, made once; `run` is a copy of it in the test's own runs directory.
+- `geo`: runs a command in a process of its own, in the test's directory.
+- `geo_in`: the same, in any directory; for fixtures that live longer than a test.
+- `copy_country`: a copy of the country at any place; for fixtures that live longer than a test.
+
+Every test runs in an empty directory, without `GEO_*` and without a network, so that no geo.toml, run or model of
+this machine can leak in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_hugging_face = tempfile.TemporaryDirectory(prefix="geo-tests-hf-")
+for _name in [name for name in os.environ if name.startswith(("GEO_", "HF_"))]:
+    del os.environ[_name]
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _hugging_face.name}
+# Models this small gain nothing from threads, and lose much where other work shares the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from geo_embed import synthetic  # noqa: E402
+from geo_embed.config import Config  # noqa: E402
+from geo_embed.run import Run, load_run  # noqa: E402
+
+LOCATIONS = 160
+
+
+@dataclass(frozen=True)
+class Country:
+    """A dataset, the backbone that looks at it, and the embeddings that came of it."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone"
+
+    @property
+    def train_csv(self) -> Path:
+        return self.data / "train_ground_truth.csv"
+
+    @property
+    def template(self) -> Path:
+        return self.data / "sample_submission.csv"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def store(self, split: str = "train") -> Path:
+        (found,) = self.cache.glob(f"*/{split}.zarr")
+        return found
+
+    def settings(self, work: Path | None = None) -> dict[str, str]:
+        """Dotted settings that point at this country; what is written goes below `work`, else beside it."""
+        work = work or self.root
+        return {
+            "paths.data_root": str(self.data),
+            "paths.cache_dir": str(self.cache),
+            "paths.runs_dir": str(work / "runs"),
+            "paths.submissions_dir": str(work / "submissions"),
+            "model.backbone_name": str(self.backbone),
+            "model.device": "cpu",
+        }
+
+    def config(self, work: Path | None = None, **changes: Any) -> Config:
+        """Settings over this country, with `changes` by group__key on top."""
+        groups: dict[str, dict[str, Any]] = {}
+        for key, value in (
+            self.settings(work) | {k.replace("__", "."): v for k, v in changes.items()}
+        ).items():
+            group, leaf = key.split(".")
+            groups.setdefault(group, {})[leaf] = value
+        return Config.model_validate(groups)
+
+    def options(self, work: Path | None = None) -> list[str]:
+        """The same settings for a command line."""
+        return [part for key, value in self.settings(work).items() for part in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """stdout as the one JSON object that it must be."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+GEO = (sys.executable, "-m", "geo_embed")
+Geo = Callable[..., Ran]
+
+
+def _run(
+    directory: Path, *arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] = GEO
+) -> Ran:
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=directory,
+        env=os.environ | (env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
+    made = Country(tmp_path_factory.mktemp("country"))
+    synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
+    synthetic.write_backbone(made.backbone)
+    from geo_embed.extract import extract
+
+    for split in ("train", "test"):
+        extract(made.config(), split)
+    return made
+
+
+@pytest.fixture
+def config(country: Country, tmp_path: Path) -> Config:
+    return country.config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def copy_country(country: Country) -> Callable[[Path], Country]:
+    def copy(to: Path) -> Country:
+        shutil.copytree(country.root, to)
+        return Country(to)
+
+    return copy
+
+
+@pytest.fixture
+def own(copy_country: Callable[[Path], Country], tmp_path: Path) -> Country:
+    return copy_country(tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def fitted(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from geo_embed.fit import fit_heads
+
+    work = tmp_path_factory.mktemp("fitted")
+    fit_heads(country.config(work), name="first")
+    return work / "runs" / "first"
+
+
+@pytest.fixture
+def run(fitted: Path, config: Config) -> Run:
+    shutil.copytree(fitted, config.paths.runs_dir / "first")
+    return load_run(config.paths.runs_dir, "first")
+
+
+@pytest.fixture(scope="session")
+def geo_in() -> Geo:
+    return _run
+
+
+@pytest.fixture
+def geo(tmp_path: Path) -> Iterator[Geo]:
+    def run(*arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] = GEO) -> Ran:
+        return _run(tmp_path, *arguments, env=env, command=command)
+
+    return run

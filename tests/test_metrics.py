@@ -1,0 +1,157 @@
+"""The official score to the last digit, and the rest by hand."""
+
+import numpy as np
+import pytest
+
+from geo_embed.geography import haversine_km
+from geo_embed.metrics import calibration_error, competition_score, metrics, state_credit, top_states
+
+NO_KM = np.zeros(1)
+
+
+def ranked(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("states", "credit"),
+    [
+        ([7, 1, 2, 3, 4], 1.00),
+        ([1, 7, 2, 3, 4], 0.60),
+        ([1, 2, 7, 3, 4], 0.40),
+        ([1, 2, 3, 7, 4], 0.25),
+        ([1, 2, 3, 4, 7], 0.15),
+        ([1, 2, 3, 4, 5], 0.00),
+    ],
+)
+def test_the_rank_of_the_first_hit_decides_the_credit(states: list[int], credit: float) -> None:
+    assert state_credit(ranked(states), np.array([7])).tolist() == [credit]
+
+
+def test_a_repeated_state_counts_only_at_its_first_place() -> None:
+    assert state_credit(ranked([7, 7, 7, 7, 7], [1, 7, 7, 7, 7]), np.array([7, 7])).tolist() == [1.0, 0.6]
+    # A wrong state that is repeated still takes up its ranks.
+    assert state_credit(ranked([1, 1, 7, 7, 7]), np.array([7])).tolist() == [0.4]
+
+
+def test_a_rank_left_open_never_hits() -> None:
+    assert state_credit(ranked([1, -1, -1, -1, -1], [0, -1, -1, -1, 7]), np.array([7, 7])).tolist() == [
+        0,
+        0.15,
+    ]
+
+
+def test_fewer_classes_than_ranks_are_fine() -> None:
+    assert state_credit(ranked([2, 1, 0], [0, 1, 2]), np.array([1, 2])).tolist() == [0.6, 0.4]
+
+
+def test_the_score_is_seven_tenths_states_and_three_tenths_distance() -> None:
+    states = ranked([7, 1, 2, 3, 4], [1, 7, 2, 3, 4], [1, 2, 3, 4, 7], [1, 2, 3, 4, 5])
+    km = np.array([0.0, 1000.0, 500.0, 2500.0])
+    score, state, gps = competition_score(states, np.full(4, 7), km)
+    assert state == (1.0 + 0.6 + 0.15 + 0.0) / 4 == 0.4375
+    assert gps == 0.8
+    assert score == 0.7 * 0.4375 + 0.3 * 0.8
+
+
+def test_the_mean_distance_is_clipped_not_each_distance() -> None:
+    hit = ranked([7, 1, 2, 3, 4], [7, 1, 2, 3, 4])
+    assert competition_score(hit, np.full(2, 7), np.array([0.0, 15000.0])) == (0.7, 1.0, 0.0)
+    assert competition_score(hit, np.full(2, 7), np.array([0.0, 8000.0]))[2] == pytest.approx(0.2, rel=1e-15)
+
+
+def test_a_mean_distance_beyond_5000_km_brings_the_gps_score_to_nought_and_no_lower() -> None:
+    miss = ranked([1, 2, 3, 4, 5])
+    assert competition_score(miss, np.array([7]), np.array([20000.0])) == (0.0, 0.0, 0.0)
+    assert competition_score(miss, np.array([7]), np.array([5000.0]))[2] == 0.0
+
+
+def test_the_most_probable_classes_come_first_and_ties_go_to_the_lower_class() -> None:
+    assert top_states(np.array([[0.1, 0.3, 0.2, 0.3, 0.05, 0.05]])).tolist() == [[1, 3, 2, 0, 4]]
+    assert top_states(np.array([[0.25, 0.75]])).tolist() == [[1, 0]]
+
+
+def test_every_metric_of_the_contract_agrees_with_a_case_done_by_hand() -> None:
+    probabilities = np.array(
+        [
+            [0.7, 0.1, 0.1, 0.05, 0.03, 0.02],
+            [0.5, 0.3, 0.1, 0.05, 0.03, 0.02],
+            [0.5, 0.3, 0.1, 0.05, 0.03, 0.02],
+        ]
+    )
+    labels = np.array([0, 1, 5])
+    # One degree along the equator is 111.19 km.
+    predicted = np.zeros(3), np.array([0.0, 1.0, 10.0])
+    result = metrics(probabilities, *predicted, labels, np.zeros(3), np.zeros(3))
+    degree = float(haversine_km(0, 0, 0, 1))
+    assert result["state_score"] == pytest.approx((1.0 + 0.6 + 0.0) / 3, rel=1e-15)
+    assert result["mean_km"] == pytest.approx(11 * degree / 3, rel=1e-12)
+    assert result["median_km"] == pytest.approx(degree, rel=1e-12)
+    assert result["gps_score"] == pytest.approx(1 - 11 * degree / 3 / 5000, rel=1e-12)
+    assert result["score"] == pytest.approx(
+        0.7 * result["state_score"] + 0.3 * result["gps_score"], rel=1e-15
+    )
+    assert result["top1"] == pytest.approx(1 / 3)
+    assert result["top5"] == pytest.approx(2 / 3)
+    third = 1 / 3
+    assert result["within_km"] == pytest.approx(
+        {
+            "1": third,
+            "25": third,
+            "100": third,
+            "200": 2 * third,
+            "500": 2 * third,
+            "1000": 2 * third,
+            "2500": 1,
+        }
+    )
+    assert list(result["within_km"]) == ["1", "25", "100", "200", "500", "1000", "2500"]
+    assert result["nll"] == pytest.approx(-(np.log(0.7) + np.log(0.3) + np.log(0.02)) / 3, rel=1e-12)
+    # Two bins: one sample of confidence 0.7, right; two of confidence 0.5, both wrong.
+    assert result["ece"] == pytest.approx(1 / 3 * abs(1 - 0.7) + 2 / 3 * abs(0 - 0.5), rel=1e-12)
+    assert result["samples"] == 3
+    assert list(result) == [
+        *("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"),
+        *("within_km", "nll", "ece", "samples"),
+    ]
+
+
+def test_a_distance_of_just_the_limit_lies_within_it() -> None:
+    at_25_km = float(np.degrees(25 / 6371))
+    result = metrics(
+        np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km - 1e-9]), np.array([0]), NO_KM, NO_KM
+    )
+    assert (result["within_km"]["1"], result["within_km"]["25"]) == (0.0, 1.0)
+    result = metrics(
+        np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km + 1e-6]), np.array([0]), NO_KM, NO_KM
+    )
+    assert (result["within_km"]["25"], result["within_km"]["100"]) == (0.0, 1.0)
+
+
+def test_calibration_error_weighs_each_of_15_bins_by_its_samples() -> None:
+    confidence = np.array([0.05, 0.95, 0.95, 0.98, 1.0])
+    correct = np.array([False, True, True, False, True])
+    # Bins 0 and 14: |0 − 0.05| × 1/5 + |3/4 − 0.97| × 4/5
+    assert calibration_error(confidence, correct) == pytest.approx(
+        0.05 / 5 + abs(0.75 - 0.97) * 4 / 5, rel=1e-12
+    )
+    # Either side of a bin's edge at 1/15 the errors don't cancel; inside one bin they do.
+    apart = calibration_error(np.array([0.06, 0.07]), np.array([False, True]))
+    together = calibration_error(np.array([0.068, 0.07]), np.array([False, True]))
+    assert apart == pytest.approx((0.06 + 0.93) / 2, rel=1e-12)
+    assert together == pytest.approx((1 - 0.138) / 2, rel=1e-12)
+
+
+def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
+    result = metrics(np.array([[1.0, 0.0]]), NO_KM, NO_KM, np.array([1]), NO_KM, NO_KM)
+    assert result["nll"] == pytest.approx(-np.log(1e-12))
+
+
+def test_of_no_samples_nothing_is_known() -> None:
+    none = np.zeros(0)
+    result = metrics(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none)
+    assert result.pop("samples") == 0
+    within = result.pop("within_km")
+    assert list(within) == ["1", "25", "100", "200", "500", "1000", "2500"]
+    assert set(within.values()) == set(result.values()) == {None}
+    assert len(result) == 9
