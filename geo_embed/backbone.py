@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import mmap
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,18 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
             where=directory,
             hint="name a CLIP directory, one whose config.json says model_type clip or clip_vision_model",
         )
-    from transformers import CLIPVisionModelWithProjection
+    from safetensors import SafetensorError
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with quiet_transformers():
         try:
+            vision = CLIPVisionConfig.from_pretrained(directory)
+            # A full CLIP may say the projection's width beside its towers alone.
+            vision.projection_dim = embedding_dim(directory, "image_embeds")
             module, info = CLIPVisionModelWithProjection.from_pretrained(
-                directory, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+                directory, config=vision, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise GeoError(
                 f"the weights can't be loaded: {error}".splitlines()[0], where=directory
             ) from error
@@ -258,9 +263,13 @@ def hash_weights(directory: Path) -> str:
     The text tower, the file's name and its metadata don't enter: a full CLIP and its tower saved alone agree.
     """
     digest = hashlib.sha256()
-    for name, dtype, shape, data in sorted(_stored_tensors(directory), key=lambda tensor: tensor[0]):
-        digest.update(f"{name} {dtype} {shape}\n".encode())
-        digest.update(data)
+    with ExitStack() as opened:
+        for name, dtype, shape, data in sorted(
+            _stored_tensors(directory, opened), key=lambda tensor: tensor[0]
+        ):
+            digest.update(f"{name} {dtype} {shape}\n".encode())
+            digest.update(data)
+            data.release()
     return digest.hexdigest()
 
 
@@ -313,33 +322,34 @@ def _weight_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
 
 
-def _stored_tensors(directory: Path) -> Iterator[tuple[str, str, list[int], Any]]:
+def _stored_tensors(directory: Path, opened: ExitStack) -> Iterator[tuple[str, str, list[int], memoryview]]:
+    """Name, dtype, shape and bytes of each of the vision tower's tensors; nothing is copied out of the files."""
     for path in _weight_files(directory):
         if path.suffix == ".safetensors":
-            yield from _safetensors(path)
+            yield from _safetensors(path, opened)
         else:
             import torch
 
             for name, tensor in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
                 if _VISION_TENSORS.match(name):
-                    data = tensor.contiguous().view(torch.uint8).numpy()
-                    yield name, str(tensor.dtype), list(tensor.shape), data
+                    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+                    yield name, str(tensor.dtype), list(tensor.shape), memoryview(data)
 
 
-def _safetensors(path: Path) -> Iterator[tuple[str, str, list[int], Any]]:
-    """Name, dtype, shape and bytes of each tensor, read through a memory map (8-byte length, JSON header, data)."""
-    import mmap
-
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+def _safetensors(path: Path, opened: ExitStack) -> Iterator[tuple[str, str, list[int], memoryview]]:
+    """Through a memory map: 8 bytes of length, a JSON header, the data."""
+    with path.open("rb") as file:
         try:
+            mapped = opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             start = 8 + int.from_bytes(mapped[:8], "little")
             header = json.loads(mapped[8:start])
         except ValueError as error:
             raise GeoError("not a safetensors file", where=path) from error
-        for name, entry in header.items():
-            if _VISION_TENSORS.match(name):
-                begin, end = entry["data_offsets"]
-                yield name, entry["dtype"], entry["shape"], mapped[start + begin : start + end]
+    whole = opened.enter_context(memoryview(mapped))
+    for name, entry in header.items():
+        if _VISION_TENSORS.match(name):
+            begin, end = entry["data_offsets"]
+            yield name, entry["dtype"], entry["shape"], whole[start + begin : start + end]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from geo_embed import images
 from geo_embed.config import Config
 from geo_embed.dataset import SPLITS, Samples, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
-from geo_embed.extract import hash_content, only_writer, stored_dtype
+from geo_embed.extract import hash_content, is_busy, only_writer
 from geo_embed.run import run_stores
 from geo_embed.store import (
     MISSING,
@@ -26,6 +26,7 @@ from geo_embed.store import (
     UNREADABLE,
     Embeddings,
     Store,
+    check_fits,
     chunks_of,
     commit_chunk,
     create_store,
@@ -37,8 +38,10 @@ from geo_embed.store import (
     list_stores,
     metadata_faults,
     open_store,
+    read_ids,
     read_store,
     store_path,
+    stored_dtype,
 )
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
@@ -125,7 +128,8 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
 
     Args:
         store: any store.
-        repair: let the rows of damaged chunks be pending again, so that `geo extract` computes them anew.
+        repair: let the rows of damaged chunks be pending again, so that `geo extract` computes them anew. Damaged ids
+            it writes again by itself.
     """
     problems = [StoreProblem(store.path, where, message) for where, message in metadata_faults(store)]
     damaged: list[slice] = []
@@ -135,6 +139,10 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
             damaged.append(rows)
         where = f"rows {rows.start}–{rows.stop - 1}"
         problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
+    try:
+        read_ids(store)
+    except GeoError as error:
+        problems.append(StoreProblem(store.path, "sample_id", error.what))
     if repair and damaged:
         with only_writer(store.path):
             writable = open_store(store.path)
@@ -159,8 +167,10 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
     if store.attrs.get("imported"):
         raise GeoError("an imported store can't be embedded again", where=store.path)
     samples = load_samples(config, store.split)
+    check_fits(store, samples)
     device = backbones.pick_device(config.model.device)
-    backbone = backbones.load_backbone(config.model, device, getattr(torch, store.attrs["dtype"]))
+    model = config.model.model_copy(update={"feature": store.attrs["feature"]})
+    backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:
         raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
     spec = images.Preprocessing(**store.attrs["preprocessing"])
@@ -208,9 +218,10 @@ def collect_garbage(config: Config, *, unused: bool = False, delete: bool = Fals
                 used.add(find_store(config, split).fingerprint)
             except GeoError:
                 continue
-        stores = list_stores(config.paths.cache_dir)
         found += [
-            (store.path, "no run was fitted on it") for store in stores if store.fingerprint not in used
+            (store.path, "no run was fitted on it")
+            for store in list_stores(config.paths.cache_dir)
+            if store.fingerprint not in used and not is_busy(store.path)
         ]
     for path, reason in found:
         size = _size(path)
@@ -259,21 +270,24 @@ def import_embeddings(
         # Written aside and moved into place: an import that fails leaves the earlier one as it was.
         aside = path.with_name(f".{path.name}.importing")
         shutil.rmtree(aside, ignore_errors=True)
-        store = create_store(
-            aside,
-            samples,
-            dim=values.shape[2],
-            dtype=stored,
-            chunk_rows=config.inference.chunk_rows,
-            attrs=attrs,
-        )
-        for rows in chunks_of(store):
-            block = np.array(values[rows], dtype=stored)
-            block[~present[rows]] = 0
-            content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
-            status = np.where(present[rows], OK, MISSING).astype(np.uint8)
-            commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
-        _put_in_place(aside, path, overwrite=overwrite)
+        try:
+            store = create_store(
+                aside,
+                samples,
+                dim=values.shape[2],
+                dtype=stored,
+                chunk_rows=config.inference.chunk_rows,
+                attrs=attrs,
+            )
+            for rows in chunks_of(store):
+                block = np.array(values[rows], dtype=stored)
+                block[~present[rows]] = 0
+                content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
+                status = np.where(present[rows], OK, MISSING).astype(np.uint8)
+                commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
+            _put_in_place(aside, path, overwrite=overwrite)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return Imported(path, fingerprint, *values.shape)
 
 
@@ -294,8 +308,11 @@ def export_embeddings(config: Config, split: str, out: Path) -> Embeddings:
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{out.name}.writing{out.suffix}")
-        _write_file(temporary, embeddings)
-        temporary.replace(out)
+        try:
+            _write_file(temporary, embeddings)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
     return embeddings
 
 
@@ -322,17 +339,28 @@ def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
 def _litter(cache_dir: Path) -> Iterator[tuple[Path, str]]:
     now = time.time()
     for path in sorted(cache_dir.glob("*/*")):
-        partial = path.name.startswith(".") and path.suffix in (".creating", ".importing", ".replaced")
-        superseded = ".zarr." in path.name and path.suffix[1:].isdigit()
-        old = now - path.stat().st_mtime > _LITTER_SECONDS
-        if partial and old:
-            yield path, "left by an interrupted command"
-        elif superseded and old:
-            yield path, "an earlier state of the split, kept until its successor is whole"
-        elif path.suffix == ".zarr":
+        store = path.with_name(path.name.strip(".").partition(".")[0] + ".zarr")
+        if is_busy(store):
+            continue
+        if path.name.startswith(".") and path.suffix in (".creating", ".importing", ".replaced"):
+            if now - path.stat().st_mtime > _LITTER_SECONDS:
+                yield path, "left by an interrupted command"
+        elif path.name.startswith(f"{store.name}.") and path.suffix[1:].isdigit():
+            if _is_complete(store):
+                yield path, "an earlier state of the split, whose successor is whole"
+        elif path == store:
             for part in sorted(path.rglob("*.partial")):
                 if now - part.stat().st_mtime > _LITTER_SECONDS:
                     yield part, "left by an interrupted write"
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        store = open_store(path, writable=False)
+        with damaged_chunks(path):
+            return bool((np.asarray(store.status[:]) != PENDING).all())
+    except GeoError:
+        return False
 
 
 def _size(path: Path) -> int:
@@ -351,9 +379,11 @@ def _sha256(file: Path) -> str:
 
 def _put_in_place(aside: Path, path: Path, *, overwrite: bool) -> None:
     if path.exists():
-        same = open_store(path).attrs.get("source_sha256") == open_store(aside).attrs["source_sha256"]
+        there, new = open_store(path), open_store(aside)
+        same = all(
+            np.array_equal(getattr(there, a)[:], getattr(new, a)[:]) for a in ("content_hash", "status")
+        )
         if not (same or overwrite):
-            shutil.rmtree(aside)
             raise GeoError(
                 "an import of this name holds other embeddings",
                 where=path,
@@ -449,7 +479,8 @@ def _from_rows(file: Path, samples: Samples) -> tuple[NDArray[Any], NDArray[np.b
     v = table["view"].astype(str).map(columns)
     for column, place in (("sample_id", i), ("view", v)):
         if place.isna().any():
-            raise GeoError(f"{column} {table[column][place.isna()].iloc[0]!r} is not the CSV's", where=file)
+            strange = str(table[column][place.isna()].iloc[0])
+            raise GeoError(f"{column} {strange!r} is not the CSV's", where=file)
     places = np.stack([i.to_numpy(dtype=np.int64), v.to_numpy(dtype=np.int64)])
     if len(np.unique(places, axis=1).T) != len(table):
         raise GeoError("a sample's view stands there twice", where=file)
@@ -491,11 +522,15 @@ def _write_file(path: Path, embeddings: Embeddings) -> None:
         plain = ids.astype(str) if ids.dtype == object else ids
         np.savez(path, embeddings=values, sample_id=plain)
     elif path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         arrays = {"embeddings": values}
         # safetensors holds numbers alone; text ids go by manifest order.
-        save_file(arrays if ids.dtype == object else arrays | {"sample_id": ids}, path)
+        try:
+            save_file(arrays if ids.dtype == object else arrays | {"sample_id": ids}, path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
     else:
         i, v = np.nonzero(embeddings.present)
         views = np.array(embeddings.store.attrs["view_names"], dtype=object)

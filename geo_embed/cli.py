@@ -329,7 +329,7 @@ def _cache_export(
 @app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
 def _fit_heads(
     name: NameOption = None,
-    preset: Annotated[Literal["pigeon"] | None, typer.Option(help="Recipe.")] = None,
+    preset: Annotated[Literal["pigeon", "best"] | None, typer.Option(help="Recipe.")] = None,
     fusion: Annotated[Literal["average"] | None, typer.Option(help="How views become one vector.")] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
@@ -391,7 +391,7 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    config = _globals.config(model__backbone_name=backbone, model__device=device)
+    config = _globals.config(model__device=device)
     loaded = load_run(config.paths.runs_dir, run)
     if split is not None:
         written = [
@@ -399,7 +399,7 @@ def _predict(
         ]
         _print_splits(split, written, lambda row: [("predictions", row["predictions"])])
         return
-    answer = predict_images(config, loaded, images or []).describe(loaded.labels)
+    answer = predict_images(config, loaded, images or [], backbone=backbone).describe(loaded.labels)
     best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
     _print(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])
 
@@ -459,6 +459,33 @@ def _config_init(
     except OSError as error:
         raise GeoError(f"can't write: {error.strerror}", where=out) from error
     _print({"config": out}, [("config", out)])
+
+
+@app.command("bench", epilog="Example: `geo bench store`")
+def _bench(
+    name: Annotated[Literal["store", "extract"], typer.Argument(help="What to measure.")],
+    device: DeviceOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Measure speed on this machine, against baselines timed in the same run."""
+    from geo_embed.bench.extract import bench_extract
+    from geo_embed.bench.store import bench_store
+
+    config = _globals.config(
+        model__device=device, inference__batch_size=batch_size, inference__workers=workers
+    )
+    bench = bench_store(config) if name == "store" else bench_extract(config)
+    first = asdict(bench.measurements[0])
+    headline = {key: first[key] for key in ("ours", "baseline", "ratio", "limit")}
+    _print({**asdict(bench), **headline}, [("machine", bench.machine)])
+    if not _globals.as_json:
+        for m in bench.measurements:
+            print(f"\n{m.what}")
+            print(f"  ours      {m.ours:10,.3g} {m.unit}")
+            print(f"  baseline  {m.baseline:10,.3g} {m.unit}  {m.against}")
+            print(f"  ratio     {m.ratio:10,.2f}")
+            print(f"  limit     {m.limit:10,.3g} {m.unit}  {m.bound}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from geo_embed.errors import GeoError
 
 DEFAULT_FILE = Path("geo.toml")
+DEFAULT_BACKBONE = "geolocal/StreetCLIP"
 ENV_PREFIX = "GEO_"
 
 _TEXTS = (str, str | None, Path, Path | None)
@@ -75,7 +76,7 @@ class Model(_Group):
     """The backbone, its features, and the heads on top."""
 
     backbone_name: str = Field(
-        "geolocal/StreetCLIP", description="hub id, model directory, or the name that an import was given"
+        DEFAULT_BACKBONE, description="hub id, model directory, or the name that an import was given"
     )
     fingerprint: str | None = Field(
         None,
@@ -115,7 +116,14 @@ class Model(_Group):
 class Training(_Group):
     """How heads are fitted."""
 
-    preset: Literal["pigeon"] = Field("pigeon", description="the recipe that these settings belong to")
+    preset: Literal["pigeon", "best"] = Field(
+        "pigeon",
+        description="pigeon: the plain recipe, which the settings below belong to; "
+        "best: chooses its own by inner validation, within budget_seconds",
+    )
+    budget_seconds: float = Field(
+        150.0, gt=0, description="what `best` may cost, about, on a two-core machine (seconds)"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the split, the initial weights and the batches")
     val_split: float = Field(0.1, gt=0, lt=1, description="share of the training samples held out")
     epochs: int = Field(20, ge=1, description="most epochs to train")

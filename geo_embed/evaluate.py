@@ -30,7 +30,7 @@ def evaluate(config: Config, run: Run, split: str = "val") -> dict[str, Any]:
         predict_split(config, run, "train")
         predictions, truth = _learnt_from(run)
     if truth is None:
-        raise GeoError("these predictions carry no truth", where=run.path)
+        raise GeoError("these predictions carry no truth", where=run.path, hint="train the run again")
     return metrics(
         predictions.probabilities,
         predictions.latitude,

@@ -41,9 +41,13 @@ from geo_embed.store import (
     create_store,
     damaged_chunks,
     disk_errors,
+    is_whole,
     manifest_sha256,
     open_store,
+    read_chunk,
     store_path,
+    stored_dtype,
+    write_ids,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +69,11 @@ class BadImage:
 
 @dataclass
 class Extraction:
-    """What an extraction did. `computed`, `reused` and `skipped` count pictures."""
+    """What an extraction did.
+
+    `computed`, `reused` and `skipped` count pictures; `images_per_second` leaves out the loading of the backbone,
+    `seconds` leaves out nothing.
+    """
 
     split: str
     store: Path
@@ -102,11 +110,19 @@ class _Sources:
     stores: tuple[Store, ...]
     hashes: NDArray[np.uint64]
     place: NDArray[np.int64]
+    whole: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def find(self, content_hash: int) -> int | None:
-        """Index of a picture with this content, if there is one."""
+        """Index of a picture with this content, if there is one in a chunk that is whole. Called from many threads."""
         at = int(np.searchsorted(self.hashes, np.uint64(content_hash)))
-        return at if at < len(self.hashes) and self.hashes[at] == content_hash else None
+        if at == len(self.hashes) or self.hashes[at] != content_hash:
+            return None
+        number, row, _ = self.place[at].tolist()
+        store = self.stores[number]
+        start = row - row % store.chunk_rows
+        if (number, start) not in self.whole:
+            self.whole[number, start] = is_whole(store, start)
+        return at if self.whole[number, start] else None
 
 
 def extract(config: Config, split: str, *, limit: int | None = None) -> Extraction:
@@ -129,21 +145,21 @@ def extract(config: Config, split: str, *, limit: int | None = None) -> Extracti
     path = store_path(config.paths.cache_dir, config.model.backbone_name, attrs["fingerprint"], split)
     last = len(samples) if limit is None else min(limit, len(samples))
     with only_writer(path):
-        store = _matching_store(path, samples) or _new_store(path, samples, attrs, config, directory)
+        store = _matching_store(path, samples)
         _refuse_bad_images(config, store, samples, last)
+        if store is None:
+            store = _new_store(path, samples, attrs, config, directory)
         try:
             result = _run(config, store, samples, last)
         except _PictureChanged as change:
             say(f"{change}; what is the same is copied into a new store")
-            _supersede(path)
             result = _run(config, _new_store(path, samples, attrs, config, directory), samples, last)
         if result.skipped and config.inference.on_bad_image == "fail":
             raise _bad_images(result.skipped)
         if last == len(samples):
             for old in _superseded(path):
-                shutil.rmtree(old, ignore_errors=True)
+                _discard(old)
     result.seconds = time.monotonic() - started
-    result.images_per_second = (result.computed + result.reused) / result.seconds
     return result
 
 
@@ -159,11 +175,6 @@ def store_attributes(config: Config, directory: Path, dtype: "torch.dtype") -> d
         "stored": stored_dtype(model.dtype),
     }
     return {"backbone": model.backbone_name, "fingerprint": backbones.fingerprint(made_by)} | made_by
-
-
-def stored_dtype(dtype: str) -> str:
-    """How embeddings are stored: float16, float32 where it is asked for by name."""
-    return "float32" if dtype == "float32" else "float16"
 
 
 @contextmanager
@@ -193,6 +204,20 @@ def only_writer(path: Path) -> Iterator[None]:
         file.truncate(0)
 
 
+def is_busy(path: Path) -> bool:
+    """Whether somebody is writing to this store now."""
+    try:
+        file = path.with_suffix(".lock").open(encoding="utf-8")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _holder(file: TextIO) -> str:
     file.seek(0)
     try:
@@ -207,18 +232,21 @@ def _now() -> str:
 
 
 def _matching_store(path: Path, samples: Samples) -> Store | None:
-    """The store at `path` if its rows are these samples; one with other rows is moved aside, as a source."""
+    """The store at `path` if its rows are these samples."""
     if not path.exists():
         return None
     store = open_store(path)
-    if store.attrs["manifest_sha256"] == manifest_sha256(samples):
-        return store
-    say(f"the samples changed since {path} was made; embeddings of the same pictures are copied from it")
-    _supersede(path)
-    return None
+    if store.attrs["manifest_sha256"] != manifest_sha256(samples):
+        say(f"the samples changed since {path} was made; embeddings of the same pictures are copied from it")
+        return None
+    write_ids(store, samples)
+    return store
 
 
 def _new_store(path: Path, samples: Samples, attrs: dict[str, Any], config: Config, directory: Path) -> Store:
+    """An empty store at `path`; one that is there is moved aside, as a source."""
+    if path.exists():
+        _supersede(path)
     return create_store(
         path,
         samples,
@@ -238,6 +266,14 @@ def _supersede(path: Path) -> None:
 def _superseded(path: Path) -> list[Path]:
     """Earlier stores of this split, moved aside until the one that replaces them is whole."""
     return sorted(old for old in path.parent.glob(f"{path.name}.*") if old.suffix[1:].isdigit())
+
+
+def _discard(old: Path) -> None:
+    """Delete a superseded store; renamed first, so that half of one is never taken for a source."""
+    doomed = old.with_name(f".{old.name}.replaced")
+    shutil.rmtree(doomed, ignore_errors=True)
+    old.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _gather_sources(path: Path) -> _Sources:
@@ -266,14 +302,17 @@ def _gather_sources(path: Path) -> _Sources:
     return _Sources(tuple(stores), joined[order], place[order])
 
 
-def _refuse_bad_images(config: Config, store: Store, samples: Samples, last: int) -> None:
-    """Where bad pictures are to fail, look for them before the model is loaded: cheaply, at pending views only."""
+def _refuse_bad_images(config: Config, store: Store | None, samples: Samples, last: int) -> None:
+    """Where bad pictures are to fail, look for them before anything is paid for: cheaply, at pending views only."""
     if config.inference.on_bad_image == "skip":
         return
     bad = [_bad(samples, i, v, reason) for i, v, reason in missing_images(samples, last)]
     named = {(item.sample_id, item.view) for item in bad}
-    with damaged_chunks(store.path):
-        pending = np.argwhere(np.asarray(store.status[:last]) != OK)
+    if store is None:
+        pending = np.argwhere(np.ones((last, len(samples.view_names)), dtype=bool))
+    else:
+        with damaged_chunks(store.path):
+            pending = np.argwhere(np.asarray(store.status[:last]) != OK)
 
     def look(place: NDArray[np.int64]) -> BadImage | None:
         i, v = place
@@ -309,10 +348,23 @@ def _workers(config: Config) -> int:
 
 
 def _run(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
-    """Bring the first `last` rows of `store` to what the pictures on disk are now."""
+    """Bring the first `last` rows of `store` to what the pictures on disk are now, and say how far where interrupted."""
+    try:
+        return _fill(config, store, samples, last)
+    except KeyboardInterrupt:
+        done = int((np.asarray(store.status[:]) != PENDING).all(axis=1).sum())
+        warn(
+            f"interrupted: {done:,} of {len(samples):,} {store.split} samples are done and stay; "
+            "the same command goes on from there"
+        )
+        raise
+
+
+def _fill(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
     device = backbones.pick_device(config.model.device)
     directory = backbones.find_backbone(config.model.backbone_name)
     spec = backbones.read_preprocessing(directory, exact=config.model.exact)
+    started = time.monotonic()
     result = Extraction(store.split, store.path, store.fingerprint, *store.shape)
     sources = _gather_sources(store.path)
     embedder = _Embedder(config, device, spec)
@@ -368,6 +420,8 @@ def _run(config: Config, store: Store, samples: Samples, last: int) -> Extractio
                 )
         if writing is not None:
             writing.result()
+    handled = result.computed + result.reused
+    result.images_per_second = handled / max(time.monotonic() - started - embedder.load_seconds, 1e-9)
     return result
 
 
@@ -409,7 +463,7 @@ def _write(
         committed = (np.asarray(store.status[rows]) != PENDING).any()
         shape = (rows.stop - rows.start, *store.shape[1:])
         # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
-        values = np.asarray(store.embeddings[rows]) if committed else np.zeros(shape, store.embeddings.dtype)
+        values = read_chunk(store, rows) if committed else np.zeros(shape, store.embeddings.dtype)
     for places, embeddings in computed:
         at = np.array(places)
         values[at[:, 0], at[:, 1]] = embeddings.cpu().numpy()
@@ -427,9 +481,8 @@ def _write(
         here = [k for k, s in enumerate(wanted) if sources.place[s, 0] == number]
         found = sources.place[wanted[here]]
         for part in np.unique(found[:, 1] // source.chunk_rows):
-            with damaged_chunks(source.path):
-                start = part * source.chunk_rows
-                block = np.asarray(source.embeddings[start : start + source.chunk_rows])
+            start = part * source.chunk_rows
+            block = read_chunk(source, slice(start, start + source.chunk_rows))
             for k, (_, row, view) in zip(here, found, strict=True):
                 if row // source.chunk_rows == part:
                     values[copies[k][0], copies[k][1]] = block[row - start, view]
@@ -446,6 +499,7 @@ class _Embedder:
     def __init__(self, config: Config, device: "torch.device", spec: images.Preprocessing) -> None:
         self._config, self._device, self._spec = config, device, spec
         self.batch_size = config.inference.batch_size or (256 if device.type == "cuda" else 32)
+        self.load_seconds = 0.0
         self._backbone: Backbone | None = None
         self._batches: list[torch.Tensor] = []
         self._read: list[Any] = []
@@ -457,7 +511,9 @@ class _Embedder:
     def add(self, pixels: images.Pixels, place: tuple[int, int]) -> None:
         """Take uint8 pixels (3, H, W) for a (row, view) of the current chunk; embed once a batch is full."""
         if self._backbone is None:
+            started = time.monotonic()
             self._backbone = self._load()
+            self.load_seconds = time.monotonic() - started
         if not self._places and self._read[self._turn] is not None:
             self._read[self._turn].synchronize()
         self._batches[self._turn].numpy()[len(self._places)] = pixels
@@ -489,15 +545,14 @@ class _Embedder:
 
         assert self._backbone is not None
         cuda = self._device.type == "cuda"
-        # On CUDA every batch has the same shape, whatever is left over from the one before it in the last rows.
-        filled = self.batch_size if cuda else len(self._places)
+        # Every batch has the same shape, whatever is left over from the one before it in the last rows: then an
+        # embedding is the same to the last bit, whichever pictures share its batch.
         with torch.inference_mode():
-            pixels = self._batches[self._turn][:filled].to(self._device, non_blocking=True)
+            pixels = self._batches[self._turn].to(self._device, non_blocking=True)
             if cuda:
                 self._read[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._read[self._turn].record()
-            out = self._normal[:filled] if self._normal is not None else None
-            normal = images.normalise(pixels, self._spec, self._backbone.dtype, out)
+            normal = images.normalise(pixels, self._spec, self._backbone.dtype, self._normal)
             embeddings = backbones.embed(self._backbone, normal)[: len(self._places)].float()
         self._chunk.append((self._places, embeddings))
         self._places = []

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,8 @@ from geo_embed.dataset import (
 )
 from geo_embed.errors import GeoError
 from geo_embed.metrics import metrics
-from geo_embed.predict import Truth, apply_heads, write_predictions
-from geo_embed.progress import progress, warn
+from geo_embed.predict import RECIPE, Truth, apply_heads, write_predictions
+from geo_embed.progress import progress, say, warn
 from geo_embed.run import (
     Prior,
     check_new_name,
@@ -34,10 +34,12 @@ from geo_embed.run import (
     write_json,
     writing_run,
 )
+from geo_embed.schedule import warmup_cosine
 from geo_embed.store import Embeddings, check_fits, find_store, read_store
 
 if TYPE_CHECKING:
-    from torch import nn
+    from geo_embed.best import Best
+    from geo_embed.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def fit_heads(
     Raises:
         GeoError: no store, a store that doesn't fit the CSV, or embeddings that aren't finite.
     """
+    from geo_embed.heads import Heads
+
     started = time.monotonic()
     name = name or new_run_name(config.paths.runs_dir, "heads")
     check_new_name(config.paths.runs_dir, name, overwrite=overwrite)
@@ -87,7 +91,12 @@ def fit_heads(
     encoder, data = _join(config, samples, rows, embeddings)
     centroids, counts, prior = _describe_classes(data, len(encoder))
 
-    heads, history = train_heads(config, data, centroids, prior)
+    heads: Heads | Best
+    if config.training.preset == "best":
+        heads, history, epochs = race_heads(config, data, len(encoder))
+    else:
+        heads, history = train_heads(config, data, centroids, prior)
+        epochs = len(history)
     val = data.held_out
     predictions = apply_heads(heads, config, prior, data.sample_id[val], data.values[val], data.present[val])
     truth = Truth(data.truth.state_idx[val], data.truth.latitude[val], data.truth.longitude[val])
@@ -102,6 +111,8 @@ def fit_heads(
             {key: value.contiguous() for key, value in heads.cpu().state_dict().items()},
             directory / "heads.safetensors",
         )
+        if not isinstance(heads, Heads):
+            write_json(directory / RECIPE, heads.description())
         np.save(directory / "haversine_matrix.npy", distances)
         states = {
             str(int(index)): {"state": state, "latitude": float(lat), "longitude": float(lon)}
@@ -118,12 +129,12 @@ def fit_heads(
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
         write_description(directory, config, encoder, counts, prior, provenance)
-    return Fit(name, seconds, len(history), scores)
+    return Fit(name, seconds, epochs, scores)
 
 
 def train_heads(
     config: Config, data: _Data, centroids: NDArray[np.float64], prior: Prior
-) -> "tuple[nn.Module, pd.DataFrame]":
+) -> "tuple[Heads, pd.DataFrame]":
     """Train both heads on the rows that aren't held out, and keep the epoch with the best validation score.
 
     Without held-out rows there is nothing to choose by: all epochs are run and the last one is kept.
@@ -204,7 +215,9 @@ def train_heads(
                     "learning_rate": float(schedule.get_last_lr()[0]),
                     "train_loss": float(total) / len(rows),
                 }
-                if not np.isfinite(entry["train_loss"]):
+                # The last step's weights have met no loss yet.
+                whole = all(bool(torch.isfinite(p).all()) for p in heads.parameters())
+                if not np.isfinite(entry["train_loss"]) or not whole:
                     raise GeoError(
                         f"the loss became {entry['train_loss']} in epoch {epoch}",
                         hint="lower training.learning_rate",
@@ -223,12 +236,31 @@ def train_heads(
     return heads, pd.DataFrame(history)
 
 
-def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: a line from 0 to 1 over the first share `warmup` of `steps`, then half a cosine to 0."""
-    rising = warmup * steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + float(np.cos(np.pi * (step - rising) / max(steps - rising, 1))))
+def race_heads(config: Config, data: _Data, classes: int) -> "tuple[Best, pd.DataFrame, int]":
+    """`--preset best` on the rows that aren't held out: the held-out ones choose nothing, and so tell the truth.
+
+    Returns:
+        The heads, one row per trial of the race (member, score, state_score, gps_score), and the longest member's epochs.
+    """
+    import torch
+
+    from geo_embed.best import fit_best
+    from geo_embed.members import Rows
+
+    device = backbones.pick_device(config.model.device)
+    kept = np.flatnonzero(~data.held_out)
+    rows = Rows(
+        torch.from_numpy(data.values[kept]).to(device),
+        torch.from_numpy(data.present[kept]).to(device),
+        torch.from_numpy(data.labels[kept]).to(device),
+        torch.from_numpy(geography.to_unit_vectors(data.truth.latitude[kept], data.truth.longitude[kept])).to(
+            device
+        ),
+    )
+    training = config.training
+    heads, race = fit_best(rows, classes, seed=training.seed, budget_seconds=training.budget_seconds)
+    say(f"chosen: {', '.join(race.chosen)}")
+    return heads, pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs
 
 
 def _join(
@@ -275,7 +307,7 @@ def _describe_classes(data: _Data, classes: int) -> tuple[NDArray[np.float64], N
     return geography.class_centroids(lat, lon, labels, classes), counts, prior
 
 
-def _validate(heads: "nn.Module", config: Config, data: _Data, prior: Prior) -> dict[str, float]:
+def _validate(heads: "Heads", config: Config, data: _Data, prior: Prior) -> dict[str, float]:
     val = data.held_out
     p = apply_heads(heads, config, prior, data.sample_id[val], data.values[val], data.present[val])
     scores = _score(p.probabilities, p.latitude, p.longitude, data, val)

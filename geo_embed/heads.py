@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from geo_embed.config import GpsBox, Model
+from geo_embed.fusion import fuse_average
 
 # A small last layer starts the classifier near the uniform distribution.
 _LAST_LAYER_GAIN = 0.01
@@ -62,3 +63,8 @@ class Heads(nn.Module):
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Fused vectors (B, D) to logits (B, C) and points (B, 2) in degrees."""
         return self.state(vectors), self.gps(vectors)
+
+    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
+        logits, points = self(fuse_average(views.float(), present))
+        return torch.softmax(logits, dim=1), points

@@ -160,8 +160,8 @@ def _decode_plain_jpeg(data: bytes) -> Pixels | None:
     """Decode what simplejpeg decodes bit-equal to PIL; None for anything that needs a closer look."""
     import simplejpeg
 
-    # An EXIF block may turn the picture, and CMYK needs PIL's inversion.
-    if b"Exif\0\0" in data[:4096]:
+    # EXIF or XMP may turn the picture, and CMYK needs PIL's inversion.
+    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

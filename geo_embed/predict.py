@@ -1,5 +1,6 @@
 """A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,10 @@ from geo_embed.run import Prior, Run
 from geo_embed.store import Embeddings, check_fits, disk_errors, find_store, read_store
 
 if TYPE_CHECKING:
-    from torch import nn
+    from geo_embed.best import Best
+    from geo_embed.heads import Heads
+
+RECIPE = "recipe.json"
 
 # Rows that pass through the heads at once: bounded memory, no measurable cost.
 _ROWS = 8192
@@ -97,6 +101,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
         raise GeoError(
             f"embeddings of {embeddings.values.shape[2]} numbers, where the run was fitted on {run.dim}",
             where=embeddings.store.path,
+            hint="train the run again: geo fit-heads",
         )
     heads = load_heads(run)
     bare = int((~embeddings.present.any(axis=1)).sum())
@@ -110,7 +115,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
 
 
 def apply_heads(
-    heads: "nn.Module",
+    heads: "Heads | Best",
     config: Config,
     prior: Prior,
     sample_id: NDArray[np.object_],
@@ -120,8 +125,6 @@ def apply_heads(
     """Heads over (N, V, D) embeddings; rows without any view get the prior."""
     import torch
 
-    from geo_embed.fusion import fuse_average
-
     device = backbones.pick_device(config.model.device)
     heads = heads.to(device).eval()
     probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
@@ -130,25 +133,38 @@ def apply_heads(
     with torch.inference_mode():
         for start in range(0, len(seen), _ROWS):
             rows = seen[start : start + _ROWS]
-            views = torch.from_numpy(values[rows]).to(device).float()
-            logits, point = heads(fuse_average(views, torch.from_numpy(present[rows]).to(device)))
-            probabilities[rows] = torch.softmax(logits, dim=1).cpu().numpy()
+            views, there = (
+                torch.from_numpy(values[rows]).to(device),
+                torch.from_numpy(present[rows]).to(device),
+            )
+            states, point = heads.predict(views, there)
+            probabilities[rows] = states.cpu().numpy()
             points[rows] = point.double().cpu().numpy()
+    if not (np.isfinite(probabilities).all() and np.isfinite(points).all()):
+        raise GeoError(
+            "the heads' answers are NaN or infinite", hint="train again with a lower training.learning_rate"
+        )
     return Predictions(sample_id, probabilities, points[:, 0], points[:, 1])
 
 
-def load_heads(run: Run) -> "nn.Module":
-    """A run's heads, on the CPU, in eval mode. Raises GeoError where the file is absent or doesn't fit."""
+def load_heads(run: Run) -> "Heads | Best":
+    """A run's heads, on the CPU, in eval mode. Raises GeoError where a file is absent or doesn't fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from geo_embed.best import build_best
     from geo_embed.heads import Heads
 
     path = run.path / "heads.safetensors"
-    heads = Heads(run.dim, len(run.labels), run.config.model)
+    heads: Heads | Best
     try:
+        if run.config.training.preset == "best":
+            described = json.loads((run.path / RECIPE).read_text(encoding="utf-8"))
+            heads = build_best(described, run.dim, len(run.config.model.view_names), len(run.labels))
+        else:
+            heads = Heads(run.dim, len(run.labels), run.config.model)
         heads.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise GeoError(
             f"the run's heads can't be loaded: {error}".splitlines()[0],
             where=path,
@@ -157,8 +173,16 @@ def load_heads(run: Run) -> "nn.Module":
     return heads.eval()
 
 
-def predict_images(config: Config, run: Run, paths: list[Path]) -> Predictions:
+def predict_images(
+    config: Config, run: Run, paths: list[Path], *, backbone: str | None = None
+) -> Predictions:
     """Predict one place from its pictures, one per view in the order of the run's views.
+
+    Args:
+        config: the device.
+        run: whose heads answer.
+        paths: V pictures.
+        backbone: where the run's backbone lies, if not under the name that it had in training.
 
     Raises:
         GeoError: the wrong number of pictures, one that can't be read, or a backbone that isn't the run's.
@@ -170,6 +194,7 @@ def predict_images(config: Config, run: Run, paths: list[Path]) -> Predictions:
         raise GeoError(
             f"{len(paths)} pictures, where the run looks at {len(views)} views: {', '.join(views)}",
             where="--images",
+            hint="give one picture per view, in this order",
         )
     made_by = run.provenance["store"]
     if made_by["weights_sha256"] is None:
@@ -178,29 +203,34 @@ def predict_images(config: Config, run: Run, paths: list[Path]) -> Predictions:
             where=run.path,
             hint="embed the pictures as they were, import them as a test split, and predict that",
         )
-    model = run.config.model.model_copy(
-        update={"backbone_name": config.model.backbone_name, "device": config.model.device}
+    own = run.config.model
+    model = own.model_copy(
+        update={"backbone_name": backbone or own.backbone_name, "device": config.model.device}
     )
     device = backbones.pick_device(model.device)
-    backbone = backbones.load_backbone(model, device, backbones.pick_dtype(model.dtype, device))
-    if backbone.weights_sha256 != made_by["weights_sha256"]:
-        raise GeoError(
-            f"backbone {backbone.name} has other weights than the one this run was fitted on, {made_by['backbone']}",
-            where=run.path,
-            hint="name the run's own with --backbone",
-        )
+    tower = backbones.load_backbone(model, device, backbones.pick_dtype(model.dtype, device))
+    for what, have, wanted in (
+        ("weights", tower.weights_sha256, made_by["weights_sha256"]),
+        ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),
+    ):
+        if have != wanted:
+            raise GeoError(
+                f"backbone {tower.name} has other {what} than the one this run was fitted on, {made_by['backbone']}",
+                where=run.path,
+                hint="name the run's own with --backbone",
+            )
     pixels = []
     for path in paths:
         try:
-            pixels.append(images.resize(images.decode(path.read_bytes()), backbone.preprocessing))
+            pixels.append(images.resize(images.decode(path.read_bytes()), tower.preprocessing))
         except OSError as error:
             raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
         except images.UnreadableImage as error:
             raise GeoError(f"can't read the picture: {error}", where=path) from error
     with torch.inference_mode():
         batch = torch.from_numpy(np.stack(pixels)).to(device)
-        normal = images.normalise(batch, backbone.preprocessing, backbone.dtype)
-        embedded = backbones.embed(backbone, normal).float().cpu().numpy()[None]
+        normal = images.normalise(batch, tower.preprocessing, tower.dtype)
+        embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
     present = np.ones((1, len(views)), dtype=bool)
     return apply_heads(load_heads(run), run.config, run.prior, text_ids(["images"]), embedded, present)
 

@@ -214,6 +214,7 @@ def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[s
             "fingerprint": store.fingerprint,
             "backbone": store.attrs["backbone"],
             "weights_sha256": store.attrs.get("weights_sha256"),
+            "preprocessing": store.attrs.get("preprocessing"),
             "manifest_sha256": store.attrs["manifest_sha256"],
             "samples": n,
             "views": v,

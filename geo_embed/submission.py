@@ -20,7 +20,7 @@ from geo_embed.errors import GeoError
 from geo_embed.metrics import top_states
 from geo_embed.predict import Predictions, predict_split, read_predictions
 from geo_embed.run import Run
-from geo_embed.store import disk_errors
+from geo_embed.store import disk_errors, find_store
 
 # Rows named one by one in a finding; more are counted.
 _SHOWN = 3
@@ -43,7 +43,7 @@ class Verdict:
 def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Verdict]:
     """Write a run's answers for the test split as a competition file, and check it.
 
-    Test predictions are taken from the run, or made from the cached test split where the run has none that fit.
+    Test predictions are taken from the run, or made from the cached test split where the run has none that are still true.
 
     Args:
         config: paths.
@@ -77,7 +77,11 @@ def read_template(config: Config) -> pd.DataFrame:
     assert whole is not None
     repeated = whole["sample_id"].duplicated()
     if repeated.any():
-        raise GeoError(f"sample_id {whole['sample_id'][repeated].iloc[0]!r} is repeated", where=path)
+        raise GeoError(
+            f"sample_id {whole['sample_id'][repeated].iloc[0]!r} is repeated",
+            where=path,
+            hint="correct the template",
+        )
     return whole
 
 
@@ -129,12 +133,22 @@ def validate(config: Config, path: Path) -> Verdict:
 
 
 def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predictions:
+    """The run's own, unless they lack a sample of the template or the cache was written to since they were made."""
     path = run.path / "test_predictions.parquet"
-    if path.is_file():
+    if path.is_file() and path.stat().st_mtime >= _last_commit(config, run):
         predictions, _ = read_predictions(path)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
     return predict_split(config, run, "test")[0]
+
+
+def _last_commit(config: Config, run: Run) -> float:
+    """When the cached test split was last written to; 0 where it isn't cached."""
+    try:
+        store = find_store(config, "test", fingerprint=run.provenance["store"]["fingerprint"])
+    except GeoError:
+        return 0.0
+    return max(file.stat().st_mtime for file in (store.path / "status").rglob("*"))
 
 
 def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]") -> None:

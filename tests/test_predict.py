@@ -163,9 +163,9 @@ def test_a_backbone_with_other_weights_is_refused_and_the_runs_own_is_named(
     country: Country, run: Run, tmp_path: Path
 ) -> None:
     write_backbone(tmp_path / "other", seed=1)
-    config = country.config(tmp_path, model__backbone_name=str(tmp_path / "other"))
+    config = country.config(tmp_path)
     with pytest.raises(GeoError, match="other weights") as caught:
-        predict_images(config, run, pictures(config, "test", 0))
+        predict_images(config, run, pictures(config, "test", 0), backbone=str(tmp_path / "other"))
     assert str(country.backbone) in str(caught.value)
     assert "--backbone" in caught.value.hint
 
@@ -174,9 +174,10 @@ def test_the_same_weights_under_another_name_are_the_runs_own(
     country: Country, run: Run, tmp_path: Path
 ) -> None:
     shutil.copytree(country.backbone, tmp_path / "renamed")
-    config = country.config(tmp_path, model__backbone_name=str(tmp_path / "renamed"))
+    config = country.config(tmp_path)
     paths = pictures(config, "test", 0)
-    fresh, usual = (predict_images(c, run, paths) for c in (config, country.config(tmp_path)))
+    fresh = predict_images(config, run, paths, backbone=str(tmp_path / "renamed"))
+    usual = predict_images(config, run, paths)
     assert (fresh.probabilities == usual.probabilities).all()
 
 

@@ -50,10 +50,11 @@ def test_a_run_comes_back_as_it_was_written(country: Country, config: Config, ru
 
 
 def test_the_newest_run_is_taken_where_none_is_named(config: Config, run: Run) -> None:
-    copy_run(run, "older", 3600)
+    for name in ("a-older", "z-older"):
+        copy_run(run, name, 3600)
     assert load_run(config.paths.runs_dir, None).name == "first"
-    copy_run(run, "a-newer-one", -3600)
-    assert load_run(config.paths.runs_dir, None).name == "a-newer-one"
+    copy_run(run, "m-newer", -3600)
+    assert load_run(config.paths.runs_dir, None).name == "m-newer"
 
 
 def test_a_run_being_written_or_replaced_is_not_a_run_yet(config: Config, run: Run) -> None:
@@ -158,9 +159,12 @@ def test_nothing_is_to_be_seen_under_the_name_until_the_run_is_whole(tmp_path: P
     runs = tmp_path / "runs"
     with writing_run(runs, "new") as directory:
         (directory / "provenance.json").write_text("{}")
+        written = directory.stat().st_ino
         assert not (runs / "new").exists()
         with pytest.raises(GeoError, match="there is no run yet"):
             load_run(runs, None)
+    # Renamed into place, in one step: it is the very directory.
+    assert (runs / "new").stat().st_ino == written
     assert [path.name for path in (runs / "new").iterdir()] == ["provenance.json"]
     assert [path.name for path in runs.iterdir()] == ["new"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,21 @@ def test_a_template_in_another_order_than_the_store_gets_each_samples_own_answer
     written = pd.read_csv(path, dtype=str, index_col="sample_id")
     assert written.index.tolist() == shuffled["sample_id"].tolist()
     pd.testing.assert_frame_equal(written.loc[by_id.index], by_id)
+
+
+def test_a_template_with_bom_crlf_blank_lines_and_a_column_of_its_own_is_filled_like_any_other(
+    own: Country, run: Run
+) -> None:
+    usual = pd.read_csv(submit(own.config(), run)[0], dtype=str)
+    lines = own.template.read_text().splitlines()
+    wild = [lines[0] + ",my note", *(f'{line},"a, b"' for line in lines[1:]), "", ",,"]
+    own.template.write_bytes("\ufeff".encode() + "\r\n".join(wild).encode())
+    path, verdict = submit(own.config(), run)
+    assert verdict == Verdict(rows=32)
+    assert path.read_bytes().startswith(b"sample_id,")
+    written = pd.read_csv(path, dtype=str)
+    assert (written.pop("my note") == "a, b").all()
+    pd.testing.assert_frame_equal(written, usual)
 
 
 def test_string_ids_in_any_order_go_all_the_way(own: Country, run: Run) -> None:
@@ -380,3 +396,18 @@ def test_the_check_after_writing_uses_the_box_of_the_settings(config: Config, ru
 
 def replace_box(config: Config, **edges: float) -> object:
     return type(config.model.gps_box)(**(config.model.gps_box.model_dump() | edges))
+
+
+def test_predictions_older_than_the_cache_are_made_anew(own: Country, run: Run, tmp_path: Path) -> None:
+    config = own.config(tmp_path)
+    path, _ = submit(config, run)
+    first = path.read_text(encoding="utf-8")
+    table = run.path / "test_predictions.parquet"
+    written = table.stat().st_mtime_ns
+    submit(config, run)
+    assert table.stat().st_mtime_ns == written
+    chunk = next(config.paths.cache_dir.glob("*/test.zarr/status/c/0/0"))
+    os.utime(chunk, ns=(written + 10**9, written + 10**9))
+    submit(config, run)
+    assert table.stat().st_mtime_ns > written
+    assert path.read_text(encoding="utf-8") == first

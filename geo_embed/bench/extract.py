@@ -1,0 +1,259 @@
+"""`geo bench extract`: preprocessing against transformers, and extraction against the bare model and a plain loop."""
+
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geo_embed import backbone as backbones
+from geo_embed import images, synthetic
+from geo_embed.backbone import Backbone, quiet_transformers
+from geo_embed.bench.measure import Bench, Measurement, gemm_rate, in_turn, seconds, this_machine
+from geo_embed.config import Config, resolve
+from geo_embed.extract import extract
+
+_ROUNDS = 3
+_VIEWS = 4
+
+
+def bench_extract(config: Config, *, pictures: int = 512) -> Bench:
+    """Time every part of stage 1 on synthetic pictures of 256 px.
+
+    Args:
+        config: device, workers and batch size.
+        pictures: how many pass through the model of realistic size: a ViT-B/32 on the CPU, StreetCLIP's own
+            architecture on CUDA, with random weights.
+    """
+    device = backbones.pick_device(config.model.device)
+    with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
+        root = Path(folder)
+        # A fifth of the places is the test split.
+        locations = -(-pictures * 5 // (_VIEWS * 4))
+        synthetic.write_country(root / "data", locations=max(locations, 40), seed=0)
+        synthetic.write_backbone(root / "small")
+        _write_tower(root / "large", _STREETCLIP if device.type == "cuda" else _VIT_B_32)
+        files = sorted((root / "data" / "train_images").glob("*.jpg"))
+        data = [path.read_bytes() for path in files[:200]]
+        return Bench(
+            "extract",
+            this_machine(),
+            [
+                _against_model(config, root, "large", device.type),
+                _against_loop(config, root, files),
+                *_preprocessing(data, root / "large"),
+            ],
+        )
+
+
+_VIT_B_32 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+_VIT_B_32 |= {"image_size": 224, "patch_size": 32, "projection_dim": 512}
+_STREETCLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+_STREETCLIP |= {"image_size": 336, "patch_size": 14, "projection_dim": 768}
+
+
+def flop_per_image(vision: Any) -> float:
+    """Floating-point operations of one picture through a CLIP vision tower, 2 per multiply-add."""
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    width, inner = vision.hidden_size, vision.intermediate_size
+    layer = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * inner
+    patches = 2 * tokens * 3 * vision.patch_size**2 * width
+    return float(vision.num_hidden_layers * layer + patches + 2 * width * vision.projection_dim)
+
+
+def _write_tower(directory: Path, shape: dict[str, int]) -> None:
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    with quiet_transformers():
+        CLIPVisionModelWithProjection(CLIPVisionConfig(**shape)).save_pretrained(directory)
+        side = shape["image_size"]
+        processor = CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
+        processor.save_pretrained(directory)
+
+
+def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float]:
+    """A call that extracts the train split into an empty cache, and returns images/s."""
+    given = {
+        "paths.data_root": root / "data",
+        "paths.cache_dir": root / "cache",
+        "model.backbone_name": str(root / backbone),
+        "model.device": config.model.device,
+        "inference.workers": config.inference.workers,
+        "inference.batch_size": config.inference.batch_size,
+    }
+    own = resolve(overrides=given)[0]
+
+    def run() -> float:
+        shutil.rmtree(root / "cache", ignore_errors=True)
+        return extract(own, "train").images_per_second
+
+    return run
+
+
+def _against_model(config: Config, root: Path, backbone: str, device: str) -> Measurement:
+    import torch
+
+    where = backbones.pick_device(device)
+    settings = resolve(overrides={"model.backbone_name": str(root / backbone), "model.exact": False})[0].model
+    loaded = backbones.load_backbone(settings, where, backbones.pick_dtype("auto", where))
+    batch = config.inference.batch_size or (256 if device == "cuda" else 32)
+    side = loaded.preprocessing.height
+    pixels = torch.randn(batch, 3, side, side, device=where, dtype=loaded.dtype)
+    bare = _bare(loaded, pixels)
+    bare()
+    ours, model = in_turn(_ROUNDS, _extraction(config, root, backbone), bare)
+    limit = gemm_rate(device) / flop_per_image(loaded.module.config)
+    name = "StreetCLIP's architecture" if device == "cuda" else "ViT-B/32"
+    return Measurement(
+        f"geo extract, {name}",
+        ours,
+        model,
+        ours / model,
+        limit,
+        "images/s",
+        f"the bare model on tensors in memory, batches of {batch}",
+        "its FLOPs at the measured GEMM rate",
+    )
+
+
+def _bare(backbone: Backbone, pixels: Any) -> Callable[[], float]:
+    import torch
+
+    def run(batches: int = 8) -> float:
+        with torch.inference_mode():
+            started = time.perf_counter()
+            for _ in range(batches):
+                embedded = backbones.embed(backbone, pixels)
+            # Reading one number waits for the device.
+            float(embedded[0, 0])
+        return batches * len(pixels) / (time.perf_counter() - started)
+
+    return run
+
+
+def _against_loop(config: Config, root: Path, files: list[Path]) -> Measurement:
+    import torch
+
+    device = backbones.pick_device(config.model.device)
+    settings = resolve(overrides={"model.backbone_name": str(root / "small")})[0].model
+    loaded = backbones.load_backbone(settings, device, torch.float32)
+    small = loaded.preprocessing.height
+    pixels = torch.randn(32, 3, small, small, device=device)
+    ours, loop, bare = in_turn(
+        _ROUNDS,
+        _extraction(config, root, "small"),
+        lambda: _plain_loop(root / "small", files),
+        _bare(loaded, pixels),
+    )
+    return Measurement(
+        "geo extract, the demo's backbone",
+        ours,
+        loop,
+        ours / loop,
+        bare,
+        "images/s",
+        "a DataLoader and transformers' processor, 2 worker processes",
+        "the bare model on tensors in memory",
+    )
+
+
+def _plain_loop(backbone: Path, files: list[Path]) -> float:
+    """What one writes first: a dataset that opens and processes pictures, a DataLoader, the model."""
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+    with quiet_transformers():
+        processor = CLIPImageProcessorPil.from_pretrained(backbone)
+        model = CLIPVisionModelWithProjection.from_pretrained(backbone).eval()
+
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> Any:
+            return processor(images=Image.open(files[index]), return_tensors="pt")["pixel_values"][0]
+
+    started = time.perf_counter()
+    embeddings = []
+    with torch.inference_mode():
+        for batch in DataLoader(Pictures(), batch_size=32, num_workers=2):
+            embeddings.append(model(pixel_values=batch).image_embeds.numpy())
+    np.concatenate(embeddings)
+    return len(files) / (time.perf_counter() - started)
+
+
+def _preprocessing(data: list[bytes], backbone: Path) -> list[Measurement]:
+    """Decode and resize, then decode, resize and normalise, on one core."""
+    import torch
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil
+
+    with quiet_transformers():
+        whole = CLIPImageProcessorPil.from_pretrained(backbone)
+        part = CLIPImageProcessorPil.from_pretrained(backbone, do_rescale=False, do_normalize=False)
+    spec = backbones.read_preprocessing(backbone, exact=False)
+    out = torch.empty(1, 3, spec.height, spec.width)
+
+    def per_second(action: Callable[[bytes], object]) -> Callable[[], float]:
+        return lambda: len(data) / seconds(lambda: [action(one) for one in data])
+
+    def normalised(one: bytes) -> object:
+        pixels = torch.from_numpy(images.resize(images.decode(one), spec))
+        return images.normalise(pixels[None], spec, torch.float32, out)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        resized, resized_there, all_ours, all_there, decoded = in_turn(
+            _ROUNDS,
+            per_second(lambda one: images.resize(images.decode(one), spec)),
+            per_second(lambda one: part(images=Image.open(io.BytesIO(one)), return_tensors="np")),
+            per_second(normalised),
+            per_second(lambda one: whole(images=Image.open(io.BytesIO(one)), return_tensors="np")),
+            per_second(images.decode),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    against, bound = "transformers' processor, one core", "decoding alone"
+    return [
+        Measurement(
+            "decode and resize, one core",
+            resized,
+            resized_there,
+            resized / resized_there,
+            decoded,
+            "images/s",
+            against,
+            bound,
+        ),
+        Measurement(
+            "decode, resize and normalise, one core",
+            all_ours,
+            all_there,
+            all_ours / all_there,
+            decoded,
+            "images/s",
+            against,
+            bound,
+        ),
+    ]

@@ -1,0 +1,90 @@
+"""What a benchmark says, and how things are timed."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Ours against a baseline, in `unit`; `ratio` above 1 is better, whatever the unit.
+
+    Attributes:
+        what: what was done.
+        ours, baseline: medians.
+        ratio: of the medians, ours over baseline where more is better, the other way round for seconds.
+        limit: what arithmetic or memory alone would allow, in the same unit.
+        unit: `images/s` or `s`.
+        against: what the baseline is.
+        bound: what the limit is.
+    """
+
+    what: str
+    ours: float
+    baseline: float
+    ratio: float
+    limit: float
+    unit: str
+    against: str
+    bound: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark's measurements, and the machine they hold for."""
+
+    name: str
+    machine: str
+    measurements: list[Measurement]
+
+
+def in_turn(rounds: int, *actions: Callable[[], float]) -> list[float]:
+    """Medians of figures that are measured in turn, A B A B …, so that a drifting machine hits all alike."""
+    figures: list[list[float]] = [[] for _ in actions]
+    for _ in range(rounds):
+        for found, action in zip(figures, actions, strict=True):
+            found.append(action())
+    return [statistics.median(found) for found in figures]
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def this_machine() -> str:
+    """Processor, cores and accelerator, in words."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            name = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name
+            )
+    except OSError:
+        pass
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {os.cpu_count()} cores, {device}, torch {torch.__version__}"
+
+
+def gemm_rate(device: str, size: int = 2048) -> float:
+    """Multiply-adds as floating-point operations per second of one dense product: float32 on CPU, bfloat16 on CUDA."""
+    import torch
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    size = size * 4 if device == "cuda" else size
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> None:
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    multiply()
+    return float(2 * size**3 / min(seconds(multiply) for _ in range(5)))

@@ -1,0 +1,159 @@
+"""The disk: full, or not to be written. A clear line, and everything committed stays."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from small import UNPRIVILEGED, Nursery, Small, command, content, files
+
+from geo_embed.cache import verify
+from geo_embed.extract import extract
+from geo_embed.store import OK, open_store, read_store
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def small(country: Country, tmp_path: Path) -> Small:
+    return Small.cut(country, tmp_path / "small", train=40)
+
+
+@pytest.fixture
+def little_disk(small: Small) -> Iterator[Path]:
+    """A real disk that holds about half of the store; the cache lies on it."""
+    small.cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=2k", "geo-tests", str(small.cache)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield small.cache
+    subprocess.run(["umount", "--lazy", str(small.cache)], check=True)
+
+
+def whole(small: Small) -> dict[str, object]:
+    return content(extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store)
+
+
+def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
+    small: Small, little_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = command(capsys, *small.options(), "extract", "--split", "train")
+    assert said.code == 1
+    assert "error: can't write: No space left on device" in said.err
+    assert "hint: free or unlock the disk" in said.err
+
+    store = open_store(small.store())
+    committed = (np.asarray(store.status[:]) == OK).all(axis=1)
+    rows = int(committed.sum())
+    assert 4 <= rows <= 36
+    assert committed[:rows].all()
+    assert verify(store) == []
+    assert read_store(store, slice(0, rows)).present.all()
+
+    subprocess.run(["mount", "-o", "remount,size=4m", str(little_disk)], check=True)
+    said = command(capsys, *small.options(), "--json", "extract", "--split", "train")
+    assert said.code == 0, said.err
+    assert (said.json["computed"], said.json["reused"]) == (160 - 4 * rows, 4 * rows)
+    assert content(small.store()) == whole(small)
+    assert not any(small.cache.rglob("*.partial"))
+
+
+def test_a_write_that_the_system_refuses_stops_an_extraction_likewise(small: Small, nursery: Nursery) -> None:
+    """No root needed: a limit on the size of files lets the store be made, and no chunk of embeddings be written."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
+    said = nursery.run(small, "extract", "--split", "train", before=limit)
+    assert said.code == 1
+    assert "error: can't write: File too large" in said.err
+    assert not (np.asarray(open_store(small.store()).status[:]) == OK).any()
+    assert nursery.run(small, "extract", "--split", "train").code == 0
+    assert content(small.store()) == whole(small)
+
+
+def test_a_full_disk_leaves_an_import_or_export_as_it_was(
+    small: Small, little_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    first, second = tmp_path / "first.npy", tmp_path / "second.npy"
+    np.save(first, rng.normal(size=(40, 4, 360)).astype(np.float16))
+    np.save(second, rng.normal(size=(40, 4, 360)).astype(np.float16))
+    small = Small(small.root, small.backbone, chunk_rows=40)
+    naming = ["--split", "train", "--backbone", "mine"]
+    assert command(capsys, *small.options(), "cache", "import", first, *naming).code == 0
+    before = content(small.store())
+    said = command(capsys, *small.options(), "cache", "import", second, *naming, "--overwrite")
+    assert said.code == 1
+    assert "No space left on device" in said.err
+    assert content(small.store()) == before
+
+    for ending in (".npy", ".npz", ".safetensors", ".parquet"):
+        export = ["cache", "export", "--split", "train", "--backbone", "mine"]
+        said = command(capsys, *small.options(), *export, "--out", little_disk / f"out{ending}")
+        assert said.code == 1, ending
+        assert re.search("error: can't write: .*(No space left on device|the disk may be full)", said.err), (
+            said.err
+        )
+        assert not any(little_disk.glob("*out*"))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_cache_that_may_not_be_written_is_said_and_left_alone(
+    small: Small, nursery: Nursery, exists: bool
+) -> None:
+    small.cache.mkdir()
+    if exists:
+        extract(small.config(), "train", limit=4)
+    folders = [small.cache, *(path for path in small.cache.rglob("*") if path.is_dir())]
+    before = files(small.cache)
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        said = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert said.code == 1
+    assert "error: can't write: Permission denied" in said.err
+    assert "hint: " in said.err
+    changed = {name for name, digest in files(small.cache).items() if before.get(name) != digest}
+    assert {name for name in changed if not name.endswith(".lock")} == set()
+    assert extract(small.config(), "train").computed == (144 if exists else 160)
+
+
+def test_a_cache_that_may_only_be_read_is_enough_for_fitting_and_verifying(
+    small: Small, nursery: Nursery
+) -> None:
+    extract(small.config(), "train")
+    paths = [small.cache, *small.cache.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        fitted = nursery.run(small, "fit-heads", "--name", "first", before=UNPRIVILEGED)
+        verified = nursery.run(small, "cache", "verify", "--split", "train", before=UNPRIVILEGED)
+    finally:
+        for path in paths:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert fitted.code == 0, fitted.err
+    assert verified.code == 0, verified.err
+
+
+def test_a_store_moved_to_another_machine_is_the_same_store(small: Small, tmp_path: Path) -> None:
+    done = extract(small.config(), "train")
+    shutil.copytree(small.cache, tmp_path / "copied")
+    again = extract(small.config(paths__cache_dir=str(tmp_path / "copied")), "train")
+    assert (again.computed, again.reused) == (0, 160)
+    assert content(again.store) == content(done.store)

@@ -1,0 +1,178 @@
+"""Never the wrong cache: whatever changes an embedding names another store, and what doesn't fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from small import Small, command, files
+
+from geo_embed import synthetic
+from geo_embed.errors import GeoError
+from geo_embed.extract import extract
+from geo_embed.store import find_store
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+
+@pytest.fixture
+def small(country: Country, tmp_path: Path) -> Small:
+    shutil.copytree(country.backbone, tmp_path / "backbone")
+    cut = Small.cut(country, tmp_path / "small", train=8)
+    return Small(cut.root, tmp_path / "backbone")
+
+
+def other_weights(small: Small) -> None:
+    synthetic.write_backbone(small.backbone, seed=1)
+
+
+def preprocessor(small: Small, **changes: Any) -> None:
+    file = small.backbone / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__exact": True},
+        {"model__dtype": "float32"},
+        {"model__dtype": "bfloat16"},
+        {"model__feature": "pooler_output"},
+        {"model__view_names": ["north", "east"]},
+        {"model__view_names": ["east", "north", "south", "west"]},
+    ],
+    ids=str,
+)
+def test_another_setting_is_another_store(small: Small, changes: dict[str, Any]) -> None:
+    first = extract(small.config(), "train")
+    before = files(first.store)
+    other = extract(small.config(**changes), "train")
+    assert other.fingerprint != first.fingerprint
+    assert other.store.parent != first.store.parent
+    assert other.reused == 0
+    assert files(first.store) == before
+    assert find_store(small.config(**changes), "train").path == other.store
+
+
+def test_other_weights_under_the_same_name_are_another_store(small: Small) -> None:
+    first = extract(small.config(), "train")
+    other_weights(small)
+    with pytest.raises(GeoError, match="no embeddings of the train split"):
+        find_store(small.config(), "train")
+    second = extract(small.config(), "train")
+    assert second.fingerprint != first.fingerprint
+    assert (second.computed, second.reused) == (32, 0)
+    assert find_store(small.config(), "train").path == second.store
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_mean": [0.5, 0.5, 0.5]}, {"resample": 2}, {"size": {"shortest_edge": 112}}]
+)
+def test_other_preprocessing_is_another_store(small: Small, change: dict[str, Any]) -> None:
+    first = extract(small.config(), "train")
+    preprocessor(small, **change)
+    assert extract(small.config(), "train").fingerprint != first.fingerprint
+
+
+def test_what_changes_no_embedding_is_the_same_store(small: Small, tmp_path: Path) -> None:
+    first = extract(small.config(), "train")
+    shutil.copytree(small.backbone, tmp_path / "moved" / "elsewhere")
+    moved = small.config(
+        model__backbone_name=str(tmp_path / "moved" / "elsewhere"),
+        inference__batch_size=3,
+        inference__workers=1,
+        inference__chunk_rows=5,
+        training__seed=5,
+    )
+    again = extract(moved, "train")
+    assert again.store == first.store
+    assert again.computed == 0
+    assert find_store(moved, "train").path == first.store
+
+
+def test_fit_heads_refuses_a_store_that_no_longer_fits_the_csv(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(small.config(), "train")
+    small.write(small.table().iloc[::-1])
+    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert said.code == 1
+    assert "error: the store no longer fits" in said.err
+    assert f"hint: geo extract --split train --backbone {small.backbone}" in said.err
+    assert not (small.root / "runs").exists()
+
+    assert command(capsys, *small.options(), "extract", "--split", "train").code == 0
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+
+
+def test_fit_heads_refuses_a_half_extracted_store(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    extract(small.config(), "train", limit=5)
+    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert said.code == 1
+    assert "3 of 8 samples are not extracted yet" in said.err
+    assert "hint: geo extract --split train" in said.err
+
+
+def test_a_prediction_refuses_a_test_store_that_no_longer_fits(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        extract(small.config(), split)
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+    small.write(small.table("test").iloc[::-1], "test")
+    said = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    assert said.code == 1
+    assert f"hint: geo extract --split test --backbone {small.backbone}" in said.err
+
+
+def test_a_run_predicts_from_the_store_of_its_own_backbone(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(small.config(), "train")
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+    other_weights(small)
+    extract(small.config(), "test")
+    said = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    assert said.code == 1
+    assert "no test store has the fingerprint" in said.err
+
+
+def test_of_two_stores_that_fit_neither_is_guessed(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    half = extract(small.config(), "train")
+    single = extract(small.config(model__dtype="bfloat16"), "train")
+    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert said.code == 1
+    assert "2 train stores fit the settings" in said.err
+    assert half.fingerprint in said.err
+    assert single.fingerprint in said.err
+    assert "hint: choose one with --set model.fingerprint=" in said.err
+    chosen = ["--set", f"model.fingerprint={single.fingerprint}"]
+    said = command(capsys, *small.options(), *chosen, "fit-heads", "--name", "first")
+    assert said.code == 0, said.err
+    provenance = json.loads((small.root / "runs" / "first" / "provenance.json").read_text())
+    assert provenance["store"]["fingerprint"] == single.fingerprint
+    assert find_store(small.config(model__dtype="bfloat16"), "train").path == single.store
+
+
+def test_a_store_is_found_by_its_name_where_the_weights_are_not(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A laptop that was given the cache alone."""
+    done = extract(small.config(), "train")
+    shutil.rmtree(small.backbone)
+    shutil.rmtree(small.images())
+    assert find_store(small.config(), "train").path == done.store
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+    with pytest.raises(GeoError, match="no embeddings of the train split by another"):
+        find_store(small.config(model__backbone_name="another/name"), "train")
+
+
+def test_the_nearest_store_is_named_with_what_sets_it_apart(small: Small) -> None:
+    extract(small.config(), "train")
+    with pytest.raises(GeoError, match="differs in resize: 'torch', not 'pil'") as refused:
+        find_store(small.config(model__exact=True), "train")
+    assert refused.value.hint == f"geo extract --split train --backbone {small.backbone}"

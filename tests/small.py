@@ -1,0 +1,276 @@
+"""A cut of the session's country that a test may do anything to: a few places, chunks of two rows, an empty cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from geo_embed.cli import main
+from geo_embed.config import Config
+from geo_embed.progress import set_quiet
+from geo_embed.store import open_store
+
+if TYPE_CHECKING:
+    import pytest
+    from conftest import Country
+
+VIEWS = ("north", "east", "south", "west")
+
+
+@dataclass(frozen=True)
+class Small:
+    """A dataset of its own with pictures of its own; the backbone is the session's, not to be changed."""
+
+    root: Path
+    backbone: Path
+    chunk_rows: int = 2
+
+    @classmethod
+    def cut(
+        cls, country: Country, root: Path, *, train: int = 8, test: int = 4, chunk_rows: int = 2
+    ) -> Small:
+        """The first places of the country's splits."""
+        small = cls(root, country.backbone, chunk_rows)
+        small.data.mkdir(parents=True)
+        mapping = "state_mapping.csv"
+        (small.data / mapping).write_bytes((country.data / mapping).read_bytes())
+        for split, rows in (("train", train), ("test", test)):
+            name = small.csv(split).name
+            table = pd.read_csv(country.data / name).head(rows)
+            small.images(split).mkdir()
+            for image in table[[f"image_{view}" for view in VIEWS]].to_numpy().ravel():
+                data = (country.data / f"{split}_images" / image).read_bytes()
+                (small.images(split) / image).write_bytes(data)
+            small.write(table, split)
+        return small
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def csv(self, split: str = "train") -> Path:
+        return self.data / ("train_ground_truth.csv" if split == "train" else "sample_submission.csv")
+
+    def table(self, split: str = "train") -> pd.DataFrame:
+        return pd.read_csv(self.csv(split))
+
+    def write(self, table: pd.DataFrame, split: str = "train") -> None:
+        table.to_csv(self.csv(split), index=False)
+
+    def images(self, split: str = "train") -> Path:
+        return self.data / f"{split}_images"
+
+    def picture(self, row: int, view: str = "north", split: str = "train") -> Path:
+        """The file of one view."""
+        return self.images(split) / self.table(split)[f"image_{view}"][row]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "paths.data_root": str(self.data),
+            "paths.cache_dir": str(self.cache),
+            "paths.runs_dir": str(self.root / "runs"),
+            "paths.submissions_dir": str(self.root / "submissions"),
+            "model.backbone_name": str(self.backbone),
+            "model.device": "cpu",
+            "inference.chunk_rows": self.chunk_rows,
+            "inference.batch_size": 5,
+            "training.epochs": 2,
+        }
+
+    def config(self, **changes: Any) -> Config:
+        """These settings, with `changes` by group__key on top."""
+        groups: dict[str, dict[str, Any]] = {}
+        for key, value in (self.settings() | {k.replace("__", "."): v for k, v in changes.items()}).items():
+            group, leaf = key.split(".")
+            groups.setdefault(group, {})[leaf] = value
+        return Config.model_validate(groups)
+
+    def options(self) -> list[str]:
+        return [part for key, value in self.settings().items() for part in ("--set", f"{key}={value}")]
+
+    def store(self, split: str = "train") -> Path:
+        (found,) = self.cache.glob(f"*/{split}.zarr")
+        return found
+
+    def other_picture(self, seed: int) -> bytes:
+        """A JPEG that no other is equal to."""
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        return encode(Image.fromarray(pixels), "JPEG", quality=90)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def content(path: Path) -> dict[str, Any]:
+    """All that a store holds, as bytes, to be compared to the last bit; not when and by which versions it was made."""
+    store = open_store(path, writable=False)
+    arrays = {
+        name: np.asarray(getattr(store, name)[:]).tobytes()
+        for name in ("embeddings", "status", "content_hash")
+    }
+    attrs = {
+        k: v for k, v in store.attrs.items() if k not in ("created", "versions", "checksums", "backbone")
+    }
+    return arrays | {"sample_id": store.sample_id.tolist(), "shape": store.shape, "attrs": attrs}
+
+
+def files(path: Path) -> dict[str, str]:
+    """Every file below a directory and what is in it."""
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
+    """`geo …` in this process: as a user runs it, without the seconds that a new process takes."""
+    capsys.readouterr()
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    finally:
+        set_quiet(False)
+    said = capsys.readouterr()
+    assert isinstance(code, int)
+    return Said(code, said.out, said.err)
+
+
+# Root may read anything, unless these two of its powers (to override permissions) are taken away.
+UNPRIVILEGED = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if os.geteuid() == 0:
+    class Header(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+    class Data(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+    header, data = Header(0x20080522, 0), (Data * 2)()
+    assert libc.capget(ctypes.byref(header), data) == 0
+    data[0].effective &= ~0b110
+    data[0].permitted &= ~0b110
+    assert libc.capset(ctypes.byref(header), data) == 0
+"""
+
+_NURSERY = """
+import json, os, sys
+import google_crc32c, pandas, simplejpeg, torch, xxhash, zarr
+import geo_embed.cache, geo_embed.extract, geo_embed.fit, geo_embed.submission
+from geo_embed.cli import main
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+for line in sys.stdin:
+    arguments, directory, before = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(directory)
+        for number, name in ((1, "out.txt"), (2, "err.txt")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        exec(before)
+        main(arguments)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Processes that run `geo …` while the test goes on, to be killed, stopped or starved.
+
+    They are forks of one process that has imported everything, so that each is at work within a moment.
+    """
+
+    def __init__(self) -> None:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+        self._last: Running | None = None
+
+    def close(self) -> None:
+        self._clear()
+        self._parent.communicate(timeout=120)
+
+    def _clear(self) -> None:
+        """End what a failed test left running."""
+        if self._last is not None and not self._last.ended:
+            self._last.signal(signal.SIGKILL)
+            self._last.end()
+
+    def start(self, small: Small, *arguments: object, before: str = "") -> Running:
+        """Begin a command over a small country; `before` is Python that the process runs first."""
+        self._clear()
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        job = ([*small.options(), *map(str, arguments)], str(small.root), before)
+        self._parent.stdin.write(json.dumps(job) + "\n")
+        self._parent.stdin.flush()
+        self._last = Running(int(self._parent.stdout.readline()), small.root, self._parent.stdout.readline)
+        return self._last
+
+    def run(self, small: Small, *arguments: object, before: str = "") -> Said:
+        """The same, and wait for its end."""
+        return self.start(small, *arguments, before=before).end()
+
+
+class Running:
+    """A command at work."""
+
+    def __init__(self, pid: int, root: Path, exit_code: Callable[[], str]) -> None:
+        self.pid, self.ended = pid, False
+        self._root, self._exit_code = root, exit_code
+
+    def wait_for(self, seen: Callable[[], bool]) -> bool:
+        """True once `seen`, False where the process ended before. Looks closely: it may be there for a moment only."""
+        deadline = time.monotonic() + 120
+        while not seen():
+            if not Path(f"/proc/{self.pid}").exists() or time.monotonic() > deadline:
+                return False
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def end(self) -> Said:
+        code, self.ended = int(self._exit_code()), True
+        texts = [(self._root / name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt")]
+        return Said(code, *texts)

@@ -1,0 +1,146 @@
+"""`geo demo`: from nothing to a validated submission, on a country that says it is synthetic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from geo_embed.config import resolve
+from geo_embed.demo import demo_settings, make_country
+from geo_embed.errors import GeoError
+from geo_embed.geography import haversine_km
+from geo_embed.predict import read_predictions
+from geo_embed.run import load_run
+
+if TYPE_CHECKING:
+    from conftest import Geo, Ran
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def first(place: Path, geo_in: Geo) -> Iterator[Ran]:
+    # A geo.toml about other data must not lead the demo astray.
+    (place / "geo.toml").write_text('[paths]\ndata_root = "mine"\nruns_dir = "mine"\n')
+    return geo_in(place, "--json", "demo", "--root", "X", "--locations", 60)
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_it_ends_well_with_one_json_object(first: Ran, place: Path) -> None:
+    assert first.code == 0, first.err
+    assert {"root", "run", "score", "submission", "seconds"} <= first.json.keys()
+    assert first.json["root"] == "X"
+    assert (place / first.json["submission"]).is_file()
+    assert (place / "X" / "runs" / first.json["run"] / "heads.safetensors").is_file()
+    assert sorted(path.name for path in place.iterdir()) == ["X", "geo.toml"]
+
+
+def test_it_tells_its_stages_on_stderr_in_order(first: Ran) -> None:
+    told = [line.split()[0] for line in first.err.splitlines()]
+    stages = ["country", "check", "check", "extract", "extract", "fit", "evaluate", "submit"]
+    assert [word for word in told if word in stages] == stages
+
+
+def test_the_score_lies_between_chance_and_one(first: Ran, place: Path) -> None:
+    run = load_run(place / "X" / "runs", first.json["run"])
+    truth = read_predictions(run.path / "val_predictions.parquet")[1]
+    assert truth is not None
+    middle = haversine_km(run.prior.latitude, run.prior.longitude, truth.latitude, truth.longitude).mean()
+    chance = 0.7 * (1 + 0.6 + 0.4 + 0.25 + 0.15) / len(run.labels) + 0.3 * max(0, 1 - middle / 5000)
+    assert 0 < chance < first.json["score"] < 1
+    assert json.loads((run.path / "metrics.json").read_text())["val"]["score"] == first.json["score"]
+
+
+def test_its_submission_is_valid(first: Ran, place: Path, geo_in: Geo) -> None:
+    options = [p for k, v in demo_settings(Path("X")).items() for p in ("--set", f"{k}={v}")]
+    checked = geo_in(place, "--json", *options, "submission", "validate", first.json["submission"])
+    assert checked.code == 0
+    assert (checked.json["rows"], checked.json["errors"]) == (12, [])
+
+
+def test_the_data_has_the_exact_layout_of_the_real_dataset_and_says_it_is_synthetic(
+    first: Ran, place: Path
+) -> None:
+    data = place / "X" / "data"
+    names = {
+        "train_ground_truth.csv",
+        "sample_submission.csv",
+        "state_mapping.csv",
+        "train_images",
+        "test_images",
+    }
+    assert {path.name for path in data.iterdir()} == names | {"README.txt"}
+    assert "SYNTHETIC" in (data / "README.txt").read_text()
+    assert {path.name for path in (place / "X" / "backbone").iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json"),
+    }
+
+
+def test_run_again_it_works_paints_nothing_and_ends_the_same_and_tells_people_what_is_next(
+    first: Ran, place: Path, geo_in: Geo
+) -> None:
+    before = everything(place / "X" / "data")
+    again = geo_in(place, "demo", "--root", "X", "--locations", 60)
+    assert again.code == 0
+    assert "are there already" in again.err
+    assert "0 pictures computed, 192 reused" in again.err
+    assert everything(place / "X" / "data") == before
+    assert f"{first.json['score']:.4f}" in again.out
+    assert first.json["submission"] in again.out
+    assert "synthetic" in again.out
+    last = [line.strip() for line in again.out.splitlines()[-4:]]
+    assert all(line.startswith("geo ") and "YOUR_DATA" in line for line in last)
+    assert [line.split()[3] for line in last] == ["data", "extract", "fit-heads", "submit"]
+
+
+def test_another_size_in_the_same_place_is_painted_anew(tmp_path: Path) -> None:
+    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
+    for locations in (3, 2):
+        make_country(config, tmp_path / "X", locations)
+        assert (tmp_path / "X" / ".synthetic").read_text() == f"{locations} locations, seed 0\n"
+    rows = (tmp_path / "X" / "data" / "train_ground_truth.csv").read_text().splitlines()
+    assert len(rows) == 1 + 1
+
+
+def test_a_directory_that_is_somebody_elses_is_refused_and_left_as_it_is(geo: Geo, tmp_path: Path) -> None:
+    root = tmp_path / "precious"
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "train_ground_truth.csv").write_text("mine")
+    ran = geo("--json", "demo", "--root", root, "--locations", 60)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"error: this directory is neither empty nor a demo's ({root})" in ran.err
+    assert "hint: " in ran.err
+    assert everything(root) == {"data/train_ground_truth.csv": b"mine"}
+
+
+def test_an_empty_directory_is_as_good_as_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "X").mkdir()
+    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
+    make_country(config, tmp_path / "X", 2)
+    assert (tmp_path / "X" / "data" / "train_ground_truth.csv").is_file()
+
+
+def test_a_file_in_the_directorys_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "X").write_text("a file")
+    with pytest.raises(GeoError):
+        make_country(resolve(overrides=demo_settings(tmp_path / "X"))[0], tmp_path / "X", 2)
+    assert (tmp_path / "X").read_text() == "a file"
+
+
+def test_a_demo_that_was_interrupted_while_painting_is_taken_up_again(tmp_path: Path) -> None:
+    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
+    (tmp_path / "X" / "data" / "train_images").mkdir(parents=True)
+    (tmp_path / "X" / "data" / "train_images" / "img_000000_north.jpg").write_bytes(b"half a pic")
+    (tmp_path / "X" / ".synthetic").write_text("")
+    make_country(config, tmp_path / "X", 2)
+    assert (tmp_path / "X" / "data" / "train_images" / "img_000000_north.jpg").read_bytes()[:2] == b"\xff\xd8"
