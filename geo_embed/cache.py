@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,50 @@ def summarise_store(store: Store, users: dict[str, list[str]]) -> StoreSummary:
         age_days=(time.time() - max(file.st_mtime for file in files)) / 86_400,
         runs=users.get(store.fingerprint, []),
     )
+
+
+def choose_stores(
+    config: Config, split: str, path: Path | None = None
+) -> tuple[list[Store], list[StoreProblem]]:
+    """The stores to look after, and what is there but can't be opened at all.
+
+    Args:
+        config: the settings that choose, where no path is given.
+        split: `train`, `test`, or `all` for as many of them as there are.
+        path: one store, whatever the settings.
+
+    Raises:
+        GeoError: there is neither.
+    """
+    if path is not None:
+        problems = _unreadable(path) if path.exists() else []
+        return ([] if problems else [open_store(path)]), problems
+    splits = SPLITS if split == "all" else (split,)
+    problems = unreadable_stores(config.paths.cache_dir, splits)
+    stores: list[Store] = []
+    absent: list[GeoError] = []
+    for one in splits:
+        try:
+            stores.append(find_store(config, one))
+        except GeoError as error:
+            absent.append(error)
+    if not stores and not problems:
+        raise absent[0]
+    return stores, problems
+
+
+def unreadable_stores(cache_dir: Path, splits: Sequence[str] = SPLITS) -> list[StoreProblem]:
+    """Stores of these splits that can't be opened."""
+    paths = [path for split in splits for path in sorted(cache_dir.glob(f"*/{split}.zarr"))]
+    return [problem for path in paths for problem in _unreadable(path)]
+
+
+def _unreadable(path: Path) -> list[StoreProblem]:
+    try:
+        open_store(path, writable=False)
+    except GeoError as error:
+        return [StoreProblem(path, "the whole store", error.what)]
+    return []
 
 
 def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:

@@ -198,9 +198,11 @@ def _extract(
 @cache_app.command("ls", epilog="Example: `geo cache ls`")
 def _cache_ls() -> None:
     """List every store: what made it, how complete it is, which runs were fitted on it."""
-    from geo_embed.cache import summarise
+    from geo_embed.cache import summarise, unreadable_stores
 
-    stores = summarise(_globals.config())
+    config = _globals.config()
+    stores = summarise(config)
+    problems = unreadable_stores(config.paths.cache_dir)
     rows = [
         (
             f"{s.path.parent.name}/{s.path.name}",
@@ -209,7 +211,8 @@ def _cache_ls() -> None:
         )
         for s in stores
     ]
-    _print({"stores": stores}, rows or [("", "the cache is empty")])
+    rows += [(f"{p.store.parent.name}/{p.store.name}", f"can't be opened: {p.message}") for p in problems]
+    _print({"stores": stores, "problems": problems}, rows or [("", "the cache is empty")])
 
 
 @cache_app.command("info", epilog="Example: `geo cache info --split train`")
@@ -219,12 +222,12 @@ def _cache_info(
     store: StoreOption = None,
 ) -> None:
     """Print what made the store that the settings choose, and where it stands."""
-    from geo_embed.cache import summarise_store
+    from geo_embed.cache import choose_stores, summarise_store
     from geo_embed.run import run_stores
 
     config = _globals.config(model__backbone_name=backbone)
     users = run_stores(config.paths.runs_dir)
-    found = [(summarise_store(one, users), one.attrs) for one in _chosen_stores(config, split, store)]
+    found = [(summarise_store(one, users), one.attrs) for one in choose_stores(config, split, store)[0]]
     described = [asdict(summary) | {"attrs": attrs} for summary, attrs in found]
     _print({"stores": described}, [])
     if not _globals.as_json:
@@ -248,11 +251,10 @@ def _cache_verify(
     ] = False,
 ) -> None:
     """Read every byte against its checksum. Exits with 3 where something is damaged."""
-    from geo_embed.cache import verify, verify_deep
+    from geo_embed.cache import choose_stores, verify, verify_deep
 
     config = _globals.config(model__backbone_name=backbone, model__device=device)
-    problems = []
-    stores = _chosen_stores(config, split, store)
+    stores, problems = choose_stores(config, split, store)
     for one in stores:
         found = verify(one, repair=repair)
         problems += found
@@ -535,12 +537,6 @@ def _splits(split: str) -> list[str]:
     from geo_embed.dataset import SPLITS
 
     return list(SPLITS) if split == "all" else [split]
-
-
-def _chosen_stores(config: Config, split: str, path: Path | None) -> list[Any]:
-    from geo_embed.store import find_store, open_store
-
-    return [open_store(path)] if path is not None else [find_store(config, one) for one in _splits(split)]
 
 
 def _size(count: float) -> str:

@@ -201,7 +201,7 @@ def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int
                 files[parent] = _files_in(parent)
             if base not in (files[parent] or ()):
                 path = samples.image_root / name
-                what = "is a directory" if path.is_dir() else "no such file"
+                what = "is a directory" if os.path.isdir(path) else "no such file"  # noqa: PTH112
                 missing.append((i, v, f"{what}: {name}"))
     return missing
 

@@ -247,9 +247,9 @@ def commit_chunk(
                 where=store.path,
                 hint=_rebuild(store.path, store.attrs),
             )
-        store.embeddings[rows] = embeddings
-        store.content_hash[rows] = content_hash
-        store.status[rows] = status
+        _write_chunk(store, "embeddings", rows, embeddings)
+        _write_chunk(store, "content_hash", rows, content_hash)
+        _write_chunk(store, "status", rows, status)
 
 
 def write_ids(store: Store, samples: Samples) -> None:
@@ -264,8 +264,9 @@ def write_ids(store: Store, samples: Samples) -> None:
 def forget_chunk(store: Store, rows: slice) -> None:
     """Make a chunk's rows pending again, whatever its files hold. The opposite of `commit_chunk`, status first."""
     with disk_errors(store.path):
-        for array in (store.status, store.content_hash, store.embeddings):
-            array[rows] = np.zeros((rows.stop - rows.start, *array.shape[1:]), dtype=array.dtype)
+        for name in ("status", "content_hash", "embeddings"):
+            array: zarr.Array[Any] = getattr(store, name)
+            _write_chunk(store, name, rows, np.zeros((rows.stop - rows.start, *array.shape[1:])))
 
 
 def has_chunk(store: Store, name: str, rows: slice) -> bool:
@@ -340,6 +341,32 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
                 raise _gone(store, chunk)
         values = _read_chunks(store, rows)
         return Embeddings(read_ids(store)[rows], values, status == OK, store)
+
+
+def _write_chunk(store: Store, name: str, rows: slice, block: NDArray[Any]) -> None:
+    """One chunk file of an array: its rows, little-endian, padded to a whole chunk, and their CRC-32C.
+
+    The bytes that Zarr's own codecs write, renamed into place as it does, but without its half a millisecond a file and
+    its copies: writing the full train split took it nine times as long as np.save.
+    """
+    import google_crc32c
+
+    array: zarr.Array[Any] = getattr(store, name)
+    whole = np.zeros(array.chunks, dtype=np.dtype(array.dtype).newbyteorder("<"))
+    if block.shape == whole.shape and block.dtype == whole.dtype and block.flags.c_contiguous:
+        whole = block
+    else:
+        whole[: rows.stop - rows.start] = block
+    raw = whole.reshape(-1).view(np.uint8)
+    path = _chunk_file(store, name, rows)
+    temporary = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb", buffering=0) as file:
+        # An unbuffered write may take less than all, as on a disk that fills up just now.
+        for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(4, "little"))):
+            while part:
+                part = part[file.write(part) :]
+    temporary.replace(path)
 
 
 def _read_chunks(store: Store, rows: slice) -> NDArray[Any]:

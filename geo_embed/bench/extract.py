@@ -21,7 +21,7 @@ _ROUNDS = 3
 _VIEWS = 4
 
 
-def bench_extract(config: Config, *, pictures: int = 512) -> Bench:
+def bench_extract(config: Config, *, pictures: int = 256) -> Bench:
     """Time every part of stage 1 on synthetic pictures of 256 px.
 
     Args:

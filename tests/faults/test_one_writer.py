@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -90,8 +91,6 @@ def test_the_lock_says_nothing_once_the_writer_is_done(small: Small) -> None:
 
 def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Small, nursery: Nursery) -> None:
     """Neither the store nor the earlier one that it copies from may go, whatever their age."""
-    import os
-
     extract(small.config(), "train")
     small.write(small.table().iloc[::-1])
     writer = nursery.start(small, "--json", "extract", "--split", "train", before=HOLD)
@@ -119,6 +118,10 @@ def test_a_second_import_is_refused_likewise(small: Small, nursery: Nursery, tmp
     assert first.wait_for(lambda: at_work(small))
     with pytest.raises(GeoError, match=rf"process {first.pid} on {re.escape(socket.gethostname())}"):
         import_embeddings(small.config(), file, "train", "mine")
+    # Hours later it is still no litter.
+    for path in small.cache.glob("*/.*"):
+        os.utime(path, (0, 0))
+    assert collect_garbage(small.config(), delete=True).stores == []
     (small.root / "go").touch()
     assert first.end().code == 0
 

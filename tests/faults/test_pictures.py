@@ -296,7 +296,6 @@ def test_a_picture_without_permission_is_reported_and_skipped(small: Small, nurs
     assert "Permission denied" in said.out
 
 
-@pytest.mark.xfail(reason="dataset.missing_images asks Path.is_dir, which raises where os.path.isdir says no")
 def test_an_image_folder_without_permission_is_said(small: Small, nursery: Nursery) -> None:
     small.images().chmod(0)
     try:
