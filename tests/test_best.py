@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,34 +157,14 @@ def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch
 
 
 @pytest.mark.slow
-def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> None:
     """The margin of docs/heads.md, with room for so small a set; through the same commands that a person types."""
-    import pandas as pd
-
-    from geo_embed.cache import import_embeddings
+    from geo_embed.bench.heads import write_planted
     from geo_embed.config import resolve
     from geo_embed.fit import fit_heads
 
-    data = planted(1500, seed=3, classes=12, dim=128)
-    views = ("north", "east", "south", "west")
-    table = pd.DataFrame({"sample_id": data.sample_id})
-    for view in views:
-        table[f"image_{view}"] = [f"{i}_{view}.jpg" for i in data.sample_id]
-    table["state"] = [f"State {k}" for k in data.state_idx]
-    table["state_idx"], table["latitude"], table["longitude"] = data.state_idx, data.latitude, data.longitude
-    table.to_csv(tmp_path / "train_ground_truth.csv", index=False)
-    states = table[["state_idx", "state"]].drop_duplicates()
-    states.to_csv(tmp_path / "state_mapping.csv", index=False)
-    np.save(tmp_path / "train.npy", data.embeddings)
-    given = {
-        "paths.data_root": tmp_path,
-        "paths.cache_dir": tmp_path / "cache",
-        "paths.runs_dir": tmp_path / "runs",
-        "model.backbone_name": "planted",
-    }
-    config = resolve(overrides=given)[0]
-    import_embeddings(config, tmp_path / "train.npy", "train", "planted")
-    plain = fit_heads(config, name="plain")
+    given = write_planted(planted(1500, seed=3, classes=12, dim=128), tmp_path)
+    plain = fit_heads(resolve(overrides=given)[0], name="plain")
     chosen = fit_heads(resolve(overrides=given | {"training.preset": "best"})[0], name="chosen")
     assert chosen.val["score"] > plain.val["score"] + 0.05
     assert chosen.val["samples"] == plain.val["samples"]

@@ -1,0 +1,121 @@
+"""`geo bench heads`: the recipes against each other on planted embeddings, through import, fit and predict as people type them."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_embed.bench.measure import Bench, Measurement, this_machine
+from geo_embed.bench.planted import Planted, planted
+from geo_embed.cache import import_embeddings
+from geo_embed.config import Config, resolve
+from geo_embed.fit import Fit, fit_heads
+from geo_embed.geography import haversine_km
+from geo_embed.metrics import competition_score, top_states
+from geo_embed.predict import predict_split
+from geo_embed.run import load_run
+
+BACKBONE = "planted"
+_VIEWS = ("north", "east", "south", "west")
+
+
+def bench_heads(config: Config, *, samples: int = 20_000, seed: int = 11) -> Bench:
+    """Fit `pigeon` and `best` on nine tenths of planted samples and score them on the last tenth, which nothing has seen.
+
+    Args:
+        config: device and budget.
+        samples: train and test together.
+        seed: of the data.
+    """
+    data = planted(samples, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
+        given = write_planted(data, Path(folder)) | {
+            "model.device": config.model.device,
+            "training.budget_seconds": config.training.budget_seconds,
+        }
+        scores: dict[str, float] = {}
+        fits: dict[str, Fit] = {}
+        for preset in ("pigeon", "best"):
+            own = resolve(overrides=given | {"training.preset": preset})[0]
+            fits[preset] = fit_heads(own, name=preset)
+            scores[preset] = _test_score(own, preset, data)
+    rows = f"{samples:,} planted samples × {len(_VIEWS)} × {data.embeddings.shape[2]}"
+    ours, plain = scores["best"], scores["pigeon"]
+    spent, plain_spent = fits["best"].seconds, fits["pigeon"].seconds
+    believed = fits["best"].val["score"]
+    return Bench(
+        "heads",
+        this_machine(),
+        [
+            Measurement(
+                f"test score of --preset best, {rows}",
+                ours,
+                plain,
+                ours / plain,
+                1.0,
+                "score",
+                "pigeon",
+                "the best there is",
+            ),
+            Measurement(
+                "the same run's own validation score",
+                believed,
+                ours,
+                believed / ours,
+                1.0,
+                "score",
+                "its test score",
+                "agreement",
+            ),
+            Measurement(
+                "fitting --preset best",
+                spent,
+                plain_spent,
+                plain_spent / spent,
+                config.training.budget_seconds,
+                "s",
+                "pigeon",
+                "training.budget_seconds",
+            ),
+        ],
+    )
+
+
+def write_planted(data: Planted, root: Path) -> dict[str, Any]:
+    """Lay planted data out as a dataset below `root`, import its embeddings, and return the settings that point there."""
+    given = {
+        "paths.data_root": root / "data",
+        "paths.cache_dir": root / "cache",
+        "paths.runs_dir": root / "runs",
+        "model.backbone_name": BACKBONE,
+        "model.view_names": _VIEWS,
+    }
+    (root / "data").mkdir(parents=True)
+    table = pd.DataFrame({"sample_id": data.sample_id})
+    for view in _VIEWS:
+        table[f"image_{view}"] = [f"{i}_{view}.jpg" for i in data.sample_id]
+    table["state"] = [f"State {k}" for k in data.state_idx]
+    table["state_idx"], table["latitude"], table["longitude"] = data.state_idx, data.latitude, data.longitude
+    states = table[["state_idx", "state"]].drop_duplicates()
+    states.to_csv(root / "data" / "state_mapping.csv", index=False)
+    for split, rows, name in (
+        ("train", data.train, "train_ground_truth.csv"),
+        ("test", data.test, "sample_submission.csv"),
+    ):
+        table.iloc[rows].to_csv(root / "data" / name, index=False)
+        np.save(root / f"{split}.npy", data.embeddings[rows])
+        import_embeddings(resolve(overrides=given)[0], root / f"{split}.npy", split, BACKBONE)
+    return given
+
+
+def _test_score(config: Config, name: str, data: Planted) -> float:
+    run = load_run(config.paths.runs_dir, name)
+    predictions, _ = predict_split(config, run, "test")
+    truth = data.test
+    km = haversine_km(
+        predictions.latitude, predictions.longitude, data.latitude[truth], data.longitude[truth]
+    )
+    ranked = run.labels.decode(top_states(predictions.probabilities))
+    return competition_score(ranked, data.state_idx[truth], km)[0]
