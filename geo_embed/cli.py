@@ -5,6 +5,7 @@ stdout carries results only; everything else goes to stderr.
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -121,10 +122,10 @@ def _demo(
         print(
             f"\nThat was a synthetic country and a random backbone, in {done.seconds:.0f} s. With your own data:\n"
         )
-        print("    geo --set paths.data_root=YOUR_DATA data check --split all")
-        print("    geo --set paths.data_root=YOUR_DATA extract --split all")
-        print("    geo --set paths.data_root=YOUR_DATA fit-heads")
-        print("    geo --set paths.data_root=YOUR_DATA submit")
+        # `make demo` leaves the virtual environment's `geo` off the PATH.
+        geo = "geo" if shutil.which("geo") else os.path.relpath(Path(sys.executable).with_name("geo"))
+        for command in ("data check --split all", "extract --split all", "fit-heads", "submit"):
+            print(f"    {geo} --set paths.data_root=YOUR_DATA {command}")
 
 
 @data_app.command("check", epilog="Example: `geo data check --split train --decode`")

@@ -111,12 +111,16 @@ def load_samples(config: Config, split: str) -> Samples:
     samples, problems = check_samples(config, split)
     if samples is None or problems:
         first, more = problems[0], len(problems) - 1
+        if first.kind == "missing-file":
+            hint = "name the dataset's folder with --set paths.data_root=DIR, or the file itself: geo config show"
+        elif more:
+            hint = f"list all of them with: geo data check --split {split}"
+        else:
+            hint = "correct the file, or name another one with --set paths.…"
         raise GeoError(
             first.message + (f", and {more} more problem{'s' * (more > 1)}" if more else ""),
             where=first.where,
-            hint=f"list all of them with: geo data check --split {split}"
-            if more
-            else "correct the file, or name another one with --set paths.…",
+            hint=hint,
         )
     return samples
 
