@@ -9,6 +9,8 @@ from geo_embed.config import Config
 from geo_embed.dataset import Problem, Samples, check_samples, missing_images
 from geo_embed.progress import progress
 
+_BLOCK = 2048
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -38,11 +40,9 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
 
 
 def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]]) -> list[Problem]:
-    places = [
-        (i, v) for i in range(len(samples)) for v in range(len(samples.view_names)) if (i, v) not in absent
-    ]
-
     def look(place: tuple[int, int]) -> str:
+        if place in absent:
+            return ""
         try:
             images.decode((samples.image_root / samples.images[place]).read_bytes())
         except images.UnreadableImage as error:
@@ -52,14 +52,20 @@ def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]])
         return ""
 
     problems = []
-    workers = config.inference.workers or cpu_count()
-    every = config.tracking.progress_seconds
-    with progress("decode", len(places), "images", every) as advance, ThreadPoolExecutor(workers) as pool:
-        for (i, v), reason in zip(places, pool.map(look, places), strict=True):
-            advance(1)
-            if reason:
-                name = samples.images[i, v]
-                problems.append(_image_problem(samples, "unreadable-image", i, v, f"{reason}: {name}"))
+    views = range(len(samples.view_names))
+    total = len(samples) * len(views)
+    with (
+        progress("decode", total, "images", config.tracking.progress_seconds) as advance,
+        ThreadPoolExecutor(config.inference.workers or cpu_count()) as pool,
+    ):
+        # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
+        for start in range(0, len(samples), _BLOCK):
+            places = [(i, v) for i in range(start, min(start + _BLOCK, len(samples))) for v in views]
+            for (i, v), reason in zip(places, pool.map(look, places), strict=True):
+                advance(1)
+                if reason:
+                    name = samples.images[i, v]
+                    problems.append(_image_problem(samples, "unreadable-image", i, v, f"{reason}: {name}"))
     return problems
 
 

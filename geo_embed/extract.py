@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 # Pictures read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
 _AHEAD = 4
+_LOOKED_AT = 8192
 
 
 @dataclass(frozen=True)
@@ -321,8 +322,16 @@ def _refuse_bad_images(config: Config, store: Store | None, samples: Samples, la
         reason = images.find_fault(samples.image_root / samples.images[i, v])
         return _bad(samples, i, v, reason) if reason else None
 
-    with ThreadPoolExecutor(_workers(config), "look") as pool:
-        bad += [item for item in pool.map(look, pending) if item]
+    every = config.tracking.progress_seconds
+    with (
+        progress("look at pictures", len(pending), "images", every) as advance,
+        ThreadPoolExecutor(_workers(config), "look") as pool,
+    ):
+        # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
+        for start in range(0, len(pending), _LOOKED_AT):
+            block = pending[start : start + _LOOKED_AT]
+            bad += [item for item in pool.map(look, block) if item]
+            advance(len(block))
     if bad:
         raise _bad_images(bad)
 
