@@ -126,13 +126,15 @@ def normalise(
         out = torch.empty(batch.shape)
     # Image by image in NumPy, so that each stays in the cache from the first operation to the last, on one core:
     # torch would wait in vain for cores that decode.
-    gain, offset = (factor.numpy() for factor in _gain_and_offset(spec))
-    table = _table(spec)
-    for image, result in zip(batch.numpy(), out.numpy(), strict=True):
-        if spec.resize == "pil":
+    pairs = zip(batch.numpy(), out.numpy(), strict=True)
+    if spec.resize == "pil":
+        table = _table(spec)
+        for image, result in pairs:
             for channel in range(3):
                 np.take(table[channel], image[channel], out=result[channel], mode="clip")
-        else:
+    else:
+        gain, offset = (factor.numpy() for factor in _gain_and_offset(spec))
+        for image, result in pairs:
             np.copyto(result, image)
             result *= gain
             result += offset

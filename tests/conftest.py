@@ -6,6 +6,7 @@
 - `fitted`: a run over the country, made once; `run` is a copy of it in the test's own runs directory.
 - `geo`: runs a command in a process of its own, in the test's directory.
 - `geo_in`: the same, in any directory; for fixtures that live longer than a test.
+- `nursery`: processes that run a command and can be killed; a module's own.
 - `copy_country`: a copy of the country at any place; for fixtures that live longer than a test.
 
 Every test runs in an empty directory, without `GEO_*` and without a network, so that no geo.toml, run or model of
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,6 +38,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from geo_embed import synthetic  # noqa: E402
 from geo_embed.config import Config  # noqa: E402
 from geo_embed.run import Run, load_run  # noqa: E402
+
+if TYPE_CHECKING:
+    from small import Nursery
 
 LOCATIONS = 160
 
@@ -197,3 +201,12 @@ def geo(tmp_path: Path) -> Iterator[Geo]:
         return _run(tmp_path, *arguments, env=env, command=command)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    from small import Nursery
+
+    made = Nursery()
+    yield made
+    made.close()

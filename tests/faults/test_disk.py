@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from conftest import Country
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def small(country: Country, tmp_path: Path) -> Small:
     return Small.cut(country, tmp_path / "small", train=40)
