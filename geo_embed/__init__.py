@@ -20,6 +20,7 @@ _VERBS = {
     "GeoError": "errors",
     "check_data": "check",
     "demo": "demo",
+    "ensemble": "ensemble",
     "evaluate": "evaluate",
     "extract": "extract",
     "find_store": "store",
@@ -32,6 +33,7 @@ _VERBS = {
     "predict_split": "predict",
     "read_store": "store",
     "submit": "submission",
+    "sweep": "sweep",
     "validate": "submission",
 }
 

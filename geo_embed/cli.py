@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -58,6 +59,16 @@ StoreOption = Annotated[
 RunArgument = Annotated[str | None, typer.Argument(help="A run's name or directory; the newest if left out.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")]
+
+
+class _By(Enum):
+    """The tables of `evaluate`; a repeatable option can't be a Literal."""
+
+    CLASS = "class"
+    VIEW = "view"
+    BORDER = "border"
+    DISTANCE = "distance"
+    CALIBRATION = "calibration"
 
 
 @dataclass
@@ -147,6 +158,42 @@ def _data_check(
             for problem in checked.problems:
                 print(f"{problem.kind}: {problem.message} ({problem.where})")
     if any(checked.problems for checked in found):
+        raise typer.Exit(CHECK_FAILED)
+
+
+@data_app.command("leaks", epilog="Example: `geo --set training.validation=spatial data leaks`")
+def _data_leaks(
+    backbone: BackboneOption = None,
+    seed: SeedOption = None,
+    km: Annotated[float, typer.Option(min=0, help="Places closer than this are the same (km).")] = 0.1,
+    cosine: Annotated[
+        float, typer.Option(min=-1, max=1, help="Embeddings at least this similar are the same picture.")
+    ] = 0.999,
+) -> None:
+    """Look for held-out samples that training samples give away. Exits with 3 where there are some."""
+    from geo_embed.validation import check_leaks
+
+    config = _globals.config(model__backbone_name=backbone, training__seed=seed)
+    found = check_leaks(config, km=km, cosine=cosine)
+    compared = "places and embeddings" if found.embeddings else "places"
+    _print(
+        found,
+        [
+            ("held out", f"{found.held_out:,} samples, {config.training.validation}"),
+            ("training", f"{found.training:,} samples"),
+            ("leaking", f"{found.leaking:,} held-out samples, by {compared}"),
+        ],
+    )
+    if not _globals.as_json:
+        for kind in dict.fromkeys(leak["kind"] for leak in found.leaks):
+            alike = [leak for leak in found.leaks if leak["kind"] == kind]
+            print(f"same {kind}: {len(alike):,}")
+            for leak in alike[:5]:
+                how = f"{leak['value']:.3f} km" if kind == "place" else f"cosine {leak['value']:.4f}"
+                print(f"  {leak['held_out']} is held out, {leak['training']} is not ({how})")
+    if found.leaks:
+        if config.training.validation == "random":
+            print("hint: hold whole places out with --set training.validation=spatial", file=sys.stderr)
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -334,7 +381,16 @@ def _cache_export(
 def _fit_heads(
     name: NameOption = None,
     preset: Annotated[Literal["pigeon", "best"] | None, typer.Option(help="Recipe.")] = None,
-    fusion: Annotated[Literal["average"] | None, typer.Option(help="How views become one vector.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Fit so many times from other seeds, and average.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=1, help="Hold every sample out once, in so many parts.")
+    ] = None,
+    fusion: Annotated[
+        Literal["average", "concat", "attention", "weighted", "transformer", "evidence"] | None,
+        typer.Option(help="How views become one vector."),
+    ] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
@@ -350,22 +406,123 @@ def _fit_heads(
         model__device=device,
         model__fusion=fusion,
         training__preset=preset,
+        training__seeds=seeds,
+        training__folds=folds,
         training__batch_size=batch_size,
         training__seed=seed,
     )
     fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite)
+    alone = [part["score"] for part in fit.parts if "score" in part]
+    spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []
     _print(
-        fit, [("run", fit.run), ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"), *_metric_rows(fit.val)]
+        fit,
+        [
+            ("run", fit.run),
+            ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"),
+            *_metric_rows(fit.val),
+            *spread,
+        ],
     )
 
 
-@app.command("evaluate", epilog="Example: `geo evaluate first`")
+@app.command("sweep", epilog="Example: `geo sweep --trials 27 --name swept`")
+def _sweep(
+    name: Annotated[str, typer.Option("--name", help="Name of the run to write.")] = "sweep",
+    space: Annotated[
+        Path | None, typer.Option("--space", help="TOML: settings, and the values that they may have.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Configurations to try.")] = 27,
+    eta: Annotated[
+        int, typer.Option(min=2, help="Of each rung, one in so many goes on, for so many times the epochs.")
+    ] = 3,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what was tried, and replace a run of this name.")
+    ] = False,
+) -> None:
+    """Try many heads of the plain recipe, the good ones longer; then fit the best as a run.
+
+    Run it again at any time: it goes on from what was tried. Held-out samples don't choose; they say how good the winner is.
+    """
+    from geo_embed.sweep import read_space, sweep
+
+    config = _globals.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
+    found = sweep(
+        config,
+        space=None if space is None else read_space(space, config),
+        trials=trials,
+        eta=eta,
+        name=name,
+        limit=limit,
+        fresh=fresh,
+    )
+    best = found.best
+    _print(
+        found,
+        [
+            ("run", best["run"]),
+            ("trials", f"{len(found.trials):,}, {found.computed:,} trainings, {found.reused:,} made before"),
+            ("winner", f"trial {best['trial']}, {best['score']:.4f} on the samples that chose it"),
+            *((key, json.dumps(value)) for key, value in best["settings"].items()),
+            *_metric_rows(best["val"]),
+            ("again", found.command),
+        ],
+    )
+
+
+@app.command("finetune", epilog="Example: `geo finetune --init first --name tuned`")
+def _finetune(
+    name: NameOption = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="The run to start from; default: heads fitted on the spot.")
+    ] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs to train.")] = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Stage 3: images to an unfrozen backbone and heads. Interrupted, the same command goes on from its last checkpoint."""
+    from geo_embed.finetune import finetune
+    from geo_embed.parallel import speaks
+
+    config = _globals.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        finetune__epochs=epochs,
+        finetune__batch_size=batch_size,
+        inference__workers=workers,
+        training__seed=seed,
+    )
+    tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite)
+    if not speaks():
+        return
+    _print(
+        tuned,
+        [
+            ("run", tuned.run),
+            ("time", f"{tuned.epochs} epochs, {tuned.seconds:.1f} s"),
+            ("frozen", "nothing held out" if tuned.frozen_score is None else f"{tuned.frozen_score:.4f}"),
+            *_metric_rows(tuned.val),
+            ("backbone", tuned.backbone),
+        ],
+    )
+
+
+@app.command("evaluate", epilog="Example: `geo evaluate first --by class --by view`")
 def _evaluate(
     run: RunArgument = None,
     split: Annotated[
         Literal["val", "train", "all"],
         typer.Option("--split", help="The samples held out, or those learnt from."),
     ] = "val",
+    by: Annotated[list[_By] | None, typer.Option("--by", help="Also a table by this; repeatable.")] = None,
 ) -> None:
     """Print the metrics of a run."""
     from geo_embed.evaluate import evaluate
@@ -374,8 +531,35 @@ def _evaluate(
     config = _globals.config()
     loaded = load_run(config.paths.runs_dir, run)
     splits = ["train", "val"] if split == "all" else [split]
-    scores = [{"run": loaded.name, "split": one, **evaluate(config, loaded, one)} for one in splits]
+    tables: list[Any] = [one.value for one in dict.fromkeys(by or [])]
+    scores = [{"run": loaded.name, "split": one, **evaluate(config, loaded, one, tables)} for one in splits]
     _print_splits(split, scores, _metric_rows)
+    if not _globals.as_json:
+        for one in scores:
+            for name in tables:
+                print(f"\n[{one['split']}, by {name}]")
+                _print_table(one[name])
+
+
+@app.command("ensemble", epilog="Example: `geo ensemble first second --method stacking --name both`")
+def _ensemble(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more, by name or directory.")],
+    method: Annotated[
+        Literal["average", "weighted", "voting", "rrf", "stacking"],
+        typer.Option(
+            help="average: of the probabilities; weighted: by squared validation score; voting: top-5 lists; "
+            "rrf: reciprocal rank fusion; stacking: weights that maximise the score."
+        ),
+    ] = "average",
+    name: NameOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Combine runs, made anywhere on the same held-out samples, into a run of its own."""
+    from geo_embed.ensemble import ensemble
+
+    made = ensemble(_globals.config(), runs, method=method, name=name, overwrite=overwrite)
+    members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in made.members]
+    _print(made, [("run", made.run), *members, *_metric_rows(made.val)])
 
 
 @app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")
@@ -468,6 +652,9 @@ def _config_init(
 @app.command("bench", epilog="Example: `geo bench store`")
 def _bench(
     name: Annotated[Literal["store", "extract", "heads"], typer.Argument(help="What to measure.")],
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of store and heads, pictures of extract; default: all.")
+    ] = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
@@ -475,18 +662,18 @@ def _bench(
     """Measure speed on this machine, against baselines timed in the same run."""
     from geo_embed.bench.extract import bench_extract
     from geo_embed.bench.heads import bench_heads
-    from geo_embed.bench.measure import Bench
     from geo_embed.bench.store import bench_store
 
-    benches: dict[str, Callable[[Config], Bench]] = {
+    config = _globals.config(
+        model__device=device, inference__batch_size=batch_size, inference__workers=workers
+    )
+    size = {} if samples is None else {"pictures" if name == "extract" else "samples": samples}
+    benches: dict[str, Callable[..., Any]] = {
         "store": bench_store,
         "extract": bench_extract,
         "heads": bench_heads,
     }
-    config = _globals.config(
-        model__device=device, inference__batch_size=batch_size, inference__workers=workers
-    )
-    bench = benches[name](config)
+    bench = benches[name](config, **size)
     first = asdict(bench.measurements[0])
     headline = {key: first[key] for key in ("ours", "baseline", "ratio", "limit")}
     _print({**asdict(bench), **headline}, [("machine", bench.machine)])
@@ -501,12 +688,16 @@ def _bench(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit as the contract says."""
-    # torch's threads would spin while they wait, and take the cores from those that decode: 0.89 of the bare model's
-    # speed without this, 0.96 with it. It counts from the first import of torch on.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = sys.argv[1:] if arguments is None else arguments
+    # How torch's threads wait for each other; it counts from the first import of torch on. Spinning, they would take the
+    # cores from threads that decode: 0.89 of the bare model's speed, 0.96 without. Where nothing decodes, a few
+    # microseconds of it save a fifth of training's time; more would lose it on shared cores.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        spins = {"fit-heads", "sweep", "heads"} & set(words)
+        os.environ |= {"GOMP_SPINCOUNT": "1000"} if spins else {"OMP_WAIT_POLICY": "PASSIVE"}
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(_spread_images(sys.argv[1:] if arguments is None else arguments), prog_name="geo")
+        app(_spread_images(words), prog_name="geo")
     except GeoError as error:
         _complain(str(error), error.hint)
     except Exception as error:
@@ -580,6 +771,24 @@ def _print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable
         _print(result, rows(result))
 
 
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Rows as columns: kilometres with one digit, shares with four, what isn't known as a dash."""
+
+    def text(name: str, value: Any) -> str:
+        if value is None:
+            return "–"
+        if isinstance(value, float):
+            return f"{value:,.1f}" if name.endswith("km") else f"{value:.4f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    cells = [list(rows[0]), *([text(name, value) for name, value in row.items()] for row in rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    numbers = [not isinstance(value, str) for value in rows[0].values()]
+    for row in cells:
+        columns = zip(row, widths, numbers, strict=True)
+        print("  ".join(f"{cell:{'>' if right else '<'}{width}}" for cell, width, right in columns).rstrip())
+
+
 def _print_findings(errors: list[str], warnings: list[str]) -> None:
     if not _globals.as_json:
         for finding in errors:
@@ -592,11 +801,11 @@ def _metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     if not scores["samples"]:
         return [("samples", "0: nothing was held out")]
     within = ", ".join(f"{share:.0%} within {km} km" for km, share in scores["within_km"].items() if share)
+    low, high = scores.get("score_interval", (None, None))
+    between = "" if low is None else f" ({low:.3f}–{high:.3f})"
+    parts = f"states {scores['state_score']:.4f}, GPS {scores['gps_score']:.4f}"
     return [
-        (
-            "score",
-            f"{scores['score']:.4f}  (states {scores['state_score']:.4f}, GPS {scores['gps_score']:.4f})",
-        ),
+        ("score", f"{scores['score']:.4f}{between}, {parts}"),
         ("states", f"top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}"),
         ("distance", f"median {scores['median_km']:,.0f} km, mean {scores['mean_km']:,.0f} km"),
         ("", within),

@@ -1,4 +1,4 @@
-"""Every setting of the system: typed, with its unit and default, in five groups under one `Config`.
+"""Every setting of the system: typed, with its unit and default, in six groups under one `Config`.
 
 Layers, later ones win: defaults < TOML file < `GEO_*` environment < `--set` < a command's own options.
 Plain pydantic holds the values; the layers are merged here, so that each value can say where it came from
@@ -22,6 +22,10 @@ DEFAULT_BACKBONE = "geolocal/StreetCLIP"
 ENV_PREFIX = "GEO_"
 
 _TEXTS = (str, str | None, Path, Path | None)
+
+Fusion = Literal["average", "concat", "attention", "weighted", "transformer", "evidence"]
+HeadKind = Literal["separate", "dual", "hierarchical", "geocells", "probe"]
+CellKind = Literal["kmeans", "quad", "voronoi"]
 
 
 class _Group(BaseModel):
@@ -58,18 +62,24 @@ class Paths(_Group):
 
 
 class GpsBox(_Group):
-    """A box of latitudes and longitudes in degrees."""
+    """A box of latitudes and longitudes in degrees; an edge that isn't given comes from the training places."""
 
-    lat_min: float = Field(18.0, ge=-90, le=90, description="southern edge (degrees)")
-    lat_max: float = Field(72.0, ge=-90, le=90, description="northern edge (degrees)")
-    lon_min: float = Field(-180.0, ge=-180, le=180, description="western edge (degrees)")
-    lon_max: float = Field(-65.0, ge=-180, le=180, description="eastern edge (degrees)")
+    lat_min: float | None = Field(None, ge=-90, le=90, description="southern edge (degrees)")
+    lat_max: float | None = Field(None, ge=-90, le=90, description="northern edge (degrees)")
+    lon_min: float | None = Field(None, ge=-180, le=180, description="western edge (degrees)")
+    lon_max: float | None = Field(None, ge=-180, le=180, description="eastern edge (degrees)")
 
     @model_validator(mode="after")
     def _ordered(self) -> "GpsBox":
-        if self.lat_min >= self.lat_max or self.lon_min >= self.lon_max:
-            raise ValueError("lat_min must lie below lat_max and lon_min below lon_max")
+        for low, high in ((self.lat_min, self.lat_max), (self.lon_min, self.lon_max)):
+            if low is not None and high is not None and low >= high:
+                raise ValueError("lat_min must lie below lat_max and lon_min below lon_max")
         return self
+
+    @property
+    def edges(self) -> tuple[float | None, float | None, float | None, float | None]:
+        """South, north, west, east."""
+        return self.lat_min, self.lat_max, self.lon_min, self.lon_max
 
 
 class Model(_Group):
@@ -97,12 +107,37 @@ class Model(_Group):
         "Stored as float16, as float32 only where float32 is asked for by name",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
-    fusion: Literal["average"] = Field("average", description="how the views of a sample become one vector")
-    head_hidden: int = Field(512, ge=1, description="width of the first layer of either head")
+    fusion: Fusion | None = Field(
+        None,
+        description="how the views of a sample become one vector; "
+        "default: average for pigeon, chosen by inner validation for best",
+    )
+    directional: bool = Field(False, description="add a learnt vector per view before the views are fused")
+    standardise: bool = Field(False, description="give every feature mean 0 and variance 1 first")
+    head: HeadKind = Field(
+        "separate",
+        description="separate: a network for the state, one for the point; dual: both over one trunk; "
+        "hierarchical: the point is an offset from the predicted state's centre; geocells: states and cells, "
+        "the point is the cells' geometric median; probe: logistic regression of the states, solved by L-BFGS, and "
+        "the cells that go with them",
+    )
+    point: Literal["head", "median"] = Field(
+        "head",
+        description="head: the GPS head's point; median: the geometric median of the states' centres "
+        "(geocells and probe: always that of the cells)",
+    )
+    cells: CellKind = Field(
+        "kmeans",
+        description="kmeans: on the sphere, across borders; quad, voronoi: of even size, within a state",
+    )
+    cell_samples: int = Field(15, ge=1, description="training samples per cell, about")
+    most_cells: int = Field(1200, ge=1, description="no more cells than this")
+    head_hidden: int = Field(512, ge=1, description="width of the first layer of either head, and of a trunk")
+    head_depth: int = Field(2, ge=1, description="layers of a trunk (dual, geocells)")
     gps_hidden: int = Field(256, ge=1, description="width of the second layer of the GPS head")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped in training")
     gps_box: GpsBox = Field(
-        GpsBox(), description="range of the GPS head; a submission outside it draws a warning (degrees)"
+        GpsBox(), description="range of the GPS head, and of a submission's points before they draw a warning"
     )
 
     @field_validator("view_names")
@@ -117,9 +152,9 @@ class Training(_Group):
     """How heads are fitted."""
 
     preset: Literal["pigeon", "best"] = Field(
-        "pigeon",
-        description="pigeon: the plain recipe, which the settings below belong to; "
-        "best: chooses its own by inner validation, within budget_seconds",
+        "best",
+        description="best: chooses its own recipe by inner validation, within budget_seconds; "
+        "pigeon: the plain one, which the settings below belong to",
     )
     budget_seconds: float = Field(
         150.0, gt=0, description="what `best` may cost, about, on a two-core machine (seconds)"
@@ -131,13 +166,122 @@ class Training(_Group):
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay of AdamW, on weight matrices only")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linearly rising rate")
+    l2: float = Field(0.01, ge=0, description="penalty of the probe: l2 / 2 times its squared weights")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
     tau_km: float = Field(300.0, gt=0, description="temperature of the haversine soft labels (km)")
-    state_weight: float = Field(0.8, ge=0, description="weight of the classification loss")
-    gps_weight: float = Field(
-        0.2, ge=0, description="weight of the GPS loss (mean squared error in degrees²)"
+    state_loss: Literal["haversine", "pigeon", "cross_entropy"] = Field(
+        "haversine",
+        description="haversine: soft labels from the distances between the states' centres; pigeon: from those "
+        "between the sample and the centres; cross_entropy: hard labels",
     )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a hard label spread over all states (cross_entropy)"
+    )
+    class_weights: bool = Field(False, description="weigh each state by the inverse of its samples")
+    state_weight: float = Field(0.8, ge=0, description="weight of the states' loss")
+    gps_loss: Literal["mse", "mae", "smooth_l1", "haversine"] = Field(
+        "mse",
+        description="of the point: in degrees², degrees, degrees, or great-circle km / 5000",
+    )
+    gps_weight: float = Field(0.2, ge=0, description="weight of the point's loss")
+    cell_weight: float = Field(1.0, ge=0, description="weight of the cells' loss (geocells)")
+    score_weight: float = Field(
+        0.0, ge=0, description="weight of 1 − the expected competition score of the states' probabilities"
+    )
+    view_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a view is hidden in training")
+    view_swap: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance that a view is taken from another training sample of the same cell (geocells)",
+    )
+    calibration: Literal["none", "temperature", "vector"] = Field(
+        "none",
+        description="of the states' probabilities, fitted on the held-out samples: one temperature, or a factor "
+        "and an offset per state",
+    )
+    refine: bool = Field(
+        False, description="move the point to the nearest training samples in the learnt space (geocells)"
+    )
+    validation: Literal["random", "spatial"] = Field(
+        "random", description="spatial: samples closer than group_km are held out together, or not at all"
+    )
+    group_km: float = Field(5.0, gt=0, description="distance below which samples stay together (km)")
+    folds: int = Field(
+        1,
+        ge=1,
+        description="fit this many times, each part held out once; the run answers with their average",
+    )
+    seeds: int = Field(1, ge=1, description="fit this many times from other seeds, and average")
+
+
+class Augment(_Group):
+    """How strongly training pictures are changed; 0 (and 1 for crop) leaves them as they are."""
+
+    brightness: float = Field(0.2, ge=0, lt=1, description="factor from 1 − x to 1 + x, one for all views")
+    contrast: float = Field(0.2, ge=0, lt=1, description="factor from 1 − x to 1 + x, one for all views")
+    saturation: float = Field(0.2, ge=0, lt=1, description="factor from 1 − x to 1 + x, one for all views")
+    hue: float = Field(0.02, ge=0, le=0.5, description="largest turn to either side, in full turns")
+    crop: float = Field(
+        0.8, gt=0, le=1, description="smallest share of the area that is kept, each view its own"
+    )
+    blur: float = Field(0.1, ge=0, le=1, description="chance of a slight blur")
+    view_dropout: float = Field(
+        0.1, ge=0, lt=1, description="chance that a view is hidden, never the last one"
+    )
+    flip: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="chance of a mirrored scene, east and west swapped; writing is mirrored, too",
+    )
+
+
+class Finetune(_Group):
+    """How the backbone is trained, from images."""
+
+    epochs: int = Field(3, ge=1, description="most epochs to train")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="samples per pass, before accumulation; default: 32, 512 on a card of 70 GB or more",
+    )
+    accumulate: int | None = Field(
+        None, ge=1, description="passes per step; default: 4, 2 on a card of 70 GB or more"
+    )
+    backbone_lr: float = Field(1e-5, ge=0, description="peak rate of the backbone")
+    head_lr: float = Field(1e-3, ge=0, description="peak rate of fusion and heads")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the rate from each layer to the one below it"
+    )
+    weight_decay: float = Field(
+        0.05, ge=0, description="decoupled decay; none on norms, biases and embeddings"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps with a linearly rising rate")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    patience: int = Field(2, ge=1, description="epochs without a better validation score before stopping")
+    last_layers: int | None = Field(
+        None,
+        ge=0,
+        description="train only so many of the backbone's last layers; default: all, embeddings too",
+    )
+    gradual: bool = Field(
+        False, description="start with the last layers and let more of them be trained in each epoch"
+    )
+    lora_rank: int = Field(0, ge=0, description="train low-rank updates of so many ranks instead; needs peft")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay per step of an average of the weights; 0: none")
+    wise_ft: float = Field(
+        1.0, ge=0, le=1, description="how far from the frozen weights to the trained ones the result lies"
+    )
+    checkpointing: bool = Field(
+        False, description="recompute activations instead of keeping them: less memory"
+    )
+    compile: bool = Field(False, description="compile the backbone with torch.compile")
+    channels_last: bool = Field(False, description="keep pictures in channels-last order")
+    augment: Augment = Field(Augment(), description="how training pictures are changed")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints, beside one per epoch")
+    keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept, and the best")
 
 
 class Inference(_Group):
@@ -148,6 +292,10 @@ class Inference(_Group):
     )
     workers: int | None = Field(None, ge=1, description="decoding threads; default: one per core")
     chunk_rows: int = Field(512, ge=1, description="samples per chunk of a new store: the unit of commit")
+    tta: bool = Field(
+        False,
+        description="average over a few sure variants of each picture, where pictures are read for prediction",
+    )
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="fail: list bad pictures and stop; skip: record them in the store and go on"
     )
@@ -169,6 +317,7 @@ class Config(_Group):
     paths: Paths = Paths()
     model: Model = Model()
     training: Training = Training()
+    finetune: Finetune = Finetune()
     inference: Inference = Inference()
     tracking: Tracking = Tracking()
 
@@ -297,11 +446,12 @@ def _flatten(layer: Mapping[str, Any], origin: str, prefix: str = "") -> dict[st
         elif isinstance(value, Mapping) and any(k.startswith(key + ".") for k in known):
             flat |= _flatten(value, origin, key + ".")
         else:
-            raise GeoError(f"unknown setting {key!r}", where=origin, hint=_nearest(key, list(known)))
+            raise GeoError(f"unknown setting {key!r}", where=origin, hint=nearest_key(key, list(known)))
     return flat
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def nearest_key(key: str, known: list[str]) -> str:
+    """A hint for an unknown key: the known one that was probably meant."""
     name = key.rsplit(".", 1)[-1]
     by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
     elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == name]

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,11 @@ from numpy.typing import NDArray
 
 from geo_embed import backbone as backbones
 from geo_embed import geography
-from geo_embed.config import Config
-from geo_embed.dataset import (
-    LabelEncoder,
-    Samples,
-    label_encoder,
-    load_mapping,
-    load_samples,
-    natural_ids,
-    stratified_split,
-)
+from geo_embed.config import Config, value_at
+from geo_embed.dataset import LabelEncoder, Samples, label_encoder, load_mapping, load_samples, natural_ids
 from geo_embed.errors import GeoError
-from geo_embed.metrics import metrics
-from geo_embed.predict import RECIPE, Truth, apply_heads, write_predictions
+from geo_embed.metrics import final_metrics, metrics
+from geo_embed.predict import RECIPE, Predictions, Truth, apply_heads, write_predictions
 from geo_embed.progress import progress, say, warn
 from geo_embed.run import (
     Prior,
@@ -34,26 +27,35 @@ from geo_embed.run import (
     write_json,
     writing_run,
 )
-from geo_embed.schedule import warmup_cosine
 from geo_embed.store import Embeddings, check_fits, find_store, read_store
+from geo_embed.validation import folds, held_out, resampling_groups
 
 if TYPE_CHECKING:
+    import torch
+
+    from geo_embed import stack
     from geo_embed.best import Best
     from geo_embed.heads import Heads
+    from geo_embed.panel import Panel
+    from geo_embed.train import Rows, Trained
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit_heads` made: the run's name, how long it took, and how good it is on the held-out samples."""
+    """What `fit_heads` made: the run's name, how long it took, and how good it is on the held-out samples.
+
+    `parts` has one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
+    """
 
     run: str
     seconds: float
     epochs: int
     val: dict[str, Any]
+    parts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """Training samples with at least one view, aligned: N rows."""
 
     sample_id: NDArray[np.object_]
@@ -61,13 +63,35 @@ class _Data:
     present: NDArray[np.bool_]
     labels: NDArray[np.int64]
     truth: Truth
-    held_out: NDArray[np.bool_]
+    encoder: LabelEncoder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set of heads to fit: its seed, its fold, and masks (N,) of the rows it learns from and those it is judged on."""
+
+    seed: int
+    fold: int
+    learnt: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One set of heads; one row per epoch, or of `best` per trial of its race; and how many epochs were run."""
+
+    heads: "Heads | Best"
+    history: pd.DataFrame
+    epochs: int
 
 
 def fit_heads(
     config: Config, *, name: str | None = None, limit: int | None = None, overwrite: bool = False
 ) -> Fit:
     """Fit heads on the cached train split and write a run.
+
+    With `training.folds` above 1 every sample is held out once: the run's validation predictions are out of fold and cover
+    all samples, and its answer is the average over the folds. With `training.seeds` above 1 each is fitted as often.
 
     Args:
         config: all settings.
@@ -76,10 +100,8 @@ def fit_heads(
         overwrite: replace a run of this name.
 
     Raises:
-        GeoError: no store, a store that doesn't fit the CSV, or embeddings that aren't finite.
+        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples.
     """
-    from geo_embed.heads import Heads
-
     started = time.monotonic()
     name = name or new_run_name(config.paths.runs_dir, "heads")
     check_new_name(config.paths.runs_dir, name, overwrite=overwrite)
@@ -87,186 +109,177 @@ def fit_heads(
     store = find_store(config, "train")
     check_fits(store, samples)
     rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
-    embeddings = read_store(store, rows)
-    encoder, data = _join(config, samples, rows, embeddings)
-    centroids, counts, prior = _describe_classes(data, len(encoder))
+    data = join(config, samples, rows, read_store(store, rows))
+    _warn_of_ignored(config)
+    jobs = plan(config, data)
+    learnt = np.logical_or.reduce([job.learnt for job in jobs])
+    prior = find_prior(data, learnt)
 
-    heads: Heads | Best
-    if config.training.preset == "best":
-        heads, history, epochs = race_heads(config, data, len(encoder))
-    else:
-        heads, history = train_heads(config, data, centroids, prior)
-        epochs = len(history)
-    val = data.held_out
-    predictions = apply_heads(heads, config, prior, data.sample_id[val], data.values[val], data.present[val])
-    truth = Truth(data.truth.state_idx[val], data.truth.latitude[val], data.truth.longitude[val])
-    scores = _score(predictions.probabilities, predictions.latitude, predictions.longitude, data, val)
+    fitted = fit_jobs(config, data, jobs, prior)
+    parts = []
+    for job, one in zip(jobs, fitted, strict=True):
+        said = {"seed": job.seed, "fold": job.fold, "epochs": one.epochs}
+        if len(jobs) > 1 and job.judged.any():
+            answer = _answer([one.heads], config, prior, data, job.judged)
+            said["score"] = _score(answer, data, job.judged)["score"]
+        parts.append(said)
+    val, judged, panel = _validate(config, data, jobs, [one.heads for one in fitted], prior)
+    truth = data.truth.take(judged)
+    groups = resampling_groups(truth.latitude, truth.longitude, config.training)
+    scores = final_metrics(
+        val.probabilities,
+        val.latitude,
+        val.longitude,
+        data.labels[judged],
+        truth.latitude,
+        truth.longitude,
+        groups=groups,
+    )
 
-    distances = geography.distance_matrix_km(centroids)
+    centroids = geography.class_centroids(
+        data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
+    )
+    counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
     provenance = describe_provenance(config, store, hashlib.sha256(samples.csv.read_bytes()).hexdigest())
     with writing_run(config.paths.runs_dir, name) as directory:
         from safetensors.torch import save_file
 
-        save_file(
-            {key: value.contiguous() for key, value in heads.cpu().state_dict().items()},
-            directory / "heads.safetensors",
-        )
-        if not isinstance(heads, Heads):
-            write_json(directory / RECIPE, heads.description())
-        np.save(directory / "haversine_matrix.npy", distances)
+        tensors = {key: value.contiguous() for key, value in panel.state_dict().items()}
+        save_file(tensors, directory / "heads.safetensors")
+        write_json(directory / RECIPE, panel.description())
+        np.save(directory / "haversine_matrix.npy", geography.distance_matrix_km(centroids))
         states = {
             str(int(index)): {"state": state, "latitude": float(lat), "longitude": float(lon)}
-            for index, state, (lat, lon) in zip(encoder.state_idx, encoder.names, centroids, strict=True)
+            for index, state, (lat, lon) in zip(
+                data.encoder.state_idx, data.encoder.names, centroids, strict=True
+            )
         }
         write_json(directory / "state_centroids.json", states)
-        write_json(directory / "metrics.json", {"val": scores})
-        history.to_parquet(directory / "history.parquet", index=False)
-        split = np.where(data.held_out, "val", "train")
-        pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": split}).to_parquet(
-            directory / "split.parquet", index=False
-        )
-        write_predictions(directory / "val_predictions.parquet", predictions, encoder, truth)
+        write_json(directory / "metrics.json", {"val": scores, "parts": parts, **_reliability(panel)})
+        history = [
+            one.history.assign(seed=job.seed, fold=job.fold) for job, one in zip(jobs, fitted, strict=True)
+        ]
+        pd.concat(history).to_parquet(directory / "history.parquet", index=False)
+        _split_table(data, jobs, judged).to_parquet(directory / "split.parquet", index=False)
+        write_predictions(directory / "val_predictions.parquet", val, data.encoder, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
-        write_description(directory, config, encoder, counts, prior, provenance)
-    return Fit(name, seconds, epochs, scores)
+        write_description(directory, config, data.encoder, counts, prior, provenance)
+    return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
 
 
-def train_heads(
-    config: Config, data: _Data, centroids: NDArray[np.float64], prior: Prior
-) -> "tuple[Heads, pd.DataFrame]":
-    """Train both heads on the rows that aren't held out, and keep the epoch with the best validation score.
-
-    Without held-out rows there is nothing to choose by: all epochs are run and the last one is kept.
-
-    Returns:
-        The heads, and one row per epoch: epoch, learning_rate, train_loss, and val_score, val_state_score,
-        val_gps_score, val_mean_km where rows are held out.
-    """
-    import torch
-
-    from geo_embed import losses
-    from geo_embed.fusion import fuse_average
-    from geo_embed.heads import Heads
-
+def plan(config: Config, data: Data) -> list[Job]:
+    """Which rows each set of heads learns from: one job per seed, or per fold and seed."""
     training = config.training
-    device = backbones.pick_device(config.model.device)
-    generator = torch.Generator().manual_seed(training.seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(training.seed)
-        heads = Heads(data.values.shape[2], len(centroids), config.model).to(device)
-
-        rows = np.flatnonzero(~data.held_out)
-        views = torch.from_numpy(data.values[rows]).to(device).float()
-        vectors = fuse_average(views, torch.from_numpy(data.present[rows]).to(device))
-        del views
-        soft = torch.from_numpy(
-            geography.soft_labels(geography.distance_matrix_km(centroids), training.tau_km)
-        )
-        targets = soft.float().to(device)
-        labels = torch.from_numpy(data.labels[rows]).to(device)
-        points = np.stack([data.truth.latitude[rows], data.truth.longitude[rows]], axis=1)
-        truth = torch.from_numpy(points).float().to(device)
-
-        steps = -(-len(rows) // training.batch_size)
-        optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in heads.parameters() if p.ndim > 1],
-                    "weight_decay": training.weight_decay,
-                },
-                {"params": [p for p in heads.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=training.learning_rate,
-            fused=True,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, steps * training.epochs, training.warmup)
-        )
-        history: list[dict[str, float]] = []
-        best: dict[str, torch.Tensor] = {}
-        best_score, best_epoch = -1.0, 0
-        with progress("fit-heads", training.epochs, "epochs", config.tracking.progress_seconds) as advance:
-            for epoch in range(1, training.epochs + 1):
-                heads.train()
-                # Shuffling once per epoch makes every batch a view of memory already in order.
-                order = torch.randperm(len(rows), generator=generator).to(device)
-                x, y, t = vectors[order], labels[order], truth[order]
-                total = torch.zeros((), device=device)
-                for batch in range(0, len(rows), training.batch_size):
-                    part = slice(batch, batch + training.batch_size)
-                    logits, point = heads(x[part])
-                    loss = losses.combined(
-                        logits,
-                        point,
-                        targets[y[part]],
-                        t[part],
-                        state_weight=training.state_weight,
-                        gps_weight=training.gps_weight,
-                    )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    torch.nn.utils.clip_grad_norm_(heads.parameters(), training.clip_norm)
-                    optimizer.step()
-                    schedule.step()
-                    total += loss.detach() * len(y[part])
-                entry = {
-                    "epoch": epoch,
-                    "learning_rate": float(schedule.get_last_lr()[0]),
-                    "train_loss": float(total) / len(rows),
-                }
-                # The last step's weights have met no loss yet.
-                whole = all(bool(torch.isfinite(p).all()) for p in heads.parameters())
-                if not np.isfinite(entry["train_loss"]) or not whole:
-                    raise GeoError(
-                        f"the loss became {entry['train_loss']} in epoch {epoch}",
-                        hint="lower training.learning_rate",
-                    )
-                if data.held_out.any():
-                    entry |= _validate(heads, config, data, prior)
-                    if entry["val_score"] > best_score:
-                        best_score, best_epoch = entry["val_score"], epoch
-                        best = {key: value.clone() for key, value in heads.state_dict().items()}
-                history.append(entry)
-                advance(1)
-                if best and epoch - best_epoch >= training.patience:
-                    break
-        if best:
-            heads.load_state_dict(best)
-    return heads, pd.DataFrame(history)
+    seeds = range(training.seed, training.seed + training.seeds)
+    place = (data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
+    if training.folds > 1:
+        fold = folds(*place, training)
+        return [Job(seed, int(k), fold != k, fold == k) for k in range(training.folds) for seed in seeds]
+    out = held_out(*place, training)
+    if not out.any():
+        warn("too few samples to hold any out: no validation score, no early stopping")
+    return [Job(seed, 0, ~out, out) for seed in seeds]
 
 
-def race_heads(config: Config, data: _Data, classes: int) -> "tuple[Best, pd.DataFrame, int]":
-    """`--preset best` on the rows that aren't held out: the held-out ones choose nothing, and so tell the truth.
+def fit_jobs(config: Config, data: Data, jobs: Sequence[Job], prior: Prior) -> list[Fitted]:
+    """Fit every set of heads, by the recipe that the settings name.
 
-    Returns:
-        The heads, one row per trial of the race (member, score, state_score, gps_score), and the longest member's epochs.
+    The plain recipe keeps the epoch with the best score on the judged rows. `best` doesn't look at them: they choose
+    nothing, and so tell the truth. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
     """
+    from geo_embed.stack import train_all
+
+    device = backbones.pick_device(config.model.device)
+    every = config.tracking.progress_seconds
+    if config.training.preset != "best" and device.type == "cuda":
+        trainings = [make_training(config, data, job, prior, device) for job in jobs]
+        return [
+            _fitted(config, data, one, job, trained)
+            for one, job, trained in zip(trainings, jobs, train_all(trainings), strict=True)
+        ]
+    fitted = []
+    with progress("fit-heads", len(jobs), "fits", every) as advance:
+        for job in jobs:
+            if config.training.preset == "best":
+                fitted.append(_race(config, data, job, device))
+            else:
+                one = make_training(config, data, job, prior, device)
+                fitted.append(_fitted(config, data, one, job, train_all([one])[0]))
+            advance(1)
+    return fitted
+
+
+def _race(config: Config, data: Data, job: Job, device: "torch.device") -> Fitted:
+    from geo_embed.best import fit_best
+
+    best, race = fit_best(to_rows(data, job.learnt, device), len(data.encoder), config, seed=job.seed)
+    say(f"chosen: {', '.join(race.chosen)}")
+    return Fitted(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
+
+
+def make_training(
+    config: Config, data: Data, job: Job, prior: Prior, device: "torch.device", rows: "Rows | None" = None
+) -> "stack.Job":
+    """A job of the plain recipe, ready to be trained; `rows` are `to_rows` of the job's, where several share them."""
+    from geo_embed import stack
+    from geo_embed.atlas import make_atlas
+
+    def judge(heads: "Heads") -> dict[str, float]:
+        scores = _score(_answer([heads], config, prior, data, job.judged), data, job.judged)
+        kept = ("score", "state_score", "gps_score", "mean_km", "nll")
+        return {f"val_{key}": scores[key] for key in kept}
+
+    rows = to_rows(data, job.learnt, device) if rows is None else rows
+    points, labels = rows.points.cpu().numpy(), rows.labels.cpu().numpy()
+    atlas = make_atlas(points, labels, len(data.encoder), config.model, seed=job.seed)
+    return stack.Job(
+        rows, atlas, config.model, config.training, job.seed, judge if job.judged.any() else None
+    )
+
+
+def _fitted(config: Config, data: Data, one: "stack.Job", job: Job, trained: "Trained") -> Fitted:
+    from geo_embed.train import find_refiner, gallery_of
+
+    if config.training.refine and job.judged.any():
+        held = to_rows(data, job.judged, one.rows.views.device)
+        refiner = find_refiner(trained.heads, one.atlas, one.rows, held)
+        say("points are refined among the training samples" if refiner else "refining points doesn't help")
+        if refiner is not None:
+            trained.heads.look_up(gallery_of(trained.heads, one.rows, one.atlas), refiner)
+    return Fitted(trained.heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
+
+
+def _warn_of_ignored(config: Config) -> None:
+    """`best` brings its own recipe: say so where settings of the plain one were given."""
+    if config.training.preset != "best":
+        return
+    from geo_embed.best import OWN_SETTINGS
+
+    plain = Config()
+    given = [key for key in OWN_SETTINGS if value_at(config, key) != value_at(plain, key)]
+    if given:
+        warn(f"--preset best chooses {', '.join(given)} by itself; --preset pigeon follows the settings")
+
+
+def to_rows(data: Data, mask: NDArray[np.bool_], device: "torch.device") -> "Rows":
+    """Some of the samples as tensors on a device."""
     import torch
 
-    from geo_embed.best import fit_best
-    from geo_embed.members import Rows
+    from geo_embed.train import Rows
 
-    device = backbones.pick_device(config.model.device)
-    kept = np.flatnonzero(~data.held_out)
-    rows = Rows(
+    kept = np.flatnonzero(mask)
+    points = geography.to_unit_vectors(data.truth.latitude[kept], data.truth.longitude[kept])
+    return Rows(
         torch.from_numpy(data.values[kept]).to(device),
         torch.from_numpy(data.present[kept]).to(device),
         torch.from_numpy(data.labels[kept]).to(device),
-        torch.from_numpy(geography.to_unit_vectors(data.truth.latitude[kept], data.truth.longitude[kept])).to(
-            device
-        ),
+        torch.from_numpy(points).to(device),
     )
-    training = config.training
-    heads, race = fit_best(rows, classes, seed=training.seed, budget_seconds=training.budget_seconds)
-    say(f"chosen: {', '.join(race.chosen)}")
-    return heads, pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs
 
 
-def _join(
-    config: Config, samples: Samples, rows: slice, embeddings: Embeddings
-) -> tuple[LabelEncoder, _Data]:
-    """Labels, truth and split beside the embeddings; samples without a picture are left out, and said."""
+def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) -> Data:
+    """Labels and truth beside the embeddings; samples without a picture are left out, and said."""
     assert samples.state_idx is not None
     assert samples.latitude is not None
     assert samples.longitude is not None
@@ -290,42 +303,77 @@ def _join(
     encoder = label_encoder(truth.state_idx, load_mapping(config))
     labels = encoder.encode(truth.state_idx)
     ids = embeddings.sample_id[seen]
-    held_out = stratified_split(ids, labels, config.training.val_split, config.training.seed)
-    if not held_out.any():
-        warn("too few samples to hold any out: no validation score, no early stopping")
     values = embeddings.values if seen.all() else embeddings.values[seen]
-    return encoder, _Data(ids, values, embeddings.present[seen], labels, truth, held_out)
+    return Data(ids, values, embeddings.present[seen], labels, truth, encoder)
 
 
-def _describe_classes(data: _Data, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64], Prior]:
-    """Centroids (C, 2) in degrees, sample counts (C,), and the prior, all from training rows alone."""
-    kept = ~data.held_out
-    lat, lon, labels = data.truth.latitude[kept], data.truth.longitude[kept], data.labels[kept]
-    counts = np.bincount(labels, minlength=classes)
-    middle = geography.to_degrees(geography.to_unit_vectors(lat, lon).sum(axis=0))
-    prior = Prior(counts / counts.sum(), float(middle[0]), float(middle[1]))
-    return geography.class_centroids(lat, lon, labels, classes), counts, prior
+def _validate(
+    config: Config, data: Data, jobs: Sequence[Job], heads: "Sequence[Heads | Best]", prior: Prior
+) -> "tuple[Predictions, NDArray[np.bool_], Panel]":
+    """Predictions for every row that was held out, in order; which rows those are; and all heads, calibrated.
+
+    A row's probabilities come from a calibration that hasn't seen it: what is reported holds for new samples.
+    """
+    from geo_embed.panel import Panel
+
+    judged = np.logical_or.reduce([job.judged for job in jobs])
+    n, classes = len(judged), len(data.encoder)
+    probabilities = np.zeros((n, classes), dtype=np.float32)
+    points = np.zeros((n, 2))
+    for fold in sorted({job.fold for job in jobs}):
+        own = [part for job, part in zip(jobs, heads, strict=True) if job.fold == fold]
+        mask = next(job.judged for job in jobs if job.fold == fold)
+        said = _answer(own, config, prior, data, mask)
+        probabilities[mask] = said.probabilities
+        points[mask] = np.stack([said.latitude, said.longitude], axis=1)
+    probabilities, points = probabilities[judged], points[judged]
+    panel = Panel(heads)
+    if config.training.calibration != "none" and judged.any():
+        probabilities = panel.calibrate(
+            probabilities, data.labels[judged], config.training.calibration, seed=config.training.seed
+        )
+    return Predictions(data.sample_id[judged], probabilities, points[:, 0], points[:, 1]), judged, panel
 
 
-def _validate(heads: "Heads", config: Config, data: _Data, prior: Prior) -> dict[str, float]:
-    val = data.held_out
-    p = apply_heads(heads, config, prior, data.sample_id[val], data.values[val], data.present[val])
-    scores = _score(p.probabilities, p.latitude, p.longitude, data, val)
-    return {f"val_{key}": scores[key] for key in ("score", "state_score", "gps_score", "mean_km", "nll")}
+def _answer(
+    parts: "Sequence[Heads | Best]", config: Config, prior: Prior, data: Data, mask: NDArray[np.bool_]
+) -> Predictions:
+    from geo_embed.panel import Panel
 
-
-def _score(
-    probabilities: NDArray[np.float32],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    data: _Data,
-    rows: NDArray[np.bool_],
-) -> dict[str, Any]:
-    return metrics(
-        probabilities,
-        latitude,
-        longitude,
-        data.labels[rows],
-        data.truth.latitude[rows],
-        data.truth.longitude[rows],
+    return apply_heads(
+        Panel(parts), config, prior, data.sample_id[mask], data.values[mask], data.present[mask]
     )
+
+
+def find_prior(data: Data, learnt: NDArray[np.bool_]) -> Prior:
+    """The answer without pictures, from the rows (N,) that are learnt from."""
+    lat, lon, labels = data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt]
+    counts = np.bincount(labels, minlength=len(data.encoder))
+    middle = geography.to_degrees(geography.to_unit_vectors(lat, lon).sum(axis=0))
+    return Prior(counts / counts.sum(), float(middle[0]), float(middle[1]))
+
+
+def _score(predictions: Predictions, data: Data, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    truth = data.truth.take(mask)
+    return metrics(
+        predictions.probabilities,
+        predictions.latitude,
+        predictions.longitude,
+        data.labels[mask],
+        truth.latitude,
+        truth.longitude,
+    )
+
+
+def _reliability(panel: "Panel") -> dict[str, Any]:
+    return {} if panel.reliability is None else {"calibration": panel.reliability}
+
+
+def _split_table(data: Data, jobs: Sequence[Job], judged: NDArray[np.bool_]) -> pd.DataFrame:
+    table = pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": np.where(judged, "val", "train")})
+    if len({job.fold for job in jobs}) > 1:
+        fold = np.full(len(judged), -1)
+        for job in jobs:
+            fold[job.judged] = job.fold
+        table["fold"] = fold
+    return table

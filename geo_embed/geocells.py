@@ -4,17 +4,30 @@ A state is too coarse a label for a place, and a regression in degrees too vague
 per-sample soft labels win back the distance score (PIGEON, Haas et al., CVPR 2024, sections 3.1 and 3.2).
 """
 
+import heapq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geo_embed.config import CellKind
 from geo_embed.geography import EARTH_RADIUS_KM
 
 # A chord this short, 60 m, means that a point sits on a cell's centre.
 _ON_CENTRE = 1e-5
+# Places closer than this, 6 mm, are one place.
+_SAME_PLACE = 1e-9
+# A quad leaf with less than this share of the limit joins a neighbour.
+_SMALL_LEAF = 0.25
+# Sizes of a state's Voronoi cells lie within this factor of their mean.
+_EVEN = 2.0
+# Rows whose geometric medians are sought at once, so that memory stays bounded.
+_MEDIAN_ROWS = 8192
+# Expected distances that differ by less are the same.
+_SAME_KM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,19 +48,42 @@ class Cells:
 
 
 def make_cells(
-    points: NDArray[np.float64], labels: NDArray[np.int64], count: int, classes: int, *, seed: int
+    points: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    count: int,
+    classes: int,
+    *,
+    seed: int,
+    kind: CellKind = "kmeans",
 ) -> Cells:
-    """At most `count` cells over training places.
+    """Cells over training places.
+
+    `kmeans` looks at places alone: at most `count` cells, each sample in the one with the nearest centre. The other two
+    respect borders: each sample lies in a cell of its own state, so `to_state` is one-hot, and a centre across the border
+    may be nearer. `quad` (see `quad_groups`) makes at most max(count, states) cells; `voronoi` (see `even_groups`) that
+    many before their sizes are evened out, which may leave some more or fewer.
 
     Args:
         points: (N, 3) unit vectors.
         labels: (N,) classes in [0, classes).
-        count: K, or fewer where there are fewer distinct places.
+        count: cells wanted; fewer come out where there are fewer distinct places.
         classes: C.
-        seed: of the first centres.
+        seed: of the first centres of `kmeans` and `voronoi`; `quad` needs none.
+        kind: how the country is cut.
     """
-    centres = sphere_kmeans(points, count, seed=seed)
-    owner = torch.from_numpy(nearest(points, centres))
+    if kind == "kmeans":
+        centres = sphere_kmeans(points, count, seed=seed)
+        owner = torch.from_numpy(nearest(points, centres))
+    else:
+        groups = (
+            quad_groups(points, labels, count)
+            if kind == "quad"
+            else even_groups(points, labels, count, seed=seed)
+        )
+        centres = np.stack([_middle(points[group]) for group in groups])
+        owner = torch.empty(len(points), dtype=torch.int64)
+        for cell, group in enumerate(groups):
+            owner[torch.from_numpy(group)] = cell
     return cell_tables(torch.from_numpy(centres).float(), owner, torch.from_numpy(labels), classes)
 
 
@@ -92,9 +128,173 @@ def sphere_kmeans(
         owner = scipy.spatial.cKDTree(centres).query(points)[1]
         sums = np.zeros_like(centres)
         np.add.at(sums, owner, points)
-        centres = sums[np.bincount(owner, minlength=len(centres)) > 0]
-        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+        length = np.linalg.norm(sums, axis=1, keepdims=True)
+        # Places that cancel have no middle: their centre stays.
+        centres = np.where(length > _SAME_PLACE, sums / np.maximum(length, _SAME_PLACE), centres)
+        centres = centres[np.bincount(owner, minlength=len(centres)) > 0]
     return centres
+
+
+def quad_groups(
+    points: NDArray[np.float64], labels: NDArray[np.int64], count: int
+) -> list[NDArray[np.int64]]:
+    """Rows of each cell of an adaptive quadtree in every state (as PlaNet's; Weyand et al., ECCV 2016).
+
+    A state's places, on an equal-area plane around its middle, are cut in four squares until a leaf holds at most a
+    limit of samples or one place alone. A leaf with less than a quarter of the limit joins the nearest leaf of its parent
+    if both together keep to the limit, else of its grandparent, and so on; in the end that of its state, whatever comes
+    of it. The limit is N/count, or the least multiple of it by a power of 1.15 that makes no more than
+    max(count, states) cells.
+
+    Args:
+        points: (N, 3) unit vectors.
+        labels: (N,) states.
+        count: most cells, where there are no more states than that.
+    """
+    states = [np.flatnonzero(labels == state) for state in np.unique(labels)]
+    planes = [_equal_area(points[rows]) for rows in states]
+    limit = max(1.0, len(points) / count)
+    while True:
+        groups = []
+        for rows, plane in zip(states, planes, strict=True):
+            leaves = _quad_leaves(plane, np.arange(len(rows)), limit)
+            leaves = _join_small(plane, leaves, limit, at_any_size=True)
+            groups += [rows[leaf.members] for leaf in leaves]
+        if len(groups) <= max(count, len(states)):
+            return groups
+        limit *= 1.15
+
+
+class _Leaf(NamedTuple):
+    """Rows of a plane (n,) and their mean (2,)."""
+
+    members: NDArray[np.int64]
+    middle: NDArray[np.float64]
+
+
+def _quad_leaves(plane: NDArray[np.float64], members: NDArray[np.int64], limit: float) -> list[_Leaf]:
+    xy = plane[members]
+    low = xy.min(axis=0)
+    # The square around the members alone: each cut parts at least two of them.
+    side = (xy.max(axis=0) - low).max()
+    if len(members) <= limit or side <= _SAME_PLACE:
+        return [_Leaf(members, xy.mean(axis=0))]
+    upper = xy >= low + side / 2
+    quadrant = 2 * upper[:, 0] + upper[:, 1]
+    leaves = [
+        leaf
+        for part in range(4)
+        if (quadrant == part).any()
+        for leaf in _quad_leaves(plane, members[quadrant == part], limit)
+    ]
+    return _join_small(plane, leaves, limit)
+
+
+def _join_small(
+    plane: NDArray[np.float64], leaves: list[_Leaf], limit: float, *, at_any_size: bool = False
+) -> list[_Leaf]:
+    stays: set[int] = set()
+    while len(leaves) > 1:
+        small = [
+            i
+            for i, leaf in enumerate(leaves)
+            if len(leaf.members) < _SMALL_LEAF * limit and id(leaf) not in stays
+        ]
+        if not small:
+            break
+        one = leaves[min(small, key=lambda i: len(leaves[i].members))]
+        others = [leaf for leaf in leaves if leaf is not one]
+        far = np.square(np.stack([leaf.middle for leaf in others]) - one.middle).sum(axis=1)
+        other = others[int(far.argmin())]
+        if not at_any_size and len(one.members) + len(other.members) > limit:
+            stays.add(id(one))
+            continue
+        members = np.concatenate([other.members, one.members])
+        leaves = [leaf for leaf in others if leaf is not other]
+        leaves.append(_Leaf(members, plane[members].mean(axis=0)))
+    return leaves
+
+
+def even_groups(
+    points: NDArray[np.float64], labels: NDArray[np.int64], count: int, *, seed: int
+) -> list[NDArray[np.int64]]:
+    """Rows of each cell: k-means inside every state, then evened out.
+
+    That a cell stays inside one administrative border is PIGEON's idea (Haas et al., CVPR 2024, section 3.1). Each state
+    gets one cell, and each cell beyond that goes to the state with the most samples per cell, so that there are
+    max(count, states) of them. Then a cell of more than twice its state's mean is halved, and one of less than half of it
+    joins the nearest cell, until none is left. Only a cell whose places (nearly) coincide may stay larger.
+
+    Args:
+        points: (N, 3) unit vectors.
+        labels: (N,) states.
+        count: cells wanted.
+        seed: of the first centres.
+    """
+    states = [np.flatnonzero(labels == state) for state in np.unique(labels)]
+    wanted = [1] * len(states)
+    queue = [(-float(len(rows)), state) for state, rows in enumerate(states)]
+    heapq.heapify(queue)
+    for _ in range(count - len(states)):
+        state = queue[0][1]
+        wanted[state] += 1
+        heapq.heapreplace(queue, (-len(states[state]) / wanted[state], state))
+    groups = []
+    for rows, cells in zip(states, wanted, strict=True):
+        groups += [rows[group] for group in _even_out(points[rows], cells, seed)]
+    return groups
+
+
+def _even_out(points: NDArray[np.float64], cells: int, seed: int) -> list[NDArray[np.int64]]:
+    # A halving leaves no part below half of the mean and a joining takes one such cell away: this comes to an end.
+    mean = len(points) / cells
+    owner = nearest(points, sphere_kmeans(points, cells, seed=seed))
+    queue = [np.flatnonzero(owner == cell) for cell in np.unique(owner)]
+    done: list[NDArray[np.int64]] = []
+    while queue:
+        group = queue.pop()
+        halves = _halve(points, group, mean / _EVEN) if len(group) > _EVEN * mean else []
+        if halves:
+            queue += halves
+            continue
+        others = done + queue
+        if len(group) >= mean / _EVEN or not others:
+            done.append(group)
+            continue
+        middles = np.stack([_middle(points[other]) for other in others])
+        near = int((middles @ _middle(points[group])).argmax())
+        (done if near < len(done) else queue).pop(near if near < len(done) else near - len(done))
+        queue.append(np.concatenate([others[near], group]))
+    return done
+
+
+def _halve(points: NDArray[np.float64], group: NDArray[np.int64], least: float) -> list[NDArray[np.int64]]:
+    """Two halves across the longer axis, each of at least `least` rows and no place in both; else nothing."""
+    plane = _equal_area(points[group])
+    along = plane[:, plane.std(axis=0).argmax()]
+    order = np.argsort(along, kind="stable")
+    cuts = np.flatnonzero(np.diff(along[order]) > _SAME_PLACE) + 1
+    if len(cuts) == 0:
+        return []
+    cut = int(cuts[np.abs(cuts - len(group) / 2).argmin()])
+    return [group[order[:cut]], group[order[cut:]]] if min(cut, len(group) - cut) >= least else []
+
+
+def _middle(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Normalised mean (3,) of unit vectors (n, 3); the first of them where they cancel."""
+    total = points.sum(axis=0)
+    length = np.linalg.norm(total)
+    return np.asarray(total / length if length > _SAME_PLACE else points[0])
+
+
+def _equal_area(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lambert's azimuthal equal-area plane (n, 2) around the points' own middle, in Earth radii: no seam at ±180°."""
+    centre = _middle(points)
+    east = np.array([-centre[1], centre[0], 0.0])
+    length = np.linalg.norm(east)
+    east = east / length if length > _SAME_PLACE else np.array([1.0, 0.0, 0.0])
+    stretch = np.sqrt(2 / np.maximum(1 + points @ centre, 1e-12))
+    return np.asarray(stretch[:, None] * (points @ np.stack([east, np.cross(centre, east)], axis=1)))
 
 
 def nearest(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -109,11 +309,11 @@ def pairwise_km(a: Tensor, b: Tensor) -> Tensor:
 
     In float32 the cancellation leaves an error of some 2 km below 5 km: fine for labels with τ ≥ 25 km, not for metrics.
     """
-    half_chord = ((1 - a @ b.T) / 2).clamp_(0, 1).sqrt_()
-    return half_chord.asin_().mul_(2 * EARTH_RADIUS_KM)
+    half_chord = ((1 - a @ b.T) / 2).clamp(0, 1).sqrt()
+    return half_chord.asin() * (2 * EARTH_RADIUS_KM)
 
 
-def soft_targets(points: Tensor, centres: Tensor, tau_km: float) -> Tensor:
+def soft_targets(points: Tensor, centres: Tensor, tau_km: float | Tensor) -> Tensor:
     """(n, K) PIGEON's haversine-smoothed labels exp(−(d(cᵢ, x) − d(c_true, x))/τ), normalised.
 
     (Haas et al., CVPR 2024, eq. 2.) d(c_true, x) is one number per sample, so normalising cancels it: softmax(−d/τ).
@@ -129,33 +329,55 @@ def great_circle_km(a: Tensor, b: Tensor) -> Tensor:
 def geometric_median(probabilities: Tensor, centres: Tensor, *, top: int = 48, rounds: int = 30) -> Tensor:
     """(n, 3) unit vectors: the point of least expected great-circle distance to cells drawn from `probabilities`.
 
-    Weiszfeld's iteration on the sphere, all samples at once, over each sample's `top` likeliest cells: y ← normalised
-    Σ wᵢ/sin(dᵢ) cᵢ with d the angle to cell i. For small angles it is the plain Weiszfeld step; setting the gradient of
-    Σ wᵢ dᵢ on the sphere to zero gives exactly these weights. Starts at the best of the mean and the eight
-    likeliest cells and takes only steps that help, so it is never worse than the mode.
+    Over each sample's `top` likeliest cells; see `geometric_median_of`.
     """
     p, index = probabilities.double().topk(min(top, probabilities.shape[1]), dim=1)
-    p = p / p.sum(dim=1, keepdim=True)
-    c = centres.double()[index]  # (n, top, 3)
+    return geometric_median_of(centres.double()[index], p, rounds=rounds)
+
+
+def geometric_median_of(points: Tensor, weights: Tensor, *, rounds: int = 30) -> Tensor:
+    """(n, 3) float64 unit vectors: for each row the point of least weighted great-circle distance to k points.
+
+    Weiszfeld's iteration on the sphere, many rows at once: y ← normalised Σ wᵢ/sin(dᵢ) cᵢ with d the angle to point i. For
+    small angles it is the plain Weiszfeld step; setting the gradient of Σ wᵢ dᵢ on the sphere to zero gives exactly these
+    weights. Starts at the best of the mean and the eight heaviest points and takes only steps that help, so it is never
+    worse than the heaviest.
+
+    Args:
+        points: (n, k, 3) unit vectors.
+        weights: (n, k), not negative; no row is all zero.
+        rounds: most steps.
+    """
+    parts = zip(torch.split(points, _MEDIAN_ROWS), torch.split(weights, _MEDIAN_ROWS), strict=True)
+    return torch.cat([_weiszfeld(c.double(), w.double(), rounds) for c, w in parts])
+
+
+def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
+    p = weights / weights.sum(dim=1, keepdim=True)
+    rows = torch.arange(len(c), device=c.device)
     start = (p[:, :, None] * c).sum(dim=1)
-    y = start / start.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    candidates = c[:, : min(8, c.shape[1])]  # (n, 8, 3)
+    length = start.norm(dim=1, keepdim=True)
+    y = start / length.clamp_min(1e-12)
+    candidates = c[rows[:, None], p.topk(min(8, p.shape[1]), dim=1).indices]  # (n, 8, 3)
     best = torch.stack(
         [(p * great_circle_km(c, candidates[:, j : j + 1])).sum(1) for j in range(candidates.shape[1])], 1
     )
-    here = (p * great_circle_km(c, y[:, None])).sum(1)
-    seed = candidates[torch.arange(len(y)), best.argmin(1)]
+    # Between two points of one weight every point is as good: take the middle, whatever rounding says, unless they are
+    # antipodes and have none.
+    here = (p * great_circle_km(c, y[:, None])).sum(1) - _SAME_KM
+    here = torch.where(length[:, 0] > 1e-9, here, torch.inf)
+    seed = candidates[rows, best.argmin(1)]
     y = torch.where((best.min(1).values < here)[:, None], seed, y)
     cost = torch.minimum(best.min(1).values, here)
     for _ in range(rounds):
         cosine = (c * y[:, None]).sum(-1, keepdim=True)
-        tangent = c - cosine * y[:, None]  # (n, top, 3), of length sin d
+        tangent = c - cosine * y[:, None]  # (n, k, 3), of length sin d
         sine = tangent.norm(dim=-1)
         on_cell = sine < _ON_CENTRE
         pull = torch.where(on_cell, 0.0, p / sine.clamp_min(1e-9))[:, :, None]
         step = (pull * c).sum(dim=1)
         step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        # Vardi & Zhang, 2000: leave a cell only as far as the others' pull outweighs its own probability.
+        # Vardi & Zhang, 2000: leave a point only as far as the others' pull outweighs its own weight.
         stay = (p * on_cell).sum(1) / (pull * tangent).sum(1).norm(dim=1).clamp_min(1e-12)
         stay = stay.clamp(max=1.0)[:, None]
         step = (1 - stay) * step + stay * y

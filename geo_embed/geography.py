@@ -3,7 +3,12 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from geo_embed.errors import GeoError
+
 EARTH_RADIUS_KM = 6371.0
+# Beyond the outermost places, as a share of their box, and at least so much.
+MARGIN = 0.05
+LEAST_REACH_DEGREES = 0.1
 
 Floats = NDArray[np.float64]
 
@@ -28,6 +33,54 @@ def to_degrees(vectors: ArrayLike) -> tuple[Floats, Floats]:
     """Vectors (..., 3) of any length but 0 to latitude and longitude in degrees, longitude in [-180, 180]."""
     x, y, z = np.moveaxis(np.asarray(vectors, dtype=np.float64), -1, 0)
     return np.degrees(np.arctan2(z, np.hypot(x, y))), np.degrees(np.arctan2(y, x))
+
+
+def bounding_box(latitude: ArrayLike, longitude: ArrayLike) -> tuple[float, float, float, float]:
+    """The smallest box around places (N,): south, north, west, east in degrees.
+
+    West lies in [-180, 180]; east follows it eastwards and passes 180 where the box crosses the antimeridian.
+    """
+    lat, lon = np.asarray(latitude, dtype=np.float64), np.sort(np.asarray(longitude, dtype=np.float64))
+    gaps = np.append(np.diff(lon), lon[0] + 360 - lon[-1])
+    widest = int(gaps.argmax())
+    west = float(lon[(widest + 1) % len(lon)])
+    return float(lat.min()), float(lat.max()), west, west + 360 - float(gaps[widest])
+
+
+def region_box(
+    latitude: ArrayLike,
+    longitude: ArrayLike,
+    given: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None),
+) -> tuple[float, float, float, float]:
+    """The box of a region: south, north, west, east in degrees, east beyond 180 where it crosses the antimeridian.
+
+    Args:
+        latitude, longitude: (N,) known places; their smallest box, widened by `MARGIN`, gives each edge that isn't given.
+        given: south, north, west, east; None for one that isn't given.
+
+    Raises:
+        GeoError: the southern edge doesn't lie below the northern one.
+    """
+    south, north, west, east = bounding_box(latitude, longitude)
+    up, along = (
+        max(MARGIN * (high - low), LEAST_REACH_DEGREES) for low, high in ((south, north), (west, east))
+    )
+    widened = (south - up, north + up, west - along, east + along)
+    south, north, west, east = (
+        own if edge is None else edge for own, edge in zip(widened, given, strict=True)
+    )
+    if south >= north:
+        raise GeoError(
+            f"the region's southern edge {south:g} doesn't lie below its northern one {north:g}",
+            where="model.gps_box",
+            hint="give both lat_min and lat_max, or neither",
+        )
+    return south, north, west, east if west < east else east + 360
+
+
+def wrap_longitude(longitude: ArrayLike) -> Floats:
+    """Degrees of any size to [-180, 180)."""
+    return np.asarray((np.asarray(longitude, dtype=np.float64) + 180) % 360 - 180)
 
 
 def class_centroids(latitude: ArrayLike, longitude: ArrayLike, labels: ArrayLike, classes: int) -> Floats:

@@ -1,7 +1,8 @@
 """A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,19 @@ from numpy.typing import NDArray
 
 from geo_embed import backbone as backbones
 from geo_embed import images
+from geo_embed.combine import METHODS, Answers, Method, combine
 from geo_embed.config import Config
 from geo_embed.dataset import LabelEncoder, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.progress import warn
-from geo_embed.run import Prior, Run
+from geo_embed.run import Prior, Run, load_run
 from geo_embed.store import Embeddings, check_fits, disk_errors, find_store, read_store
 
 if TYPE_CHECKING:
-    from geo_embed.best import Best
-    from geo_embed.heads import Heads
+    from geo_embed.panel import Panel
 
-RECIPE = "recipe.json"
+RECIPE, MEMBERS = "recipe.json", "members"
 
 # Rows that pass through the heads at once: bounded memory, no measurable cost.
 _ROWS = 8192
@@ -62,12 +63,31 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What makes a run an ensemble.
+
+    Attributes:
+        method: how its members' answers are combined.
+        weights: (M,) of the members, ≥ 0, sum 1.
+        members: M runs.
+    """
+
+    method: Method
+    weights: NDArray[np.float64]
+    members: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
 class Truth:
     """(N,) true states in the data's own indices, and points in degrees."""
 
     state_idx: NDArray[np.int64]
     latitude: NDArray[np.float64]
     longitude: NDArray[np.float64]
+
+    def take(self, rows: NDArray[Any]) -> "Truth":
+        """Some of them, by mask or index."""
+        return Truth(self.state_idx[rows], self.latitude[rows], self.longitude[rows])
 
 
 def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
@@ -81,18 +101,80 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
     """
-    own = run.config.model_copy(update={"paths": config.paths})
-    samples = load_samples(own, split)
-    store = find_store(own, split, fingerprint=run.provenance["store"]["fingerprint"])
-    check_fits(store, samples)
-    embeddings = read_store(store)
-    predictions = predict_embeddings(run, embeddings)
+    samples = load_samples(_here(config, run).config, split)
+
+    def ask(one: Run) -> Predictions:
+        one = _here(config, one)
+        same = one.config.model.view_names == samples.view_names
+        store = find_store(one.config, split, fingerprint=one.provenance["store"]["fingerprint"])
+        check_fits(store, samples if same else load_samples(one.config, split))
+        return predict_embeddings(one, read_store(store))
+
+    predictions = answer(run, ask)
     truth = None
     if samples.state_idx is not None and samples.latitude is not None and samples.longitude is not None:
         truth = Truth(samples.state_idx, samples.latitude, samples.longitude)
     path = run.path / f"{split}_predictions.parquet"
     write_predictions(path, predictions, run.labels, truth)
     return predictions, path
+
+
+def answer(run: Run, ask: Callable[[Run], Predictions]) -> Predictions:
+    """The answer of a run with heads of its own, or of an ensemble's members, combined.
+
+    Args:
+        run: any run.
+        ask: answers for a run with heads, each time for the same samples.
+    """
+    mixture = load_mixture(run)
+    if mixture is None:
+        return ask(run)
+    answers = [answer(member, ask) for member in mixture.members]
+    # An ensemble's classes ascend by state, whatever their order in a member.
+    ordered = [
+        given.probabilities[:, np.argsort(one.labels.state_idx)]
+        for one, given in zip(mixture.members, answers, strict=True)
+    ]
+    combined = combine(
+        mixture.method,
+        mixture.weights,
+        Answers.of(ordered, [one.latitude for one in answers], [one.longitude for one in answers]),
+    )
+    return Predictions(answers[0].sample_id, *combined)
+
+
+def load_mixture(run: Run) -> Mixture | None:
+    """An ensemble's members; None for a run with heads of its own. Raises GeoError where it is damaged."""
+    path = run.path / RECIPE
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "ensemble" not in recipe:
+            return None
+        described = recipe["ensemble"]
+        weights, names = np.array(described["weights"], dtype=np.float64), list(described["members"])
+        shares = weights.shape == (len(names),) and (weights >= 0).all() and np.isclose(weights.sum(), 1)
+        if described["method"] not in METHODS or not shares:
+            raise ValueError(f"{described['method']} of {len(names)} members with weights {weights.tolist()}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GeoError(
+            f"the run's heads can't be loaded: {error}".splitlines()[0], where=path, hint="make the run again"
+        ) from error
+    members = []
+    for name in names:
+        if not (run.path / MEMBERS / name / "provenance.json").is_file():
+            raise GeoError(
+                "the ensemble lacks this member",
+                where=run.path / MEMBERS / name,
+                hint="make it again: geo ensemble",
+            )
+        members.append(load_run(run.path / MEMBERS, name))
+    return Mixture(described["method"], weights, tuple(members))
+
+
+def _here(config: Config, run: Run) -> Run:
+    """A run, wherever it was made, with the paths and the device of this machine."""
+    model = run.config.model.model_copy(update={"device": config.model.device})
+    return replace(run, config=run.config.model_copy(update={"paths": config.paths, "model": model}))
 
 
 def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
@@ -115,7 +197,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
 
 
 def apply_heads(
-    heads: "Heads | Best",
+    heads: "Panel",
     config: Config,
     prior: Prior,
     sample_id: NDArray[np.object_],
@@ -147,22 +229,24 @@ def apply_heads(
     return Predictions(sample_id, probabilities, points[:, 0], points[:, 1])
 
 
-def load_heads(run: Run) -> "Heads | Best":
+def load_heads(run: Run) -> "Panel":
     """A run's heads, on the CPU, in eval mode. Raises GeoError where a file is absent or doesn't fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from geo_embed.best import build_best
-    from geo_embed.heads import Heads
+    from geo_embed.panel import build_panel
 
-    path = run.path / "heads.safetensors"
-    heads: Heads | Best
+    path = run.path / RECIPE
     try:
-        if run.config.training.preset == "best":
-            described = json.loads((run.path / RECIPE).read_text(encoding="utf-8"))
-            heads = build_best(described, run.dim, len(run.config.model.view_names), len(run.labels))
-        else:
-            heads = Heads(run.dim, len(run.labels), run.config.model)
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if "ensemble" in described:
+            raise GeoError(
+                "an ensemble has no heads of its own",
+                where=run.path,
+                hint="name one of the runs it is made of",
+            )
+        heads = build_panel(described, run.dim, len(run.config.model.view_names), len(run.labels))
+        path = run.path / "heads.safetensors"
         heads.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise GeoError(
@@ -196,7 +280,43 @@ def predict_images(
             where="--images",
             hint="give one picture per view, in this order",
         )
-    made_by = run.provenance["store"]
+    tower = load_backbone_of(config, run, backbone)
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(images.resize(images.decode(path.read_bytes()), tower.preprocessing))
+        except OSError as error:
+            raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
+        except images.UnreadableImage as error:
+            raise GeoError(f"can't read the picture: {error}", where=path) from error
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack(pixels)).to(tower.device)
+        normal = images.normalise(batch, tower.preprocessing, tower.dtype)
+        embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
+    present = np.ones((1, len(views)), dtype=bool)
+    ids = text_ids(["images"])
+
+    def ask(one: Run) -> Predictions:
+        return apply_heads(load_heads(one), config, one.prior, ids, embedded, present)
+
+    return answer(run, ask)
+
+
+def load_backbone_of(
+    config: Config, run: Run, name: str | None = None, *, dtype: str | None = None
+) -> backbones.Backbone:
+    """The very backbone that a run's embeddings came from.
+
+    Args:
+        config: the device.
+        run: any run.
+        name: where it lies, if not under the name that it had in training.
+        dtype: its precision; default: as in training.
+
+    Raises:
+        GeoError: it is not known, not to be had, or has other weights or preprocessing.
+    """
+    made_by = _only_backbone(run)
     if made_by["weights_sha256"] is None:
         raise GeoError(
             f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
@@ -204,11 +324,9 @@ def predict_images(
             hint="embed the pictures as they were, import them as a test split, and predict that",
         )
     own = run.config.model
-    model = own.model_copy(
-        update={"backbone_name": backbone or own.backbone_name, "device": config.model.device}
-    )
+    model = own.model_copy(update={"backbone_name": name or own.backbone_name, "device": config.model.device})
     device = backbones.pick_device(model.device)
-    tower = backbones.load_backbone(model, device, backbones.pick_dtype(model.dtype, device))
+    tower = backbones.load_backbone(model, device, backbones.pick_dtype(dtype or model.dtype, device))
     for what, have, wanted in (
         ("weights", tower.weights_sha256, made_by["weights_sha256"]),
         ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),
@@ -219,20 +337,26 @@ def predict_images(
                 where=run.path,
                 hint="name the run's own with --backbone",
             )
-    pixels = []
-    for path in paths:
-        try:
-            pixels.append(images.resize(images.decode(path.read_bytes()), tower.preprocessing))
-        except OSError as error:
-            raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
-        except images.UnreadableImage as error:
-            raise GeoError(f"can't read the picture: {error}", where=path) from error
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.stack(pixels)).to(device)
-        normal = images.normalise(batch, tower.preprocessing, tower.dtype)
-        embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
-    present = np.ones((1, len(views)), dtype=bool)
-    return apply_heads(load_heads(run), run.config, run.prior, text_ids(["images"]), embedded, present)
+    return tower
+
+
+def _only_backbone(run: Run) -> dict[str, Any]:
+    """The store that a run was fitted on. Raises GeoError for an ensemble whose members look at pictures differently."""
+    mixture = load_mixture(run)
+    if mixture is None:
+        return dict(run.provenance["store"])
+    stores = [_only_backbone(member) for member in mixture.members]
+    looks = [(one.config.model.feature, one.config.model.view_names) for one in mixture.members]
+    keys = ("weights_sha256", "preprocessing")
+    for member, store, look in zip(mixture.members, stores, looks, strict=True):
+        if look != looks[0] or any(store[key] != stores[0][key] for key in keys):
+            raise GeoError(
+                f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "
+                f"{store['backbone']}, or on different views",
+                where=member.path,
+                hint="cache the pictures' embeddings as a test split by each of them, and predict that",
+            )
+    return stores[0]
 
 
 def write_predictions(
@@ -282,4 +406,8 @@ def read_predictions(path: Path) -> tuple[Predictions, Truth | None]:
             "there are no such predictions", where=path, hint="make them with: geo predict"
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise GeoError(f"not a readable prediction table: {error}".splitlines()[0], where=path) from error
+        raise GeoError(
+            f"not a readable prediction table: {error}".splitlines()[0],
+            where=path,
+            hint="predict, or train the run, again",
+        ) from error

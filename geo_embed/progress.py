@@ -16,6 +16,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def on_terminal() -> bool:
+    """Whether news may redraw itself: stderr is a terminal, and nobody asked for quiet."""
+    return not _quiet and sys.stderr.isatty()
+
+
 def say(text: str) -> None:
     """One line of news on stderr."""
     if not _quiet:

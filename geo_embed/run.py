@@ -112,6 +112,15 @@ def writing_run(runs_dir: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def restore_replaced(runs_dir: Path) -> None:
+    """Give back its name to what was about to be replaced when `writing_run` was cut short between its two renames."""
+    for path in runs_dir.glob(".*.replaced"):
+        name = path.name.removeprefix(".").removesuffix(".replaced")
+        with disk_errors(path):
+            if not (runs_dir / name).exists():
+                path.rename(runs_dir / name)
+
+
 def write_description(
     directory: Path,
     config: Config,
@@ -188,16 +197,22 @@ def run_stores(runs_dir: Path) -> dict[str, list[str]]:
     users: dict[str, list[str]] = {}
     for path in _runs(runs_dir):
         try:
-            made_from = json.loads((path / "provenance.json").read_text(encoding="utf-8"))["store"]
-            users.setdefault(made_from["fingerprint"], []).append(path.name)
+            provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+            for fingerprint in store_fingerprints(provenance):
+                users.setdefault(fingerprint, []).append(path.name)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return users
 
 
-def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[str, Any]:
-    """Where a run came from: command, versions, machine, data and store."""
-    n, v, d = store.shape
+def store_fingerprints(provenance: dict[str, Any]) -> list[str]:
+    """The stores that a run was fitted on: one, or for an ensemble every member's."""
+    made_from = [provenance["store"], *provenance.get("stores", [])]
+    return list(dict.fromkeys(store["fingerprint"] for store in made_from))
+
+
+def describe_origin(config: Config) -> dict[str, Any]:
+    """Where and how a run is made: command, versions, machine."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "command": ["geo", *sys.argv[1:]],
@@ -208,6 +223,14 @@ def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[s
             **{name: version(name) for name in ("geo-embed", "torch", "numpy", "scikit-learn")},
         },
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[str, Any]:
+    """Where a run came from: command, versions, machine, data and store."""
+    n, v, d = store.shape
+    return {
+        **describe_origin(config),
         "data": {"train_csv": str(config.paths.csv("train")), "sha256": csv_sha256},
         "store": {
             "path": str(store.path),

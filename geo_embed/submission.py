@@ -1,5 +1,6 @@
 """The competition file: written from predictions, and checked, wherever it came from."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from geo_embed.dataset import (
     LabelEncoder,
     csv_header,
     load_mapping,
+    load_samples,
     read_csv,
 )
 from geo_embed.errors import GeoError
+from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
 from geo_embed.predict import Predictions, predict_split, read_predictions
-from geo_embed.run import Run
+from geo_embed.run import Run, store_fingerprints
 from geo_embed.store import disk_errors, find_store
 
 # Rows named one by one in a finding; more are counted.
@@ -112,7 +115,8 @@ def validate(config: Config, path: Path) -> Verdict:
     """Check a submission against the template: columns, ids, nulls, ranges; with warnings for what is odd but legal.
 
     Args:
-        config: the template, the state mapping, and `model.gps_box`, outside of which a point draws a warning.
+        config: the template, the state mapping, and `model.gps_box`, outside of which a point draws a warning; an edge
+            that isn't given comes from the training CSV, where that can be read.
         path: the file.
 
     Raises:
@@ -143,12 +147,13 @@ def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predi
 
 
 def _last_commit(config: Config, run: Run) -> float:
-    """When the cached test split was last written to; 0 where it isn't cached."""
-    try:
-        store = find_store(config, "test", fingerprint=run.provenance["store"]["fingerprint"])
-    except GeoError:
-        return 0.0
-    return max(file.stat().st_mtime for file in (store.path / "status").rglob("*"))
+    """When the cached test split, or any that an ensemble needs, was last written to; 0 where it isn't cached."""
+    times = [0.0]
+    for fingerprint in store_fingerprints(run.provenance):
+        with contextlib.suppress(GeoError):
+            store = find_store(config, "test", fingerprint=fingerprint)
+            times += [file.stat().st_mtime for file in (store.path / "status").rglob("*")]
+    return max(times)
 
 
 def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]") -> None:
@@ -201,11 +206,9 @@ def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
 
 
 def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
-    box = config.model.gps_box
-    inside_box = np.ones(len(table), dtype=bool)
     fine = np.ones(len(table), dtype=bool)
-    bounds = ((90, box.lat_min, box.lat_max), (180, box.lon_min, box.lon_max))
-    for column, (bound, low, high) in zip(PREDICTED_POINT, bounds, strict=True):
+    points = []
+    for column, bound in zip(PREDICTED_POINT, (90, 180), strict=True):
         text = table[column]
         numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         empty = (text == "").to_numpy()
@@ -215,9 +218,32 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
         outside = finite & (np.abs(numbers) > bound)
         _find(verdict.errors, table, outside, f"where {column} lies outside [-{bound}, {bound}]", text)
         fine &= finite & ~outside
-        inside_box &= (numbers >= low) & (numbers <= high)
-    where = f"latitude {box.lat_min:g}…{box.lat_max:g}, longitude {box.lon_min:g}…{box.lon_max:g}"
-    _find(verdict.warnings, table, fine & ~inside_box, f"with a point outside the region ({where})")
+        points.append(numbers)
+    region = _region(config)
+    if region is None:
+        return
+    south, north, west, east = region
+    latitude, longitude = (np.where(fine, numbers, np.nan) for numbers in points)
+    inside = (latitude >= south) & (latitude <= north) & ((longitude - west) % 360 <= east - west)
+    where = f"latitude {south:g}…{north:g}, longitude {west:g}…{east:g}"
+    _find(verdict.warnings, table, fine & ~inside, f"with a point outside the region ({where})")
+
+
+def _region(config: Config) -> tuple[float, float, float, float] | None:
+    """South, north, west, east of `model.gps_box`; an edge that isn't given comes from the training places, and where these
+    can't be read either, there is no region.
+    """
+    given = config.model.gps_box.edges
+    south, north, west, east = given
+    if south is not None and north is not None and west is not None and east is not None:
+        return south, north, west, east
+    try:
+        samples = load_samples(config, "train")
+    except GeoError:
+        return None
+    assert samples.latitude is not None
+    assert samples.longitude is not None
+    return region_box(samples.latitude, samples.longitude, given)
 
 
 def _repeats(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -85,6 +85,7 @@ class Country:
             "paths.submissions_dir": str(work / "submissions"),
             "model.backbone_name": str(self.backbone),
             "model.device": "cpu",
+            "training.preset": "pigeon",
         }
 
     def config(self, work: Path | None = None, **changes: Any) -> Config:

@@ -91,6 +91,7 @@ class Small:
             "paths.submissions_dir": str(self.root / "submissions"),
             "model.backbone_name": str(self.backbone),
             "model.device": "cpu",
+            "training.preset": "pigeon",
             "inference.chunk_rows": self.chunk_rows,
             "inference.batch_size": 5,
             "training.epochs": 2,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent.parent
 METRICS = {
     *("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"),
-    *("within_km", "nll", "ece", "samples"),
+    *("within_km", "nll", "ece", "samples", "score_interval"),
 }
 
 

@@ -130,7 +130,12 @@ def test_a_variable_that_names_no_group_belongs_to_somebody_else(monkeypatch: py
         ("model.view_names=[1]", "model.view_names"),
         ('model.view_names=["a", "a"]', "model.view_names"),
         ("model.gps_box.lat_min=-91", "model.gps_box.lat_min"),
-        ("model.gps_box.lat_min=80", "model.gps_box.lat_min"),
+        ('model.gps_box={"lat_min": 80, "lat_max": 70}', "model.gps_box.lat_min"),
+        ('model.gps_box={"lon_min": -65, "lon_max": -65}', "model.gps_box.lon_min"),
+        ("model.fusion=mean", "model.fusion"),
+        ("model.head=mlp", "model.head"),
+        ("training.folds=0", "training.folds"),
+        ("training.group_km=0", "training.group_km"),
         ("inference.workers=0", "inference.workers"),
     ],
 )
@@ -227,8 +232,8 @@ def test_config_show_prints_every_effective_value_with_its_origin(geo: Geo, tmp_
     assert ran.json["paths.data_root"] == {"value": "data/raw", "from": "default"}
 
 
-def test_there_are_five_groups_and_every_setting_says_what_it_is() -> None:
-    assert list(Config.model_fields) == ["paths", "model", "training", "inference", "tracking"]
+def test_there_are_six_groups_and_every_setting_says_what_it_is() -> None:
+    assert list(Config.model_fields) == ["paths", "model", "training", "finetune", "inference", "tracking"]
     assert not [key for key, field in known_keys().items() if not field.description]
     units = {
         "training.tau_km": "km",
@@ -252,8 +257,15 @@ def test_the_keys_that_scripts_rely_on_have_the_contracts_defaults() -> None:
     assert config.model.backbone_name == "geolocal/StreetCLIP"
     assert config.model.view_names == ("north", "east", "south", "west")
     assert config.training.val_split == 0.1
-    box = config.model.gps_box
-    assert (box.lat_min, box.lat_max, box.lon_min, box.lon_max) == (18, 72, -180, -65)
+    # No edge of any country is built in: the training places give the box.
+    assert config.model.gps_box.edges == (None, None, None, None)
+
+
+def test_edges_of_the_box_may_be_given_one_by_one() -> None:
+    config, origins = resolve(settings=["model.gps_box.lat_min=80", "model.gps_box.lon_max=-65"])
+    assert config.model.gps_box.edges == (80, None, None, -65)
+    assert origins["model.gps_box.lat_min"] == "--set"
+    assert origins["model.gps_box.lat_max"] == "default"
 
 
 def test_paths_given_one_by_one_beat_the_data_root() -> None:

@@ -6,23 +6,28 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from geo_embed.config import Config, resolve
 from geo_embed.dataset import load_samples, stratified_split
 from geo_embed.errors import GeoError
 from geo_embed.evaluate import evaluate
-from geo_embed.fit import fit_heads, warmup_cosine
+from geo_embed.fit import Data, find_prior, fit_heads, fit_jobs, join, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km
 from geo_embed.metrics import metrics
-from geo_embed.predict import predict_split, read_predictions
+from geo_embed.panel import Panel
+from geo_embed.predict import Predictions, Truth, load_heads, predict_split, read_predictions
 from geo_embed.run import Run, load_run
-from geo_embed.store import MISSING, open_store
+from geo_embed.schedule import warmup_cosine
+from geo_embed.store import MISSING, find_store, open_store, read_store
+from geo_embed.validation import folds
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -56,6 +61,7 @@ def test_the_run_directory_holds_every_file_of_the_contract(fitted: Path) -> Non
         "labels.json",
         "metrics.json",
         "provenance.json",
+        "recipe.json",
         "split.parquet",
         "state_centroids.json",
         "val_predictions.parquet",
@@ -64,7 +70,7 @@ def test_the_run_directory_holds_every_file_of_the_contract(fitted: Path) -> Non
 
 def test_it_learns(config: Config) -> None:
     """Well above guessing at random and pointing at the middle of the training set, on samples it never saw."""
-    fit_heads(with_training(config, batch_size=16, patience=20), name="x")
+    fit_heads(with_training(config, batch_size=16, epochs=40, patience=40), name="x")
     run = load_run(config.paths.runs_dir, "x")
     truth = read_predictions(run.path / "val_predictions.parquet")[1]
     assert truth is not None
@@ -147,7 +153,8 @@ def test_the_rate_of_training_follows_the_schedule(config: Config) -> None:
     fit_heads(with_training(config, epochs=4, batch_size=32, patience=4, warmup=0.25), name="x")
     steps = -(-(samples - held) // 32)
     history = pd.read_parquet(config.paths.runs_dir / "x" / "history.parquet")
-    wanted = [1e-3 * warmup_cosine(steps * epoch, steps * 4, 0.25) for epoch in range(1, 5)]
+    # An epoch's entry holds the rate of its last step.
+    wanted = [1e-3 * warmup_cosine(steps * epoch - 1, steps * 4, 0.25) for epoch in range(1, 5)]
     np.testing.assert_allclose(history["learning_rate"], wanted)
     assert history["epoch"].tolist() == [1, 2, 3, 4]
 
@@ -184,7 +191,8 @@ def test_it_stops_early_and_keeps_the_best_epoch_not_the_last(config: Config) ->
         truth.latitude,
         truth.longitude,
     )
-    assert again == val == evaluate(config, run)
+    assert val == evaluate(config, run)
+    assert again == {key: value for key, value in val.items() if key != "score_interval"}
 
 
 # ---------------------------------------------------------------- what is written
@@ -372,7 +380,7 @@ def test_where_nothing_can_be_held_out_all_epochs_are_run_and_no_score_is_claime
     assert fit.val["samples"] == 0
     assert fit.val["score"] is None
     history = pd.read_parquet(config.paths.runs_dir / "few" / "history.parquet")
-    assert list(history) == ["epoch", "learning_rate", "train_loss"]
+    assert list(history) == ["epoch", "learning_rate", "train_loss", "seed", "fold"]
     run = load_run(config.paths.runs_dir, "few")
     assert len(run.labels) == 4
     assert learnt(run.path)["part"].tolist() == ["train"] * 4
@@ -407,4 +415,281 @@ def test_a_rate_that_blows_up_is_an_error_not_a_run(config: Config) -> None:
     with pytest.raises(GeoError, match=r"the loss became|answers are NaN or infinite") as caught:
         fit_heads(with_training(config, learning_rate=1e30, clip_norm=1e30), name="x")
     assert "training.learning_rate" in caught.value.hint
+    assert not config.paths.runs_dir.exists()
+
+
+# ---------------------------------------------------------------- seeds and folds
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run says of itself."""
+
+    run: Run
+    predictions: Predictions
+    truth: Truth
+    split: pd.DataFrame
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Config, name: str) -> Saved:
+        run = load_run(config.paths.runs_dir, name)
+        predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+        assert truth is not None
+        described = json.loads((run.path / "metrics.json").read_text())
+        return cls(run, predictions, truth, learnt(run.path), described)
+
+
+def data_of(config: Config, limit: int | None = None) -> Data:
+    samples = load_samples(config, "train")
+    rows = slice(0, limit or len(samples))
+    return join(config, samples, rows, read_store(find_store(config, "train"), rows))
+
+
+def fitted_as(config: Config, **training: object) -> tuple[Config, Saved, Data]:
+    config = with_training(config, **({"epochs": 2, "batch_size": 32} | training))
+    fit_heads(config, name="x")
+    return config, Saved.of(config, "x"), data_of(config)
+
+
+SHAPES = [{"seeds": 2}, {"folds": 3}, {"folds": 3, "seeds": 2}]
+
+
+@pytest.mark.parametrize("training", SHAPES)
+def test_there_is_a_set_of_heads_per_fold_and_seed_and_the_run_answers_with_their_average(
+    config: Config, training: dict[str, int]
+) -> None:
+    config, saved, data = fitted_as(config, **training)
+    panel = load_heads(saved.run)
+    wanted = [
+        (seed, fold) for fold in range(training.get("folds", 1)) for seed in range(training.get("seeds", 1))
+    ]
+    parts = saved.metrics["parts"]
+    assert [(part["seed"], part["fold"]) for part in parts] == wanted
+    assert len(panel.parts) == len(wanted)
+    assert all(0 < part["score"] < 1 and part["epochs"] == 2 for part in parts)
+    history = pd.read_parquet(saved.run.path / "history.parquet")
+    assert history.groupby(["seed", "fold"])["epoch"].agg(list).tolist() == [[1, 2]] * len(wanted)
+    everything = predict_split(config, saved.run, "train")[0]
+    views, present = torch.from_numpy(data.values), torch.from_numpy(data.present)
+    with torch.inference_mode():
+        each = torch.stack([part.predict(views, present)[0] for part in panel.parts])
+    np.testing.assert_allclose(everything.probabilities, each.mean(0), rtol=1e-4, atol=1e-6)
+    assert float((each[0] - each[1]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "training", [SHAPES[1], SHAPES[2], {"folds": 3, "validation": "spatial", "group_km": 5}]
+)
+def test_out_of_fold_every_sample_is_held_out_once_but_those_that_never_can_be(
+    config: Config, training: dict[str, object]
+) -> None:
+    config, saved, data = fitted_as(config, **training)
+    wanted = folds(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude, config.training)
+    assert saved.split["sample_id"].astype(str).tolist() == data.sample_id.tolist()
+    assert saved.split["fold"].tolist() == wanted.tolist()
+    assert ((saved.split["part"] == "val") == (wanted >= 0)).all()
+    assert saved.predictions.sample_id.tolist() == data.sample_id[wanted >= 0].tolist()
+    assert saved.truth.state_idx.tolist() == data.truth.state_idx[wanted >= 0].tolist()
+    alone = np.bincount(data.labels)[data.labels] == 1
+    if "validation" not in training:
+        assert ((wanted < 0) == alone).all()
+    assert saved.metrics["val"]["samples"] == (wanted >= 0).sum()
+
+
+@pytest.mark.parametrize("training", SHAPES)
+def test_each_rows_answer_comes_from_heads_that_have_not_seen_it(
+    config: Config, training: dict[str, int]
+) -> None:
+    config, saved, data = fitted_as(config, **training)
+    jobs = plan(config, data)
+    prior = find_prior(data, np.logical_or.reduce([job.learnt for job in jobs]))
+    place = {sample_id: row for row, sample_id in enumerate(saved.predictions.sample_id)}
+    for fold in {job.fold for job in jobs}:
+        own = [job for job in jobs if job.fold == fold]
+        assert not any((job.learnt & job.judged).any() for job in own)
+        again = fit_jobs(config, data, own, prior)
+        judged = np.flatnonzero(own[0].judged)
+        views, present = torch.from_numpy(data.values[judged]), torch.from_numpy(data.present[judged])
+        with torch.inference_mode():
+            states, points = Panel([one.heads for one in again]).predict(views, present)
+        rows = [place[sample_id] for sample_id in data.sample_id[judged]]
+        np.testing.assert_allclose(saved.predictions.probabilities[rows], states, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(saved.predictions.latitude[rows], points[:, 0], rtol=1e-5)
+        np.testing.assert_allclose(saved.predictions.longitude[rows], points[:, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "training", [*SHAPES, {"validation": "spatial", "group_km": 5}, {"folds": 3, "calibration": "vector"}]
+)
+def test_the_score_of_the_run_is_that_of_its_predictions(config: Config, training: dict[str, object]) -> None:
+    config, saved, _ = fitted_as(config, **training)
+    assert evaluate(config, saved.run) == saved.metrics["val"]
+    low, high = saved.metrics["val"]["score_interval"]
+    assert low <= saved.metrics["val"]["score"] <= high
+
+
+def test_other_seeds_are_the_next_ones(config: Config) -> None:
+    _, both, _ = fitted_as(config, seeds=2, seed=4)
+    fit_heads(with_training(config, epochs=2, batch_size=32, seed=4), name="alone")
+    first = load_heads(both.run).parts[0].state_dict()
+    alone = load_heads(load_run(config.paths.runs_dir, "alone")).parts[0].state_dict()
+    assert all(torch.equal(value, alone[key]) for key, value in first.items())
+    assert [part["seed"] for part in both.metrics["parts"]] == [4, 5]
+
+
+def test_spatial_validation_holds_neighbours_out_together(config: Config) -> None:
+    config, saved, data = fitted_as(config, validation="spatial", group_km=30)
+    held = (saved.split["part"] == "val").to_numpy()
+    assert 0 < held.sum() < len(held) / 2
+    km = distance_matrix_km(np.stack([data.truth.latitude, data.truth.longitude], axis=1))
+    assert km[held][:, ~held].min() > 30
+    shuffled = plan(with_training(config, validation="random"), data)[0]
+    assert km[shuffled.judged][:, shuffled.learnt].min() < 30
+
+
+# ---------------------------------------------------------------- calibration
+
+
+@pytest.mark.parametrize("training", [{"folds": 3}, {"val_split": 0.4}])
+def test_calibration_is_reported_before_and_after_and_answers_from_then_on(
+    config: Config, training: dict[str, object]
+) -> None:
+    config, saved, data = fitted_as(config, calibration="temperature", epochs=6, **training)
+    told = saved.metrics["calibration"]
+    assert told["after"]["nll"] < told["before"]["nll"]
+    assert saved.metrics["val"]["nll"] == pytest.approx(told["after"]["nll"], rel=1e-4)
+    assert saved.metrics["val"]["ece"] == pytest.approx(told["after"]["ece"], abs=1e-4)
+    panel = load_heads(saved.run)
+    assert panel.calibration is not None
+    assert panel.calibration.kind == "temperature"
+    views, present = torch.from_numpy(data.values), torch.from_numpy(data.present)
+    with torch.inference_mode():
+        calibrated = panel.predict(views, present)[0]
+        panel.calibration = None
+        bare = panel.predict(views, present)[0]
+    np.testing.assert_allclose(
+        predict_split(config, saved.run, "train")[0].probabilities, calibrated, rtol=1e-4, atol=1e-6
+    )
+    assert float((calibrated - bare).abs().max()) > 1e-3
+
+
+def test_a_calibration_that_does_not_help_is_reported_and_left_out(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # So few samples are too few for a factor and an offset per state.
+    _, saved, _ = fitted_as(config, calibration="vector", epochs=6, folds=3)
+    told = saved.metrics["calibration"]
+    assert told["after"]["nll"] > told["before"]["nll"]
+    assert saved.metrics["val"]["nll"] == pytest.approx(told["before"]["nll"], rel=1e-4)
+    assert load_heads(saved.run).calibration is None
+    assert "calibration by vector is left out" in capsys.readouterr().err
+
+
+def test_without_calibration_none_is_told(config: Config) -> None:
+    _, saved, _ = fitted_as(config)
+    assert "calibration" not in saved.metrics
+    assert load_heads(saved.run).calibration is None
+
+
+# ---------------------------------------------------------------- odd training sets, by either recipe
+
+PRESETS = ["pigeon", "best"]
+
+
+def with_states(own: Country, state_idx: list[int]) -> Config:
+    """The country with only so many rows, of these states; the rest of the store isn't looked at."""
+    table = pd.read_csv(own.train_csv)
+    names = dict(zip(table["state_idx"], table["state"], strict=True))
+    known = sorted(names)
+    table.loc[: len(state_idx) - 1, "state_idx"] = [known[k] for k in state_idx]
+    table["state"] = [names[k] for k in table["state_idx"]]
+    table.to_csv(own.train_csv, index=False)
+    return own.config(training__epochs=3, training__budget_seconds=1e-6)
+
+
+def answers_of(config: Config, limit: int, **training: object) -> tuple[Saved, Predictions]:
+    config = with_training(config, **training)
+    fit_heads(config, name="odd", limit=limit)
+    saved = Saved.of(config, "odd")
+    predictions = predict_split(config, saved.run, "test")[0]
+    assert np.isfinite(predictions.probabilities).all()
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (np.abs(predictions.latitude) <= 90).all()
+    assert (np.abs(predictions.longitude) <= 180).all()
+    assert evaluate(config, saved.run) == saved.metrics["val"]
+    return saved, predictions
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_class_with_one_sample_stays_in_training(own: Country, preset: str) -> None:
+    config = with_states(own, [0] * 20 + [1] * 20 + [2])
+    saved, predictions = answers_of(config, 41, preset=preset, val_split=0.3)
+    assert saved.split["part"].tolist()[40] == "train"
+    assert (saved.split["part"] == "val").sum() == 12
+    assert predictions.probabilities.shape[1] == 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_folds_leave_a_class_with_one_sample_in_training_always(own: Country, preset: str) -> None:
+    config = with_states(own, [0] * 20 + [1] * 20 + [2])
+    saved, _ = answers_of(config, 41, preset=preset, folds=2)
+    assert saved.split["fold"].tolist()[40] == -1
+    assert len(saved.predictions.sample_id) == 40
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_class_only_is_certain_and_the_point_still_learnt(own: Country, preset: str) -> None:
+    saved, predictions = answers_of(with_states(own, [0] * 50), 50, preset=preset)
+    assert predictions.probabilities.tolist() == [[1.0]] * 32
+    assert saved.metrics["val"]["top1"] == 1
+    assert saved.metrics["val"]["state_score"] == 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_validation_set_that_lacks_a_class_is_scored_like_any_other(own: Country, preset: str) -> None:
+    config = with_states(own, [0] * 45 + [1] * 2 + [2] * 3)
+    saved, _ = answers_of(config, 50, preset=preset, val_split=0.1)
+    assert 1 not in saved.run.labels.encode(saved.truth.state_idx)
+    assert len(saved.run.labels) == 3
+    assert saved.metrics["val"]["samples"] == 5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_sample_is_a_run_that_says_nothing_of_its_score(
+    own: Country, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, predictions = answers_of(with_states(own, [0]), 1, preset=preset, calibration="vector")
+    assert "too few samples to hold any out" in capsys.readouterr().err
+    assert saved.metrics["val"]["samples"] == 0
+    assert saved.metrics["val"]["score"] is None
+    assert predictions.probabilities.tolist() == [[1.0]] * 32
+    here = haversine_km(
+        predictions.latitude, predictions.longitude, saved.run.prior.latitude, saved.run.prior.longitude
+    )
+    assert here.max() < 20
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_more_folds_than_samples_is_an_error_that_names_the_setting(own: Country, preset: str) -> None:
+    config = with_training(with_states(own, [0] * 3), preset=preset, folds=4)
+    with pytest.raises(GeoError, match="4 folds of 3 samples") as caught:
+        fit_heads(config, name="odd", limit=3)
+    assert "training.folds" in caught.value.where
+    assert not config.paths.runs_dir.exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_embeddings_of_nan_are_refused_by_either_recipe(own: Country, preset: str) -> None:
+    store = open_store(own.store())
+    values = np.asarray(store.embeddings[:])
+    values[0, 0, 0] = np.inf
+    store.embeddings[:] = values
+    with pytest.raises(GeoError, match="embeddings of 1 samples are NaN or infinite"):
+        fit_heads(with_training(own.config(), preset=preset), name="x")
+
+
+def test_a_failed_fold_leaves_no_run(config: Config) -> None:
+    with pytest.raises(GeoError, match=r"the loss became|NaN or infinite"):
+        fit_heads(with_training(config, folds=2, learning_rate=1e30, clip_norm=1e30), name="x")
     assert not config.paths.runs_dir.exists()

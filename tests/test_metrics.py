@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 
 from geo_embed.geography import haversine_km
-from geo_embed.metrics import calibration_error, competition_score, metrics, state_credit, top_states
+from geo_embed.metrics import (
+    bootstrap_interval,
+    border_km,
+    border_table,
+    calibration_error,
+    class_table,
+    competition_score,
+    distance_table,
+    final_metrics,
+    metrics,
+    reliability_table,
+    state_credit,
+    top_states,
+)
 
 NO_KM = np.zeros(1)
 
@@ -155,3 +168,184 @@ def test_of_no_samples_nothing_is_known() -> None:
     assert list(within) == ["1", "25", "100", "200", "500", "1000", "2500"]
     assert set(within.values()) == set(result.values()) == {None}
     assert len(result) == 9
+
+
+# ---------------------------------------------------------------- the interval
+
+
+def credits_and_km(random: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right and near, or wrong and far: mean credit 0.7 and mean km 580."""
+    right = random.random(samples) < 0.7
+    return right.astype(float), random.exponential(np.where(right, 400.0, 1000.0))
+
+
+TRUE_SCORE = 0.7 * 0.7 + 0.3 * (1 - 580 / 5000)
+
+
+def test_the_interval_holds_the_true_score_19_times_in_20() -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        low, high = bootstrap_interval(*credits_and_km(random, 150))
+        held += low <= TRUE_SCORE <= high
+    # Two standard deviations of 400 trials are 0.022; the percentile bootstrap of 150 samples is a little narrow.
+    assert 0.92 <= held / 400 <= 0.975
+
+
+def test_groups_of_like_samples_widen_the_interval_to_what_is_true_of_the_groups() -> None:
+    random = np.random.default_rng(1)
+    held_by_groups = held_by_samples = 0
+    groups = np.repeat(np.arange(80), 5)
+    for _ in range(200):
+        credit, km = (values.repeat(5) for values in credits_and_km(random, 80))
+        low, high = bootstrap_interval(credit, km, groups)
+        held_by_groups += low <= TRUE_SCORE <= high
+        low, high = bootstrap_interval(credit, km)
+        held_by_samples += low <= TRUE_SCORE <= high
+    assert 0.90 <= held_by_groups / 200 <= 0.98
+    assert held_by_samples / 200 < 0.8
+
+
+def test_the_interval_is_the_percentiles_of_the_scores_of_resampled_sets() -> None:
+    random = np.random.default_rng(2)
+    credit, km = credits_and_km(random, 60)
+    # Far enough that some sets lose their whole GPS score.
+    km *= 9
+    sets = random.integers(60, size=(4000, 60))
+    scores = 0.7 * credit[sets].mean(axis=1) + 0.3 * np.maximum(0, 1 - km[sets].mean(axis=1) / 5000)
+    found = bootstrap_interval(credit, km, resamples=4000)
+    assert found == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])), abs=0.005)
+
+
+def test_the_interval_of_groups_of_one_is_that_of_samples_whatever_the_groups_are_called() -> None:
+    credit, km = credits_and_km(np.random.default_rng(3), 50)
+    assert bootstrap_interval(credit, km, np.arange(50) * 7 - 3) == bootstrap_interval(credit, km)
+    assert bootstrap_interval(credit, km, seed=1) != bootstrap_interval(credit, km)
+
+
+def test_more_samples_than_fit_into_one_block_of_draws_give_the_same_kind_of_interval() -> None:
+    credit, km = credits_and_km(np.random.default_rng(4), 30_000)
+    low, high = bootstrap_interval(credit, km, resamples=200)
+    spread = 1.96 * (0.7 * credit - 0.3 * km / 5000).std() / np.sqrt(30_000)
+    assert (high - low) / 2 == pytest.approx(spread, rel=0.2)
+
+
+def test_one_sample_or_one_group_tells_nothing_of_a_spread() -> None:
+    none = np.zeros(0)
+    assert bootstrap_interval(none, none) == (None, None)
+    assert bootstrap_interval(np.ones(1), np.ones(1)) == (None, None)
+    assert bootstrap_interval(np.ones(3), np.ones(3), np.zeros(3, dtype=np.int64)) == (None, None)
+
+
+def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> None:
+    random = np.random.default_rng(5)
+    probabilities = random.dirichlet(np.ones(6), 40)
+    places = [random.uniform(-60, 60, 40) for _ in range(4)]
+    labels = random.integers(6, size=40)
+    answer = (probabilities, *places[:2], labels, *places[2:])
+    result = final_metrics(*answer)
+    low, high = result.pop("score_interval")
+    assert result == metrics(*answer)
+    assert low < result["score"] < high
+    wide = final_metrics(*answer, groups=np.arange(40) // 10)["score_interval"]
+    credit = state_credit(top_states(probabilities), labels)
+    km = haversine_km(*places)
+    assert wide == list(bootstrap_interval(credit, km, np.arange(40) // 10)) != [low, high]
+    none = np.zeros(0)
+    empty = final_metrics(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none)
+    assert (empty["score_interval"], empty["samples"]) == ([None, None], 0)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_percentiles_of_the_distance_lie_between_samples() -> None:
+    rows = distance_table(np.arange(101.0))
+    assert [(row["percentile"], row["km"]) for row in rows] == [(p, p) for p in (5, 25, 50, 75, 90, 95, 99)]
+    assert distance_table(np.array([1.0, 2.0]))[2] == {"percentile": 50, "km": 1.5}
+    assert {row["km"] for row in distance_table(np.zeros(0))} == {None}
+
+
+def test_the_table_of_classes_is_right_by_hand() -> None:
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    rows = class_table(probabilities, np.array([0, 1, 1, 1]), np.array([10.0, 20.0, 60.0, 30.0]))
+    assert rows == [
+        {
+            **{"class": 0, "samples": 1, "top1": 1.0, "precision": 1 / 3, "top5": 1.0, "credit": 1.0},
+            "median_km": 10.0,
+        },
+        {
+            **{"class": 1, "samples": 3, "top1": 1 / 3, "precision": 1.0, "top5": 1.0},
+            **{"credit": pytest.approx((0.6 + 0.6 + 1.0) / 3), "median_km": 30.0},
+        },
+        {
+            **{"class": 2, "samples": 0, "top1": None, "precision": None, "top5": None, "credit": None},
+            "median_km": None,
+        },
+    ]
+
+
+def test_the_table_of_classes_adds_up_to_the_metrics() -> None:
+    random = np.random.default_rng(6)
+    probabilities, labels = random.dirichlet(np.ones(9), 200), random.integers(8, size=200)
+    places = [random.uniform(-60, 60, 200) for _ in range(4)]
+    whole = metrics(probabilities, *places[:2], labels, *places[2:])
+    rows = class_table(probabilities, labels, haversine_km(*places))
+    assert sum(row["samples"] for row in rows) == 200
+    for key, metric in (("top1", "top1"), ("top5", "top5"), ("credit", "state_score")):
+        total = sum(row["samples"] * row[key] for row in rows if row["samples"])
+        assert total / 200 == pytest.approx(whole[metric])
+    said = np.bincount(top_states(probabilities)[:, 0], minlength=9)
+    right = sum(row["precision"] * said[row["class"]] for row in rows if row["precision"] is not None)
+    assert right / 200 == pytest.approx(whole["top1"])
+
+
+def test_the_reliability_table_has_the_bins_that_the_calibration_error_is_made_of() -> None:
+    confidence = np.array([0.05, 0.95, 0.95, 0.98, 1.0])
+    correct = np.array([False, True, True, False, True])
+    rows = reliability_table(confidence, correct)
+    assert [row["samples"] for row in rows] == [1, *[0] * 13, 4]
+    assert rows[0] == {"from": 0.0, "to": 1 / 15, "samples": 1, "confidence": 0.05, "accuracy": 0.0}
+    assert rows[14]["confidence"] == pytest.approx(0.97)
+    assert (rows[14]["accuracy"], rows[14]["to"]) == (0.75, 1.0)
+    assert (rows[7]["confidence"], rows[7]["accuracy"]) == (None, None)
+    random = np.random.default_rng(7)
+    confidence, correct = random.random(300), random.random(300) < 0.4
+    gaps = [
+        row["samples"] / 300 * abs(row["accuracy"] - row["confidence"])
+        for row in reliability_table(confidence, correct)
+        if row["samples"]
+    ]
+    assert sum(gaps) == pytest.approx(calibration_error(confidence, correct))
+
+
+def test_the_border_is_as_far_as_the_nearest_sample_of_another_state() -> None:
+    degree = float(haversine_km(0, 0, 1, 0))
+    latitude, states = np.array([0.0, 1.0, 3.0, 60.0]), np.array([4, 4, 7, 9])
+    zeros = np.zeros(4)
+    away = border_km(latitude, zeros, states, latitude, zeros, states)
+    assert away == pytest.approx(np.array([3, 2, 2, 57]) * degree)
+    # The samples to measure to may be others than those measured.
+    assert border_km(np.array([2.5]), np.zeros(1), np.array([4]), latitude, zeros, states) == pytest.approx(
+        [0.5 * degree]
+    )
+    assert border_km(
+        np.array([0.0]), np.array([-179.5]), np.array([1]), np.array([0.0]), np.array([179.5]), np.array([2])
+    ) == pytest.approx([degree])
+    alone = np.array([4, 4, 4, 4])
+    assert np.isinf(border_km(latitude, zeros, alone, latitude, zeros, alone)).all()
+
+
+def test_the_table_by_border_is_right_by_hand() -> None:
+    ranked_states = ranked([0, 1], [1, 0], [0, 1], [0, 1])
+    away = np.array([5.0, 10.0, 24.9, np.inf])
+    rows = border_table(away, ranked_states, np.array([0, 0, 1, 0]), np.array([50.0, 500.0, 1000.0, 10.0]))
+    assert [(row["from_km"], row["to_km"]) for row in rows] == [
+        *((0, 10), (10, 25), (25, 50), (50, 100), (100, 250), (250, None))
+    ]
+    assert [row["samples"] for row in rows] == [1, 2, 0, 0, 0, 1]
+    assert rows[0]["score"] == pytest.approx(0.7 + 0.3 * (1 - 50 / 5000))
+    assert rows[1]["score"] == pytest.approx(0.7 * 0.6 + 0.3 * (1 - 750 / 5000))
+    assert [row["top1"] for row in rows] == [1, 0, None, None, None, 1]
+    assert [row["median_km"] for row in rows] == [50, 750, None, None, None, 10]
+    assert rows[2]["score"] is None

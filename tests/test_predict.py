@@ -14,6 +14,8 @@ import torch
 from geo_embed.config import Config
 from geo_embed.dataset import load_samples
 from geo_embed.errors import GeoError
+from geo_embed.geography import region_box
+from geo_embed.heads import Heads
 from geo_embed.predict import (
     load_heads,
     predict_embeddings,
@@ -43,6 +45,15 @@ def pictures(config: Config, split: str, index: int) -> list[Path]:
     return [samples.image_root / name for name in samples.images[index]]
 
 
+def answer_for(run: Run, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classification head's softmax and the GPS head's point for fused vectors (B, D)."""
+    (heads,) = load_heads(run).parts
+    assert isinstance(heads, Heads)
+    with torch.inference_mode():
+        logits, place = heads.states(vectors), heads.gps(vectors)
+    return torch.softmax(logits, dim=1), heads.middle + heads.reach * place
+
+
 def test_every_sample_of_the_split_gets_a_distribution_over_all_classes(config: Config, run: Run) -> None:
     predictions, _ = predict_split(config, run, "test")
     samples = load_samples(config, "test")
@@ -57,9 +68,8 @@ def test_probabilities_are_the_softmax_of_the_heads_over_the_mean_of_the_views(
 ) -> None:
     predictions, _ = predict_split(config, run, "test")
     values = torch.from_numpy(np.asarray(open_store(country.store("test")).embeddings[:])).float()
-    with torch.inference_mode():
-        logits, points = load_heads(run)(values.mean(dim=1))
-    np.testing.assert_allclose(predictions.probabilities, torch.softmax(logits, dim=1), rtol=1e-4, atol=1e-7)
+    states, points = answer_for(run, values.mean(dim=1))
+    np.testing.assert_allclose(predictions.probabilities, states, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(predictions.latitude, points[:, 0], rtol=1e-5)
     np.testing.assert_allclose(predictions.longitude, points[:, 1], rtol=1e-5)
 
@@ -132,9 +142,10 @@ def test_an_answer_in_plain_values_lists_every_state_most_probable_first(config:
     assert sum(shares) == pytest.approx(1, rel=1e-5)
     names = dict(zip(run.labels.state_idx.tolist(), run.labels.names, strict=True))
     assert {state["state_idx"]: state["state"] for state in answer["states"]} == names
-    box = run.config.model.gps_box
-    assert box.lat_min <= answer["latitude"] <= box.lat_max
-    assert box.lon_min <= answer["longitude"] <= box.lon_max
+    train = load_samples(config, "train")
+    south, north, west, east = region_box(train.latitude, train.longitude)
+    assert south <= answer["latitude"] <= north
+    assert west <= answer["longitude"] <= east
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
@@ -205,9 +216,7 @@ def test_a_sample_that_lacks_a_view_is_answered_from_the_others(country: Country
     values[0, 1] = np.inf
     partly = predict_embeddings(run, Embeddings(embeddings.sample_id, values, present, embeddings.store))
     mean = torch.from_numpy(embeddings.values[0, [0, 2, 3]].astype(np.float32)).mean(dim=0, keepdim=True)
-    with torch.inference_mode():
-        logits, _ = load_heads(run)(mean)
-    np.testing.assert_allclose(partly.probabilities[:1], torch.softmax(logits, dim=1), rtol=1e-4)
+    np.testing.assert_allclose(partly.probabilities[:1], answer_for(run, mean)[0], rtol=1e-4)
 
 
 def test_embeddings_of_another_width_are_refused(country: Country, run: Run) -> None:
@@ -227,8 +236,8 @@ def test_heads_that_cannot_be_loaded_are_one_clear_error(config: Config, run: Ru
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        text = (run.path / "config.toml").read_text().replace("head_hidden = 512", "head_hidden = 100")
-        (run.path / "config.toml").write_text(text)
+        text = (run.path / "recipe.json").read_text().replace('"head_hidden": 512', '"head_hidden": 100')
+        (run.path / "recipe.json").write_text(text)
     with pytest.raises(GeoError, match="the run's heads can't be loaded") as caught:
         predict_split(config, load_run(config.paths.runs_dir, "first"), "test")
     assert caught.value.where == str(path)

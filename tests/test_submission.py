@@ -202,11 +202,14 @@ def check(tmp_path: Path) -> Check:
     template.to_csv(data / "sample_submission.csv", index=False)
     states = pd.DataFrame({"state_idx": range(30), "state": [f"State {n}" for n in range(30)]})
     states.to_csv(data / "state_mapping.csv", index=False)
-    config = get_config(**{"paths.data_root": data})
+    box = {"lat_min": 18, "lat_max": 72, "lon_min": -180, "lon_max": -65}
 
     def validated(
-        cells: dict[tuple[int, str], str] | None = None, table: pd.DataFrame | None = None, **settings: object
+        cells: dict[tuple[int, str], str] | None = None,
+        table: pd.DataFrame | None = None,
+        region: dict[str, float] | None = None,
     ) -> Verdict:
+        config = get_config(**{"paths.data_root": data}, model={"gps_box": box if region is None else region})
         table = pd.DataFrame(GOOD) if table is None else table
         for (row, column), text in (cells or {}).items():
             table.loc[row, column] = text
@@ -341,6 +344,83 @@ def test_a_point_outside_the_us_is_a_warning(check: Check, latitude: str, longit
     assert verdict.warnings == [
         "1 row with a point outside the region (latitude 18…72, longitude -180…-65) (row 3)"
     ]
+
+
+def learn(data: Path, *places: tuple[float, float]) -> None:
+    """A train CSV with samples at these places."""
+    rows = [
+        f"{n},n.jpg,e.jpg,s.jpg,w.jpg,State 0,0,{latitude},{longitude}"
+        for n, (latitude, longitude) in enumerate(places)
+    ]
+    header = "sample_id,image_north,image_east,image_south,image_west,state,state_idx,latitude,longitude"
+    (data / "train_ground_truth.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+def at(*points: tuple[float, float]) -> dict[tuple[int, str], str]:
+    """Cells of GOOD with these points."""
+    names = ("predicted_latitude", "predicted_longitude")
+    return {
+        (row, name): str(x) for row, point in enumerate(points) for name, x in zip(names, point, strict=True)
+    }
+
+
+OUTSIDE = "with a point outside the region"
+
+
+def test_the_region_is_that_of_the_training_places_and_a_twentieth_more(check: Check, tmp_path: Path) -> None:
+    learn(tmp_path / "data", (10, 20), (20, 40))
+    assert check(at((9.5, 19), (20.5, 41), (15, 30)), region={}) == Verdict(rows=3)
+    for point in ((9.4, 30), (20.6, 30), (15, 18.9), (15, 41.1), (15, -150)):
+        (warning,) = check(at((15, 30), point, (15, 30)), region={}).warnings
+        assert warning == f"1 row {OUTSIDE} (latitude 9.5…20.5, longitude 19…41) (row 3)"
+
+
+def test_a_region_across_the_antimeridian_has_both_of_its_sides_and_not_the_rest(
+    check: Check, tmp_path: Path
+) -> None:
+    learn(tmp_path / "data", (50, 170), (60, -170))
+    assert check(at((55, 179), (55, -179), (50, -170)), region={}) == Verdict(rows=3)
+    assert check(at((55, 180), (55, -180), (50, 169.5)), region={}).warnings == []
+    (warning,) = check(at((55, 0), (55, 168), (55, -168)), region={}).warnings
+    assert warning == f"3 rows {OUTSIDE} (latitude 49.5…60.5, longitude 169…191) (row 2, 3, 4)"
+
+
+def test_an_edge_that_is_given_stands_and_the_others_come_from_the_training_places(
+    check: Check, tmp_path: Path
+) -> None:
+    learn(tmp_path / "data", (10, 20), (20, 40))
+    points = at((-30, 30), (15, 30), (15, 30))
+    assert OUTSIDE in check(points, region={}).warnings[0]
+    assert check(points, region={"lat_min": -31}).warnings == []
+    (warning,) = check(at((-32, 30), (15, 42), (15, 30)), region={"lat_min": -31}).warnings
+    assert warning == f"2 rows {OUTSIDE} (latitude -31…20.5, longitude 19…41) (row 2, 3)"
+
+
+@pytest.mark.parametrize("damage", ["absent", "no csv", "a wrong row"])
+def test_where_the_training_places_can_t_be_read_no_region_is_claimed(
+    check: Check, tmp_path: Path, damage: str
+) -> None:
+    learn(tmp_path / "data", (10, 20), (20, 40))
+    csv = tmp_path / "data" / "train_ground_truth.csv"
+    if damage == "absent":
+        csv.unlink()
+    elif damage == "no csv":
+        csv.write_text("")
+    else:
+        csv.write_text(csv.read_text().replace("40\n", "north\n"))
+    assert check(at((-90, 0), (90, 180), (0, 0)), region={}) == Verdict(rows=3)
+    # Only the region is given up, not the check.
+    assert not check(at((-91, 0), (90, 180), (0, 0)), region={}).valid
+    # And settings that name all four edges need no training places.
+    assert check(at((-90, 0), (60, -100), (60, -100))).warnings == [
+        f"1 row {OUTSIDE} (latitude 18…72, longitude -180…-65) (row 2)"
+    ]
+
+
+def test_the_training_pictures_need_not_be_there(check: Check, tmp_path: Path) -> None:
+    learn(tmp_path / "data", (10, 20), (20, 40))
+    assert not (tmp_path / "data" / "train_images").exists()
+    assert len(check(at((0, 0), (15, 30), (15, 30)), region={}).warnings) == 1
 
 
 def test_a_repeated_state_is_a_warning(check: Check) -> None:

@@ -178,7 +178,9 @@ def _against_loop(config: Config, root: Path) -> Measurement:
 def _loop_apart(root: Path) -> float:
     """The plain loop in a process of its own, as one would run it: without the settings that `geo` makes for itself."""
     code = f"from geo_embed.bench.extract import plain_loop; print(plain_loop({str(root)!r}))"
-    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    own = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 

@@ -1,0 +1,53 @@
+"""Small training sets whose features tell the state and the place, for the rooms of stage 2."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from geo_embed import geography
+from geo_embed.atlas import Atlas, make_atlas
+from geo_embed.config import Model
+from geo_embed.train import Rows
+
+CLASSES = 4
+
+
+def rows_of(
+    n: int = 96,
+    *,
+    views: int = 3,
+    dim: int = 16,
+    classes: int = CLASSES,
+    seed: int = 0,
+    absent: float = 0.2,
+    noise: float = 0.5,
+    middle: tuple[float, float] = (40.0, -100.0),
+) -> Rows:
+    """States side by side from west to east around `middle`, 6° apart; every state occurs."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes), rng.integers(classes, size=n - classes)])
+    step = rng.uniform(-2.5, 2.5, size=(n, 2))
+    latitude = middle[0] + step[:, 0]
+    longitude = geography.wrap_longitude(middle[1] + 6 * (labels - (classes - 1) / 2) + step[:, 1])
+    told = np.concatenate([np.eye(classes)[labels] * 2, step], axis=1)
+    mix = np.random.default_rng(7).normal(size=(told.shape[1], dim))
+    embeddings = told @ mix / 2 + rng.normal(size=(views, n, dim)) * noise
+    present = rng.random((n, views)) >= absent
+    present[np.arange(n), rng.integers(views, size=n)] = True
+    points = geography.to_unit_vectors(latitude, longitude)
+    return Rows(
+        torch.from_numpy(embeddings.swapaxes(0, 1)).half(),
+        torch.from_numpy(present),
+        torch.from_numpy(labels),
+        torch.from_numpy(points),
+    )
+
+
+def atlas_of(rows: Rows, model: Model, classes: int = CLASSES, seed: int = 0) -> Atlas:
+    return make_atlas(rows.points.numpy(), rows.labels.numpy(), classes, model, seed=seed)
+
+
+def tiny(**changes: object) -> Model:
+    """A model of a few hundred weights."""
+    return Model.model_validate({"head_hidden": 12, "gps_hidden": 8, "cell_samples": 6} | changes)
