@@ -36,8 +36,9 @@ from geo_embed.backbone import (
     read_preprocessing,
     unfreeze,
 )
-from geo_embed.config import Model
+from geo_embed.config import Config, Model
 from geo_embed.errors import GeoError
+from geo_embed.extract import store_attributes
 
 CPU = torch.device("cpu")
 WIDTH, LAYERS, PROJECTION, SIZE = 32, 3, 24, 32
@@ -257,6 +258,50 @@ def test_a_fingerprint_is_16_hex_digits_of_everything_and_of_no_order() -> None:
     assert len({first, *(fingerprint(fields | other) for other in others)}) == 5
 
 
+GOLDEN = {
+    "vision_model.embeddings.class_embedding": (4,),
+    "vision_model.embeddings.position_ids": (1, 5),
+    "vision_model.encoder.layers.0.mlp.fc1.weight": (8, 4),
+    "visual_projection.weight": (3, 4),
+    "text_model.final_layer_norm.bias": (4,),
+    "logit_scale": (),
+}
+
+
+@pytest.mark.parametrize("stored_in", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_fingerprint_of_a_clip_never_changes(tmp_path: Path, stored_in: str, exact: bool) -> None:
+    """Where it does, everybody's embeddings have to be paid for again. The numbers are those of the first release."""
+    weights = {
+        name: torch.arange(torch.Size(shape).numel()).float().view(shape) for name, shape in GOLDEN.items()
+    }
+    if stored_in == "model.safetensors":
+        save_file(weights, tmp_path / stored_in, metadata={"format": "pt"})
+    else:
+        torch.save(weights, tmp_path / stored_in)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "projection_dim": 3}))
+    processor = {
+        "crop_size": 336,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": 336,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    config = Config.model_validate({"model": {"exact": exact}})
+    golden = {
+        ("model.safetensors", False): "03405aa75ff10480",
+        ("model.safetensors", True): "76acab45f4047e89",
+        ("pytorch_model.bin", False): "b6972a54ff2a4fee",
+        ("pytorch_model.bin", True): "0005ad33e29b2334",
+    }
+    assert store_attributes(config, tmp_path, torch.float32)["fingerprint"] == golden[stored_in, exact]
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -306,10 +351,21 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(tower: Path) 
     assert caught.value.where == str(tower)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "vit", "dinov2"])
-def test_a_model_that_is_no_clip_is_refused_by_name(tower: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["vit", "resnet", "bert"])
+def test_a_model_of_no_known_family_is_refused_by_name(tower: Path, kind: str) -> None:
     change_config(tower / "config.json", model_type=kind)
-    with pytest.raises(GeoError, match=f"a '{kind}' model, where a CLIP is needed"):
+    with pytest.raises(
+        GeoError, match=f"a '{kind}' model can't be a backbone; those that can: clip, "
+    ) as caught:
+        load(tower)
+    assert caught.value.hint
+
+
+def test_a_layer_more_than_the_config_says_is_refused(tower: Path) -> None:
+    change_config(tower / "config.json", num_hidden_layers=LAYERS - 1)
+    with pytest.raises(
+        GeoError, match=r"weights too many for the vision tower, vision_model\.encoder\.layers\.2"
+    ):
         load(tower)
 
 
@@ -353,6 +409,12 @@ def test_preprocessing_is_what_the_models_own_file_asks_for(tower: Path) -> None
     assert (spec.shortest_edge, spec.height, spec.width, spec.resample) == (40, 36, 32, 2)
     assert (spec.mean, spec.std, spec.scale, spec.resize) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.5, "pil")
     assert read_preprocessing(tower, exact=False).resize == "torch"
+
+
+def test_a_clips_file_is_read_as_a_clips_by_whatever_name_it_goes(tower: Path) -> None:
+    before = read_preprocessing(tower, exact=False)
+    change_config(tower / "preprocessor_config.json", image_processor_type="SomeImageProcessorFast")
+    assert read_preprocessing(tower, exact=False) == before
 
 
 def test_a_preprocessor_that_gives_no_fixed_size_is_refused(tower: Path) -> None:
