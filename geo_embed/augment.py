@@ -1,0 +1,270 @@
+"""Training pictures as another camera might have taken them, and test-time variants, on the device, a batch at a time.
+
+What is one for the scene is drawn once a sample, and is the same in all its views: the light, the blur, the mirror.
+The crop and whether a view is hidden are each view's own.
+
+Colour is one linear map of a pixel, and a crop, its scaling and the mirror are one sampling of the picture: a batch is two
+passes, whatever is asked for, and a third over the few samples that are blurred.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geo_embed.errors import GeoError
+
+# Floats of pixels at work at once: bounded memory on a GPU, and within a CPU's cache.
+_FLOATS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
+
+# RGB to luma and two colour axes (NTSC's YIQ, FCC 1953): greys have no colour, and hue is an angle.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+
+# Blur, as the standard deviation of a Gaussian: from where it blurs at all to what halves the finest details of a picture
+# scaled up to 336 pixels (256 is what the dataset has).
+_LEAST_BLUR_PX = 0.5
+_MOST_BLUR_OF_HEIGHT = 1 / 168
+
+_WORDS = r"north|south|east|west|left|right|front|back|rear|ahead|behind|up|down"
+_NAMED = re.compile(rf"(?:{_WORDS})(?:[-_ ]?(?:{_WORDS}))*|[ns]|[ns]?[ew]")
+_MIRRORED = {"east": "west", "west": "east", "left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly pictures are changed; 0 (and 1 for `crop`) leaves them as they are.
+
+    Attributes:
+        brightness, contrast, saturation: factors from 1 − x to 1 + x.
+        hue: largest turn to either side, in full turns.
+        crop: smallest share of the area that is kept, in the picture's own proportions, then scaled to full size.
+        blur: chance of a slight blur.
+        view_dropout: chance that a view is hidden; the last one that is there never is.
+        flip: chance of a mirrored scene, east and west swapped. A mirrored street drives on the other side and its
+            writing can't be read, and both tell countries apart; so it is off unless asked for.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.02
+    crop: float = 0.8
+    blur: float = 0.1
+    view_dropout: float = 0.1
+    flip: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Light:
+    """For B samples: colours become matrix · colour + lift · the sample's mean grey. (B, 3, 3) and (B,)."""
+
+    matrix: Tensor
+    lift: Tensor
+
+
+def mirror_order(view_names: Sequence[str]) -> tuple[int, ...] | None:
+    """Which view takes each view's place in a mirrored scene: east and west swap, as left and right; north stays.
+
+    Understands `north`, `SE`, `front_left` and their like. None where a name is no direction, or its mirror image isn't
+    among the views.
+    """
+    names = [name.lower() for name in view_names]
+    if not all(_NAMED.fullmatch(name) for name in names):
+        return None
+    mirrored = [
+        name.translate(str.maketrans("ew", "we"))
+        if len(name) < 3
+        else re.sub("east|west|left|right", lambda found: _MIRRORED[found[0]], name)
+        for name in names
+    ]
+    return tuple(names.index(name) for name in mirrored) if set(mirrored) <= set(names) else None
+
+
+@torch.no_grad()
+def augment(
+    pixels: Tensor,
+    present: Tensor,
+    how: Augmentation,
+    view_names: Sequence[str],
+    generator: torch.Generator,
+    *,
+    skip: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """A batch with random changes.
+
+    Every sample takes the same number of draws, in order: a batch in two halves gets the changes of the whole.
+
+    Args:
+        pixels: uint8 (B, V, 3, H, W), before `normalise`; on any device.
+        present: (B, V) bool, on the same.
+        how: how strongly.
+        view_names: V names.
+        generator: on the CPU, the source of all randomness.
+        skip: samples of the batch that come before these, and are changed elsewhere.
+
+    Returns:
+        New pixels, as uint8, and `present`. Views that are missing stay as they were; those that are hidden are zero.
+
+    Raises:
+        GeoError: a flip is asked for, and these views can't be mirrored.
+    """
+    order = _order(how, view_names)
+    samples, views, _, height, _ = pixels.shape
+    drawn = torch.rand(skip + samples, 7 + 4 * views, generator=generator)[skip:]
+    mirror = drawn[:, 4] < how.flip
+    most = max(height * _MOST_BLUR_OF_HEIGHT, _LEAST_BLUR_PX)
+    blur = torch.where(drawn[:, 5] < how.blur, _LEAST_BLUR_PX + drawn[:, 6] * (most - _LEAST_BLUR_PX), 0)
+    side, across, down, kept = drawn[:, 7:].view(samples, 4, views).unbind(1)
+    light = frame = None
+    if how.brightness or how.contrast or how.saturation or how.hue:
+        light = _light(drawn[:, :4], how)
+    if how.crop < 1 or how.flip:
+        frame = _frame((1 - side * (1 - how.crop)).sqrt(), 2 * across - 1, 2 * down - 1, mirror)
+
+    if order is not None:
+        pixels, present = _swap(pixels, present, mirror, order)
+    changed = _change(pixels, present, light, frame, blur)
+    kept = kept.to(present.device)
+    # The likeliest view to stay is never hidden.
+    likeliest = kept.masked_fill(~present, -1).argmax(1, keepdim=True)
+    shown = present & (kept >= how.view_dropout).scatter(1, likeliest, True)
+    changed.masked_fill_((present & ~shown)[..., None, None, None], 0)
+    return changed, shown
+
+
+@torch.no_grad()
+def tta_views(
+    pixels: Tensor, present: Tensor, how: Augmentation, view_names: Sequence[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch in a few sure variants, for predictions that are averaged: as it is; its middle, as large a part as the average
+    crop of the training (where that crops); and its mirror image (where that flips).
+
+    Args and errors as in `augment`.
+    """
+    order = _order(how, view_names)
+    samples, views = present.shape
+    nothing, middle = torch.zeros(samples, views), ((1 + how.crop) / 2) ** 0.5
+    unblurred, mirror = torch.zeros(samples), torch.ones(samples, dtype=torch.bool)
+    variants = [(pixels, present)]
+    if how.crop < 1:
+        frame = _frame(nothing + middle, nothing, nothing, ~mirror)
+        variants.append((_change(pixels, present, None, frame, unblurred), present))
+    if order is not None:
+        swapped, there = _swap(pixels, present, mirror, order)
+        frame = _frame(nothing + 1, nothing, nothing, mirror)
+        variants.append((_change(swapped, there, None, frame, unblurred), there))
+    return variants
+
+
+def _order(how: Augmentation, view_names: Sequence[str]) -> tuple[int, ...] | None:
+    """The mirrored order where a flip is asked for, else None."""
+    if not how.flip:
+        return None
+    order = mirror_order(view_names)
+    if order is None:
+        raise GeoError(
+            f"views named {', '.join(view_names)} can't be mirrored: which of them swap is not known",
+            where="flip",
+            hint="set it to 0; views named by directions (north, east, south, west; left, right) can be mirrored",
+        )
+    return order
+
+
+def _swap(pixels: Tensor, present: Tensor, mirror: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The views of the samples to be mirrored, in mirrored order; each picture is still as it was."""
+    samples, views = present.shape
+    source = torch.where(mirror[:, None], torch.tensor(order), torch.arange(views)).to(present.device)
+    rows = torch.arange(samples, device=present.device)[:, None]
+    return pixels[rows, source], present[rows, source]
+
+
+def _light(drawn: Tensor, how: Augmentation) -> _Light:
+    """From (B, 4) draws. In luma and colour axes, saturation is a length, hue an angle; contrast is about the mean grey."""
+    strengths = torch.tensor([how.brightness, how.contrast, how.saturation, how.hue * 2 * math.pi])
+    brightness, contrast, saturation, hue = ((2 * drawn.double() - 1) * strengths).T
+    brightness, contrast, saturation = 1 + brightness, 1 + contrast, 1 + saturation
+    to_yiq = torch.tensor(_TO_YIQ, dtype=torch.float64)
+    turn = torch.zeros(len(drawn), 3, 3, dtype=torch.float64)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -saturation * hue.sin(), saturation * hue.sin()
+    matrix = (brightness * contrast)[:, None, None] * (to_yiq.inverse() @ turn @ to_yiq)
+    return _Light(matrix.float(), (brightness * (1 - contrast)).float())
+
+
+def _frame(side: Tensor, across: Tensor, down: Tensor, mirror: Tensor) -> Tensor:
+    """Where each view's pixels come from, (B, V, 2, 3), in coordinates from −1 to 1.
+
+    Args:
+        side: (B, V) share of the height and of the width that is shown.
+        across, down: (B, V) where, from −1 (left, top) to 1.
+        mirror: (B,) bool.
+    """
+    frame = torch.zeros(*side.shape, 2, 3)
+    frame[..., 0, 0] = torch.where(mirror[:, None], -side, side)
+    frame[..., 1, 1] = side
+    frame[..., 0, 2], frame[..., 1, 2] = across * (1 - side), down * (1 - side)
+    return frame
+
+
+def _change(
+    pixels: Tensor, present: Tensor, light: _Light | None, frame: Tensor | None, blur: Tensor
+) -> Tensor:
+    """New uint8 pixels; missing views as they were. A few samples at a time, so that memory is bounded.
+
+    Args:
+        pixels, present: on the device; all else on the CPU, so that no GPU is waited for.
+        light: for the B samples, or None.
+        frame: (B, V, 2, 3), or None.
+        blur: (B,) standard deviations in pixels, 0 for none.
+    """
+    assert pixels.dtype == torch.uint8
+    device, changed = pixels.device, pixels.clone()
+    at_once = _FLOATS_AT_ONCE.get(device.type, _FLOATS_AT_ONCE["cuda"])
+    count = max(1, at_once // max(pixels[:1].numel(), 1))
+    # Whole floats even within a training step's autocast: bfloat16 can't tell neighbouring grey levels apart.
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, len(pixels), count):
+            rows = slice(start, start + count)
+            blurred = blur[rows].nonzero().flatten()
+            if light is None and frame is None and not len(blurred):
+                continue
+            x = pixels[rows].float()
+            if light is not None:
+                x = _relight(x, present[rows], light.matrix[rows].to(device), light.lift[rows].to(device))
+            if frame is not None:
+                flat = x.flatten(0, 1)
+                grid = F.affine_grid(
+                    frame[rows].flatten(0, 1).to(device), list(flat.shape), align_corners=False
+                )
+                x = F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(x)
+            if len(blurred):
+                deviations, index = blur[rows][blurred].to(device), blurred.to(device)
+                x[index] = _blur(x[index], deviations)
+            there = present[rows, :, None, None, None]
+            changed[rows] = torch.where(there, x.round_().clamp_(0, 255).to(torch.uint8), pixels[rows])
+    return changed
+
+
+def _relight(x: Tensor, present: Tensor, matrix: Tensor, lift: Tensor) -> Tensor:
+    _, views, _, height, width = x.shape
+    luma = x.mean((-2, -1)) @ torch.tensor(_TO_YIQ[0], device=x.device)
+    grey = (luma * present).sum(1) / present.sum(1).clamp(min=1)
+    by_view = matrix.repeat_interleave(views, 0)
+    offset = (lift * grey).repeat_interleave(views)[:, None, None]
+    return torch.baddbmm(offset, by_view, x.view(-1, 3, height * width)).view_as(x)
+
+
+def _blur(x: Tensor, deviation: Tensor) -> Tensor:
+    """A Gaussian over the rows, then the columns, of each sample's own width, cut off and made whole again at the edges."""
+    for axis in (-1, -2):
+        places = torch.arange(x.shape[axis], device=x.device, dtype=torch.float32)
+        distance = places[:, None] - places
+        weights = torch.exp(-0.5 * (distance / deviation[:, None, None]) ** 2)
+        weights = (weights / weights.sum(-1, keepdim=True))[:, None, None]
+        x = x @ weights.mT if axis == -1 else weights @ x
+    return x
