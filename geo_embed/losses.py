@@ -122,10 +122,3 @@ def expected_score_loss(logits: Tensor, labels: Tensor, *, temperature: float = 
     for rank, (credit, below) in enumerate(zip(RANK_CREDIT, (*RANK_CREDIT[1:], 0.0), strict=True)):
         loss = loss + (credit - below) * (above - rank).clamp(0, 1)
     return (1 - RANK_CREDIT[0]) + loss.mean()
-
-
-def combined(
-    logits: Tensor, points: Tensor, targets: Tensor, truth: Tensor, *, state_weight: float, gps_weight: float
-) -> Tensor:
-    """`state_weight` × soft cross-entropy + `gps_weight` × GPS loss."""
-    return state_weight * soft_cross_entropy(logits, targets) + gps_weight * gps_mse(points, truth)

@@ -18,7 +18,7 @@ from geo_embed.fusion import fuse_average
 from geo_embed.geocells import geometric_median
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.heads import ClassificationHead, GpsHead, Heads, build_heads
-from geo_embed.losses import combined, gps_mse, soft_cross_entropy
+from geo_embed.losses import gps_mse, soft_cross_entropy
 from geo_embed.retrieval import Refiner
 from geo_embed.train import gallery_of
 from geo_embed.trunk import dropping
@@ -154,14 +154,6 @@ def test_the_gps_loss_is_the_mean_squared_error_in_degrees() -> None:
         torch.tensor([[43.0, -104.0], [30.0, -81.0]]),
     )
     assert float(gps_mse(points, truth)) == 6.5
-
-
-def test_the_loss_is_eight_tenths_states_and_two_tenths_distance() -> None:
-    logits, points = torch.randn(5, 3), torch.randn(5, 2)
-    targets, truth = torch.softmax(torch.randn(5, 3), dim=1), torch.randn(5, 2)
-    weights = {"state_weight": 0.8, "gps_weight": 0.2}
-    both = combined(logits, points, targets, truth, **weights)
-    torch.testing.assert_close(both, 0.8 * soft_cross_entropy(logits, targets) + 0.2 * gps_mse(points, truth))
 
 
 # ---------------------------------------------------------------- every kind
