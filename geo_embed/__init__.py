@@ -24,6 +24,7 @@ _VERBS = {
     "evaluate": "evaluate",
     "extract": "extract",
     "find_store": "store",
+    "finetune": "finetune",
     "fit_heads": "fit",
     "get_config": "config",
     "load_run": "run",

@@ -123,12 +123,22 @@ def _demo(
     seed: SeedOption = None,
 ) -> None:
     """Run everything on a small synthetic country: no data, no weights, no GPU needed."""
-    from geo_embed.demo import demo, demo_settings
+    from geo_embed.demo import RECIPE, demo, demo_settings
 
-    given = [f"{key}={json.dumps(value)}" for key, value in demo_settings(root).items()]
-    config = resolve(_globals.file, [*_globals.settings, *given], {"training.seed": seed})[0]
+    recipe, given = (
+        [f"{key}={json.dumps(value)}" for key, value in some.items()]
+        for some in (RECIPE, demo_settings(root))
+    )
+    config = resolve(_globals.file, [*recipe, *_globals.settings, *given], {"training.seed": seed})[0]
     done = demo(config, root, locations)
-    _print(done, [("score", f"{done.score:.4f} on held-out places"), ("submission", done.submission)])
+    _print(
+        done,
+        [
+            ("frozen", f"{done.score:.4f} on held-out places"),
+            ("finetuned", f"{done.finetuned_score:.4f} on the same"),
+            ("submission", f"{done.submission}, of {done.submitted}"),
+        ],
+    )
     if not _globals.as_json:
         print(
             f"\nThat was a synthetic country and a random backbone, in {done.seconds:.0f} s. With your own data:\n"
@@ -508,6 +518,11 @@ def _finetune(
         [
             ("run", tuned.run),
             ("time", f"{tuned.epochs} epochs, {tuned.seconds:.1f} s"),
+            *(
+                [("speed", f"{speed:,.1f} samples/s while training")]
+                if (speed := tuned.samples_per_second)
+                else []
+            ),
             ("frozen", "nothing held out" if tuned.frozen_score is None else f"{tuned.frozen_score:.4f}"),
             *_metric_rows(tuned.val),
             ("backbone", tuned.backbone),
@@ -651,9 +666,11 @@ def _config_init(
 
 @app.command("bench", epilog="Example: `geo bench store`")
 def _bench(
-    name: Annotated[Literal["store", "extract", "heads"], typer.Argument(help="What to measure.")],
+    name: Annotated[
+        Literal["store", "extract", "heads", "finetune"], typer.Argument(help="What to measure.")
+    ],
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples of store and heads, pictures of extract; default: all.")
+        int | None, typer.Option(min=1, help="Samples, of extract pictures; default: enough to tell.")
     ] = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
@@ -661,6 +678,7 @@ def _bench(
 ) -> None:
     """Measure speed on this machine, against baselines timed in the same run."""
     from geo_embed.bench.extract import bench_extract
+    from geo_embed.bench.finetune import bench_finetune
     from geo_embed.bench.heads import bench_heads
     from geo_embed.bench.store import bench_store
 
@@ -672,6 +690,7 @@ def _bench(
         "store": bench_store,
         "extract": bench_extract,
         "heads": bench_heads,
+        "finetune": bench_finetune,
     }
     bench = benches[name](config, **size)
     first = asdict(bench.measurements[0])

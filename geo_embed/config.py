@@ -260,7 +260,7 @@ class Finetune(_Group):
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps with a linearly rising rate")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    patience: int = Field(2, ge=1, description="epochs without a better validation score before stopping")
+    patience: int = Field(3, ge=1, description="epochs without a better validation score before stopping")
     last_layers: int | None = Field(
         None,
         ge=0,

@@ -577,7 +577,7 @@ def read_ahead(
 ) -> Iterator[Iterator[_Picture]]:
     """Prepare pictures on threads, at most `ahead` of the reader, and yield them in order."""
     window: deque[Future[_Picture]] = deque()
-    pool = ThreadPoolExecutor(workers, "decode", initializer=_one_thread_each)
+    pool = ThreadPoolExecutor(workers, "decode", initializer=images.one_thread)
 
     def in_order() -> Iterator[_Picture]:
         while True:
@@ -591,13 +591,6 @@ def read_ahead(
         yield in_order()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _one_thread_each() -> None:
-    """A decoding thread resizes on its own core, instead of on every core at once."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def hash_content(data: bytes) -> int:

@@ -20,7 +20,7 @@ from geo_embed.trunk import Drop, Trunk, keep
 # A small last layer starts the classifier near the uniform distribution.
 _LAST_LAYER_GAIN = 0.01
 # Samples that pass through at once in prediction: bounded memory, no measurable cost.
-_ROWS = 4096
+_ROWS = 2048
 
 
 class ClassificationHead(nn.Module):
@@ -129,7 +129,9 @@ class Heads(nn.Module):
 
     def fuse(self, views: Tensor, present: Tensor, drop: Drop = keep) -> tuple[Tensor, Tensor]:
         """Standardise and fuse: (B, V, D) to (B, W), and what each view weighed (B, V)."""
-        x = torch.addcmul(self.shift, views.float(), self.scale)
+        x = views.float()
+        if self.model.standardise:
+            x = torch.addcmul(self.shift, x, self.scale)
         if self.direction is not None:
             x = x + self.direction
         vector, weights = self.fusion(x, present, drop)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RECIPE, MEMBERS = "recipe.json", "members"
 
 # Rows that pass through the heads at once: bounded memory, no measurable cost.
-_ROWS = 8192
+_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def predict_images(
     """Predict one place from its pictures, one per view in the order of the run's views.
 
     Args:
-        config: the device.
+        config: the device; and `inference.tta`, whether to average over variants, those of the run's own augmentation.
         run: whose heads answer.
         paths: V pictures.
         backbone: where the run's backbone lies, if not under the name that it had in training.
@@ -272,6 +272,9 @@ def predict_images(
         GeoError: the wrong number of pictures, one that can't be read, or a backbone that isn't the run's.
     """
     import torch
+
+    from geo_embed.augment import Augmentation, tta_views
+    from geo_embed.panel import together
 
     views = run.config.model.view_names
     if len(paths) != len(views):
@@ -289,15 +292,28 @@ def predict_images(
             raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
         except images.UnreadableImage as error:
             raise GeoError(f"can't read the picture: {error}", where=path) from error
+    batch = torch.from_numpy(np.stack(pixels)).to(tower.device)[None]
+    there = torch.ones(batch.shape[:2], dtype=torch.bool, device=tower.device)
+    variants = [(batch, there)]
+    if config.inference.tta:
+        changes = Augmentation(**run.config.finetune.augment.model_dump())
+        variants = tta_views(batch, there, changes, views)
+    embedded = []
     with torch.inference_mode():
-        batch = torch.from_numpy(np.stack(pixels)).to(tower.device)
-        normal = images.normalise(batch, tower.preprocessing, tower.dtype)
-        embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
+        for changed, _ in variants:
+            normal = images.normalise(changed[0], tower.preprocessing, tower.dtype)
+            embedded.append(backbones.embed(tower, normal).float().cpu().numpy()[None])
     present = np.ones((1, len(views)), dtype=bool)
     ids = text_ids(["images"])
 
     def ask(one: Run) -> Predictions:
-        return apply_heads(load_heads(one), config, one.prior, ids, embedded, present)
+        heads = load_heads(one)
+        said = [apply_heads(heads, config, one.prior, ids, x, present) for x in embedded]
+        points = [torch.from_numpy(np.stack([each.latitude, each.longitude], axis=1)) for each in said]
+        p, point = together(
+            [(torch.from_numpy(each.probabilities), at) for each, at in zip(said, points, strict=True)]
+        )
+        return Predictions(ids, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy())
 
     return answer(run, ask)
 

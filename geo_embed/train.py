@@ -21,7 +21,7 @@ from geo_embed.seeding import get_generator
 from geo_embed.trunk import dropping
 
 # Rows that are turned to float32 at once.
-_ROWS = 4096
+_ROWS = 2048
 _BETAS = (0.9, 0.98)
 # Of the features' mean variance.
 _LEAST_VARIANCE = 1e-6

@@ -1,4 +1,5 @@
-"""`geo bench heads` on a handful of samples: it runs, and its figures are finite and hang together. No timing is judged."""
+"""`geo bench heads` and `finetune` on a handful of samples: they run, and their figures are finite and hang together. No timing
+is judged."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from geo_embed.bench import fitting
+from geo_embed.bench import finetune, fitting
 from geo_embed.bench.fitting import flop_per_sample, peak_bytes
 from geo_embed.bench.heads import bench_heads
 from geo_embed.bench.measure import Bench, gemm_rate, in_turn
+from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image
 from geo_embed.config import resolve
 from geo_embed.heads import ClassificationHead, GpsHead
 
@@ -85,3 +87,28 @@ def test_the_command_takes_a_size(geo: Geo) -> None:
     done = geo("--json", "bench", "--samples", "64", "store")
     assert done.code == 0, done.err
     assert "64 × 4 × 768" in done.json["measurements"][0]["what"]
+
+
+@pytest.mark.slow
+def test_finetuning_is_measured_against_arithmetic_and_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    monkeypatch.setattr(finetune, "VIT_B_32", VIT_B_32 | small)
+    monkeypatch.setattr(finetune, "gemm_rate", lambda device: gemm_rate(device, size=128))
+    monkeypatch.setattr(finetune, "_ROUNDS", 1)
+    given = {"model.device": "cpu", "finetune.batch_size": 2, "finetune.accumulate": 1}
+    model, share, loop = finetune.bench_finetune(resolve(overrides=given)[0], samples=8).measurements
+    for m in (model, share, loop):
+        assert m.ratio == pytest.approx(m.ours / m.baseline)
+        assert 0 < m.ours < math.inf
+        assert 0 < m.baseline < math.inf
+    assert (model.unit, share.unit, loop.unit) == ("samples/s", "TFLOP/s", "samples/s")
+    assert share.ours / model.ours == pytest.approx(share.limit / model.limit)
+    assert "DataLoader" in loop.against
+
+
+def test_a_vits_arithmetic_is_that_of_its_layers() -> None:
+    from transformers import CLIPVisionConfig
+
+    # timm lists 4.4 and 191 G multiply-adds for CLIP's; an addition counts here, too.
+    assert flop_per_image(CLIPVisionConfig(**VIT_B_32)) / 2e9 == pytest.approx(4.4, rel=0.02)
+    assert flop_per_image(CLIPVisionConfig(**STREETCLIP)) / 2e9 == pytest.approx(191, rel=0.02)

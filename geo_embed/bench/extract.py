@@ -1,10 +1,7 @@
 """`geo bench extract`: preprocessing against transformers, and extraction against the bare model and a plain loop."""
 
 import io
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +13,8 @@ import numpy as np
 from geo_embed import backbone as backbones
 from geo_embed import images, synthetic
 from geo_embed.backbone import Backbone, quiet_transformers
-from geo_embed.bench.measure import Bench, Measurement, gemm_rate, in_turn, seconds, this_machine
+from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
+from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config, resolve
 from geo_embed.extract import extract
 
@@ -39,7 +37,7 @@ def bench_extract(config: Config, *, pictures: int = 256) -> Bench:
         locations = -(-pictures * 5 // (_VIEWS * 4))
         synthetic.write_country(root / "data", locations=max(locations, 40), seed=0)
         synthetic.write_backbone(root / "small")
-        _write_tower(root / "large", _STREETCLIP if device.type == "cuda" else _VIT_B_32)
+        write_tower(root / "large", STREETCLIP if device.type == "cuda" else VIT_B_32)
         files = sorted((root / "data" / "train_images").glob("*.jpg"))
         data = [path.read_bytes() for path in files[:200]]
         return Bench(
@@ -51,45 +49,6 @@ def bench_extract(config: Config, *, pictures: int = 256) -> Bench:
                 *_preprocessing(data, root / "large"),
             ],
         )
-
-
-_VIT_B_32 = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
-_VIT_B_32 |= {"image_size": 224, "patch_size": 32, "projection_dim": 512}
-_STREETCLIP = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-}
-_STREETCLIP |= {"image_size": 336, "patch_size": 14, "projection_dim": 768}
-
-
-def flop_per_image(vision: Any) -> float:
-    """Floating-point operations of one picture through a CLIP vision tower, 2 per multiply-add."""
-    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-    width, inner = vision.hidden_size, vision.intermediate_size
-    layer = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * inner
-    patches = 2 * tokens * 3 * vision.patch_size**2 * width
-    return float(vision.num_hidden_layers * layer + patches + 2 * width * vision.projection_dim)
-
-
-def _write_tower(directory: Path, shape: dict[str, int]) -> None:
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    torch.manual_seed(0)
-    with quiet_transformers():
-        CLIPVisionModelWithProjection(CLIPVisionConfig(**shape)).save_pretrained(directory)
-        side = shape["image_size"]
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )
-        processor.save_pretrained(directory)
 
 
 def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float]:
@@ -161,7 +120,10 @@ def _against_loop(config: Config, root: Path) -> Measurement:
     small = loaded.preprocessing.height
     pixels = torch.randn(32, 3, small, small, device=device)
     ours, loop, bare = in_turn(
-        _ROUNDS, _extraction(config, root, "small"), lambda: _loop_apart(root), _bare(loaded, pixels)
+        _ROUNDS,
+        _extraction(config, root, "small"),
+        lambda: apart(__name__, "plain_loop", str(root)),
+        _bare(loaded, pixels),
     )
     return Measurement(
         "geo extract, the demo's backbone",
@@ -173,16 +135,6 @@ def _against_loop(config: Config, root: Path) -> Measurement:
         "a DataLoader and transformers' processor, 2 worker processes",
         "the bare model on tensors in memory",
     )
-
-
-def _loop_apart(root: Path) -> float:
-    """The plain loop in a process of its own, as one would run it: without the settings that `geo` makes for itself."""
-    code = f"from geo_embed.bench.extract import plain_loop; print(plain_loop({str(root)!r}))"
-    own = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
 
 
 def plain_loop(root: str) -> float:

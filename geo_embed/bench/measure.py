@@ -3,6 +3,8 @@
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ class Measurement:
         ours, baseline: medians.
         ratio: of the medians, ours over baseline where more is better, the other way round for seconds.
         limit: what arithmetic or memory alone would allow, in the same unit.
-        unit: `images/s` or `s`.
+        unit: `images/s`, `samples/s`, `TFLOP/s`, `score` or `s`.
         against: what the baseline is.
         bound: what the limit is.
     """
@@ -55,6 +57,16 @@ def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
+
+
+def apart(module: str, function: str, *arguments: str) -> float:
+    """The number that a function of strings returns in a process of its own, without the settings that `geo` makes for itself."""
+    code = f"from {module} import {function}; print({function}({', '.join(map(repr, arguments))}))"
+    own = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
 
 
 def this_machine() -> str:

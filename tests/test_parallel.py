@@ -1,0 +1,222 @@
+"""Several processes train as one would: the same steps over the same samples, one writer, and no one left waiting."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geo_embed.checkpoint import latest_checkpoint, load_checkpoint
+from geo_embed.fit import fit_heads
+from geo_embed.parallel import Share, Team, _tells_of_a_loss, join_team
+
+if TYPE_CHECKING:
+    from conftest import Country, Geo, Ran
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+HOW = {
+    "finetune.epochs": 2,
+    "finetune.batch_size": 7,
+    "finetune.accumulate": 2,
+    "finetune.backbone_lr": 1e-4,
+    "finetune.patience": 9,
+    "finetune.ema": 0.5,
+}
+
+
+# Dividing a step
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "processes"), [(16, 8, 2), (7, 4, 3), (9, 2, 4), (1, 8, 2), (5, 5, 1)]
+)
+def test_every_sample_of_a_step_is_in_one_pass_of_one_process(
+    samples: int, size: int, processes: int
+) -> None:
+    rows = np.random.default_rng(0).permutation(100)[:samples]
+    each = [Team(rank, processes).passes(rows, size) for rank in range(processes)]
+    assert {len(passes) for passes in each} == {-(-samples // size)}
+    counted = [share for passes in each for share in passes if share.weight]
+    assert sorted(np.concatenate([share.rows for share in counted])) == sorted(rows)
+    for share in counted:
+        assert share.total == samples
+        assert rows[share.before : share.before + len(share.rows)].tolist() == share.rows.tolist()
+    for passes in zip(*each, strict=True):
+        assert sum(len(share.rows) for share in passes if share.weight) <= size
+        assert all(len(share.rows) for share in passes), "a process without work would wait for nothing"
+
+
+def test_the_weights_of_a_step_add_up_to_its_mean() -> None:
+    rows = np.arange(11)
+    for size, processes in ((4, 3), (11, 1), (2, 2)):
+        shares = [share for rank in range(processes) for share in Team(rank, processes).passes(rows, size)]
+        assert sum(share.weight * len(share.rows) / share.total for share in shares) == pytest.approx(1)
+
+
+def test_dropout_of_a_sample_is_the_same_however_a_step_is_divided() -> None:
+    hidden = torch.ones(10, 3, 64)
+    whole = Share(np.arange(10), 0, 10, 1.0).drops(torch.Generator().manual_seed(1))(0.3)
+    first, second = whole(hidden), whole(hidden)
+    for start, end in ((0, 4), (4, 9), (9, 10)):
+        share = Share(np.arange(start, end), start, 10, 1.0)
+        drop = share.drops(torch.Generator().manual_seed(1))(0.3)
+        assert torch.equal(drop(hidden[start:end]), first[start:end])
+        assert torch.equal(drop(hidden[start:end]), second[start:end])
+    assert not torch.equal(first, second)
+    assert 0.2 < float((first == 0).float().mean()) < 0.4
+
+
+def test_a_team_of_one_needs_nobody() -> None:
+    with join_team("cpu") as team:
+        assert (team.first, team.size) == (True, 1)
+        assert team.agree("said") == "said"
+        assert team.gather(3) == [3]
+        assert team.any(True)
+        assert not team.any(False)
+        team.wait()
+
+
+def test_a_lost_process_is_told_from_a_fault_of_ours() -> None:
+    assert _tells_of_a_loss(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [::1]:1"))
+    assert not _tells_of_a_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+# With torchrun
+
+
+@pytest.fixture(scope="module")
+def work(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a run of heads that have all to learn."""
+    made = tmp_path_factory.mktemp("team")
+    settings = {"epochs": 1, "learning_rate": 1e-9, "gps_loss": "haversine", "val_split": 0.3}
+    config = country.config(
+        made, model__dropout=0.2, **{f"training__{key}": value for key, value in settings.items()}
+    )
+    fit_heads(config, name="first")
+    return made
+
+
+@pytest.fixture
+def tune(country: Country, work: Path, geo: Geo) -> Any:
+    def start(name: str, *more: object, command: tuple[str, ...] | None = None, **env: str) -> Ran:
+        options = [*country.options(work), *(p for key, v in HOW.items() for p in ("--set", f"{key}={v}"))]
+        asked = ("--json", "finetune", "--name", name, "--init", "first", "--limit", 40)
+        return geo(*options, *asked, *more, command=command or (*TORCHRUN, "-m", "geo_embed"), env=env)
+
+    return start
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tune: Any, work: Path) -> None:
+    """Augmentation and dropout on, a last pass of five samples, and one process's turn to speak."""
+    together = tune("two")
+    assert together.code == 0, together.err
+    alone = tune("one", command=(sys.executable, "-m", "geo_embed"))
+    assert alone.code == 0, alone.err
+    assert together.json["run"] == "two"
+    assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1
+    one, two = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("one", "two"))
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(two["val_nll"], one["val_nll"], rtol=1e-3)
+    assert together.json["frozen_score"] == pytest.approx(alone.json["frozen_score"], abs=1e-3)
+    heads = [load_file(work / "runs" / name / "heads.safetensors") for name in ("one", "two")]
+    for key in heads[0]:
+        torch.testing.assert_close(heads[0][key], heads[1][key], rtol=1e-2, atol=1e-3)
+
+
+def patched(path: Path, code: str) -> tuple[str, ...]:
+    """torchrun on a `geo` that runs `code` first."""
+    script = path / "geo_with_a_fault.py"
+    script.write_text(f"import os\n{code}\nfrom geo_embed.cli import main\nmain()\n", encoding="utf-8")
+    return (*TORCHRUN, str(script))
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
+    tune: Any, work: Path, tmp_path: Path
+) -> None:
+    code = """
+import importlib
+stage = importlib.import_module("geo_embed.finetune")
+whole, calls = stage._pass, 0
+def dying(*arguments):
+    global calls
+    calls += 1
+    if calls == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    return whole(*arguments)
+stage._pass = dying
+"""
+    said = tune("lost", "--seed", 3, command=patched(tmp_path, code))
+    assert said.code not in (0, None)
+    assert "error: another process of this training has ended (process 0 of 2)" in said.err
+    assert "the same command goes on from the last checkpoint" in said.err
+    latest = latest_checkpoint(work / "runs" / "lost" / "checkpoints")
+    assert latest is not None
+    assert load_checkpoint(latest).step == 0
+    again = tune("lost", "--seed", 3)
+    assert again.code == 0, again.err
+    assert again.json["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
+    code = """
+import signal
+import importlib
+stage = importlib.import_module("geo_embed.finetune")
+whole, calls = stage._pass, 0
+def stopping(*arguments):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ["RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    return whole(*arguments)
+stage._pass = stopping
+"""
+    said = tune("stopped", "--seed", 4, command=patched(tmp_path, code))
+    assert said.code != 0
+    assert "the same command goes on from there" in said.err
+    latest = latest_checkpoint(work / "runs" / "stopped" / "checkpoints")
+    assert latest is not None
+    assert load_checkpoint(latest).step in (2, 3)
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_first_process_leaves_no_other_waiting(
+    country: Country, geo: Geo, tmp_path: Path
+) -> None:
+    """The first fits the heads, and finds no cache."""
+    options = [*country.options(tmp_path), "--set", f"paths.cache_dir={tmp_path / 'empty'}"]
+    said = geo(*options, "finetune", "--name", "x", command=(*TORCHRUN, "-m", "geo_embed"))
+    assert said.code not in (0, None)
+    assert "error: no embeddings of the train split" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.slow
+def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path, tmp_path: Path) -> None:
+    code = """
+import torch
+from geo_embed.model import GeoModel
+forward = GeoModel.forward
+def tight(self, pixels, *arguments):
+    if len(pixels) > 2 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("no room")
+    return forward(self, pixels, *arguments)
+GeoModel.forward = tight
+"""
+    said = tune("tight", command=patched(tmp_path, code))
+    assert said.code == 0, said.err
+    assert said.err.count("out of memory: 4 samples per pass from now on") == 1
+    whole = work / "runs" / "two" / "history.parquet"
+    if not whole.is_file():
+        assert tune("two").code == 0
+    one, two = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("two", "tight"))
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
