@@ -314,7 +314,7 @@ def test_a_vector_per_view_makes_attention_mind_the_order_of_views() -> None:
 
 
 def test_standardising_happens_before_the_views_are_fused() -> None:
-    heads = heads_of()
+    heads = heads_of(standardise=True)
     heads.scale, heads.shift = torch.rand(DIM) + 0.5, torch.randn(DIM)
     vector, _ = heads.fuse(ROWS.views, ROWS.present)
     wanted = fuse_average(ROWS.views.float(), ROWS.present) * heads.scale + heads.shift
