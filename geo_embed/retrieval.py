@@ -15,6 +15,8 @@ from geo_embed.geocells import geometric_median_of, great_circle_km
 
 # Similarities that are held at once, 16 MB.
 _BLOCK = 2**22
+# Vectors that are turned to float32 at once.
+_ROWS = 4096
 _TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
 _MOST_KM = (25.0, 50.0, 100.0, 250.0, 1000.0)
 # A gain below so many standard errors is luck, the more so as it is the best of a grid.
@@ -66,10 +68,10 @@ def make_gallery(vectors: Tensor, cells: Tensor, points: Tensor) -> Gallery:
         points: (N, 3) unit vectors.
     """
     order = torch.argsort(cells, stable=True)
-    mean = vectors.float().mean(dim=0)
-    return Gallery(
-        _directions(vectors, mean)[order].half(), cells[order].long(), points[order].double(), mean
-    )
+    mean = vectors.mean(dim=0, dtype=torch.float32)
+    # Part by part: whole floats would take several times the memory of the gallery.
+    parts = [_directions(vectors[rows], mean).half() for rows in torch.split(order, _ROWS)]
+    return Gallery(torch.cat(parts), cells[order].long(), points[order].double(), mean)
 
 
 def blank_gallery(samples: int, width: int) -> Gallery:
