@@ -16,7 +16,15 @@ from geo_embed.config import Config
 from geo_embed.dataset import LabelEncoder
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.predict import MEMBERS, RECIPE, Predictions, Truth, read_predictions, write_predictions
+from geo_embed.predict import (
+    MEMBERS,
+    RECIPE,
+    Predictions,
+    Truth,
+    against,
+    read_predictions,
+    write_predictions,
+)
 from geo_embed.run import (
     Prior,
     Run,
@@ -105,12 +113,12 @@ def ensemble(
     places = Places(labels.encode(truth.state_idx), truth.latitude, truth.longitude)
     weights, predictions = _cross_fit(method, answers, places, ids)
     groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
-    val = final_metrics(*_columns(predictions, places), groups=groups)
+    val = final_metrics(*against(predictions, places.labels, truth), groups=groups)
     members = [
         Member(
             one.run.path.resolve().name,
             float(weight),
-            float(metrics(*_columns(one.predictions, places))["score"]),
+            float(metrics(*against(one.predictions, places.labels, truth))["score"]),
         )
         for one, weight in zip(held, weights, strict=True)
     ]
@@ -264,18 +272,6 @@ def _cross_fit(
         own = learn(~rows) if method in LEARNT else weights
         probabilities[rows], latitude[rows], longitude[rows] = combine(method, own, answers.take(rows))
     return weights, Predictions(ids, probabilities, latitude, longitude)
-
-
-def _columns(predictions: Predictions, places: Places) -> tuple[NDArray[Any], ...]:
-    """What a metric takes."""
-    return (
-        predictions.probabilities,
-        predictions.latitude,
-        predictions.longitude,
-        places.labels,
-        places.latitude,
-        places.longitude,
-    )
 
 
 def _describe_classes(run: Run) -> tuple[LabelEncoder, NDArray[np.int64], Prior, NDArray[np.float64]]:

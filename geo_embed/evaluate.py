@@ -24,7 +24,9 @@ from geo_embed.metrics import (
 from geo_embed.predict import (
     Predictions,
     Truth,
+    against,
     apply_heads,
+    here,
     load_heads,
     predict_split,
     read_predictions,
@@ -52,12 +54,7 @@ def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()
     """
     predictions, truth = _answers(config, run, split)
     scores = final_metrics(
-        predictions.probabilities,
-        predictions.latitude,
-        predictions.longitude,
-        run.labels.encode(truth.state_idx),
-        truth.latitude,
-        truth.longitude,
+        *against(predictions, run.labels.encode(truth.state_idx), truth),
         groups=resampling_groups(truth.latitude, truth.longitude, run.config.training),
     )
     tables = {
@@ -115,8 +112,8 @@ def _by_view(config: Config, run: Run, predictions: Predictions, truth: Truth) -
             "the run was made with folds: its heads have seen these samples through the other folds, and the scores "
             "by view are a little too good"
         )
-    own = run.config.model_copy(update={"paths": config.paths})
-    store = find_store(own, "train", fingerprint=run.provenance["store"]["fingerprint"])
+    run = here(config, run)
+    store = find_store(run.config, "train", fingerprint=run.provenance["store"]["fingerprint"])
     ids = store.sample_id
     order = np.argsort(ids)
     place = order[np.searchsorted(ids, predictions.sample_id, sorter=order).clip(max=len(ids) - 1)]
@@ -155,7 +152,7 @@ def _by_view(config: Config, run: Run, predictions: Predictions, truth: Truth) -
 
 
 def _by_border(config: Config, run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
-    samples = load_samples(run.config.model_copy(update={"paths": config.paths}), "train")
+    samples = load_samples(here(config, run).config, "train")
     assert samples.state_idx is not None
     assert samples.latitude is not None
     assert samples.longitude is not None
@@ -203,5 +200,5 @@ def _learnt_from(run: Run) -> tuple[Predictions, Truth | None]:
             predictions.latitude[rows],
             predictions.longitude[rows],
         ),
-        Truth(truth.state_idx[rows], truth.latitude[rows], truth.longitude[rows]),
+        truth.take(rows),
     )

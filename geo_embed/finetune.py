@@ -52,12 +52,13 @@ from geo_embed.model import GeoModel
 from geo_embed.parallel import Share, Team, join_team
 from geo_embed.pictures import PixelBatch, read_batches
 from geo_embed.predict import (
-    RECIPE,
     Predictions,
+    against,
     apply_heads,
     load_backbone_of,
     load_heads,
     load_mixture,
+    save_heads,
     write_predictions,
 )
 from geo_embed.progress import progress, say, warn
@@ -912,15 +913,7 @@ def _judge(task: _Task, model: GeoModel, stop: threading.Event) -> dict[str, flo
 
 
 def _score(task: _Task, said: Predictions) -> dict[str, Any]:
-    truth = task.data.truth.take(task.held)
-    return metrics(
-        said.probabilities,
-        said.latitude,
-        said.longitude,
-        task.data.labels[task.held],
-        truth.latitude,
-        truth.longitude,
-    )
+    return metrics(*against(said, task.data.labels[task.held], task.data.truth.take(task.held)))
 
 
 def _check_first_score(task: _Task, work: _Work, stop: threading.Event) -> None:
@@ -978,12 +971,7 @@ def _write(task: _Task, model: GeoModel, state: _State, started: float) -> dict[
     said = _answer(task, model, tta=config.inference.tta)
     assert said is not None
     scores = final_metrics(
-        said.probabilities,
-        said.latitude,
-        said.longitude,
-        task.data.labels[task.held],
-        truth.latitude,
-        truth.longitude,
+        *against(said, task.data.labels[task.held], truth),
         groups=resampling_groups(truth.latitude, truth.longitude, config.training),
     )
     if task.team.first:
@@ -1000,8 +988,6 @@ def _write_files(
     scores: dict[str, Any],
     started: float,
 ) -> None:
-    from safetensors.torch import save_file
-
     config, run = task.config, task.run
     saved = task.directory / BACKBONE
     tuned = config.model_copy(
@@ -1021,9 +1007,7 @@ def _write_files(
         }
         # There is none until `geo extract` makes it.
         del provenance["store"]["path"]
-        tensors = {key: value.cpu().contiguous() for key, value in model.panel.state_dict().items()}
-        save_file(tensors, directory / "heads.safetensors")
-        write_json(directory / RECIPE, model.panel.description())
+        save_heads(model.panel, directory)
         for kept in ("haversine_matrix.npy", "state_centroids.json", "split.parquet"):
             shutil.copy(run.path / kept, directory / kept)
         described = {

@@ -16,7 +16,15 @@ from geo_embed.config import Config, value_at
 from geo_embed.dataset import LabelEncoder, Samples, label_encoder, load_mapping, load_samples, natural_ids
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.predict import RECIPE, Predictions, Truth, apply_heads, write_predictions
+from geo_embed.predict import (
+    Predictions,
+    Truth,
+    against,
+    apply_heads,
+    averaged,
+    save_heads,
+    write_predictions,
+)
 from geo_embed.progress import progress, say, warn
 from geo_embed.run import (
     Prior,
@@ -116,25 +124,19 @@ def fit_heads(
     prior = find_prior(data, learnt)
 
     fitted = fit_jobs(config, data, jobs, prior)
+    answers = [
+        _answer(one.heads, config, prior, data, job.judged) for job, one in zip(jobs, fitted, strict=True)
+    ]
     parts = []
-    for job, one in zip(jobs, fitted, strict=True):
+    for job, one, answer in zip(jobs, fitted, answers, strict=True):
         said = {"seed": job.seed, "fold": job.fold, "epochs": one.epochs}
         if len(jobs) > 1 and job.judged.any():
-            answer = _answer([one.heads], config, prior, data, job.judged)
             said["score"] = _score(answer, data, job.judged)["score"]
         parts.append(said)
-    val, judged, panel = _validate(config, data, jobs, [one.heads for one in fitted], prior)
+    val, judged, panel = _validate(config, data, jobs, [one.heads for one in fitted], answers)
     truth = data.truth.take(judged)
     groups = resampling_groups(truth.latitude, truth.longitude, config.training)
-    scores = final_metrics(
-        val.probabilities,
-        val.latitude,
-        val.longitude,
-        data.labels[judged],
-        truth.latitude,
-        truth.longitude,
-        groups=groups,
-    )
+    scores = final_metrics(*against(val, data.labels[judged], truth), groups=groups)
 
     centroids = geography.class_centroids(
         data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
@@ -142,11 +144,7 @@ def fit_heads(
     counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
     provenance = describe_provenance(config, store, hashlib.sha256(samples.csv.read_bytes()).hexdigest())
     with writing_run(config.paths.runs_dir, name) as directory:
-        from safetensors.torch import save_file
-
-        tensors = {key: value.contiguous() for key, value in panel.state_dict().items()}
-        save_file(tensors, directory / "heads.safetensors")
-        write_json(directory / RECIPE, panel.description())
+        save_heads(panel, directory)
         np.save(directory / "haversine_matrix.npy", geography.distance_matrix_km(centroids))
         states = {
             str(int(index)): {"state": state, "latitude": float(lat), "longitude": float(lon)}
@@ -226,7 +224,7 @@ def make_training(
     from geo_embed.atlas import make_atlas
 
     def judge(heads: "Heads") -> dict[str, float]:
-        scores = _score(_answer([heads], config, prior, data, job.judged), data, job.judged)
+        scores = _score(_answer(heads, config, prior, data, job.judged), data, job.judged)
         kept = ("score", "state_score", "gps_score", "mean_km", "nll")
         return {f"val_{key}": scores[key] for key in kept}
 
@@ -308,7 +306,11 @@ def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) 
 
 
 def _validate(
-    config: Config, data: Data, jobs: Sequence[Job], heads: "Sequence[Heads | Best]", prior: Prior
+    config: Config,
+    data: Data,
+    jobs: Sequence[Job],
+    heads: "Sequence[Heads | Best]",
+    answers: Sequence[Predictions],
 ) -> "tuple[Predictions, NDArray[np.bool_], Panel]":
     """Predictions for every row that was held out, in order; which rows those are; and all heads, calibrated.
 
@@ -321,9 +323,8 @@ def _validate(
     probabilities = np.zeros((n, classes), dtype=np.float32)
     points = np.zeros((n, 2))
     for fold in sorted({job.fold for job in jobs}):
-        own = [part for job, part in zip(jobs, heads, strict=True) if job.fold == fold]
         mask = next(job.judged for job in jobs if job.fold == fold)
-        said = _answer(own, config, prior, data, mask)
+        said = averaged([one for job, one in zip(jobs, answers, strict=True) if job.fold == fold])
         probabilities[mask] = said.probabilities
         points[mask] = np.stack([said.latitude, said.longitude], axis=1)
     probabilities, points = probabilities[judged], points[judged]
@@ -336,12 +337,12 @@ def _validate(
 
 
 def _answer(
-    parts: "Sequence[Heads | Best]", config: Config, prior: Prior, data: Data, mask: NDArray[np.bool_]
+    heads: "Heads | Best", config: Config, prior: Prior, data: Data, mask: NDArray[np.bool_]
 ) -> Predictions:
     from geo_embed.panel import Panel
 
     return apply_heads(
-        Panel(parts), config, prior, data.sample_id[mask], data.values[mask], data.present[mask]
+        Panel([heads]), config, prior, data.sample_id[mask], data.values[mask], data.present[mask]
     )
 
 
@@ -354,15 +355,7 @@ def find_prior(data: Data, learnt: NDArray[np.bool_]) -> Prior:
 
 
 def _score(predictions: Predictions, data: Data, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    truth = data.truth.take(mask)
-    return metrics(
-        predictions.probabilities,
-        predictions.latitude,
-        predictions.longitude,
-        data.labels[mask],
-        truth.latitude,
-        truth.longitude,
-    )
+    return metrics(*against(predictions, data.labels[mask], data.truth.take(mask)))
 
 
 def _reliability(panel: "Panel") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from geo_embed.dataset import LabelEncoder, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.progress import warn
-from geo_embed.run import Prior, Run, load_run
+from geo_embed.run import Prior, Run, load_run, write_json
 from geo_embed.store import Embeddings, check_fits, disk_errors, find_store, read_store
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
     """
-    samples = load_samples(_here(config, run).config, split)
+    samples = load_samples(here(config, run).config, split)
 
     def ask(one: Run) -> Predictions:
-        one = _here(config, one)
+        one = here(config, one)
         same = one.config.model.view_names == samples.view_names
         store = find_store(one.config, split, fingerprint=one.provenance["store"]["fingerprint"])
         check_fits(store, samples if same else load_samples(one.config, split))
@@ -171,7 +171,7 @@ def load_mixture(run: Run) -> Mixture | None:
     return Mixture(described["method"], weights, tuple(members))
 
 
-def _here(config: Config, run: Run) -> Run:
+def here(config: Config, run: Run) -> Run:
     """A run, wherever it was made, with the paths and the device of this machine."""
     model = run.config.model.model_copy(update={"device": config.model.device})
     return replace(run, config=run.config.model_copy(update={"paths": config.paths, "model": model}))
@@ -229,6 +229,42 @@ def apply_heads(
     return Predictions(sample_id, probabilities, points[:, 0], points[:, 1])
 
 
+def against(
+    said: Predictions, labels: NDArray[np.int64], truth: Truth
+) -> tuple[
+    NDArray[np.float32],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.int64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+]:
+    """What `metrics` and `final_metrics` take: answers, then true classes (N,) and places, of the same samples."""
+    return said.probabilities, said.latitude, said.longitude, labels, truth.latitude, truth.longitude
+
+
+def averaged(said: Sequence[Predictions]) -> Predictions:
+    """Several answers for the same samples as one, in the way of a `Panel`'s parts."""
+    import torch
+
+    from geo_embed.panel import together
+
+    points = [torch.from_numpy(np.stack([one.latitude, one.longitude], axis=1)) for one in said]
+    p, point = together(
+        [(torch.from_numpy(one.probabilities), at) for one, at in zip(said, points, strict=True)]
+    )
+    return Predictions(said[0].sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy())
+
+
+def save_heads(panel: "Panel", directory: Path) -> None:
+    """Write what `load_heads` reads, into a run's directory that is being written."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.cpu().contiguous() for key, value in panel.state_dict().items()}
+    save_file(tensors, directory / "heads.safetensors")
+    write_json(directory / RECIPE, panel.description())
+
+
 def load_heads(run: Run) -> "Panel":
     """A run's heads, on the CPU, in eval mode. Raises GeoError where a file is absent or doesn't fit."""
     from safetensors import SafetensorError
@@ -274,7 +310,6 @@ def predict_images(
     import torch
 
     from geo_embed.augment import Augmentation, tta_views
-    from geo_embed.panel import together
 
     views = run.config.model.view_names
     if len(paths) != len(views):
@@ -308,12 +343,7 @@ def predict_images(
 
     def ask(one: Run) -> Predictions:
         heads = load_heads(one)
-        said = [apply_heads(heads, config, one.prior, ids, x, present) for x in embedded]
-        points = [torch.from_numpy(np.stack([each.latitude, each.longitude], axis=1)) for each in said]
-        p, point = together(
-            [(torch.from_numpy(each.probabilities), at) for each, at in zip(said, points, strict=True)]
-        )
-        return Predictions(ids, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy())
+        return averaged([apply_heads(heads, config, one.prior, ids, x, present) for x in embedded])
 
     return answer(run, ask)
 

@@ -270,10 +270,11 @@ class Source:
         rows, size = self.rows, self.training.batch_size
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
         if self.vectors is not None:
-            x, labels, points = self.vectors[shuffled], rows.labels[shuffled], self.points[shuffled]
+            x, there = self.vectors[shuffled], rows.present[shuffled]
+            labels, points = rows.labels[shuffled], self.points[shuffled]
             for start in range(0, len(rows), size):
                 part = slice(start, start + size)
-                yield Batch(x[part], x[part], labels[part], points[part])
+                yield Batch(x[part], there[part], labels[part], points[part])
             return
         for index in torch.split(shuffled, size):
             views, present = self._disturb(index)
