@@ -28,6 +28,7 @@ from geo_embed.adapters import (
 )
 from geo_embed.config import Model
 from geo_embed.errors import GeoError
+from geo_embed.files import set_usual_mode
 from geo_embed.images import Preprocessing
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ def save_backbone(backbone: Backbone, directory: Path) -> None:
         writing.mkdir(parents=True)
         with quiet_transformers():
             save_tower(backbone.module, writing)
+        for weights in writing.glob("*.safetensors"):
+            set_usual_mode(weights)
         asked = _describe_preprocessing(backbone)
         if asked:
             text = json.dumps(asked, indent=2) + "\n"

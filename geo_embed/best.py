@@ -25,6 +25,7 @@ from geo_embed.metrics import competition_score, top_states
 from geo_embed.progress import say
 from geo_embed.retrieval import Refiner
 from geo_embed.train import Rows, find_refiner, gallery_of, train
+from geo_embed.validation import shuffle_by_class
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
 _MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}
@@ -441,8 +442,7 @@ def _mix(answers: list[Answer], inner: _Inner) -> tuple[float, ...]:
 
 def _folds(labels: NDArray[np.int64], count: int, seed: int) -> list[Tensor]:
     """Disjoint sets of rows that cover everything, each with near equal shares of every class."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    order = shuffle_by_class(labels, seed)
     return [torch.from_numpy(np.sort(order[i::count])) for i in range(count)]
 
 

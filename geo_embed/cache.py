@@ -1,6 +1,5 @@
 """Looking after the stores: what is there, is it whole, what can go; embeddings made elsewhere, in and out."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from geo_embed.config import Config
 from geo_embed.dataset import SPLITS, Samples, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.extract import hash_content, is_busy, only_writer
+from geo_embed.files import file_sha256, save_tensors
 from geo_embed.run import run_stores
 from geo_embed.store import (
     MISSING,
@@ -307,7 +307,7 @@ def import_embeddings(
     }
     fingerprint = backbones.fingerprint(made_by)
     path = store_path(config.paths.cache_dir, name, fingerprint, split)
-    source = {"source": file.name, "source_sha256": _sha256(file)}
+    source = {"source": file.name, "source_sha256": file_sha256(file)}
     attrs = made_by | source | {"fingerprint": fingerprint, "feature": None, "weights_sha256": None}
     attrs |= {"preprocessing": None, "dtype": stored}
     with only_writer(path):
@@ -414,11 +414,6 @@ def _size(path: Path) -> int:
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _put_in_place(aside: Path, path: Path, *, overwrite: bool) -> None:
@@ -566,15 +561,11 @@ def _write_file(path: Path, embeddings: Embeddings) -> None:
         plain = ids.astype(str) if ids.dtype == object else ids
         np.savez(path, embeddings=values, sample_id=plain)
     elif path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        import torch
 
-        arrays = {"embeddings": values}
         # safetensors holds numbers alone; text ids go by manifest order.
-        try:
-            save_file(arrays if ids.dtype == object else arrays | {"sample_id": ids}, path)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        arrays = {"embeddings": values} | ({} if ids.dtype == object else {"sample_id": ids})
+        save_tensors({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
     else:
         i, v = np.nonzero(embeddings.present)
         views = np.array(embeddings.store.attrs["view_names"], dtype=object)

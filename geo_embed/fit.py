@@ -1,6 +1,5 @@
 """Stage 2: store to run. Reads embeddings only; whole tensors in memory, no loader."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from geo_embed import geography
 from geo_embed.config import Config, value_at
 from geo_embed.dataset import LabelEncoder, Samples, label_encoder, load_mapping, load_samples, natural_ids
 from geo_embed.errors import GeoError
+from geo_embed.files import file_sha256
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.predict import (
     Predictions,
@@ -36,7 +36,7 @@ from geo_embed.run import (
     writing_run,
 )
 from geo_embed.store import Embeddings, check_fits, find_store, read_store
-from geo_embed.validation import folds, held_out, resampling_groups
+from geo_embed.validation import parts_held_out, resampling_groups
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,8 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One set of heads to fit: its seed, its fold, and masks (N,) of the rows it learns from and those it is judged on."""
+class Split:
+    """For one set of heads: its seed, its fold, and masks (N,) of the rows it learns from and those it is judged on."""
 
     seed: int
     fold: int
@@ -119,21 +119,22 @@ def fit_heads(
     rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
     data = join(config, samples, rows, read_store(store, rows))
     _warn_of_ignored(config)
-    jobs = plan(config, data)
-    learnt = np.logical_or.reduce([job.learnt for job in jobs])
+    splits = plan(config, data)
+    learnt = np.logical_or.reduce([split.learnt for split in splits])
     prior = find_prior(data, learnt)
 
-    fitted = fit_jobs(config, data, jobs, prior)
+    fitted = fit_splits(config, data, splits, prior)
     answers = [
-        _answer(one.heads, config, prior, data, job.judged) for job, one in zip(jobs, fitted, strict=True)
+        _answer(one.heads, config, prior, data, split.judged)
+        for split, one in zip(splits, fitted, strict=True)
     ]
     parts = []
-    for job, one, answer in zip(jobs, fitted, answers, strict=True):
-        said = {"seed": job.seed, "fold": job.fold, "epochs": one.epochs}
-        if len(jobs) > 1 and job.judged.any():
-            said["score"] = _score(answer, data, job.judged)["score"]
+    for split, one, answer in zip(splits, fitted, answers, strict=True):
+        said = {"seed": split.seed, "fold": split.fold, "epochs": one.epochs}
+        if len(splits) > 1 and split.judged.any():
+            said["score"] = _score(answer, data, split.judged)["score"]
         parts.append(said)
-    val, judged, panel = _validate(config, data, jobs, [one.heads for one in fitted], answers)
+    val, judged, panel = _validate(config, data, splits, [one.heads for one in fitted], answers)
     truth = data.truth.take(judged)
     groups = resampling_groups(truth.latitude, truth.longitude, config.training)
     scores = final_metrics(*against(val, data.labels[judged], truth), groups=groups)
@@ -142,7 +143,7 @@ def fit_heads(
         data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
     )
     counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
-    provenance = describe_provenance(config, store, hashlib.sha256(samples.csv.read_bytes()).hexdigest())
+    provenance = describe_provenance(config, store, file_sha256(samples.csv))
     with writing_run(config.paths.runs_dir, name) as directory:
         save_heads(panel, directory)
         np.save(directory / "haversine_matrix.npy", geography.distance_matrix_km(centroids))
@@ -155,10 +156,11 @@ def fit_heads(
         write_json(directory / "state_centroids.json", states)
         write_json(directory / "metrics.json", {"val": scores, "parts": parts, **_reliability(panel)})
         history = [
-            one.history.assign(seed=job.seed, fold=job.fold) for job, one in zip(jobs, fitted, strict=True)
+            one.history.assign(seed=split.seed, fold=split.fold)
+            for split, one in zip(splits, fitted, strict=True)
         ]
         pd.concat(history).to_parquet(directory / "history.parquet", index=False)
-        _split_table(data, jobs, judged).to_parquet(directory / "split.parquet", index=False)
+        _split_table(data, splits, judged).to_parquet(directory / "split.parquet", index=False)
         write_predictions(directory / "val_predictions.parquet", val, data.encoder, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
@@ -166,21 +168,18 @@ def fit_heads(
     return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
 
 
-def plan(config: Config, data: Data) -> list[Job]:
-    """Which rows each set of heads learns from: one job per seed, or per fold and seed."""
+def plan(config: Config, data: Data) -> list[Split]:
+    """Which rows each set of heads learns from: one split per seed, or per fold and seed."""
     training = config.training
     seeds = range(training.seed, training.seed + training.seeds)
     place = (data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
-    if training.folds > 1:
-        fold = folds(*place, training)
-        return [Job(seed, int(k), fold != k, fold == k) for k in range(training.folds) for seed in seeds]
-    out = held_out(*place, training)
-    if not out.any():
+    parts = parts_held_out(*place, training)
+    if not parts[0].any():
         warn("too few samples to hold any out: no validation score, no early stopping")
-    return [Job(seed, 0, ~out, out) for seed in seeds]
+    return [Split(seed, k, ~part, part) for k, part in enumerate(parts) for seed in seeds]
 
 
-def fit_jobs(config: Config, data: Data, jobs: Sequence[Job], prior: Prior) -> list[Fitted]:
+def fit_splits(config: Config, data: Data, splits: Sequence[Split], prior: Prior) -> list[Fitted]:
     """Fit every set of heads, by the recipe that the settings name.
 
     The plain recipe keeps the epoch with the best score on the judged rows. `best` doesn't look at them: they choose
@@ -191,56 +190,56 @@ def fit_jobs(config: Config, data: Data, jobs: Sequence[Job], prior: Prior) -> l
     device = backbones.pick_device(config.model.device)
     every = config.tracking.progress_seconds
     if config.training.preset != "best" and device.type == "cuda":
-        trainings = [make_training(config, data, job, prior, device) for job in jobs]
+        trainings = [make_training(config, data, split, prior, device) for split in splits]
         return [
-            _fitted(config, data, one, job, trained)
-            for one, job, trained in zip(trainings, jobs, train_all(trainings), strict=True)
+            _fitted(config, data, one, split, trained)
+            for one, split, trained in zip(trainings, splits, train_all(trainings), strict=True)
         ]
     fitted = []
-    with progress("fit-heads", len(jobs), "fits", every) as advance:
-        for job in jobs:
+    with progress("fit-heads", len(splits), "fits", every) as advance:
+        for split in splits:
             if config.training.preset == "best":
-                fitted.append(_race(config, data, job, device))
+                fitted.append(_race(config, data, split, device))
             else:
-                one = make_training(config, data, job, prior, device)
-                fitted.append(_fitted(config, data, one, job, train_all([one])[0]))
+                one = make_training(config, data, split, prior, device)
+                fitted.append(_fitted(config, data, one, split, train_all([one])[0]))
             advance(1)
     return fitted
 
 
-def _race(config: Config, data: Data, job: Job, device: "torch.device") -> Fitted:
+def _race(config: Config, data: Data, split: Split, device: "torch.device") -> Fitted:
     from geo_embed.best import fit_best
 
-    best, race = fit_best(to_rows(data, job.learnt, device), len(data.encoder), config, seed=job.seed)
+    best, race = fit_best(to_rows(data, split.learnt, device), len(data.encoder), config, seed=split.seed)
     say(f"chosen: {', '.join(race.chosen)}")
     return Fitted(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
 
 
 def make_training(
-    config: Config, data: Data, job: Job, prior: Prior, device: "torch.device", rows: "Rows | None" = None
-) -> "stack.Job":
-    """A job of the plain recipe, ready to be trained; `rows` are `to_rows` of the job's, where several share them."""
+    config: Config, data: Data, split: Split, prior: Prior, device: "torch.device", rows: "Rows | None" = None
+) -> "stack.TrainingJob":
+    """A training of the plain recipe on a split; `rows` are `to_rows` of those it learns from, where several share them."""
     from geo_embed import stack
     from geo_embed.atlas import make_atlas
 
     def judge(heads: "Heads") -> dict[str, float]:
-        scores = _score(_answer(heads, config, prior, data, job.judged), data, job.judged)
+        scores = _score(_answer(heads, config, prior, data, split.judged), data, split.judged)
         kept = ("score", "state_score", "gps_score", "mean_km", "nll")
         return {f"val_{key}": scores[key] for key in kept}
 
-    rows = to_rows(data, job.learnt, device) if rows is None else rows
+    rows = to_rows(data, split.learnt, device) if rows is None else rows
     points, labels = rows.points.cpu().numpy(), rows.labels.cpu().numpy()
-    atlas = make_atlas(points, labels, len(data.encoder), config.model, seed=job.seed)
-    return stack.Job(
-        rows, atlas, config.model, config.training, job.seed, judge if job.judged.any() else None
+    atlas = make_atlas(points, labels, len(data.encoder), config.model, seed=split.seed)
+    return stack.TrainingJob(
+        rows, atlas, config.model, config.training, split.seed, judge if split.judged.any() else None
     )
 
 
-def _fitted(config: Config, data: Data, one: "stack.Job", job: Job, trained: "Trained") -> Fitted:
+def _fitted(config: Config, data: Data, one: "stack.TrainingJob", split: Split, trained: "Trained") -> Fitted:
     from geo_embed.train import find_refiner, gallery_of
 
-    if config.training.refine and job.judged.any():
-        held = to_rows(data, job.judged, one.rows.views.device)
+    if config.training.refine and split.judged.any():
+        held = to_rows(data, split.judged, one.rows.views.device)
         refiner = find_refiner(trained.heads, one.atlas, one.rows, held)
         say("points are refined among the training samples" if refiner else "refining points doesn't help")
         if refiner is not None:
@@ -308,7 +307,7 @@ def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) 
 def _validate(
     config: Config,
     data: Data,
-    jobs: Sequence[Job],
+    splits: Sequence[Split],
     heads: "Sequence[Heads | Best]",
     answers: Sequence[Predictions],
 ) -> "tuple[Predictions, NDArray[np.bool_], Panel]":
@@ -318,13 +317,13 @@ def _validate(
     """
     from geo_embed.panel import Panel
 
-    judged = np.logical_or.reduce([job.judged for job in jobs])
+    judged = np.logical_or.reduce([split.judged for split in splits])
     n, classes = len(judged), len(data.encoder)
     probabilities = np.zeros((n, classes), dtype=np.float32)
     points = np.zeros((n, 2))
-    for fold in sorted({job.fold for job in jobs}):
-        mask = next(job.judged for job in jobs if job.fold == fold)
-        said = averaged([one for job, one in zip(jobs, answers, strict=True) if job.fold == fold])
+    for fold in sorted({split.fold for split in splits}):
+        mask = next(split.judged for split in splits if split.fold == fold)
+        said = averaged([one for split, one in zip(splits, answers, strict=True) if split.fold == fold])
         probabilities[mask] = said.probabilities
         points[mask] = np.stack([said.latitude, said.longitude], axis=1)
     probabilities, points = probabilities[judged], points[judged]
@@ -362,11 +361,11 @@ def _reliability(panel: "Panel") -> dict[str, Any]:
     return {} if panel.reliability is None else {"calibration": panel.reliability}
 
 
-def _split_table(data: Data, jobs: Sequence[Job], judged: NDArray[np.bool_]) -> pd.DataFrame:
+def _split_table(data: Data, splits: Sequence[Split], judged: NDArray[np.bool_]) -> pd.DataFrame:
     table = pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": np.where(judged, "val", "train")})
-    if len({job.fold for job in jobs}) > 1:
+    if len({split.fold for split in splits}) > 1:
         fold = np.full(len(judged), -1)
-        for job in jobs:
-            fold[job.judged] = job.fold
+        for split in splits:
+            fold[split.judged] = split.fold
         table["fold"] = fold
     return table

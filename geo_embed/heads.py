@@ -1,6 +1,6 @@
 """From the views of a sample to state logits and a place. The same heads serve stages 2 and 3."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -19,8 +19,18 @@ from geo_embed.trunk import Drop, Trunk, keep
 
 # A small last layer starts the classifier near the uniform distribution.
 _LAST_LAYER_GAIN = 0.01
-# Samples that pass through at once in prediction: bounded memory, no measurable cost.
+# Samples that pass through at once where no gradient is wanted: bounded memory, no measurable cost.
 _ROWS = 2048
+
+
+def in_parts(views: Tensor, present: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings (N, V, D) and which are there (N, V), up to 2,048 samples at once."""
+    return zip(torch.split(views, _ROWS), torch.split(present, _ROWS), strict=True)
+
+
+def answer_of(out: Mapping[str, Tensor]) -> Answer:
+    """What `Heads.forward` gave, as log-probabilities over cells and states; for heads that have cells."""
+    return Answer(F.log_softmax(out["cells"], 1), F.log_softmax(out["logits"], 1))
 
 
 class ClassificationHead(nn.Module):
@@ -155,16 +165,15 @@ class Heads(nn.Module):
         return out | {"points": self.middle + self.reach * where}
 
     def answer(self, views: Tensor, present: Tensor) -> Answer:
-        """Log-probabilities over cells and states, without gradients; for heads that have cells."""
-        with torch.no_grad():
-            parts = [
-                self(x, p)
-                for x, p in zip(torch.split(views, _ROWS), torch.split(present, _ROWS), strict=True)
-            ]
-        return Answer(
-            torch.cat([F.log_softmax(part["cells"], 1) for part in parts]),
-            torch.cat([F.log_softmax(part["logits"], 1) for part in parts]),
-        )
+        """`answer_of` any number of samples, without gradients."""
+        parts = [answer_of(out) for out in self.walk(views, present)]
+        return Answer(torch.cat([part.cells for part in parts]), torch.cat([part.states for part in parts]))
+
+    @torch.no_grad()
+    def walk(self, views: Tensor, present: Tensor) -> Iterator[dict[str, Tensor]]:
+        """What `forward` gives for any number of samples, part after part, without gradients."""
+        for x, there in in_parts(views, present):
+            yield self(x, there)
 
     def look_up(self, gallery: Gallery, refiner: Refiner) -> None:
         """Let the point be refined among training samples from now on (`retrieval.refine`)."""
@@ -190,8 +199,7 @@ class Heads(nn.Module):
         """What `forward` gave, to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
         states = torch.softmax(out["logits"], dim=1)
         if "cells" in out:
-            said = Answer(F.log_softmax(out["cells"], 1), F.log_softmax(out["logits"], 1))
-            states, cells = decide_cells([said], decision or Decision(), self.to_state)
+            states, cells = decide_cells([answer_of(out)], decision or Decision(), self.to_state)
             points = self.locate(out["vector"], cells)
         elif self.model.point == "median":
             centres = torch.from_numpy(to_unit_vectors(*self.centroids.cpu().double().numpy().T))

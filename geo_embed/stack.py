@@ -37,7 +37,7 @@ _FREE = {"seed", "learning_rate", "weight_decay", *NUMBERS}
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One training: its samples, what they tell, its settings, and who judges its epochs."""
 
     rows: Rows
@@ -48,12 +48,12 @@ class Job:
     judge: Judge | None = None
 
 
-def stackable(jobs: Sequence[Job]) -> bool:
+def stackable(jobs: Sequence[TrainingJob]) -> bool:
     """Whether these trainings can share a program: the same network, the same number of samples, the same losses."""
     return len({_shape(job) for job in jobs}) == 1 and all(job.model.head != "probe" for job in jobs)
 
 
-def train_all(jobs: Sequence[Job]) -> list[Trained]:
+def train_all(jobs: Sequence[TrainingJob]) -> list[Trained]:
     """What `train` gives for each job, by the faster way: on a GPU as one program, where they can share one; else in turn."""
     if len(jobs) > 1 and jobs[0].rows.views.device.type == "cuda" and stackable(jobs):
         return train_stacked(jobs)
@@ -62,7 +62,7 @@ def train_all(jobs: Sequence[Job]) -> list[Trained]:
     ]
 
 
-def train_stacked(jobs: Sequence[Job]) -> list[Trained]:
+def train_stacked(jobs: Sequence[TrainingJob]) -> list[Trained]:
     """What `train` gives for each job, from one program. The jobs are `stackable`."""
     first = jobs[0]
     device, training = first.rows.views.device, first.training
@@ -204,7 +204,7 @@ def _along(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def _shape(job: Job) -> tuple[object, ...]:
+def _shape(job: TrainingJob) -> tuple[object, ...]:
     cells = 0 if job.atlas.cells is None else len(job.atlas.cells.centres)
     model = job.model.model_copy(update={"dropout": float(job.model.dropout > 0)})
     free = dict.fromkeys(_FREE & set(Training.model_fields), 0)

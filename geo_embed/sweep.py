@@ -9,7 +9,6 @@ Rows held out of the training rows choose. The run's own held-out samples don't 
 when the run is made.
 """
 
-import hashlib
 import json
 import math
 import shlex
@@ -31,7 +30,8 @@ from geo_embed import backbone as backbones
 from geo_embed.config import Config, Training, known_keys, nearest_key, value_at
 from geo_embed.dataset import Samples, load_samples
 from geo_embed.errors import GeoError
-from geo_embed.fit import Data, Job, find_prior, fit_heads, join, make_training, plan, to_rows
+from geo_embed.files import file_sha256
+from geo_embed.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
 from geo_embed.progress import on_terminal, say
 from geo_embed.run import Prior, check_new_name, load_run, write_json
 from geo_embed.store import Store, check_fits, disk_errors, find_store, read_store
@@ -204,13 +204,13 @@ class _Bench:
     """What every configuration is tried on."""
 
     data: Data
-    job: Job
+    split: Split
     prior: Prior
     device: "torch.device"
     rows: "Rows"
 
-    def training(self, config: Config) -> "stack.Job":
-        return make_training(config, self.data, self.job, self.prior, self.device, self.rows)
+    def training(self, config: Config) -> "stack.TrainingJob":
+        return make_training(config, self.data, self.split, self.prior, self.device, self.rows)
 
 
 def sweep(
@@ -380,7 +380,7 @@ def rungs(trials: int, epochs: int, eta: int) -> list[tuple[int, int]]:
     return [(trials // eta**k, max(1, round(epochs / eta ** (steps - k)))) for k in range(steps + 1)]
 
 
-def inner_job(data: Data, learnt: NDArray[np.bool_], training: Training) -> Job:
+def inner_split(data: Data, learnt: NDArray[np.bool_], training: Training) -> Split:
     """Of the rows (N,) that a run may learn from, those that a configuration is judged on, held out as the run's own are.
 
     Raises:
@@ -402,7 +402,7 @@ def inner_job(data: Data, learnt: NDArray[np.bool_], training: Training) -> Job:
             f"{len(learnt):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
             hint="geo fit-heads",
         )
-    return Job(training.seed, 0, learnt & ~judged, judged)
+    return Split(training.seed, 0, learnt & ~judged, judged)
 
 
 def command(
@@ -431,9 +431,9 @@ def command(
 def _set_up(base: Config, samples: Samples, store: Store, limit: int | None) -> _Bench:
     rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
     data = join(base, samples, rows, read_store(store, rows))
-    job = inner_job(data, plan(base, data)[0].learnt, base.training)
+    split = inner_split(data, plan(base, data)[0].learnt, base.training)
     device = backbones.pick_device(base.model.device)
-    return _Bench(data, job, find_prior(data, job.learnt), device, to_rows(data, job.learnt, device))
+    return _Bench(data, split, find_prior(data, split.learnt), device, to_rows(data, split.learnt, device))
 
 
 def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
@@ -458,13 +458,15 @@ def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: in
             standing = [result.trial for result in done if result.error is None]
 
 
-def _groups(bench: _Bench, configs: Mapping[int, Config]) -> list[dict[int, Callable[[], "stack.Job"]]]:
+def _groups(
+    bench: _Bench, configs: Mapping[int, Config]
+) -> list[dict[int, Callable[[], "stack.TrainingJob"]]]:
     """Trials to train together, each with what makes its training: on a GPU those of one shape, on a CPU each alone."""
     if bench.device.type != "cuda":
         return [{trial: partial(bench.training, config)} for trial, config in configs.items()]
     from geo_embed.stack import stackable
 
-    groups: list[dict[int, stack.Job]] = []
+    groups: list[dict[int, stack.TrainingJob]] = []
     for trial, config in configs.items():
         training = bench.training(config)
         for group in groups:
@@ -476,11 +478,11 @@ def _groups(bench: _Bench, configs: Mapping[int, Config]) -> list[dict[int, Call
     return [{trial: partial(_same, training) for trial, training in group.items()} for group in groups]
 
 
-def _same(training: "stack.Job") -> "stack.Job":
+def _same(training: "stack.TrainingJob") -> "stack.TrainingJob":
     return training
 
 
-def _try(makers: Mapping[int, Callable[[], "stack.Job"]], rung: int, epochs: int) -> list[Result]:
+def _try(makers: Mapping[int, Callable[[], "stack.TrainingJob"]], rung: int, epochs: int) -> list[Result]:
     """Train configurations together; where one fails, each alone, so that the others don't fail with it."""
     import torch
 
@@ -565,7 +567,7 @@ def _header(
         "space": {key: asdict(options) for key, options in space.items()},
         "settings": settings,
         "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
-        "train_csv": hashlib.sha256(csv.read_bytes()).hexdigest(),
+        "train_csv": file_sha256(csv),
         "device": backbones.pick_device(base.model.device).type,
         "versions": {package: version(package) for package in ("geo-embed", "torch")},
     }

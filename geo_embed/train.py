@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from geo_embed.atlas import Atlas
 from geo_embed.config import Model, Training
-from geo_embed.decision import Answer, Decision, decide_cells
+from geo_embed.decision import Decision, decide_cells
 from geo_embed.errors import GeoError
 from geo_embed.geocells import geometric_median
-from geo_embed.heads import Heads
+from geo_embed.heads import Heads, answer_of, in_parts
 from geo_embed.objective import make_tables, objective
 from geo_embed.probe import fit_probe
 from geo_embed.retrieval import Gallery, Refiner, fit_refiner, make_gallery
@@ -20,8 +20,6 @@ from geo_embed.schedule import warmup_cosine
 from geo_embed.seeding import get_generator
 from geo_embed.trunk import dropping
 
-# Rows that are turned to float32 at once.
-_ROWS = 2048
 _BETAS = (0.9, 0.98)
 # Of the features' mean variance.
 _LEAST_VARIANCE = 1e-6
@@ -116,7 +114,7 @@ def train(
 def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
     """The samples that heads were fitted on, to be looked among when points are refined."""
     assert atlas.cells is not None
-    vectors = torch.cat([out["vector"].half() for out in _read(heads, rows)])
+    vectors = torch.cat([out["vector"].half() for out in heads.walk(rows.views, rows.present)])
     return make_gallery(vectors, atlas.cells.owner.to(vectors.device), rows.points)
 
 
@@ -125,21 +123,14 @@ def find_refiner(heads: Heads, atlas: Atlas, learnt: Rows, held: Rows) -> Refine
     if heads.kind != "geocells":
         return None
     vectors, cells = [], []
-    for out in _read(heads, held):
-        said = Answer(torch.log_softmax(out["cells"], 1), torch.log_softmax(out["logits"], 1))
-        cells.append(decide_cells([said], Decision(), heads.to_state)[1])
+    for out in heads.walk(held.views, held.present):
+        cells.append(decide_cells([answer_of(out)], Decision(), heads.to_state)[1])
         vectors.append(out["vector"])
     probabilities = torch.cat(cells)
     guess = geometric_median(probabilities, heads.centres)
     return fit_refiner(
         gallery_of(heads, learnt, atlas), torch.cat(vectors), probabilities, guess, held.points
     )
-
-
-@torch.no_grad()
-def _read(heads: Heads, rows: Rows) -> Iterator[dict[str, Tensor]]:
-    for views, present in zip(torch.split(rows.views, _ROWS), torch.split(rows.present, _ROWS), strict=True):
-        yield heads(views, present)
 
 
 class Keeper:
@@ -217,7 +208,7 @@ def scale_and_shift(rows: Rows) -> tuple[Tensor, Tensor]:
     """
     total = torch.zeros(rows.views.shape[2], dtype=torch.float64, device=rows.views.device)
     square, count = torch.zeros_like(total), 0
-    for views, present in zip(torch.split(rows.views, _ROWS), torch.split(rows.present, _ROWS), strict=True):
+    for views, present in in_parts(rows.views, rows.present):
         flat = views[present].float()
         total += flat.sum(0)
         square += flat.square().sum(0)
@@ -312,5 +303,4 @@ def make_source(
 
 @torch.no_grad()
 def _fuse_all(heads: Heads, rows: Rows) -> Tensor:
-    parts = zip(torch.split(rows.views, _ROWS), torch.split(rows.present, _ROWS), strict=True)
-    return torch.cat([heads.fuse(views, present)[0] for views, present in parts])
+    return torch.cat([heads.fuse(*part)[0] for part in in_parts(rows.views, rows.present)])

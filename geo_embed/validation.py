@@ -203,18 +203,16 @@ def folds(
         raise GeoError(f"{count} fold holds nothing out", where="training.folds", hint="give 2 or more")
     if training.validation == "random":
         order = np.argsort(sample_id.astype(str), kind="stable")
-        shuffled = order[np.random.default_rng(training.seed).permutation(len(order))]
-        single = np.bincount(labels)[labels[shuffled]] < 2
-        dealt = shuffled[~single][np.argsort(labels[shuffled[~single]], kind="stable")]
+        by_class = order[shuffle_by_class(labels[order], training.seed)]
+        dealt = by_class[np.bincount(labels)[labels[by_class]] > 1]
         if len(dealt) < count:
             raise GeoError(
                 f"{count} folds of {len(dealt):,} samples that can be held out "
-                f"({len(labels):,} samples, {single.sum():,} of them alone in their class)",
+                f"({len(labels):,} samples, {len(labels) - len(dealt):,} of them alone in their class)",
                 where="training.folds",
                 hint="lower training.folds",
             )
         fold = np.full(len(labels), ALWAYS_TRAINING, dtype=np.int64)
-        # Dealt on and on, from class to class: each class is spread evenly, and so is the whole.
         fold[dealt] = np.arange(len(dealt)) % count
         return fold
 
@@ -251,6 +249,29 @@ def folds(
             + (f"; {hint}" if hint else "")
         )
     return groups.rows(fold_of)
+
+
+def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows of labels (N,), class after class, each class's in an order drawn from the seed.
+
+    Dealt to folds on and on, from class to class, each class is spread evenly, and so is the whole.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
+def parts_held_out(
+    sample_id: NDArray[np.object_],
+    labels: NDArray[np.int64],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+    training: Training,
+) -> list[NDArray[np.bool_]]:
+    """What is held out, part by part: each of the `folds`, or without folds what is `held_out`. Arguments as theirs."""
+    if training.folds > 1:
+        fold = folds(sample_id, labels, latitude, longitude, training)
+        return [fold == k for k in range(training.folds)]
+    return [held_out(sample_id, labels, latitude, longitude, training)]
 
 
 def resampling_groups(
@@ -325,12 +346,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         values, present = embeddings.values[rows], embeddings.present[rows]
     ids, (latitude, longitude) = samples.sample_id[rows], (samples.latitude[rows], samples.longitude[rows])
     labels = np.unique(samples.state_idx[rows], return_inverse=True)[1]
-    training = config.training
-    if training.folds > 1:
-        fold = folds(ids, labels, latitude, longitude, training)
-        parts = [fold == k for k in range(training.folds)]
-    else:
-        parts = [held_out(ids, labels, latitude, longitude, training)]
+    parts = parts_held_out(ids, labels, latitude, longitude, config.training)
     found = [
         leak
         for part in parts

@@ -19,7 +19,7 @@ from geo_embed.config import Config, resolve
 from geo_embed.dataset import load_samples, stratified_split
 from geo_embed.errors import GeoError
 from geo_embed.evaluate import evaluate
-from geo_embed.fit import Data, find_prior, fit_heads, fit_jobs, join, plan
+from geo_embed.fit import Data, find_prior, fit_heads, fit_splits, join, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km
 from geo_embed.metrics import metrics
 from geo_embed.panel import Panel
@@ -502,13 +502,13 @@ def test_each_rows_answer_comes_from_heads_that_have_not_seen_it(
     config: Config, training: dict[str, int]
 ) -> None:
     config, saved, data = fitted_as(config, **training)
-    jobs = plan(config, data)
-    prior = find_prior(data, np.logical_or.reduce([job.learnt for job in jobs]))
+    splits = plan(config, data)
+    prior = find_prior(data, np.logical_or.reduce([split.learnt for split in splits]))
     place = {sample_id: row for row, sample_id in enumerate(saved.predictions.sample_id)}
-    for fold in {job.fold for job in jobs}:
-        own = [job for job in jobs if job.fold == fold]
-        assert not any((job.learnt & job.judged).any() for job in own)
-        again = fit_jobs(config, data, own, prior)
+    for fold in {split.fold for split in splits}:
+        own = [split for split in splits if split.fold == fold]
+        assert not any((split.learnt & split.judged).any() for split in own)
+        again = fit_splits(config, data, own, prior)
         judged = np.flatnonzero(own[0].judged)
         views, present = torch.from_numpy(data.values[judged]), torch.from_numpy(data.present[judged])
         with torch.inference_mode():

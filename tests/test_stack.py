@@ -12,7 +12,7 @@ from rows import atlas_of, rows_of, tiny
 from geo_embed.config import Fusion, HeadKind, Training
 from geo_embed.errors import GeoError
 from geo_embed.heads import Heads
-from geo_embed.stack import Job, stackable, train_all, train_stacked
+from geo_embed.stack import TrainingJob, stackable, train_all, train_stacked
 from geo_embed.train import Rows, Trained, train
 
 ROWS = rows_of()
@@ -40,12 +40,12 @@ class Judged:
         return {"val_score": self.scores[self.asked - 1]}
 
 
-def job(seed: int, training: Training, rows: Rows = ROWS, judge: Any = None, **model: object) -> Job:
+def job(seed: int, training: Training, rows: Rows = ROWS, judge: Any = None, **model: object) -> TrainingJob:
     made = tiny(**model)
-    return Job(rows, atlas_of(rows, made), made, training, seed, judge)
+    return TrainingJob(rows, atlas_of(rows, made), made, training, seed, judge)
 
 
-def alone(one: Job, judge: Any = None) -> Trained:
+def alone(one: TrainingJob, judge: Any = None) -> Trained:
     return train(one.rows, one.atlas, one.model, one.training, seed=one.seed, judge=judge)
 
 

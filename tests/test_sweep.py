@@ -49,12 +49,12 @@ def untimed(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in trial.items() if key != "seconds"} for trial in trials]
 
 
-def trainings(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[stack.Job]:
+def trainings(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[stack.TrainingJob]:
     """The trainings of a sweep as they are begun; after `most` of them somebody presses Ctrl-C."""
-    seen: list[stack.Job] = []
+    seen: list[stack.TrainingJob] = []
     train_all = stack.train_all
 
-    def watched(jobs: Sequence[stack.Job]) -> Any:
+    def watched(jobs: Sequence[stack.TrainingJob]) -> Any:
         if most is not None and len(seen) >= most:
             raise KeyboardInterrupt
         seen.extend(jobs)
@@ -128,22 +128,22 @@ def test_the_samples_that_the_score_is_reported_on_take_no_part_in_the_choice(
     country: Country, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: str
 ) -> None:
     config = short(country, tmp_path, training__validation=validation, training__epochs=1)
-    jobs = []
+    splits = []
     made = room.make_training
 
-    def watched(config: Config, data: fit.Data, job: fit.Job, *rest: Any) -> stack.Job:
-        jobs.append((data, job))
-        training: stack.Job = made(config, data, job, *rest)
+    def watched(config: Config, data: fit.Data, split: fit.Split, *rest: Any) -> stack.TrainingJob:
+        splits.append((data, split))
+        training: stack.TrainingJob = made(config, data, split, *rest)
         return training
 
     monkeypatch.setattr(room, "make_training", watched)
     found = searched(config)
-    split = pd.read_parquet(tmp_path / "runs" / "sweep" / "split.parquet")
-    reported = set(split["sample_id"].astype(str)[split["part"] == "val"])
+    table = pd.read_parquet(tmp_path / "runs" / "sweep" / "split.parquet")
+    reported = set(table["sample_id"].astype(str)[table["part"] == "val"])
     assert len(reported) == found.best["val"]["samples"] > 0
-    assert len(jobs) == 4
-    for data, job in jobs:
-        learnt, judged = (set(data.sample_id[rows].astype(str)) for rows in (job.learnt, job.judged))
+    assert len(splits) == 4
+    for data, split in splits:
+        learnt, judged = (set(data.sample_id[rows].astype(str)) for rows in (split.learnt, split.judged))
         assert learnt
         assert len(judged) > 10
         assert not learnt & judged
@@ -292,9 +292,9 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     samples = load_samples(config, "train")
     rows = slice(0, len(samples))
     data = fit.join(config, samples, rows, read_store(find_store(config, "train"), rows))
-    job = room.inner_job(data, fit.plan(config, data)[0].learnt, config.training)
-    tensors = fit.to_rows(data, job.learnt, torch.device("cpu"))
-    prior = fit.find_prior(data, job.learnt)
+    split = room.inner_split(data, fit.plan(config, data)[0].learnt, config.training)
+    tensors = fit.to_rows(data, split.learnt, torch.device("cpu"))
+    prior = fit.find_prior(data, split.learnt)
     changes: list[dict[str, Any]] = [
         {"training.learning_rate": 1e-3},
         {"model.head": "dual"},
@@ -303,15 +303,15 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     ]
     base: dict[str, Any] = {"training.epochs": 2, "training.clip_norm": 1e30, "model.head_hidden": 16}
     configs = {trial: room._with(config, base | change) for trial, change in enumerate(changes)}
-    alone = room._groups(room._Bench(data, job, prior, torch.device("cpu"), tensors), configs)
+    alone = room._groups(room._Bench(data, split, prior, torch.device("cpu"), tensors), configs)
     assert [list(group) for group in alone] == [[0], [1], [2], [3]]
-    together = room._groups(room._Bench(data, job, prior, torch.device("cuda"), tensors), configs)
+    together = room._groups(room._Bench(data, split, prior, torch.device("cuda"), tensors), configs)
     assert [list(group) for group in together] == [[0, 2, 3], [1]]
     expected = {result.trial: result for group in alone for result in room._try(group, 0, 2)}
 
     stacked = []
 
-    def train_all(jobs: Sequence[stack.Job]) -> Any:
+    def train_all(jobs: Sequence[stack.TrainingJob]) -> Any:
         stacked.append(len(jobs))
         return stack.train_stacked(jobs)
 
@@ -321,7 +321,7 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     assert stacked == [2, 1]
     for trial, result in got.items():
         assert result.score == pytest.approx(expected[trial].score, abs=0.02)
-    with_a_wild_one = room._groups(room._Bench(data, job, prior, torch.device("cuda"), tensors), configs)[0]
+    with_a_wild_one = room._groups(room._Bench(data, split, prior, torch.device("cuda"), tensors), configs)[0]
     results = room._try(with_a_wild_one, 0, 2)
     assert [result.error is None for result in results] == [True, True, False]
     assert expected[3].error is not None

@@ -22,7 +22,7 @@ from geo_embed.objective import make_tables, objective
 from geo_embed.probe import _ROUNDS as PROBE_ROUNDS
 from geo_embed.probe import fit_probe
 from geo_embed.seeding import get_generator, seed_worker
-from geo_embed.stack import Job, train_stacked
+from geo_embed.stack import TrainingJob, train_stacked
 from geo_embed.train import Rows, dropout_of, new_heads, train
 from geo_embed.trunk import dropping
 
@@ -182,7 +182,7 @@ def _probe(rows: Rows, vectors: Tensor, atlas: Atlas) -> Measurement:
 def _many_seeds(rows: Rows, atlas: Atlas) -> Measurement:
     few = rows.take(torch.arange(min(_SEED_ROWS, len(rows)), device=rows.views.device))
     device, training = rows.views.device.type, Training(epochs=1)
-    jobs = [Job(few, atlas, Model(), training, seed) for seed in range(_SEEDS)]
+    jobs = [TrainingJob(few, atlas, Model(), training, seed) for seed in range(_SEEDS)]
 
     def in_order() -> None:
         for job in jobs:
