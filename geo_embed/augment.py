@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geo_embed.config import Augment
 from geo_embed.errors import GeoError
 
 # Floats of pixels at work at once: bounded memory on a GPU, and within a CPU's cache.
@@ -32,30 +33,6 @@ _MOST_BLUR_OF_HEIGHT = 1 / 168
 _WORDS = r"north|south|east|west|left|right|front|back|rear|ahead|behind|up|down"
 _NAMED = re.compile(rf"(?:{_WORDS})(?:[-_ ]?(?:{_WORDS}))*|[ns]|[ns]?[ew]")
 _MIRRORED = {"east": "west", "west": "east", "left": "right", "right": "left"}
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How strongly pictures are changed; 0 (and 1 for `crop`) leaves them as they are.
-
-    Attributes:
-        brightness, contrast, saturation: factors from 1 − x to 1 + x.
-        hue: largest turn to either side, in full turns.
-        crop: smallest share of the area that is kept, in the picture's own proportions, then scaled to full size.
-        blur: chance of a slight blur.
-        view_dropout: chance that a view is hidden; the last one that is there never is.
-        flip: chance of a mirrored scene, east and west swapped. A mirrored street drives on the other side and its
-            writing can't be read, and both tell countries apart; so it is off unless asked for.
-    """
-
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.02
-    crop: float = 0.8
-    blur: float = 0.1
-    view_dropout: float = 0.1
-    flip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +65,7 @@ def mirror_order(view_names: Sequence[str]) -> tuple[int, ...] | None:
 def augment(
     pixels: Tensor,
     present: Tensor,
-    how: Augmentation,
+    how: Augment,
     view_names: Sequence[str],
     generator: torch.Generator,
     *,
@@ -101,13 +78,15 @@ def augment(
     Args:
         pixels: uint8 (B, V, 3, H, W), before `normalise`; on any device.
         present: (B, V) bool, on the same.
-        how: how strongly.
+        how: how strongly. A mirrored street drives on the other side and its writing can't be read, and both tell countries
+            apart: `flip` is off unless asked for.
         view_names: V names.
         generator: on the CPU, the source of all randomness.
         skip: samples of the batch that come before these, and are changed elsewhere.
 
     Returns:
-        New pixels, as uint8, and `present`. Views that are missing stay as they were; those that are hidden are zero.
+        Pixels, as uint8, and `present`. Views that are missing stay as they were; those that are hidden are zero. Where
+            nothing changes, the same pixels.
 
     Raises:
         GeoError: a flip is asked for, and these views can't be mirrored.
@@ -132,13 +111,15 @@ def augment(
     # The likeliest view to stay is never hidden.
     likeliest = kept.masked_fill(~present, -1).argmax(1, keepdim=True)
     shown = present & (kept >= how.view_dropout).scatter(1, likeliest, True)
-    changed.masked_fill_((present & ~shown)[..., None, None, None], 0)
+    if how.view_dropout:
+        changed = changed.clone() if changed is pixels else changed
+        changed.masked_fill_((present & ~shown)[..., None, None, None], 0)
     return changed, shown
 
 
 @torch.no_grad()
 def tta_views(
-    pixels: Tensor, present: Tensor, how: Augmentation, view_names: Sequence[str]
+    pixels: Tensor, present: Tensor, how: Augment, view_names: Sequence[str]
 ) -> list[tuple[Tensor, Tensor]]:
     """A batch in a few sure variants, for predictions that are averaged: as it is; its middle, as large a part as the average
     crop of the training (where that crops); and its mirror image (where that flips).
@@ -160,7 +141,7 @@ def tta_views(
     return variants
 
 
-def _order(how: Augmentation, view_names: Sequence[str]) -> tuple[int, ...] | None:
+def _order(how: Augment, view_names: Sequence[str]) -> tuple[int, ...] | None:
     """The mirrored order where a flip is asked for, else None."""
     if not how.flip:
         return None
@@ -182,7 +163,7 @@ def _swap(pixels: Tensor, present: Tensor, mirror: Tensor, order: tuple[int, ...
     return pixels[rows, source], present[rows, source]
 
 
-def _light(drawn: Tensor, how: Augmentation) -> _Light:
+def _light(drawn: Tensor, how: Augment) -> _Light:
     """From (B, 4) draws. In luma and colour axes, saturation is a length, hue an angle; contrast is about the mean grey."""
     strengths = torch.tensor([how.brightness, how.contrast, how.saturation, how.hue * 2 * math.pi])
     brightness, contrast, saturation, hue = ((2 * drawn.double() - 1) * strengths).T
@@ -214,7 +195,7 @@ def _frame(side: Tensor, across: Tensor, down: Tensor, mirror: Tensor) -> Tensor
 def _change(
     pixels: Tensor, present: Tensor, light: _Light | None, frame: Tensor | None, blur: Tensor
 ) -> Tensor:
-    """New uint8 pixels; missing views as they were. A few samples at a time, so that memory is bounded.
+    """uint8 pixels, new ones if there is something to change; missing views as they were. A few samples at a time, so that memory is bounded.
 
     Args:
         pixels, present: on the device; all else on the CPU, so that no GPU is waited for.
@@ -223,6 +204,8 @@ def _change(
         blur: (B,) standard deviations in pixels, 0 for none.
     """
     assert pixels.dtype == torch.uint8
+    if light is None and frame is None and not blur.any():
+        return pixels
     device, changed = pixels.device, pixels.clone()
     at_once = _FLOATS_AT_ONCE.get(device.type, _FLOATS_AT_ONCE["cuda"])
     count = max(1, at_once // max(pixels[:1].numel(), 1))

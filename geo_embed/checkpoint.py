@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from geo_embed.errors import GeoError
+from geo_embed.files import save_tensors
 from geo_embed.progress import warn
 from geo_embed.store import disk_errors
 
@@ -92,10 +93,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep_last: int, 
         temporary.mkdir()
     try:
         with disk_errors(directory):
-            try:
-                save_file(_plain(checkpoint.tensors), temporary / _TENSORS)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            save_tensors(_plain(checkpoint.tensors), temporary / _TENSORS)
             body["files"] = {_TENSORS: _checksum(temporary / _TENSORS)}
             body["checksum"] = _own_checksum(body)
             (temporary / _STATE).write_text(

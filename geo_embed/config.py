@@ -279,6 +279,10 @@ class Finetune(_Group):
     )
     compile: bool = Field(False, description="compile the backbone with torch.compile")
     channels_last: bool = Field(False, description="keep pictures in channels-last order")
+    sharded: bool = Field(
+        False,
+        description="of several processes, let each keep a part of the model only (FSDP2), not a copy: less memory",
+    )
     augment: Augment = Field(Augment(), description="how training pictures are changed")
     checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints, beside one per epoch")
     keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept, and the best")

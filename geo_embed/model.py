@@ -68,10 +68,10 @@ class GeoModel(nn.Module):
 
     def encode_views(self, pixels: Tensor, present: Tensor) -> Tensor:
         """Normalised pixels (B, V, 3, H, W) and (B, V) bool to embeddings (B, V, D) float32, 0 where a view is absent."""
-        seen = present.flatten().nonzero()[:, 0]
-        embedded = backbones.embed(self.backbone, pixels.flatten(0, 1)[seen]).float()
-        flat = embedded.new_zeros(present.numel(), embedded.shape[1])
-        return flat.index_copy(0, seen, embedded).view(*present.shape, -1)
+        flat = pixels.flatten(0, 1)
+        embedded = backbones.embed(self.backbone, flat if present.all() else flat[present.flatten()]).float()
+        nothing = embedded.new_zeros(*present.shape, embedded.shape[1])
+        return nothing.masked_scatter(present[..., None], embedded)
 
     def forward(self, pixels: Tensor, present: Tensor, drops: Drops = no_drop) -> dict[str, Any]:
         """Normalised pixels (B, V, 3, H, W) and (B, V) bool to `embeddings` (B, V, D), and `heads`: what each set of heads

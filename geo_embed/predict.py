@@ -16,6 +16,7 @@ from geo_embed.combine import METHODS, Answers, Method, combine
 from geo_embed.config import Config
 from geo_embed.dataset import LabelEncoder, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
+from geo_embed.files import save_tensors
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.progress import warn
 from geo_embed.run import Prior, Run, load_run, write_json
@@ -258,10 +259,8 @@ def averaged(said: Sequence[Predictions]) -> Predictions:
 
 def save_heads(panel: "Panel", directory: Path) -> None:
     """Write what `load_heads` reads, into a run's directory that is being written."""
-    from safetensors.torch import save_file
-
     tensors = {key: value.cpu().contiguous() for key, value in panel.state_dict().items()}
-    save_file(tensors, directory / "heads.safetensors")
+    save_tensors(tensors, directory / "heads.safetensors")
     write_json(directory / RECIPE, panel.description())
 
 
@@ -309,7 +308,7 @@ def predict_images(
     """
     import torch
 
-    from geo_embed.augment import Augmentation, tta_views
+    from geo_embed.augment import tta_views
 
     views = run.config.model.view_names
     if len(paths) != len(views):
@@ -331,8 +330,7 @@ def predict_images(
     there = torch.ones(batch.shape[:2], dtype=torch.bool, device=tower.device)
     variants = [(batch, there)]
     if config.inference.tta:
-        changes = Augmentation(**run.config.finetune.augment.model_dump())
-        variants = tta_views(batch, there, changes, views)
+        variants = tta_views(batch, there, run.config.finetune.augment, views)
     embedded = []
     with torch.inference_mode():
         for changed, _ in variants:

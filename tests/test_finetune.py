@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from geo_embed.augment import tta_views
+from geo_embed.checkpoint import latest_checkpoint, load_checkpoint
 from geo_embed.config import Config
 from geo_embed.ensemble import ensemble
 from geo_embed.errors import GeoError
@@ -26,6 +27,7 @@ from geo_embed.evaluate import evaluate
 from geo_embed.extract import extract
 from geo_embed.finetune import Finetuned, finetune
 from geo_embed.fit import fit_heads
+from geo_embed.frozen import own_config
 from geo_embed.model import GeoModel
 from geo_embed.predict import predict_images, predict_split, read_predictions
 from geo_embed.retrieval import Refiner
@@ -36,8 +38,7 @@ from geo_embed.submission import submit
 if TYPE_CHECKING:
     from conftest import Country
 
-# The package's own attribute of this name is the verb.
-stage = import_module("geo_embed.finetune")
+passes, frozen, unfrozen = (import_module(f"geo_embed.{name}") for name in ("passes", "frozen", "unfrozen"))
 
 LEARNT = 32
 # An embedding in float16, and heads over it, in place of the pixels' own: nobody's probability moves by more.
@@ -83,12 +84,12 @@ def scores(config: Config, name: str = "tuned") -> dict[str, Any]:
 
 def always_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch passes for the best, so that the run is what was trained, however little it was."""
-    end = stage._end_epoch
+    end = unfrozen._end_epoch
 
     def ended(task: Any, state: Any, said: dict[str, float]) -> bool:
         return end(task, state, said | {"val_score": 2.0 + state.epoch})
 
-    monkeypatch.setattr(stage, "_end_epoch", ended)
+    monkeypatch.setattr(unfrozen, "_end_epoch", ended)
 
 
 # How it begins
@@ -108,7 +109,7 @@ def refused(config: Config, **how: Any) -> GeoError:
         raise AssertionError("it began to train")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "_learn_epoch", never)
+        patch.setattr(unfrozen, "_learn_epoch", never)
         with pytest.raises(GeoError) as caught:
             finetune(config, **{"name": "tuned", "init": "first", **how})
     assert not (config.paths.runs_dir / "tuned" / "provenance.json").exists()
@@ -236,7 +237,7 @@ def test_other_settings_do_not_go_on_with_an_unfinished_training(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_learn_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(unfrozen, "_learn_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             tune(having(config))
     with pytest.raises(GeoError, match=r"other settings: finetune\.ema"):
@@ -345,13 +346,15 @@ def test_every_sample_is_learnt_from_once_an_epoch(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    whole = stage._pass
+    accumulated = unfrozen.accumulate_gradients
 
-    def watched(task: Any, work: Any, batch: Any, share: Any, number: int) -> Tensor:
-        seen.extend(share.rows.tolist())
-        return whole(task, work, batch, share, number)
+    def watched(*arguments: Any) -> float:
+        for share in arguments[-1]:
+            seen.extend(share.rows.tolist())
+        loss: float = accumulated(*arguments)
+        return loss
 
-    monkeypatch.setattr(stage, "_pass", watched)
+    monkeypatch.setattr(unfrozen, "accumulate_gradients", watched)
     tune(having(config, epochs=2), limit=21)
     first, second = seen[:21], seen[21:]
     assert sorted(first) == sorted(second)
@@ -362,13 +365,13 @@ def test_every_sample_is_learnt_from_once_an_epoch(
 def test_a_nan_is_skipped_counted_and_named(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    accumulated, calls = stage._accumulated, iter(range(100))
+    accumulated, calls = unfrozen.accumulate_gradients, iter(range(100))
 
     def odd(*arguments: Any) -> float:
         loss = accumulated(*arguments)
         return float("nan") if next(calls) == 1 else loss
 
-    monkeypatch.setattr(stage, "_accumulated", odd)
+    monkeypatch.setattr(unfrozen, "accumulate_gradients", odd)
     tune(having(config, epochs=2))
     assert scores(config)["skipped_steps"] == 1
     assert history(config)["skipped_steps"].tolist() == [1.0, 0.0]
@@ -380,15 +383,15 @@ def test_a_nan_is_skipped_counted_and_named(
 def test_gradients_that_are_not_finite_skip_the_step_too(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accumulated, calls = stage._accumulated, iter(range(100))
+    accumulated, calls = unfrozen.accumulate_gradients, iter(range(100))
 
-    def odd(task: Any, work: Any, *arguments: Any) -> float:
-        loss = accumulated(task, work, *arguments)
+    def odd(task: Any, model: GeoModel, *arguments: Any) -> float:
+        loss = accumulated(task, model, *arguments)
         if next(calls) == 0:
-            next(p.grad for p in work.model.parameters() if p.grad is not None).fill_(torch.inf)
+            next(p.grad for p in model.parameters() if p.grad is not None).fill_(torch.inf)
         return loss
 
-    monkeypatch.setattr(stage, "_accumulated", odd)
+    monkeypatch.setattr(unfrozen, "accumulate_gradients", odd)
     tune(having(config))
     assert scores(config)["skipped_steps"] == 1
 
@@ -397,9 +400,9 @@ def test_three_nans_in_a_row_end_it_with_a_good_checkpoint(config: Config, run: 
     with pytest.raises(GeoError, match="3 steps in a row, last for samples") as caught:
         tune(having(config, head_lr=1e30, batch_size=2))
     assert "lower finetune.backbone_lr and head_lr" in caught.value.hint
-    latest = stage.latest_checkpoint(config.paths.runs_dir / "tuned" / "checkpoints")
+    latest = latest_checkpoint(config.paths.runs_dir / "tuned" / "checkpoints")
     assert latest is not None
-    kept = stage.load_checkpoint(latest)
+    kept = load_checkpoint(latest)
     assert all(bool(one.isfinite().all()) for key, one in kept.tensors.items() if key.startswith("model/"))
 
 
@@ -438,7 +441,7 @@ def test_the_average_of_the_weights_is_what_its_decay_says(
 ) -> None:
     always_better(monkeypatch)
     path: list[dict[str, Tensor]] = []
-    apply = stage._apply
+    apply = unfrozen._apply
 
     def watched(task: Any, work: Any, *arguments: Any) -> None:
         if not path:
@@ -446,7 +449,7 @@ def test_the_average_of_the_weights_is_what_its_decay_says(
         apply(task, work, *arguments)
         path.append({key: p.detach().clone() for key, p in work.names.items()})
 
-    monkeypatch.setattr(stage, "_apply", watched)
+    monkeypatch.setattr(unfrozen, "_apply", watched)
     tune(having(config, ema=0.75))
     key = next(key for key in path[0] if key.endswith("hidden.weight"))
     mean = path[0][key]
@@ -467,7 +470,7 @@ def test_no_epoch_that_is_worse_than_the_frozen_run_is_taken(config: Config, run
 def test_the_best_epoch_is_taken_not_the_last(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, given = stage._judge, iter([0.0, 0.1, 0.3, 0.2, 0.25, 0.0])
+    judge, given = unfrozen.judge, iter([0.0, 0.1, 0.3, 0.2, 0.25, 0.0])
     kept: list[dict[str, Tensor]] = []
 
     def judged(task: Any, model: GeoModel, stop: Any) -> dict[str, float] | None:
@@ -475,8 +478,9 @@ def test_the_best_epoch_is_taken_not_the_last(
         said = judge(task, model, stop)
         return said and said | {"val_score": said["val_score"] * 0 + next(given)}
 
-    monkeypatch.setattr(stage, "_judge", judged)
-    monkeypatch.setattr(stage, "_SAME_SCORE", 1.0)
+    for room in (frozen, unfrozen):
+        monkeypatch.setattr(room, "judge", judged)
+    monkeypatch.setattr(frozen, "_SAME_SCORE", 1.0)
     done = tune(having(config, epochs=9, patience=2), limit=16)
     assert done.epochs == 4
     assert scores(config)["best_epoch"] == 2
@@ -498,10 +502,15 @@ def test_a_gallery_is_kept_where_no_epoch_is_better(config: Config, monkeypatch:
     assert json.loads((config.paths.runs_dir / "tuned" / "recipe.json").read_text()) == recipe
 
 
+def in_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (passes, unfrozen):
+        monkeypatch.setattr(room, "amp_dtype", lambda _: dtype)
+
+
 def test_bfloat16_learns_about_the_same(config: Config, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: passes in half precision, weights and heads in float32."""
     tune(having(config), "whole")
-    monkeypatch.setattr(stage, "_amp_dtype", lambda _: torch.bfloat16)
+    in_dtype(torch.bfloat16, monkeypatch)
     tune(having(config), "half")
     one, two = (history(config, name)["train_loss"] for name in ("whole", "half"))
     np.testing.assert_allclose(two, one, rtol=0.02)
@@ -513,7 +522,7 @@ def test_float16_skips_what_overflows_until_its_scale_fits(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     always_better(monkeypatch)
-    monkeypatch.setattr(stage, "_amp_dtype", lambda _: torch.float16)
+    in_dtype(torch.float16, monkeypatch)
     tune(having(config, batch_size=2, accumulate=1), limit=12)
     assert history(config)["skipped_steps"].sum() == 0
     learnt, before = weights(config), load_file(run.path / "heads.safetensors")
@@ -557,13 +566,13 @@ def test_gradual_unfreezing_begins_with_the_last_layers(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
-    learn = stage._learn_epoch
+    learn = unfrozen._learn_epoch
 
     def watched(task: Any, work: Any, *arguments: Any) -> None:
         trained.append(sum(p.requires_grad for p in work.model.tower.parameters()))
         learn(task, work, *arguments)
 
-    monkeypatch.setattr(stage, "_learn_epoch", watched)
+    monkeypatch.setattr(unfrozen, "_learn_epoch", watched)
     tune(having(config, gradual=True, epochs=2), limit=8)
     assert (
         trained[0]
@@ -576,13 +585,13 @@ def test_the_rate_rises_then_falls_to_nothing(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    apply = stage._apply
+    apply = unfrozen._apply
 
     def watched(task: Any, work: Any, *arguments: Any) -> None:
         apply(task, work, *arguments)
         rates.append(max(group["lr"] for group in work.solver.param_groups))
 
-    monkeypatch.setattr(stage, "_apply", watched)
+    monkeypatch.setattr(unfrozen, "_apply", watched)
     tune(having(config, batch_size=2, accumulate=1, epochs=2, warmup=0.3, head_lr=0.5), limit=10)
     assert len(rates) == 10
     assert rates[0] < rates[1] < rates[2] < rates[3] == pytest.approx(0.5)
@@ -702,7 +711,7 @@ def test_variants_at_the_end_are_those_of_the_training(
         assert len(found) == 3
         return found
 
-    monkeypatch.setattr(stage, "tta_views", watched)
+    monkeypatch.setattr(passes, "tta_views", watched)
     looking = config.model_copy(update={"inference": config.inference.model_copy(update={"tta": True})})
     done = tune(having(looking, augment={"crop": 0.5, "flip": 0.5}), limit=8)
     assert set(crops) == {0.5}
@@ -710,6 +719,6 @@ def test_variants_at_the_end_are_those_of_the_training(
 
 
 def test_class_weights_and_seed_are_those_asked_for_now(config: Config, run: Run) -> None:
-    plain = stage._own_config(config, run).training
-    asked = stage._own_config(having(config, training={"class_weights": True, "seed": 5}), run).training
+    plain = own_config(config, run).training
+    asked = own_config(having(config, training={"class_weights": True, "seed": 5}), run).training
     assert (plain.class_weights, asked.class_weights, asked.seed) == (False, True, 5)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from geo_embed.checkpoint import latest_checkpoint, load_checkpoint
+from geo_embed.finetune import Finetuned, finetune
 from geo_embed.fit import fit_heads
 from geo_embed.parallel import Share, Team, _tells_of_a_loss, join_team
 
@@ -104,30 +105,50 @@ def work(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tune(country: Country, work: Path, geo: Geo) -> Any:
-    def start(name: str, *more: object, command: tuple[str, ...] | None = None, **env: str) -> Ran:
-        options = [*country.options(work), *(p for key, v in HOW.items() for p in ("--set", f"{key}={v}"))]
+    def start(name: str, *more: object, command: tuple[str, ...] | None = None, **changes: object) -> Ran:
+        how = HOW | {f"finetune.{key}": value for key, value in changes.items()}
+        options = [*country.options(work), *(p for key, v in how.items() for p in ("--set", f"{key}={v}"))]
         asked = ("--json", "finetune", "--name", name, "--init", "first", "--limit", 40)
-        return geo(*options, *asked, *more, command=command or (*TORCHRUN, "-m", "geo_embed"), env=env)
+        return geo(*options, *asked, *more, command=command or (*TORCHRUN, "-m", "geo_embed"))
 
     return start
 
 
+def history(work: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(work / "runs" / name / "history.parquet")
+
+
+def weights(work: Path, name: str) -> dict[str, torch.Tensor]:
+    """All that a run learnt."""
+    path = work / "runs" / name
+    return load_file(path / "backbone" / "model.safetensors") | load_file(path / "heads.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(country: Country, work: Path) -> Any:
+    """What one process learns, once for all that is set against it."""
+    config = country.config(work)
+    how = {key.removeprefix("finetune."): value for key, value in HOW.items()}
+    tuned = config.finetune.model_validate(how)
+    return finetune(config.model_copy(update={"finetune": tuned}), name="one", init="first", limit=40)
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tune: Any, work: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_learn_what_one_learns(tune: Any, work: Path, alone: Finetuned, sharded: bool) -> None:
     """Augmentation and dropout on, a last pass of five samples, and one process's turn to speak."""
-    together = tune("two")
+    name = "parts" if sharded else "two"
+    together = tune(name, sharded=sharded)
     assert together.code == 0, together.err
-    alone = tune("one", command=(sys.executable, "-m", "geo_embed"))
-    assert alone.code == 0, alone.err
-    assert together.json["run"] == "two"
+    assert together.json["run"] == name
     assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1
-    one, two = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("one", "two"))
+    one, two = history(work, "one"), history(work, name)
     np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
     np.testing.assert_allclose(two["val_nll"], one["val_nll"], rtol=1e-3)
-    assert together.json["frozen_score"] == pytest.approx(alone.json["frozen_score"], abs=1e-3)
-    heads = [load_file(work / "runs" / name / "heads.safetensors") for name in ("one", "two")]
-    for key in heads[0]:
-        torch.testing.assert_close(heads[0][key], heads[1][key], rtol=1e-2, atol=1e-3)
+    assert together.json["frozen_score"] == pytest.approx(alone.frozen_score, abs=1e-3)
+    ours = weights(work, name)
+    for key, value in weights(work, "one").items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
 
 
 def patched(path: Path, code: str) -> tuple[str, ...]:
@@ -143,7 +164,7 @@ def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
 ) -> None:
     code = """
 import importlib
-stage = importlib.import_module("geo_embed.finetune")
+stage = importlib.import_module("geo_embed.passes")
 whole, calls = stage._pass, 0
 def dying(*arguments):
     global calls
@@ -166,11 +187,93 @@ stage._pass = dying
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
+    tune: Any, work: Path, alone: Finetuned, tmp_path: Path, sharded: bool
+) -> None:
+    code = """
+import importlib
+stage = importlib.import_module("geo_embed.unfrozen")
+whole, calls = stage.accumulate_gradients, 0
+def dying(*arguments):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    return whole(*arguments)
+stage.accumulate_gradients = dying
+"""
+    name = f"lost-{sharded}"
+    said = tune(name, command=patched(tmp_path, code), sharded=True, checkpoint_minutes=1e-9)
+    assert said.code not in (0, None)
+    assert "error: another process of this training has ended (process 0 of 2)" in said.err
+    how = {"sharded": True} if sharded else {"command": (sys.executable, "-m", "geo_embed")}
+    again = tune(name, **how)
+    assert again.code == 0, again.err
+    assert "going on from step 2, epoch 1" in again.err
+    if not sharded:
+        np.testing.assert_allclose(history(work, name), history(work, "one"), rtol=1e-3)
+        return
+    if not (work / "runs" / "parts").is_dir():
+        assert tune("parts", sharded=True).code == 0
+    pd.testing.assert_frame_equal(history(work, name), history(work, "parts"), check_exact=True)
+    whole = weights(work, "parts")
+    for key, value in weights(work, name).items():
+        assert torch.equal(value, whole[key]), key
+
+
+@pytest.mark.slow
+def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any, work: Path) -> None:
+    how = {
+        "lora_rank": 2,
+        "gradual": True,
+        "wise_ft": 0.5,
+        "checkpointing": True,
+        "layer_decay": 0.5,
+        "backbone_lr": 1e-2,
+    }
+    assert tune("low-rank", command=(sys.executable, "-m", "geo_embed"), **how).code == 0
+    divided = tune("low-rank-parts", sharded=True, **how)
+    assert divided.code == 0, divided.err
+    one, two = history(work, "low-rank"), history(work, "low-rank-parts")
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
+    ours = weights(work, "low-rank-parts")
+    for key, value in weights(work, "low-rank").items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any, tmp_path: Path) -> None:
+    """The other process waits for a part that will not come: it can't be asked to try again."""
+    code = """
+import torch
+from geo_embed.model import GeoModel
+forward = GeoModel.forward
+def tight(self, pixels, *arguments):
+    if len(pixels) > 2 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("no room")
+    return forward(self, pixels, *arguments)
+GeoModel.forward = tight
+"""
+    said = tune("tight-parts", command=patched(tmp_path, code), sharded=True)
+    assert said.code not in (0, None)
+    assert "error: out of memory: no room" in said.err
+    assert "use a smaller --batch-size" in said.err
+
+
+@pytest.mark.slow
+def test_a_model_in_channels_last_order_is_not_divided(tune: Any) -> None:
+    said = tune("last", sharded=True, channels_last=True)
+    assert said.code not in (0, None)
+    assert "error: a model in channels-last order can't be divided" in said.err
+
+
+@pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
     code = """
 import signal
 import importlib
-stage = importlib.import_module("geo_embed.finetune")
+stage = importlib.import_module("geo_embed.passes")
 whole, calls = stage._pass, 0
 def stopping(*arguments):
     global calls
