@@ -15,16 +15,13 @@ this machine can leak in.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -35,88 +32,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _hugging_face.name}
 # Models this small gain nothing from threads, and lose much where other work shares the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from small import Country, Nursery, Ran  # noqa: E402
+
 from geo_embed import synthetic  # noqa: E402
 from geo_embed.config import Config  # noqa: E402
 from geo_embed.run import Run, load_run  # noqa: E402
 
-if TYPE_CHECKING:
-    from small import Nursery
-
 LOCATIONS = 160
-
-
-@dataclass(frozen=True)
-class Country:
-    """A dataset, the backbone that looks at it, and the embeddings that came of it."""
-
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def backbone(self) -> Path:
-        return self.root / "backbone"
-
-    @property
-    def train_csv(self) -> Path:
-        return self.data / "train_ground_truth.csv"
-
-    @property
-    def template(self) -> Path:
-        return self.data / "sample_submission.csv"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
-    def store(self, split: str = "train") -> Path:
-        (found,) = self.cache.glob(f"*/{split}.zarr")
-        return found
-
-    def settings(self, work: Path | None = None) -> dict[str, str]:
-        """Dotted settings that point at this country; what is written goes below `work`, else beside it."""
-        work = work or self.root
-        return {
-            "paths.data_root": str(self.data),
-            "paths.cache_dir": str(self.cache),
-            "paths.runs_dir": str(work / "runs"),
-            "paths.submissions_dir": str(work / "submissions"),
-            "model.backbone_name": str(self.backbone),
-            "model.device": "cpu",
-            "training.preset": "pigeon",
-        }
-
-    def config(self, work: Path | None = None, **changes: Any) -> Config:
-        """Settings over this country, with `changes` by group__key on top."""
-        groups: dict[str, dict[str, Any]] = {}
-        for key, value in (
-            self.settings(work) | {k.replace("__", "."): v for k, v in changes.items()}
-        ).items():
-            group, leaf = key.split(".")
-            groups.setdefault(group, {})[leaf] = value
-        return Config.model_validate(groups)
-
-    def options(self, work: Path | None = None) -> list[str]:
-        """The same settings for a command line."""
-        return [part for key, value in self.settings(work).items() for part in ("--set", f"{key}={value}")]
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """stdout as the one JSON object that it must be."""
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
 
 
 GEO = (sys.executable, "-m", "geo_embed")
@@ -147,7 +69,8 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
-    made = Country(tmp_path_factory.mktemp("country"))
+    root = tmp_path_factory.mktemp("country")
+    made = Country(root, root / "backbone")
     synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
     synthetic.write_backbone(made.backbone)
     from geo_embed.extract import extract
@@ -166,7 +89,7 @@ def config(country: Country, tmp_path: Path) -> Config:
 def copy_country(country: Country) -> Callable[[Path], Country]:
     def copy(to: Path) -> Country:
         shutil.copytree(country.root, to)
-        return Country(to)
+        return Country(to, to / "backbone")
 
     return copy
 
@@ -206,8 +129,6 @@ def geo(tmp_path: Path) -> Iterator[Geo]:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    from small import Nursery
-
     made = Nursery()
     yield made
     made.close()

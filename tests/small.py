@@ -1,4 +1,4 @@
-"""A cut of the session's country that a test may do anything to: a few places, chunks of two rows, an empty cache."""
+"""Countries to test on, and commands over them, in this process or in one that can be killed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,74 @@ from geo_embed.store import open_store
 
 if TYPE_CHECKING:
     import pytest
-    from conftest import Country
 
 VIEWS = ("north", "east", "south", "west")
 
 
 @dataclass(frozen=True)
-class Small:
-    """A dataset of its own with pictures of its own; the backbone is the session's, not to be changed."""
+class Country:
+    """A dataset, the backbone that looks at it, and the embeddings that came of it."""
 
     root: Path
     backbone: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def train_csv(self) -> Path:
+        return self.data / "train_ground_truth.csv"
+
+    @property
+    def template(self) -> Path:
+        return self.data / "sample_submission.csv"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def images(self, split: str = "train") -> Path:
+        return self.data / f"{split}_images"
+
+    def store(self, split: str = "train") -> Path:
+        (found,) = self.cache.glob(f"*/{split}.zarr")
+        return found
+
+    def settings(self, work: Path | None = None) -> dict[str, Any]:
+        """Dotted settings that point at this country; what is written goes below `work`, else beside it."""
+        work = work or self.root
+        return {
+            "paths.data_root": str(self.data),
+            "paths.cache_dir": str(self.cache),
+            "paths.runs_dir": str(work / "runs"),
+            "paths.submissions_dir": str(work / "submissions"),
+            "model.backbone_name": str(self.backbone),
+            "model.device": "cpu",
+            "training.preset": "pigeon",
+        }
+
+    def config(self, work: Path | None = None, **changes: Any) -> Config:
+        """Settings over this country, with `changes` by group__key on top."""
+        groups: dict[str, dict[str, Any]] = {}
+        changed = {key.replace("__", "."): value for key, value in changes.items()}
+        for key, value in (self.settings(work) | changed).items():
+            group, leaf = key.split(".")
+            groups.setdefault(group, {})[leaf] = value
+        return Config.model_validate(groups)
+
+    def options(self, work: Path | None = None) -> list[str]:
+        """The same settings for a command line."""
+        return [part for key, value in self.settings(work).items() for part in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class Small(Country):
+    """A cut of a country that a test may do anything to: a few places, chunks of two rows, an empty cache.
+
+    Its backbone is the country's, not to be changed.
+    """
+
     chunk_rows: int = 2
 
     @classmethod
@@ -54,21 +111,13 @@ class Small:
             table = pd.read_csv(country.data / name).head(rows)
             small.images(split).mkdir()
             for image in table[[f"image_{view}" for view in VIEWS]].to_numpy().ravel():
-                data = (country.data / f"{split}_images" / image).read_bytes()
+                data = (country.images(split) / image).read_bytes()
                 (small.images(split) / image).write_bytes(data)
             small.write(table, split)
         return small
 
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
     def csv(self, split: str = "train") -> Path:
-        return self.data / ("train_ground_truth.csv" if split == "train" else "sample_submission.csv")
+        return self.train_csv if split == "train" else self.template
 
     def table(self, split: str = "train") -> pd.DataFrame:
         return pd.read_csv(self.csv(split))
@@ -76,41 +125,16 @@ class Small:
     def write(self, table: pd.DataFrame, split: str = "train") -> None:
         table.to_csv(self.csv(split), index=False)
 
-    def images(self, split: str = "train") -> Path:
-        return self.data / f"{split}_images"
-
     def picture(self, row: int, view: str = "north", split: str = "train") -> Path:
         """The file of one view."""
         return self.images(split) / self.table(split)[f"image_{view}"][row]
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "paths.data_root": str(self.data),
-            "paths.cache_dir": str(self.cache),
-            "paths.runs_dir": str(self.root / "runs"),
-            "paths.submissions_dir": str(self.root / "submissions"),
-            "model.backbone_name": str(self.backbone),
-            "model.device": "cpu",
-            "training.preset": "pigeon",
+    def settings(self, work: Path | None = None) -> dict[str, Any]:
+        return super().settings(work) | {
             "inference.chunk_rows": self.chunk_rows,
             "inference.batch_size": 5,
             "training.epochs": 2,
         }
-
-    def config(self, **changes: Any) -> Config:
-        """These settings, with `changes` by group__key on top."""
-        groups: dict[str, dict[str, Any]] = {}
-        for key, value in (self.settings() | {k.replace("__", "."): v for k, v in changes.items()}).items():
-            group, leaf = key.split(".")
-            groups.setdefault(group, {})[leaf] = value
-        return Config.model_validate(groups)
-
-    def options(self) -> list[str]:
-        return [part for key, value in self.settings().items() for part in ("--set", f"{key}={value}")]
-
-    def store(self, split: str = "train") -> Path:
-        (found,) = self.cache.glob(f"*/{split}.zarr")
-        return found
 
     def other_picture(self, seed: int) -> bytes:
         """A JPEG that no other is equal to."""
@@ -148,8 +172,8 @@ def files(path: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command answered."""
+class Ran:
+    """What a command did."""
 
     code: int
     out: str
@@ -157,12 +181,13 @@ class Said:
 
     @property
     def json(self) -> dict[str, Any]:
+        """stdout as the one JSON object that it must be."""
         value = json.loads(self.out)
         assert isinstance(value, dict)
         return value
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ran:
     """`geo …` in this process: as a user runs it, without the seconds that a new process takes."""
     capsys.readouterr()
     try:
@@ -173,7 +198,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
         set_quiet(False)
     said = capsys.readouterr()
     assert isinstance(code, int)
-    return Said(code, said.out, said.err)
+    return Ran(code, said.out, said.err)
 
 
 # Root may read anything, unless these two of its powers (to override permissions) are taken away.
@@ -247,7 +272,7 @@ class Nursery:
         self._last = Running(int(self._parent.stdout.readline()), small.root, self._parent.stdout.readline)
         return self._last
 
-    def run(self, small: Small, *arguments: object, before: str = "") -> Said:
+    def run(self, small: Small, *arguments: object, before: str = "") -> Ran:
         """The same, and wait for its end."""
         return self.start(small, *arguments, before=before).end()
 
@@ -271,7 +296,7 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def end(self) -> Said:
+    def end(self) -> Ran:
         code, self.ended = int(self._exit_code()), True
         texts = [(self._root / name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt")]
-        return Said(code, *texts)
+        return Ran(code, *texts)

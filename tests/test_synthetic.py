@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from geo_embed import synthetic
+from geo_embed import painting, synthetic
 
 LOCATIONS = 44
 VIEWS = ("north", "east", "south", "west")
@@ -203,7 +203,7 @@ def test_every_picture_carries_the_mark_at_the_same_spot(country: Path) -> None:
     pictures = np.stack(
         [np.asarray(Image.open(p).convert("L"), float) for p in country.glob("train_images/*")]
     )
-    mark = synthetic._watermark(256) > 0.5
+    mark = painting._watermark(256) > 0.5
     beside = np.roll(mark, -14, axis=0) & ~mark
     contrast = (pictures[:, mark].mean(axis=1)) - pictures[:, beside].mean(axis=1)
     assert (contrast > 15).mean() > 0.9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Said, Small, content
+from small import Nursery, Ran, Small, content
 
 from geo_embed.errors import GeoError
 from geo_embed.extract import extract
@@ -41,7 +41,7 @@ def whole_store(small: Small) -> Path:
     return extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
 
 
-def finish(small: Small, nursery: Nursery) -> Said:
+def finish(small: Small, nursery: Nursery) -> Ran:
     return nursery.run(small, "--json", "extract", "--split", "train")
 
 
@@ -59,7 +59,7 @@ pathlib.Path.replace = slow
 """
 
 
-def start_and_kill(small: Small, nursery: Nursery, rng: random.Random) -> Said:
+def start_and_kill(small: Small, nursery: Nursery, rng: random.Random) -> Ran:
     """Kill an extraction after some time, or at the next files of some array, or inside the next write of one."""
 
     def count(pattern: str) -> int:

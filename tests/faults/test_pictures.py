@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from small import UNPRIVILEGED, Nursery, Said, Small, command, content, encode
+from small import UNPRIVILEGED, Nursery, Ran, Small, command, content, encode
 
 from geo_embed import backbone as backbones
 from geo_embed.errors import GeoError
@@ -125,7 +125,7 @@ def break_pictures(small: Small) -> dict[str, str]:
     return expected
 
 
-def complaints(said: Said) -> list[str]:
+def complaints(said: Ran) -> list[str]:
     return [line for line in said.err.splitlines() if line.startswith("warning: sample ")]
 
 
