@@ -17,10 +17,11 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.finetune import finetune
 from geo_embed.lora import add_lora, is_lora_a, merge_lora, train_lora_only
+from geo_embed.passes import Task
 from geo_embed.run import Run
 
 # The package's own attribute of this name is the verb.
-stage = importlib.import_module("geo_embed.finetune")
+unfrozen = importlib.import_module("geo_embed.unfrozen")
 
 NO_PEFT = importlib.util.find_spec("peft") is None
 needs_peft = pytest.mark.skipif(NO_PEFT, reason="peft is not installed")
@@ -151,13 +152,13 @@ def tower_of(config: Config, name: str) -> dict[str, Tensor]:
 @pytest.fixture
 def taken_as_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last epoch is the result, however it scores: that is about training, not about so few places."""
-    end = stage._end_epoch
+    end = unfrozen._end_epoch
 
-    def better(task: stage._Task, state: stage._State, scores: dict[str, float]) -> bool:
+    def better(task: Task, state: unfrozen.State, scores: dict[str, float]) -> bool:
         state.best_score = -1.0
         return end(task, state, scores)
 
-    monkeypatch.setattr(stage, "_end_epoch", better)
+    monkeypatch.setattr(unfrozen, "_end_epoch", better)
 
 
 @needs_peft
@@ -186,7 +187,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 ) -> None:
     how = having(config, checkpoint_minutes=1e-9)
     finetune(how, name="whole", init="first")
-    apply = stage._apply
+    apply = unfrozen._apply
     steps: list[None] = []
 
     def fail(*given: object) -> None:
@@ -195,7 +196,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
         steps.append(apply(*given))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_apply", fail)
+        patch.setattr(unfrozen, "_apply", fail)
         with pytest.raises(GeoError, match="pulled the plug"):
             finetune(how, name="halted", init="first")
     finetune(how, name="halted", init="first")
