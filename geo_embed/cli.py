@@ -709,10 +709,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit as the contract says."""
     words = sys.argv[1:] if arguments is None else arguments
     # How torch's threads wait for each other; it counts from the first import of torch on. Spinning, they would take the
-    # cores from threads that decode: 0.89 of the bare model's speed, 0.96 without. Where nothing decodes, a few
-    # microseconds of it save a fifth of training's time; more would lose it on shared cores.
+    # cores from threads that decode: 0.89 of the bare model's speed, 0.96 without. Where little or nothing decodes, a few
+    # microseconds of it save up to a fifth of training's time; more would lose it on shared cores.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        spins = {"fit-heads", "sweep", "heads"} & set(words)
+        spins = {"fit-heads", "sweep", "heads", "finetune"} & set(words)
         os.environ |= {"GOMP_SPINCOUNT": "1000"} if spins else {"OMP_WAIT_POLICY": "PASSIVE"}
     signal.signal(signal.SIGTERM, _interrupt)
     try:
