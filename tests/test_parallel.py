@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,22 +159,41 @@ def patched(path: Path, code: str) -> tuple[str, ...]:
     return (*TORCHRUN, str(script))
 
 
+def at_call(function: str, call: int, rank: int, then: str) -> str:
+    """Python that does `then` at so many calls of a function in one process."""
+    module, name = function.split(".")
+    return f"""
+import importlib, signal
+module, calls = importlib.import_module("geo_embed.{module}"), 0
+def counted(*arguments, whole=module.{name}):
+    global calls
+    calls += 1
+    if calls == {call} and os.environ["RANK"] == "{rank}":
+        {then}
+    return whole(*arguments)
+module.{name} = counted
+"""
+
+
+DIES = "os.kill(os.getpid(), 9)"
+# One process has room for two samples.
+TIGHT = """
+import torch
+from geo_embed.model import GeoModel
+forward = GeoModel.forward
+def tight(self, pixels, *arguments):
+    if len(pixels) > 2 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("no room")
+    return forward(self, pixels, *arguments)
+GeoModel.forward = tight
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
     tune: Any, work: Path, tmp_path: Path
 ) -> None:
-    code = """
-import importlib
-stage = importlib.import_module("geo_embed.passes")
-whole, calls = stage._pass, 0
-def dying(*arguments):
-    global calls
-    calls += 1
-    if calls == 5 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), 9)
-    return whole(*arguments)
-stage._pass = dying
-"""
+    code = at_call("passes._pass", 5, 1, DIES)
     said = tune("lost", "--seed", 3, command=patched(tmp_path, code))
     assert said.code not in (0, None)
     assert "error: another process of this training has ended (process 0 of 2)" in said.err
@@ -187,38 +207,25 @@ stage._pass = dying
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
 def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
-    tune: Any, work: Path, alone: Finetuned, tmp_path: Path, sharded: bool
+    tune: Any, work: Path, alone: Finetuned, tmp_path: Path
 ) -> None:
-    code = """
-import importlib
-stage = importlib.import_module("geo_embed.unfrozen")
-whole, calls = stage.accumulate_gradients, 0
-def dying(*arguments):
-    global calls
-    calls += 1
-    if calls == 3 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), 9)
-    return whole(*arguments)
-stage.accumulate_gradients = dying
-"""
-    name = f"lost-{sharded}"
-    said = tune(name, command=patched(tmp_path, code), sharded=True, checkpoint_minutes=1e-9)
+    code = at_call("unfrozen.accumulate_gradients", 3, 1, DIES)
+    said = tune("lost-parts", command=patched(tmp_path, code), sharded=True, checkpoint_minutes=1e-9)
     assert said.code not in (0, None)
     assert "error: another process of this training has ended (process 0 of 2)" in said.err
-    how = {"sharded": True} if sharded else {"command": (sys.executable, "-m", "geo_embed")}
-    again = tune(name, **how)
-    assert again.code == 0, again.err
-    assert "going on from step 2, epoch 1" in again.err
-    if not sharded:
-        np.testing.assert_allclose(history(work, name), history(work, "one"), rtol=1e-3)
-        return
+    shutil.copytree(work / "runs" / "lost-parts", work / "runs" / "lost-one")
+    in_one = tune("lost-one", command=(sys.executable, "-m", "geo_embed"))
+    in_two = tune("lost-parts", sharded=True)
+    for again in (in_one, in_two):
+        assert again.code == 0, again.err
+        assert "going on from step 2, epoch 1" in again.err
+    np.testing.assert_allclose(history(work, "lost-one"), history(work, "one"), rtol=1e-3)
     if not (work / "runs" / "parts").is_dir():
         assert tune("parts", sharded=True).code == 0
-    pd.testing.assert_frame_equal(history(work, name), history(work, "parts"), check_exact=True)
+    pd.testing.assert_frame_equal(history(work, "lost-parts"), history(work, "parts"), check_exact=True)
     whole = weights(work, "parts")
-    for key, value in weights(work, name).items():
+    for key, value in weights(work, "lost-parts").items():
         assert torch.equal(value, whole[key]), key
 
 
@@ -245,44 +252,15 @@ def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any,
 @pytest.mark.slow
 def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any, tmp_path: Path) -> None:
     """The other process waits for a part that will not come: it can't be asked to try again."""
-    code = """
-import torch
-from geo_embed.model import GeoModel
-forward = GeoModel.forward
-def tight(self, pixels, *arguments):
-    if len(pixels) > 2 and os.environ["RANK"] == "1":
-        raise torch.OutOfMemoryError("no room")
-    return forward(self, pixels, *arguments)
-GeoModel.forward = tight
-"""
-    said = tune("tight-parts", command=patched(tmp_path, code), sharded=True)
+    said = tune("tight-parts", command=patched(tmp_path, TIGHT), sharded=True)
     assert said.code not in (0, None)
     assert "error: out of memory: no room" in said.err
     assert "use a smaller --batch-size" in said.err
 
 
 @pytest.mark.slow
-def test_a_model_in_channels_last_order_is_not_divided(tune: Any) -> None:
-    said = tune("last", sharded=True, channels_last=True)
-    assert said.code not in (0, None)
-    assert "error: a model in channels-last order can't be divided" in said.err
-
-
-@pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
-    code = """
-import signal
-import importlib
-stage = importlib.import_module("geo_embed.passes")
-whole, calls = stage._pass, 0
-def stopping(*arguments):
-    global calls
-    calls += 1
-    if calls == 3 and os.environ["RANK"] == "0":
-        os.kill(os.getppid(), signal.SIGTERM)
-    return whole(*arguments)
-stage._pass = stopping
-"""
+    code = at_call("passes._pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
     said = tune("stopped", "--seed", 4, command=patched(tmp_path, code))
     assert said.code != 0
     assert "the same command goes on from there" in said.err
@@ -305,17 +283,7 @@ def test_a_fault_of_the_first_process_leaves_no_other_waiting(
 
 @pytest.mark.slow
 def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path, tmp_path: Path) -> None:
-    code = """
-import torch
-from geo_embed.model import GeoModel
-forward = GeoModel.forward
-def tight(self, pixels, *arguments):
-    if len(pixels) > 2 and os.environ["RANK"] == "1":
-        raise torch.OutOfMemoryError("no room")
-    return forward(self, pixels, *arguments)
-GeoModel.forward = tight
-"""
-    said = tune("tight", command=patched(tmp_path, code))
+    said = tune("tight", command=patched(tmp_path, TIGHT))
     assert said.code == 0, said.err
     assert said.err.count("out of memory: 4 samples per pass from now on") == 1
     whole = work / "runs" / "two" / "history.parquet"
