@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from geo_embed.atlas import Atlas, make_atlas
 from geo_embed.calibration import fit_temperature
 from geo_embed.config import Config, Fusion, Model, Training
+from geo_embed.dataset import shuffle_by_class
 from geo_embed.decision import Answer, Decision, decide, mix_logs
 from geo_embed.geocells import Cells, cell_tables, great_circle_km, nearest
 from geo_embed.heads import Heads, build_heads, unit_to_degrees
@@ -25,7 +26,6 @@ from geo_embed.metrics import competition_score, top_states
 from geo_embed.progress import say
 from geo_embed.retrieval import Refiner
 from geo_embed.train import Rows, find_refiner, gallery_of, train
-from geo_embed.validation import shuffle_by_class
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
 _MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}

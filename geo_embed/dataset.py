@@ -139,6 +139,15 @@ def label_encoder(state_idx: NDArray[np.int64], mapping: dict[int, str]) -> Labe
     return LabelEncoder(present, tuple(mapping[int(index)] for index in present))
 
 
+def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows of labels (N,), class after class, each class's in an order drawn from the seed.
+
+    Dealt to folds on and on, from class to class, each class is spread evenly, and so is the whole.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
 def stratified_split(
     sample_id: NDArray[np.object_], labels: NDArray[np.int64], val_split: float, seed: int
 ) -> NDArray[np.bool_]:
@@ -156,8 +165,7 @@ def stratified_split(
         (N,) True for validation.
     """
     order = np.argsort(sample_id.astype(str), kind="stable")
-    shuffled = order[np.random.default_rng(seed).permutation(len(order))]
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    by_class = order[shuffle_by_class(labels[order], seed)]
     counts = np.unique(labels, return_counts=True)[1]
 
     # Largest remainders, so that the classes' rounded shares add up to the share of the whole.

@@ -96,10 +96,6 @@ class Team:
             shares.append(Share(rows[own], int(own[0]), len(rows), weight))
         return shares
 
-    def part(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's rows of those that all are to work on: consecutive ones, none if there are too few."""
-        return np.array_split(rows, self.size)[self.rank]
-
     def agree(self, said: Any) -> Any:
         """What the first process says."""
         if self.size == 1:

@@ -255,15 +255,14 @@ def answer(
     Raises:
         GeoError: an answer is NaN or infinite.
     """
-    shares = task.team.passes(np.arange(len(task.held)), batch_size(task))
-    pictured = [Share(task.held[one.rows], one.before, one.total, one.weight) for one in shares]
+    shares = task.team.passes(task.held, batch_size(task))
     order, states, places = (
         [np.zeros(0, dtype=np.int64)],
         [np.zeros((0, len(task.run.labels)), dtype=np.float32)],
         [np.zeros((0, 2))],
     )
     model.eval()
-    with read_pixels(task, model, pictured) as pictures, torch.no_grad():
+    with read_pixels(task, model, shares) as pictures, torch.no_grad():
         for share, batch in zip(shares, pictures, strict=True):
             pixels, present = batch.pixels.to(task.device), batch.present.to(task.device)
             variants = (
@@ -277,7 +276,7 @@ def answer(
                     embedded.append((model.encode_views(_normal(model, changed, task.how), there), there))
             given, point = model.answer(embedded)
             if share.weight:
-                order.append(share.rows)
+                order.append(np.arange(share.before, share.before + len(share.rows)))
                 states.append(given.float().cpu().numpy())
                 places.append(point.double().cpu().numpy())
             if stop is not None and task.team.any(stop.is_set()):

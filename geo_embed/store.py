@@ -26,6 +26,7 @@ from geo_embed import backbone as backbones
 from geo_embed.config import DEFAULT_BACKBONE, Config
 from geo_embed.dataset import SPLITS, Samples, natural_ids, text_ids
 from geo_embed.errors import GeoError
+from geo_embed.files import file_sha256
 
 if TYPE_CHECKING:
     import zarr
@@ -529,7 +530,7 @@ def _metadata_checksums(path: Path, attrs: dict[str, Any]) -> dict[str, str]:
     own = {key: value for key, value in attrs.items() if key != "checksums"}
     sums = {"attributes": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}
     for name in _ARRAYS:
-        sums[f"{name}/zarr.json"] = hashlib.sha256((path / name / "zarr.json").read_bytes()).hexdigest()
+        sums[f"{name}/zarr.json"] = file_sha256(path / name / "zarr.json")
     return sums
 
 

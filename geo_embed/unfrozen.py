@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,7 +140,8 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Work
             save()
         else:
             model.forget_gallery()
-            _go_on(task, work, _load(task, latest), settings)
+            loaded = load_checkpoint(latest, "cpu" if task.sharded else task.device)
+            _go_on(task, work, loaded, settings)
         state = work.state
         while state.epoch < how.epochs and state.epoch - state.best_epoch < how.patience:
             let_train(model, how, state.epoch)
@@ -177,10 +177,6 @@ def _checkpoint(task: Task, work: Work, settings: dict[str, Any]) -> Checkpoint:
         "rng": capture_rng(),
     }
     return Checkpoint(work.state.step, tensors, content)
-
-
-def _load(task: Task, path: Path) -> Checkpoint:
-    return load_checkpoint(path, "cpu" if task.sharded else task.device)
 
 
 def _go_on(task: Task, work: Work, loaded: Checkpoint, settings: dict[str, Any]) -> None:
@@ -337,14 +333,15 @@ def _end_epoch(task: Task, state: State, scores: dict[str, float]) -> bool:
 def _at_its_best(task: Task, work: Work) -> GeoModel:
     """The model, whole, with the weights of its best epoch; as it was before any step, if no epoch was better."""
     state = work.state
-    model = new_model(task)
     if state.best_epoch == 0:
         if task.team.first:
             warn("no epoch was better than the frozen backbone: the run is the one that it started from")
-        return model
-    model.forget_gallery()
+        return new_model(task)
+    model = work.model
+    if task.sharded:
+        model = new_model(task)
+        model.forget_gallery()
     names = dict(model.named_parameters())
-    start = _start(names) if task.how.wise_ft < 1 else {}
     best = task.team.agree(best_checkpoint(task.checkpoints) if task.team.first else None)
     loaded = None if best is None else load_checkpoint(best, task.device)
     if loaded is None or loaded.state["training"]["epoch"] != state.best_epoch:
@@ -353,8 +350,11 @@ def _at_its_best(task: Task, work: Work) -> GeoModel:
         weights, average = work.model.state_dict(), work.average
     else:
         weights, average = _named(loaded.tensors, "model/"), _named(loaded.tensors, "average/")
-    model.load_state_dict({key: sharding.whole(value) for key, value in weights.items()})
-    average = {key: sharding.whole(value) for key, value in average.items()}
+    weights, average, start = (
+        {key: sharding.whole(value) for key, value in tensors.items()}
+        for tensors in (weights, average, work.start)
+    )
+    model.load_state_dict(weights)
     with torch.no_grad():
         for key, value in _output(names, average, start, task.how.wise_ft).items():
             names[key].copy_(value)

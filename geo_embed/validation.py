@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.config import Config, Training
-from geo_embed.dataset import load_samples, stratified_split
+from geo_embed.dataset import load_samples, shuffle_by_class, stratified_split
 from geo_embed.errors import GeoError
 from geo_embed.geography import EARTH_RADIUS_KM, haversine_km, to_unit_vectors
 from geo_embed.progress import warn
@@ -249,15 +249,6 @@ def folds(
             + (f"; {hint}" if hint else "")
         )
     return groups.rows(fold_of)
-
-
-def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The rows of labels (N,), class after class, each class's in an order drawn from the seed.
-
-    Dealt to folds on and on, from class to class, each class is spread evenly, and so is the whole.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
 def parts_held_out(
