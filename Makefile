@@ -12,8 +12,8 @@ demo: $(INSTALLED)
 
 test: check $(TIMM)
 	$(BIN)/python -m pytest
-	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/test_adapters.py -k timm"; \
-	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/test_adapters.py -k timm; fi
+	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
+	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -10,48 +10,41 @@ The commands' verbs, for notebooks:
     geo_embed.submit(config, run)
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
-    "check_data": "check",
-    "demo": "demo",
-    "ensemble": "ensemble",
-    "evaluate": "evaluate",
-    "extract": "extract",
-    "find_store": "store",
-    "finetune": "finetune",
-    "fit_heads": "fit",
+    "check_data": "data.check",
+    "demo": "synthetic.demo",
+    "ensemble": "prediction.ensemble",
+    "evaluate": "prediction.evaluate",
+    "extract": "extraction.extract",
+    "find_store": "cache.store",
+    "finetune": "finetuning.finetune",
+    "fit_heads": "fitting.fit",
     "get_config": "config",
-    "load_run": "run",
-    "load_samples": "dataset",
-    "open_store": "store",
-    "predict_images": "predict",
-    "predict_split": "predict",
-    "read_store": "store",
-    "submit": "submission",
-    "sweep": "sweep",
-    "validate": "submission",
+    "load_run": "runs.run",
+    "load_samples": "data.samples",
+    "open_store": "cache.store",
+    "predict_images": "prediction.predict",
+    "predict_split": "prediction.predict",
+    "read_store": "cache.store",
+    "submit": "prediction.submission",
+    "sweep": "fitting.sweep",
+    "validate": "prediction.submission",
 }
 
 __all__ = sorted(_VERBS)
 
 
-class _Package(ModuleType):
-    """Looks verbs up when they are used, since `import geo_embed` must not wait for torch.
-
-    A module's `__getattr__` would not do: once a file such as extract.py is imported, the package's attribute of
-    that name is the module, and the verb is out of reach.
-    """
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _VERBS:
-            return getattr(import_module(f"geo_embed.{_VERBS[name]}"), name)
-        return super().__getattribute__(name)
+def __getattr__(name: str) -> Any:
+    """A verb, looked up when it is used: `import geo_embed` must not wait for torch."""
+    if name in _VERBS:
+        return getattr(import_module(f"geo_embed.{_VERBS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

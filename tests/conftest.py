@@ -34,9 +34,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from small import Country, Nursery, Ran  # noqa: E402
 
-from geo_embed import synthetic  # noqa: E402
 from geo_embed.config import Config  # noqa: E402
-from geo_embed.run import Run, load_run  # noqa: E402
+from geo_embed.runs.run import Run, load_run  # noqa: E402
+from geo_embed.synthetic import country as synthetic  # noqa: E402
 
 LOCATIONS = 160
 
@@ -73,7 +73,7 @@ def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
     made = Country(root, root / "backbone")
     synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
     synthetic.write_backbone(made.backbone)
-    from geo_embed.extract import extract
+    from geo_embed.extraction.extract import extract
 
     for split in ("train", "test"):
         extract(made.config(), split)
@@ -101,7 +101,7 @@ def own(copy_country: Callable[[Path], Country], tmp_path: Path) -> Country:
 
 @pytest.fixture(scope="session")
 def fitted(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from geo_embed.fit import fit_heads
+    from geo_embed.fitting.fit import fit_heads
 
     work = tmp_path_factory.mktemp("fitted")
     fit_heads(country.config(work), name="first")

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from geo_embed import geography
-from geo_embed.atlas import Atlas, make_atlas
 from geo_embed.config import Model
-from geo_embed.train import Rows
+from geo_embed.fitting.train import Rows
+from geo_embed.heads.region import Atlas, make_atlas
 
 CLASSES = 4
 

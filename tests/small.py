@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from geo_embed.cache.store import open_store
 from geo_embed.cli import main
 from geo_embed.config import Config
-from geo_embed.progress import set_quiet
-from geo_embed.store import open_store
+from geo_embed.console import set_quiet
 
 if TYPE_CHECKING:
     import pytest
@@ -220,7 +220,7 @@ if os.geteuid() == 0:
 _NURSERY = """
 import json, os, sys
 import google_crc32c, pandas, simplejpeg, torch, xxhash, zarr
-import geo_embed.cache, geo_embed.extract, geo_embed.fit, geo_embed.submission
+import geo_embed.cache.tidy, geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction.submission
 from geo_embed.cli import main
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from geo_embed.backbone import Backbone, load_backbone, pick_device, save_backbone
+from geo_embed.backbones.backbone import Backbone, load_backbone, pick_device, save_backbone
 from geo_embed.config import Config
 from geo_embed.files import file_sha256, save_tensors
-from geo_embed.predict import load_heads, save_heads
-from geo_embed.run import Run
+from geo_embed.prediction.predict import load_heads, save_heads
+from geo_embed.runs.run import Run
 
 
 @contextmanager

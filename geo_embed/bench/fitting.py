@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geo_embed import backbone as backbones
-from geo_embed.atlas import Atlas, make_atlas
+from geo_embed.backbones import backbone as backbones
 from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
 from geo_embed.config import Config, Model, Training, resolve
-from geo_embed.fit import fit_heads
+from geo_embed.fitting.fit import fit_heads
+from geo_embed.fitting.probe import _ROUNDS as PROBE_ROUNDS
+from geo_embed.fitting.probe import fit_probe
+from geo_embed.fitting.stacked import TrainingJob, train_stacked
+from geo_embed.fitting.train import Rows, dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
-from geo_embed.objective import make_tables, objective
-from geo_embed.probe import _ROUNDS as PROBE_ROUNDS
-from geo_embed.probe import fit_probe
+from geo_embed.heads.layers import dropping
+from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.seeding import get_generator, seed_worker
-from geo_embed.stack import TrainingJob, train_stacked
-from geo_embed.train import Rows, dropout_of, new_heads, train
-from geo_embed.trunk import dropping
 
 _ROUNDS = 2
 _SMALL, _LARGE, _LOADER = 128, 512, 32

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from geo_embed.bench.measure import Bench, Measurement, in_turn, seconds, this_machine
+from geo_embed.cache.store import OK, chunks_of, commit_chunk, create_store, open_store, read_store
 from geo_embed.config import Config
-from geo_embed.dataset import Samples
-from geo_embed.store import OK, chunks_of, commit_chunk, create_store, open_store, read_store
+from geo_embed.data.samples import Samples
 
 _ROUNDS = 5
 

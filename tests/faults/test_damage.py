@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from small import Small, command, content
 
-from geo_embed.cache import verify
+from geo_embed.cache.store import PENDING, open_store, read_store
+from geo_embed.cache.tidy import verify
 from geo_embed.errors import GeoError
-from geo_embed.extract import extract
-from geo_embed.store import PENDING, open_store, read_store
+from geo_embed.extraction.extract import extract
 
 if TYPE_CHECKING:
     from conftest import Country

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from small import UNPRIVILEGED, Nursery, Small, command, content, files
 
-from geo_embed.cache import verify
-from geo_embed.extract import extract
-from geo_embed.store import OK, open_store, read_store
+from geo_embed.cache.store import OK, open_store, read_store
+from geo_embed.cache.tidy import verify
+from geo_embed.extraction.extract import extract
 
 if TYPE_CHECKING:
     from conftest import Country

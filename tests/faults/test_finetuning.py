@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 from small import Nursery, Running, Small
 
-from geo_embed.checkpoint import latest_checkpoint, read_state
-from geo_embed.extract import extract
-from geo_embed.fit import fit_heads
+from geo_embed.extraction.extract import extract
+from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
+from geo_embed.fitting.fit import fit_heads
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -46,7 +46,7 @@ HOW: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def made(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Small:
     """A country with barely fitted heads, and a training that nothing interrupted."""
-    from geo_embed.finetune import finetune
+    from geo_embed.finetuning.finetune import finetune
 
     small = Small.cut(country, tmp_path_factory.mktemp("tuned") / "small", train=PLACES, chunk_rows=PLACES)
     extract(small.config(), "train")
@@ -113,7 +113,7 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
     kills = inside = 0
     while kills < KILLS or (made.root / "runs" / "tuned").exists():
         # In a pass, or at one of the four times that each checkpoint is forced to the disk: before it has its name, or after.
-        function = rng.choice(("passes._pass", "checkpoint._force_to_disk"))
+        function = rng.choice(("finetuning.task._pass", "finetuning.checkpoint._force_to_disk"))
         before = dying(function, rng.randint(1, 9)) if kills < KILLS else ""
         said = start(made, nursery, before=before, checkpoint_minutes=rng.choice((1e-9, 10.0))).end()
         if said.code == 0:
@@ -130,9 +130,12 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
 def test_a_training_without_a_name_finds_its_own_beginning(made: Small, nursery: Nursery) -> None:
     runs = made.root / "runs"
     before = set(runs.iterdir())
-    assert start(made, nursery, None, dying("passes._pass", 9)).end().code == -signal.SIGKILL
+    assert start(made, nursery, None, dying("finetuning.task._pass", 9)).end().code == -signal.SIGKILL
     # One of other settings isn't taken for it.
-    assert start(made, nursery, None, dying("passes._pass", 2), head_lr=2e-3).end().code == -signal.SIGKILL
+    assert (
+        start(made, nursery, None, dying("finetuning.task._pass", 2), head_lr=2e-3).end().code
+        == -signal.SIGKILL
+    )
     (unfinished, _) = sorted(set(runs.iterdir()) - before, key=lambda path: path.stat().st_mtime_ns)
     said = start(made, nursery, None).end()
     assert said.code == 0, said.err
@@ -145,7 +148,9 @@ def test_a_signal_saves_at_once_and_ends_with_130(
     made: Small, nursery: Nursery, number: signal.Signals
 ) -> None:
     name = f"stopped-{number.name.lower()}"
-    said = start(made, nursery, name, dying("passes._pass", 11, f"os.kill(os.getpid(), {int(number)})")).end()
+    said = start(
+        made, nursery, name, dying("finetuning.task._pass", 11, f"os.kill(os.getpid(), {int(number)})")
+    ).end()
     assert said.code == 130, said.err
     assert said.out == ""
     assert "interrupted: 5 steps are done and saved; the same command goes on from there" in said.err
@@ -159,7 +164,7 @@ def test_a_signal_saves_at_once_and_ends_with_130(
 
 
 def test_a_signal_during_validation_saves_as_well(made: Small, nursery: Nursery) -> None:
-    before = dying("unfrozen.judge", 1, f"os.kill(os.getpid(), {int(signal.SIGTERM)})")
+    before = dying("finetuning.loop.judge", 1, f"os.kill(os.getpid(), {int(signal.SIGTERM)})")
     said = start(made, nursery, "judged", before).end()
     assert said.code == 130, said.err
     assert "interrupted: 3 steps are done and saved" in said.err
@@ -196,7 +201,7 @@ pathlib.Path.rename = dying
 def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(made: Small, nursery: Nursery) -> None:
     """The limit on the size of files stands for the disk: the first checkpoint is written, the second is not."""
     full = dying(
-        "unfrozen.save_checkpoint",
+        "finetuning.loop.save_checkpoint",
         2,
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))",
     )
@@ -211,7 +216,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(made: Small, nursery
 
 
 def test_a_damaged_checkpoint_is_passed_over(made: Small, nursery: Nursery) -> None:
-    assert start(made, nursery, "bitten", dying("passes._pass", 16)).end().code == -signal.SIGKILL
+    assert start(made, nursery, "bitten", dying("finetuning.task._pass", 16)).end().code == -signal.SIGKILL
     assert newest(made, "bitten") == "step-00000006"
     tensors = made.root / "runs" / "bitten" / "checkpoints" / "step-00000006" / "tensors.safetensors"
     data = bytearray(tensors.read_bytes())

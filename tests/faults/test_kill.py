@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from small import Nursery, Ran, Small, content
 
+from geo_embed.cache.store import OK, open_store
 from geo_embed.errors import GeoError
-from geo_embed.extract import extract
-from geo_embed.store import OK, open_store
+from geo_embed.extraction.extract import extract
 
 if TYPE_CHECKING:
     from conftest import Country

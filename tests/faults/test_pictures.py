@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from small import UNPRIVILEGED, Nursery, Ran, Small, command, content, encode
 
-from geo_embed import backbone as backbones
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.store import MISSING, OK, PENDING, UNREADABLE, open_store, read_store
 from geo_embed.errors import GeoError
-from geo_embed.extract import extract
-from geo_embed.run import load_run
-from geo_embed.store import MISSING, OK, PENDING, UNREADABLE, open_store, read_store
+from geo_embed.extraction.extract import extract
+from geo_embed.runs.run import load_run
 
 if TYPE_CHECKING:
     from conftest import Country

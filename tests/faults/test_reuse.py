@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small import Small, content
 
-from geo_embed.extract import Extraction, extract
-from geo_embed.store import open_store, read_store
+from geo_embed.cache.store import open_store, read_store
+from geo_embed.extraction.extract import Extraction, extract
 
 if TYPE_CHECKING:
     from conftest import Country

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from small import Small, command, files
 
-from geo_embed import synthetic
+from geo_embed.cache.store import find_store
 from geo_embed.errors import GeoError
-from geo_embed.extract import extract
-from geo_embed.store import find_store
+from geo_embed.extraction.extract import extract
+from geo_embed.synthetic import country as synthetic
 
 if TYPE_CHECKING:
     from conftest import Country

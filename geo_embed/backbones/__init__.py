@@ -1,0 +1,1 @@
+"""Image towers: find, load, freeze, save, fingerprint."""

@@ -1,0 +1,5 @@
+"""The commands: `main` runs one."""
+
+from geo_embed.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,74 @@
+"""`geo data check`: every problem of a split's CSVs and pictures, before anything is paid for."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+
+from geo_embed.config import Config
+from geo_embed.console import progress
+from geo_embed.data import images
+from geo_embed.data.samples import Problem, Samples, check_samples, missing_images
+
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A split, how many samples it has, and what is wrong with it."""
+
+    split: str
+    samples: int
+    problems: list[Problem]
+
+
+def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
+    """Look for every problem of a split.
+
+    Args:
+        config: paths and views.
+        split: `train` or `test`.
+        decode: decode every picture too, instead of only looking for its file.
+    """
+    samples, problems = check_samples(config, split)
+    if samples is None:
+        return Checked(split, 0, problems)
+    absent = missing_images(samples)
+    problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
+    if decode:
+        problems += _undecodable(config, samples, {(i, v) for i, v, _ in absent})
+    return Checked(split, len(samples), problems)
+
+
+def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]]) -> list[Problem]:
+    def look(place: tuple[int, int]) -> str:
+        if place in absent:
+            return ""
+        try:
+            images.decode((samples.image_root / samples.images[place]).read_bytes())
+        except images.UnreadableImage as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    problems = []
+    views = range(len(samples.view_names))
+    total = len(samples) * len(views)
+    with (
+        progress("decode", total, "images", config.tracking.progress_seconds) as advance,
+        ThreadPoolExecutor(config.inference.workers or cpu_count()) as pool,
+    ):
+        # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
+        for start in range(0, len(samples), _BLOCK):
+            places = [(i, v) for i in range(start, min(start + _BLOCK, len(samples))) for v in views]
+            for (i, v), reason in zip(places, pool.map(look, places), strict=True):
+                advance(1)
+                if reason:
+                    name = samples.images[i, v]
+                    problems.append(_image_problem(samples, "unreadable-image", i, v, f"{reason}: {name}"))
+    return problems
+
+
+def _image_problem(samples: Samples, kind: str, i: int, v: int, reason: str) -> Problem:
+    column = f"image_{samples.view_names[v]}"
+    return Problem(kind, f"{samples.csv}, sample {samples.sample_id[i]}, column {column}", reason)

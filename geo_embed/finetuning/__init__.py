@@ -1,0 +1,1 @@
+"""Stage 3, images to run: `finetune`."""

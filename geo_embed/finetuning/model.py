@@ -1,0 +1,158 @@
+"""Backbone, fusion and heads as one model, from pictures to an answer: what stage 3 trains."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.backbone import Backbone
+from geo_embed.config import Finetune, Training
+from geo_embed.heads.cells import Cells
+from geo_embed.heads.heads import Heads
+from geo_embed.heads.layers import Drop, keep
+from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.predictor import Panel, together
+from geo_embed.heads.region import Atlas
+
+Drops = Callable[[float], Drop]
+
+# Parts of the names of embeddings, in towers of all families and in heads.
+_NO_DECAY = ("embed", "cls_token", "position", "mask_token", "register_tokens", "reg_token", "direction")
+
+
+def no_drop(rate: float) -> Drop:
+    """The dropout of prediction: none, whatever the rate."""
+    return keep
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many parameters there are, and how many of them are trained."""
+
+    backbone: int
+    fusion: int
+    heads: int
+    trainable: int
+
+
+class GeoModel(nn.Module):
+    """Pictures to embeddings to answers, with the heads, the losses and the predictions of stage 2.
+
+    Args:
+        backbone: its tower is trained in place.
+        panel: the heads of a run.
+        training: whose losses the plain heads have; members of `best` bring their own, but for `class_weights`, which hold
+            for all where asked for here.
+        counts: (C,) training samples of each class.
+    """
+
+    def __init__(self, backbone: Backbone, panel: Panel, training: Training, counts: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tower: nn.Module = backbone.module
+        self.panel = panel.to(backbone.device)
+        self._leaves = [
+            (
+                heads,
+                weight,
+                own.model_copy(update={"class_weights": own.class_weights or training.class_weights}),
+            )
+            for heads, weight, own in panel.leaves(training)
+        ]
+        self._tables = [
+            make_tables(_atlas(heads, counts), own, backbone.device) for heads, _, own in self._leaves
+        ]
+
+    def encode_views(self, pixels: Tensor, present: Tensor) -> Tensor:
+        """Normalised pixels (B, V, 3, H, W) and (B, V) bool to embeddings (B, V, D) float32, 0 where a view is absent."""
+        flat = pixels.flatten(0, 1)
+        embedded = backbones.embed(self.backbone, flat if present.all() else flat[present.flatten()]).float()
+        nothing = embedded.new_zeros(*present.shape, embedded.shape[1])
+        return nothing.masked_scatter(present[..., None], embedded)
+
+    def forward(self, pixels: Tensor, present: Tensor, drops: Drops = no_drop) -> dict[str, Any]:
+        """Normalised pixels (B, V, 3, H, W) and (B, V) bool to `embeddings` (B, V, D), and `heads`: what each set of heads
+        makes of them (`Heads.forward`).
+
+        Args:
+            drops: from a rate to the dropout of the heads that have it.
+        """
+        embeddings = self.encode_views(pixels, present)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return {
+                "embeddings": embeddings,
+                "heads": [
+                    heads(embeddings, present, drops(heads.model.dropout)) for heads, _, _ in self._leaves
+                ],
+            }
+
+    def loss(self, out: Mapping[str, Any], labels: Tensor, points: Tensor) -> Tensor:
+        """The mean loss of a batch: each set of heads' own, by its weight in the answer.
+
+        Args:
+            out: of `forward`.
+            labels: (B,) classes.
+            points: (B, 3) float32 unit vectors of the true places.
+        """
+        parts = [
+            weight * objective(said, labels, points, tables, training)
+            for said, tables, (_, weight, training) in zip(
+                out["heads"], self._tables, self._leaves, strict=True
+            )
+        ]
+        return torch.stack(parts).sum()
+
+    def predict(self, pixels: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels (B, V, 3, H, W) to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
+        return self.panel.predict(self.encode_views(pixels, present), present)
+
+    def answer(self, variants: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, V, D) and `present` of a batch's variants (`augment.tta_views`) to one answer, as in `predict`."""
+        return together([self.panel.predict(embeddings, present) for embeddings, present in variants])
+
+    def forget_gallery(self) -> None:
+        """Let no point be refined any more: the gallery lies in the space of the frozen backbone."""
+        for heads, _, _ in self._leaves:
+            heads.forget_gallery()
+
+    def unfreeze(self, last_layers: int | None) -> None:
+        """Let the backbone be trained: all of it, or its last layers; the heads always are."""
+        backbones.unfreeze(self.tower, last_layers)
+        self.panel.requires_grad_(True)
+
+    def summary(self) -> Summary:
+        """Counts of parameters."""
+        tower, tower_trained = backbones.count_parameters(self.tower)
+        panel, panel_trained = backbones.count_parameters(self.panel)
+        fusion = sum(backbones.count_parameters(heads.fusion)[0] for heads, _, _ in self._leaves)
+        return Summary(tower, fusion, panel - fusion, tower_trained + panel_trained)
+
+    def parameter_groups(self, how: Finetune) -> list[dict[str, Any]]:
+        """Groups for AdamW, every parameter once: heads at `head_lr`, the backbone at `backbone_lr`, times `layer_decay`
+        for each layer between it and the output. Norms, biases and embeddings don't decay.
+        """
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        names = {id(p): name for name, p in self.named_parameters()}
+        layers = backbones.layer_groups(self.tower)
+        rates = [how.backbone_lr * how.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
+        for rate, members in [*zip(rates, layers, strict=True), (how.head_lr, list(self.panel.parameters()))]:
+            for p in members:
+                decays = p.ndim > 1 and not any(part in names[id(p)] for part in _NO_DECAY)
+                groups.setdefault((rate, decays), []).append(p)
+        return [
+            {"params": params, "lr": rate, "peak": rate, "weight_decay": how.weight_decay if decays else 0.0}
+            for (rate, decays), params in groups.items()
+        ]
+
+
+def _atlas(heads: Heads, counts: Tensor) -> Atlas:
+    """What heads remember of the training places: enough for the losses."""
+    cells = None
+    if heads.kind in ("geocells", "probe"):
+        nothing = torch.zeros(0, dtype=torch.int64)
+        cells = Cells(heads.centres, nothing, heads.to_state, heads.to_state.T)
+    box = torch.zeros(2)
+    return Atlas(heads.centroids.double().cpu().numpy(), counts.numpy(), box, box, box, cells)

@@ -1,0 +1,378 @@
+"""Stage 2: store to run. Reads embeddings only; whole tensors in memory, no loader."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from geo_embed import geography
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
+from geo_embed.config import Config, value_at
+from geo_embed.console import progress, say, warn
+from geo_embed.data.holdout import parts_held_out, resampling_groups
+from geo_embed.data.samples import (
+    LabelEncoder,
+    Samples,
+    label_encoder,
+    load_mapping,
+    load_samples,
+    natural_ids,
+)
+from geo_embed.errors import GeoError
+from geo_embed.files import file_sha256
+from geo_embed.metrics import final_metrics, metrics
+from geo_embed.prediction.predict import (
+    Predictions,
+    Truth,
+    against,
+    apply_heads,
+    averaged,
+    save_heads,
+    write_predictions,
+)
+from geo_embed.runs.run import (
+    Prior,
+    check_new_name,
+    describe_provenance,
+    new_run_name,
+    write_description,
+    write_json,
+    writing_run,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from geo_embed.fitting import stacked as stack
+    from geo_embed.fitting.race import Best
+    from geo_embed.fitting.train import Rows, Trained
+    from geo_embed.heads.heads import Heads
+    from geo_embed.heads.predictor import Panel
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit_heads` made: the run's name, how long it took, and how good it is on the held-out samples.
+
+    `parts` has one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
+    """
+
+    run: str
+    seconds: float
+    epochs: int
+    val: dict[str, Any]
+    parts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training samples with at least one view, aligned: N rows."""
+
+    sample_id: NDArray[np.object_]
+    values: NDArray[Any]
+    present: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    truth: Truth
+    encoder: LabelEncoder
+
+
+@dataclass(frozen=True)
+class Split:
+    """For one set of heads: its seed, its fold, and masks (N,) of the rows it learns from and those it is judged on."""
+
+    seed: int
+    fold: int
+    learnt: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One set of heads; one row per epoch, or of `best` per trial of its race; and how many epochs were run."""
+
+    heads: "Heads | Best"
+    history: pd.DataFrame
+    epochs: int
+
+
+def fit_heads(
+    config: Config, *, name: str | None = None, limit: int | None = None, overwrite: bool = False
+) -> Fit:
+    """Fit heads on the cached train split and write a run.
+
+    With `training.folds` above 1 every sample is held out once: the run's validation predictions are out of fold and cover
+    all samples, and its answer is the average over the folds. With `training.seeds` above 1 each is fitted as often.
+
+    Args:
+        config: all settings.
+        name: of the run; default `heads-` and the time.
+        limit: use the first samples only.
+        overwrite: replace a run of this name.
+
+    Raises:
+        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples.
+    """
+    started = time.monotonic()
+    name = name or new_run_name(config.paths.runs_dir, "heads")
+    check_new_name(config.paths.runs_dir, name, overwrite=overwrite)
+    samples = load_samples(config, "train")
+    store = find_store(config, "train")
+    check_fits(store, samples)
+    rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
+    data = join(config, samples, rows, read_store(store, rows))
+    _warn_of_ignored(config)
+    splits = plan(config, data)
+    learnt = np.logical_or.reduce([split.learnt for split in splits])
+    prior = find_prior(data, learnt)
+
+    fitted = fit_splits(config, data, splits, prior)
+    answers = [
+        _answer(one.heads, config, prior, data, split.judged)
+        for split, one in zip(splits, fitted, strict=True)
+    ]
+    parts = []
+    for split, one, answer in zip(splits, fitted, answers, strict=True):
+        said = {"seed": split.seed, "fold": split.fold, "epochs": one.epochs}
+        if len(splits) > 1 and split.judged.any():
+            said["score"] = _score(answer, data, split.judged)["score"]
+        parts.append(said)
+    val, judged, panel = _validate(config, data, splits, [one.heads for one in fitted], answers)
+    truth = data.truth.take(judged)
+    groups = resampling_groups(truth.latitude, truth.longitude, config.training)
+    scores = final_metrics(*against(val, data.labels[judged], truth), groups=groups)
+
+    centroids = geography.class_centroids(
+        data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
+    )
+    counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
+    provenance = describe_provenance(config, store, file_sha256(samples.csv))
+    with writing_run(config.paths.runs_dir, name) as directory:
+        save_heads(panel, directory)
+        np.save(directory / "haversine_matrix.npy", geography.distance_matrix_km(centroids))
+        states = {
+            str(int(index)): {"state": state, "latitude": float(lat), "longitude": float(lon)}
+            for index, state, (lat, lon) in zip(
+                data.encoder.state_idx, data.encoder.names, centroids, strict=True
+            )
+        }
+        write_json(directory / "state_centroids.json", states)
+        write_json(directory / "metrics.json", {"val": scores, "parts": parts, **_reliability(panel)})
+        history = [
+            one.history.assign(seed=split.seed, fold=split.fold)
+            for split, one in zip(splits, fitted, strict=True)
+        ]
+        pd.concat(history).to_parquet(directory / "history.parquet", index=False)
+        _split_table(data, splits, judged).to_parquet(directory / "split.parquet", index=False)
+        write_predictions(directory / "val_predictions.parquet", val, data.encoder, truth)
+        seconds = time.monotonic() - started
+        provenance["seconds"] = seconds
+        write_description(directory, config, data.encoder, counts, prior, provenance)
+    return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
+
+
+def plan(config: Config, data: Data) -> list[Split]:
+    """Which rows each set of heads learns from: one split per seed, or per fold and seed."""
+    training = config.training
+    seeds = range(training.seed, training.seed + training.seeds)
+    place = (data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
+    parts = parts_held_out(*place, training)
+    if not parts[0].any():
+        warn("too few samples to hold any out: no validation score, no early stopping")
+    return [Split(seed, k, ~part, part) for k, part in enumerate(parts) for seed in seeds]
+
+
+def fit_splits(config: Config, data: Data, splits: Sequence[Split], prior: Prior) -> list[Fitted]:
+    """Fit every set of heads, by the recipe that the settings name.
+
+    The plain recipe keeps the epoch with the best score on the judged rows. `best` doesn't look at them: they choose
+    nothing, and so tell the truth. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
+    """
+    from geo_embed.fitting.stacked import train_all
+
+    device = backbones.pick_device(config.model.device)
+    every = config.tracking.progress_seconds
+    if config.training.preset != "best" and device.type == "cuda":
+        trainings = [make_training(config, data, split, prior, device) for split in splits]
+        return [
+            _fitted(config, data, one, split, trained)
+            for one, split, trained in zip(trainings, splits, train_all(trainings), strict=True)
+        ]
+    fitted = []
+    with progress("fit-heads", len(splits), "fits", every) as advance:
+        for split in splits:
+            if config.training.preset == "best":
+                fitted.append(_race(config, data, split, device))
+            else:
+                one = make_training(config, data, split, prior, device)
+                fitted.append(_fitted(config, data, one, split, train_all([one])[0]))
+            advance(1)
+    return fitted
+
+
+def _race(config: Config, data: Data, split: Split, device: "torch.device") -> Fitted:
+    from geo_embed.fitting.race import fit_best
+
+    best, race = fit_best(to_rows(data, split.learnt, device), len(data.encoder), config, seed=split.seed)
+    say(f"chosen: {', '.join(race.chosen)}")
+    return Fitted(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
+
+
+def make_training(
+    config: Config, data: Data, split: Split, prior: Prior, device: "torch.device", rows: "Rows | None" = None
+) -> "stack.TrainingJob":
+    """A training of the plain recipe on a split; `rows` are `to_rows` of those it learns from, where several share them."""
+    from geo_embed.fitting import stacked as stack
+    from geo_embed.heads.region import make_atlas
+
+    def judge(heads: "Heads") -> dict[str, float]:
+        scores = _score(_answer(heads, config, prior, data, split.judged), data, split.judged)
+        kept = ("score", "state_score", "gps_score", "mean_km", "nll")
+        return {f"val_{key}": scores[key] for key in kept}
+
+    rows = to_rows(data, split.learnt, device) if rows is None else rows
+    points, labels = rows.points.cpu().numpy(), rows.labels.cpu().numpy()
+    atlas = make_atlas(points, labels, len(data.encoder), config.model, seed=split.seed)
+    return stack.TrainingJob(
+        rows, atlas, config.model, config.training, split.seed, judge if split.judged.any() else None
+    )
+
+
+def _fitted(config: Config, data: Data, one: "stack.TrainingJob", split: Split, trained: "Trained") -> Fitted:
+    from geo_embed.fitting.train import find_refiner, gallery_of
+
+    if config.training.refine and split.judged.any():
+        held = to_rows(data, split.judged, one.rows.views.device)
+        refiner = find_refiner(trained.heads, one.atlas, one.rows, held)
+        say("points are refined among the training samples" if refiner else "refining points doesn't help")
+        if refiner is not None:
+            trained.heads.look_up(gallery_of(trained.heads, one.rows, one.atlas), refiner)
+    return Fitted(trained.heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
+
+
+def _warn_of_ignored(config: Config) -> None:
+    """`best` brings its own recipe: say so where settings of the plain one were given."""
+    if config.training.preset != "best":
+        return
+    from geo_embed.fitting.race import OWN_SETTINGS
+
+    plain = Config()
+    given = [key for key in OWN_SETTINGS if value_at(config, key) != value_at(plain, key)]
+    if given:
+        warn(f"--preset best chooses {', '.join(given)} by itself; --preset pigeon follows the settings")
+
+
+def to_rows(data: Data, mask: NDArray[np.bool_], device: "torch.device") -> "Rows":
+    """Some of the samples as tensors on a device."""
+    import torch
+
+    from geo_embed.fitting.train import Rows
+
+    kept = np.flatnonzero(mask)
+    points = geography.to_unit_vectors(data.truth.latitude[kept], data.truth.longitude[kept])
+    return Rows(
+        torch.from_numpy(data.values[kept]).to(device),
+        torch.from_numpy(data.present[kept]).to(device),
+        torch.from_numpy(data.labels[kept]).to(device),
+        torch.from_numpy(points).to(device),
+    )
+
+
+def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) -> Data:
+    """Labels and truth beside the embeddings; samples without a picture are left out, and said."""
+    assert samples.state_idx is not None
+    assert samples.latitude is not None
+    assert samples.longitude is not None
+    seen = embeddings.present.any(axis=1)
+    if not seen.all():
+        warn(f"{int((~seen).sum()):,} samples have no picture and are left out of training")
+    partly = int((seen & ~embeddings.present.all(axis=1)).sum())
+    if partly:
+        warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
+    if not seen.any():
+        raise GeoError("no sample has a picture", where=embeddings.store.path)
+    finite = np.isfinite(embeddings.values).all(axis=(1, 2))
+    if not finite.all():
+        first = embeddings.sample_id[~finite][0]
+        raise GeoError(
+            f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
+            where=embeddings.store.path,
+            hint="geo cache verify",
+        )
+    truth = Truth(samples.state_idx[rows][seen], samples.latitude[rows][seen], samples.longitude[rows][seen])
+    encoder = label_encoder(truth.state_idx, load_mapping(config))
+    labels = encoder.encode(truth.state_idx)
+    ids = embeddings.sample_id[seen]
+    values = embeddings.values if seen.all() else embeddings.values[seen]
+    return Data(ids, values, embeddings.present[seen], labels, truth, encoder)
+
+
+def _validate(
+    config: Config,
+    data: Data,
+    splits: Sequence[Split],
+    heads: "Sequence[Heads | Best]",
+    answers: Sequence[Predictions],
+) -> "tuple[Predictions, NDArray[np.bool_], Panel]":
+    """Predictions for every row that was held out, in order; which rows those are; and all heads, calibrated.
+
+    A row's probabilities come from a calibration that hasn't seen it: what is reported holds for new samples.
+    """
+    from geo_embed.heads.predictor import Panel
+
+    judged = np.logical_or.reduce([split.judged for split in splits])
+    n, classes = len(judged), len(data.encoder)
+    probabilities = np.zeros((n, classes), dtype=np.float32)
+    points = np.zeros((n, 2))
+    for fold in sorted({split.fold for split in splits}):
+        mask = next(split.judged for split in splits if split.fold == fold)
+        said = averaged([one for split, one in zip(splits, answers, strict=True) if split.fold == fold])
+        probabilities[mask] = said.probabilities
+        points[mask] = np.stack([said.latitude, said.longitude], axis=1)
+    probabilities, points = probabilities[judged], points[judged]
+    panel = Panel(heads)
+    if config.training.calibration != "none" and judged.any():
+        probabilities = panel.calibrate(
+            probabilities, data.labels[judged], config.training.calibration, seed=config.training.seed
+        )
+    return Predictions(data.sample_id[judged], probabilities, points[:, 0], points[:, 1]), judged, panel
+
+
+def _answer(
+    heads: "Heads | Best", config: Config, prior: Prior, data: Data, mask: NDArray[np.bool_]
+) -> Predictions:
+    from geo_embed.heads.predictor import Panel
+
+    return apply_heads(
+        Panel([heads]), config, prior, data.sample_id[mask], data.values[mask], data.present[mask]
+    )
+
+
+def find_prior(data: Data, learnt: NDArray[np.bool_]) -> Prior:
+    """The answer without pictures, from the rows (N,) that are learnt from."""
+    lat, lon, labels = data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt]
+    counts = np.bincount(labels, minlength=len(data.encoder))
+    middle = geography.to_degrees(geography.to_unit_vectors(lat, lon).sum(axis=0))
+    return Prior(counts / counts.sum(), float(middle[0]), float(middle[1]))
+
+
+def _score(predictions: Predictions, data: Data, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    return metrics(*against(predictions, data.labels[mask], data.truth.take(mask)))
+
+
+def _reliability(panel: "Panel") -> dict[str, Any]:
+    return {} if panel.reliability is None else {"calibration": panel.reliability}
+
+
+def _split_table(data: Data, splits: Sequence[Split], judged: NDArray[np.bool_]) -> pd.DataFrame:
+    table = pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": np.where(judged, "val", "train")})
+    if len({split.fold for split in splits}) > 1:
+        fold = np.full(len(judged), -1)
+        for split in splits:
+            fold[split.judged] = split.fold
+        table["fold"] = fold
+    return table

@@ -1,0 +1,451 @@
+"""`--preset best`: geocells, evidence pooled over views, a geometric-median point, chosen by inner validation.
+
+What wins depends on the data: on weak features a linear probe or a narrow network, on views that differ in worth a gated
+one. So members race on held-out rows, and the winner, or a mixture of the best, is fitted on everything.
+docs/heads.md has the evidence.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geo_embed.config import Config, Fusion, Model, Training
+from geo_embed.console import say
+from geo_embed.data.samples import shuffle_by_class
+from geo_embed.fitting.train import Rows, find_refiner, gallery_of, train
+from geo_embed.heads.calibration import fit_temperature
+from geo_embed.heads.cells import Cells, cell_tables, great_circle_km, nearest
+from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
+from geo_embed.heads.heads import Heads, build_heads, unit_to_degrees
+from geo_embed.heads.refine import Refiner
+from geo_embed.heads.region import Atlas, make_atlas
+from geo_embed.metrics import competition_score, top_states
+
+# All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
+_MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}
+_TRAINING = {
+    "state_loss": "cross_entropy",
+    "state_weight": 0.5,
+    "cell_weight": 1.0,
+    "tau_km": 40.0,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "warmup": 0.1,
+    "batch_size": 512,
+    "epochs": 8,
+}
+# Mixing and hiding views keeps a network that looks at each of them from learning them by heart.
+_MIXED_VIEWS = {"view_swap": 0.5, "view_dropout": 0.15, "batch_size": 256, "epochs": 14}
+_WIDE_TAU_KM = 100.0
+_RACE_ROWS, _RACE_HELD, _RACE_EPOCHS = 16_000, 4_000, 4
+# Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
+_SMALL = 4000
+_SMALL_FOLDS, _SMALL_STEPS, _MOST_SMALL_EPOCHS = 4, 900, 60
+_MIXED = 6
+# Below this there is nothing to choose by.
+_TOO_FEW = 40
+
+# Seconds of a two-core machine in training. The budget is counted in arithmetic and steps, not on a clock: a plan made by
+# the clock would differ from run to run, and the same seed must give the same bits.
+_GFLOP_PER_SECOND = 110.0
+_STEP_SECONDS = 0.0015
+
+
+# Settings that follow from the race, whatever the configuration says.
+OWN_SETTINGS = (
+    *(f"model.{key}" for key in _MODEL),
+    "model.point",
+    *(f"training.{key}" for key in {**_TRAINING, **_MIXED_VIEWS}),
+    *(f"training.{key}" for key in ("l2", "gps_loss", "gps_weight", "refine")),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One candidate of the race: its name for people, and its settings."""
+
+    name: str
+    model: Model
+    training: Training
+
+    def but(self, suffix: str, model: dict[str, Any] | None = None, **training: Any) -> "Member":
+        """The same with changes."""
+        return Member(
+            self.name + suffix,
+            self.model.model_copy(update=model or {}),
+            self.training.model_copy(update=training),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One member in the race: its score on inner validation."""
+
+    member: str
+    score: float
+    state_score: float
+    gps_score: float
+
+
+@dataclass
+class Race:
+    """What the race saw and chose; the inner score serves to choose, not to report."""
+
+    trials: list[Trial] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
+    epochs: int = 0
+
+
+class Best(nn.Module):
+    """Members with their decision over the cells that they share."""
+
+    def __init__(self, members: Sequence[Member], parts: Sequence[Heads], decision: Decision) -> None:
+        super().__init__()
+        self.members, self.decision = list(members), decision
+        self.parts = nn.ModuleList(parts)
+
+    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, V, D) raw embeddings and (n, V) bool to P(state) (n, C) and latitude, longitude (n, 2) in degrees."""
+        first = self.heads[0]
+        if len(self.parts) == 1:
+            return first.conclude(first(views, present), self.decision)
+        # Members of a mixture have learnt different spaces: none of them looks among the training samples.
+        answers = [part.answer(views, present) for part in self.heads]
+        states, points = decide(answers, self.decision, first.centres, first.to_state)
+        return states, unit_to_degrees(points)
+
+    @property
+    def heads(self) -> list[Heads]:
+        """The members' heads."""
+        return [part for part in self.parts if isinstance(part, Heads)]
+
+    def description(self) -> dict[str, Any]:
+        """What the state dict doesn't say, as plain values."""
+        return {
+            "members": [
+                {
+                    "name": member.name,
+                    "training": member.training.model_dump(mode="json"),
+                    **heads.description(),
+                }
+                for member, heads in zip(self.members, self.heads, strict=True)
+            ],
+            "decision": {
+                "weights": list(self.decision.weights),
+                "head_share": self.decision.head_share,
+                "cell_temperature": self.decision.cell_temperature,
+                "state_temperature": self.decision.state_temperature,
+            },
+        }
+
+
+def build_best(description: dict[str, Any], dim: int, views: int, classes: int) -> Best:
+    """A `Best` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
+    given = description["members"]
+    parts = [build_heads(entry, dim, views, classes) for entry in given]
+    members = [
+        Member(entry["name"], heads.model, Training.model_validate(entry["training"]))
+        for entry, heads in zip(given, parts, strict=True)
+    ]
+    decision = dict(description["decision"])
+    return Best(members, parts, Decision(tuple(decision.pop("weights")), **decision))
+
+
+def fit_best(rows: Rows, classes: int, config: Config, *, seed: int) -> tuple[Best, Race]:
+    """Race members on inner validation, then fit the winner, or a mixture, on all rows.
+
+    Args:
+        rows: training samples, each with at least one view.
+        classes: C.
+        config: `training.budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs;
+            `model.fusion`, where given, is the only one to take part.
+        seed: of everything random.
+    """
+    base = Member("", config.model.model_copy(update=_MODEL), config.training.model_copy(update=_TRAINING))
+    budget = config.training.budget_seconds
+    race, refiner = Race(), None
+    if len(rows) < _TOO_FEW:
+        members = _small_members(base, config.model.fusion or "average", len(rows))[-2:-1]
+        atlas = _atlas(rows, members[0], classes, seed)
+        decision = Decision()
+    elif len(rows) <= _SMALL:
+        atlas = _atlas(rows, base, classes, seed)
+        members, decision, spent = _race_small(rows, atlas, base, config.model.fusion, seed, budget, race)
+        budget -= spent
+    else:
+        member, refiner, spent = _race_large(rows, classes, base, config.model.fusion, seed, race)
+        members, decision = [member], Decision()
+        atlas = _atlas(rows, member, classes, seed)
+        budget -= spent
+    race.chosen = [
+        f"{member.name} × {weight:.2f}" for member, weight in zip(members, decision.weights, strict=True)
+    ]
+    parts, fitted = [], []
+    for member in members:
+        each = epoch_seconds(member, rows, atlas)
+        most = member.training.epochs
+        epochs = most if not each else int(min(most, max(3, budget / len(members) / each)))
+        fitted.append(member.but("", epochs=epochs))
+        race.epochs = max(race.epochs, epochs)
+        parts.append(train(rows, atlas, member.model, fitted[-1].training, seed=seed).heads)
+    if refiner is not None:
+        parts[0].look_up(gallery_of(parts[0], rows, atlas), refiner)
+    return Best(fitted, parts, decision), race
+
+
+def epoch_seconds(member: Member, rows: Rows, atlas: Atlas) -> float:
+    """What an epoch costs, about: its arithmetic, 2 FLOP per multiply-add, forward and both gradients, none towards the
+    input; and its steps. 0 for a probe.
+    """
+    if member.model.head == "probe":
+        return 0.0
+    n, views, dim = rows.views.shape
+    width, depth = member.model.head_hidden, member.model.head_depth
+    assert atlas.cells is not None
+    trunk = 4 * dim * width + 6 * (depth - 1) * width**2
+    per_view = {
+        "evidence": trunk,
+        "transformer": 4 * dim * width + 6 * 16 * width**2,
+        "attention": 4 * dim * width,
+        "concat": 6 * dim**2,
+    }
+    fusion = member.model.fusion or "average"
+    last = 6 * width * (len(atlas.cells.centres) + atlas.classes)
+    last += 0 if fusion in ("evidence", "transformer") else trunk
+    gflop = (views * per_view.get(fusion, 0) + last) * n / 1e9
+    return gflop / _GFLOP_PER_SECOND + _STEP_SECONDS * math.ceil(n / member.training.batch_size)
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """Rows that members are judged on, in parts, each with cell tables that its labels were not counted in."""
+
+    truth: Rows
+    centres: Tensor
+    parts: list[Tensor]
+    tables: list[Tensor]
+
+    def score(self, answers: list[Answer], decision: Decision) -> tuple[float, float, float]:
+        classes = answers[0].states.shape[1]
+        states = torch.empty(len(self.truth), classes)
+        km = torch.empty(len(self.truth), dtype=torch.float64)
+        for part, to_state in zip(self.parts, self.tables, strict=True):
+            own = [Answer(a.cells[part], a.states[part]) for a in answers]
+            p, points = decide(own, decision, self.centres, to_state)
+            states[part.cpu()] = p.cpu()
+            km[part.cpu()] = great_circle_km(points, self.truth.points[part]).cpu().double()
+        return competition_score(top_states(states.numpy()), self.truth.labels.cpu().numpy(), km.numpy())
+
+
+def _race_small(
+    rows: Rows, atlas: Atlas, base: Member, fusion: Fusion | None, seed: int, budget: float, race: Race
+) -> tuple[list[Member], Decision, float]:
+    """Every affordable candidate, out of fold, and the mixture of them that scores best; and the seconds that it cost."""
+    cells = atlas.cells
+    assert cells is not None
+    members = _affordable(_small_members(base, fusion, len(rows)), rows, atlas, budget)
+    parts = [part.to(rows.labels.device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed)]
+    without = [_without(part, len(rows)) for part in parts]
+    counted = [
+        cell_tables(cells.centres, cells.owner[rest], rows.labels[rest], atlas.classes) for rest in without
+    ]
+    inner = _Inner(rows, cells.centres, parts, [tables.to_state for tables in counted])
+    answers: list[Answer] = []
+    spent = 0.0
+    for member in members:
+        given = Answer(
+            torch.empty(len(rows), len(cells.centres), device=rows.labels.device),
+            torch.empty(len(rows), atlas.classes, device=rows.labels.device),
+        )
+        for part, rest, tables in zip(parts, without, counted, strict=True):
+            own = replace(atlas, cells=tables)
+            heads = train(rows.take(rest), own, member.model, member.training, seed=seed).heads
+            out = heads.answer(rows.views[part], rows.present[part])
+            given.cells[part], given.states[part] = out.cells, out.states
+        answers.append(given)
+        spent += (_SMALL_FOLDS - 1) * member.training.epochs * epoch_seconds(member, rows, atlas)
+        _note(race, member, inner.score([given], Decision()))
+    weights = _mix(answers, inner)
+    used = [i for i, weight in enumerate(weights) if weight > 0]
+    shares = tuple(weights[i] for i in used)
+    return [members[i] for i in used], _calibrate([answers[i] for i in used], shares, inner), spent
+
+
+def _race_large(
+    rows: Rows, classes: int, base: Member, fusion: Fusion | None, seed: int, race: Race
+) -> tuple[Member, Refiner | None, float]:
+    """The winner of short trainings on a part of the rows, judged on rows held out; how its points are
+    refined, if that helps; and the seconds that it cost.
+
+    It ranks members, it doesn't finish them. Only what a short race judges fairly takes part: it would drop the mixing
+    of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
+    """
+    held, *rest = _folds(rows.labels.cpu().numpy(), 10, seed)
+    shuffled = torch.cat(rest)[
+        torch.randperm(sum(map(len, rest)), generator=torch.Generator().manual_seed(seed))
+    ]
+    part = rows.take(shuffled[:_RACE_ROWS].sort().values.to(rows.labels.device))
+    truth = rows.take(held[:_RACE_HELD].to(rows.labels.device))
+    everyone = torch.arange(len(truth), device=rows.labels.device)
+    members: list[Member] = []
+    scores: list[float] = []
+    winner: tuple[Heads, Atlas] | None = None
+    spent = 0.0
+
+    def run(member: Member) -> None:
+        nonlocal spent, winner
+        # As many cells as the final fit will have: the race is about the same task.
+        samples = max(1, round(member.model.cell_samples * len(part) / len(rows)))
+        scaled = member.but("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
+        atlas = _atlas(part, scaled, classes, seed)
+        assert atlas.cells is not None
+        heads = train(part, atlas, scaled.model, scaled.training, seed=seed).heads
+        inner = _Inner(truth, atlas.cells.centres, [everyone], [atlas.cells.to_state])
+        score = inner.score([heads.answer(truth.views, truth.present)], Decision())
+        if score[0] > max(scores, default=-1.0):
+            winner = heads, atlas
+        members.append(member)
+        scores.append(score[0])
+        _note(race, member, score)
+        spent += _RACE_EPOCHS * epoch_seconds(member, part, atlas)
+
+    for member in _large_members(base, fusion):
+        run(member)
+    leader = members[int(np.argmax(scores))]
+    if leader.model.head != "probe":
+        run(leader.but(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
+        run(leader.but("-half", {"cell_samples": 2 * leader.model.cell_samples}))
+    assert winner is not None
+    return members[int(np.argmax(scores))], find_refiner(*winner, part, truth), spent
+
+
+def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
+    """Candidates for many samples, cheapest first."""
+    members = []
+    if fusion in (None, "average"):
+        members.append(base.but("probe", {"head": "probe", "fusion": "average"}))
+        members.append(base.but("average", {"fusion": "average"}))
+    if fusion != "average":
+        name = fusion or "evidence"
+        members.append(base.but(name, {"fusion": name}, **_MIXED_VIEWS))
+    return members
+
+
+def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
+    """Candidates for few samples: probes, and networks kept narrow and wet with dropout, for some 900 steps.
+
+    Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
+    """
+    batch = min(512, max(64, n // 30))
+    epochs = max(12, min(_MOST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
+    net = base.but(
+        "",
+        {"head_hidden": 256, "dropout": 0.4},
+        weight_decay=0.3,
+        learning_rate=1e-3,
+        batch_size=batch,
+        epochs=epochs,
+    )
+    members = []
+    if fusion in (None, "average"):
+        probe = base.but("probe", {"head": "probe", "fusion": "average"})
+        members += [probe.but(f"-{l2:g}", l2=l2) for l2 in (0.01, 0.001, 0.0001)]
+
+    def network(name: Fusion, tau: float) -> Member:
+        average = name == "average"
+        swap, wet = (0.0, 0.5) if average else (0.5, 0.4)
+        return net.but(f"{name}-tau{tau:g}", {"fusion": name, "dropout": wet}, tau_km=tau, view_swap=swap)
+
+    wide, narrow = 200.0, 75.0
+    if fusion is None:
+        return [*members, network("evidence", wide), network("average", wide), network("evidence", narrow)]
+    return [*members, network(fusion, wide), network(fusion, narrow)]
+
+
+def _affordable(members: list[Member], rows: Rows, atlas: Atlas, budget: float) -> list[Member]:
+    """Candidates in their order while folds and a final fit of each stay within the budget; always the first."""
+    kept: list[Member] = []
+    spent = 0.0
+    for member in members:
+        cost = _SMALL_FOLDS * member.training.epochs * epoch_seconds(member, rows, atlas)
+        if not kept or spent + cost <= budget:
+            kept.append(member)
+            spent += cost
+    return kept
+
+
+def _atlas(rows: Rows, member: Member, classes: int, seed: int) -> Atlas:
+    atlas = make_atlas(rows.points.cpu().numpy(), rows.labels.cpu().numpy(), classes, member.model, seed=seed)
+    assert atlas.cells is not None
+    cells, device = atlas.cells, rows.labels.device
+    return replace(
+        atlas,
+        cells=Cells(
+            cells.centres.to(device),
+            cells.owner.to(device),
+            cells.to_state.to(device),
+            cells.in_state.to(device),
+        ),
+    )
+
+
+def _without(part: Tensor, n: int) -> Tensor:
+    rest = torch.ones(n, dtype=torch.bool, device=part.device)
+    rest[part] = False
+    return rest
+
+
+def _calibrate(answers: list[Answer], weights: tuple[float, ...], inner: _Inner) -> Decision:
+    """Temperatures by likelihood, then the head's share by score where that tells more than noise."""
+    owner = torch.from_numpy(nearest(inner.truth.points.cpu().numpy(), inner.centres.cpu().numpy()))
+    cell_log = mix_logs([a.cells for a in answers], weights)
+    state_log = mix_logs([a.states for a in answers], weights)
+    even = Decision(
+        weights,
+        0.5,
+        fit_temperature(cell_log, owner.to(cell_log.device)),
+        fit_temperature(state_log, inner.truth.labels),
+    )
+    options = [replace(even, head_share=share) for share in (0.5, 0.25, 0.75)]
+    scores = [inner.score(answers, option)[0] for option in options]
+    best = int(np.argmax(scores))
+    return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.truth)) else even
+
+
+def _mix(answers: list[Answer], inner: _Inner) -> tuple[float, ...]:
+    """Greedy ensemble selection with replacement (Caruana et al., ICML 2004) by score; shares are multiples of 1/6 or more.
+
+    The single best comes first, so the mixture is no worse on these rows than any of its members.
+    """
+
+    def score(counts: NDArray[np.float64]) -> float:
+        used = [i for i, count in enumerate(counts) if count]
+        shares = tuple(float(counts[i] / counts.sum()) for i in used)
+        return inner.score([answers[i] for i in used], Decision(shares))[0]
+
+    chosen = np.zeros(len(answers))
+    best, best_counts = -1.0, chosen
+    for _ in range(_MIXED):
+        trials = [chosen + np.eye(len(answers))[i] for i in range(len(answers))]
+        scores = [score(trial) for trial in trials]
+        chosen = trials[int(np.argmax(scores))]
+        if max(scores) > best:
+            best, best_counts = max(scores), chosen
+    return tuple(float(count) for count in best_counts / best_counts.sum())
+
+
+def _folds(labels: NDArray[np.int64], count: int, seed: int) -> list[Tensor]:
+    """Disjoint sets of rows that cover everything, each with near equal shares of every class."""
+    order = shuffle_by_class(labels, seed)
+    return [torch.from_numpy(np.sort(order[i::count])) for i in range(count)]
+
+
+def _note(race: Race, member: Member, score: tuple[float, float, float]) -> None:
+    race.trials.append(Trial(member.name, *score))
+    say(f"race: {member.name} {score[0]:.4f}")

@@ -1,0 +1,751 @@
+"""`geo sweep`: the head configuration that suits these embeddings best, by successive halving on inner validation.
+
+Random configurations are trained for a few epochs; the best 1/η of them go on with η times the epochs, until a few have had
+all `training.epochs` (Jamieson & Talwalkar, AISTATS 2016; the rungs are those of a bracket of Hyperband, Li et al., JMLR
+2018). Each rung trains from scratch: with warm-up and cosine a longer budget is another schedule, not the same one
+continued. A probe knows no epochs: it would beat every network on the first rung, and meets them on the last.
+
+Rows held out of the training rows choose. The run's own held-out samples don't take part: the winner alone meets them,
+when the run is made.
+"""
+
+import json
+import math
+import shlex
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.store import Store, check_fits, disk_errors, find_store, read_store
+from geo_embed.config import Config, Training, known_keys, nearest_key, value_at
+from geo_embed.console import on_terminal, say
+from geo_embed.data.holdout import held_out
+from geo_embed.data.samples import Samples, load_samples
+from geo_embed.errors import GeoError
+from geo_embed.files import file_sha256
+from geo_embed.fitting.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
+from geo_embed.runs.run import Prior, check_new_name, load_run, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from geo_embed.fitting import stacked as stack
+    from geo_embed.fitting.train import Rows
+
+# Of the state file: one of another number can't be gone on with.
+_FORMAT = 1
+# The inner validation has so many rows, where they are no more than this share of the training rows: with fewer, the
+# noise of the score, some 0.3/√n, is what chooses.
+_ENOUGH_ROWS, _MOST_OF_ROWS = 1000, 0.25
+# Trainings that share a program, at most: bounded memory.
+_TOGETHER = 16
+# Digits of a drawn number: what it does to a score can't be told from its neighbour's, and a command stays readable.
+_DIGITS = 3
+# Draws without a new configuration after which a space counts as used up.
+_FRUITLESS = 1000
+# Settings that say what is compared, not how heads are fitted.
+_FIXED = {
+    *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
+    *("model.dtype", "model.device", "training.preset", "training.budget_seconds", "training.seed"),
+    *("training.val_split", "training.epochs", "training.validation", "training.group_km", "training.folds"),
+    *("training.seeds", "training.calibration", "training.refine"),
+}
+_NETWORKS = frozenset({"separate", "dual", "hierarchical", "geocells"})
+_POINTED, _CELLED = _NETWORKS - {"geocells"}, frozenset({"geocells", "probe"})
+# Heads in which a setting has an effect; one that has none isn't set. Not listed: every network, not the probe.
+_HEADS = {
+    "model.head": _NETWORKS | _CELLED,
+    "model.standardise": _NETWORKS | _CELLED,
+    "model.point": _POINTED,
+    "model.gps_hidden": _POINTED - {"dual"},
+    "model.cells": _CELLED,
+    "model.cell_samples": _CELLED,
+    "model.most_cells": _CELLED,
+    "training.l2": frozenset({"probe"}),
+    "training.gps_loss": _POINTED,
+    "training.gps_weight": _POINTED,
+    "training.cell_weight": frozenset({"geocells"}),
+    "training.view_swap": frozenset({"geocells"}),
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, drawn evenly, or evenly in their logarithm; whole ones for a setting that is whole."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def draw(self, random: np.random.Generator) -> float | int:
+        """One of them."""
+        ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = random.uniform(*ends)
+        value = float(f"{math.exp(value) if self.log else value:.{_DIGITS}g}")
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.whole else value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values, each as likely as the others."""
+
+    values: tuple[Any, ...]
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """One of them."""
+        return self.values[int(random.integers(len(self.values)))]
+
+
+Space = Mapping[str, Range | Choice]
+
+# What differs most between data sets, over the values that won somewhere (docs/heads.md, and DESIGN's table).
+SPACE: dict[str, Any] = {
+    # Averaging wins on weak features, gated evidence where views differ in worth. The transformer is left to a space of
+    # one's own: as good as the gate, at several times the cost, it would take most of a sweep's time on a CPU.
+    "model.fusion": ["average", "concat", "attention", "evidence"],
+    # Cells won back most of the distance wherever places are dense; a probe wins where samples are few.
+    "model.head": ["geocells", "dual", "hierarchical", "probe"],
+    "model.standardise": [True, False],
+    "model.point": ["head", "median"],
+    # Narrow and wet for few samples, wide for many.
+    "model.head_hidden": [256, 512, 1024],
+    "model.head_depth": [1, 2],
+    "model.dropout": {"low": 0.0, "high": 0.6},
+    "model.cells": ["kmeans", "quad", "voronoi"],
+    # Below a dozen samples a cell learns little; above sixty a point is vague.
+    "model.cell_samples": {"low": 8, "high": 60, "log": True},
+    "training.learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
+    "training.weight_decay": {"low": 1e-3, "high": 0.5, "log": True},
+    "training.batch_size": [128, 256, 512],
+    # The plain recipe's 300 km oversmooths states; cells want some 40, sparse data wider ones.
+    "training.tau_km": {"low": 20.0, "high": 400.0, "log": True},
+    "training.state_loss": ["haversine", "pigeon", "cross_entropy"],
+    "training.gps_loss": ["mse", "smooth_l1", "haversine"],
+    # The losses of the point have scales of their own, degrees² to km ÷ 5000.
+    "training.gps_weight": {"low": 0.02, "high": 2.0, "log": True},
+    "training.l2": {"low": 1e-4, "high": 0.1, "log": True},
+    # Pays after some ten epochs, on views that a network could learn by heart.
+    "training.view_dropout": [0.0, 0.15, 0.3],
+    "training.view_swap": [0.0, 0.5],
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One configuration on one rung: its best epoch's score on the inner validation, or why it has none."""
+
+    trial: int
+    rung: int
+    epochs: int
+    score: float | None
+    state_score: float | None
+    gps_score: float | None
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` found.
+
+    Attributes:
+        best: the winner: trial, settings, its last `Result`, run, and val, the metrics on samples that chose nothing.
+        trials: each configuration with its settings and last result, the best first.
+        command: makes the winner's run again.
+        computed, reused: trainings made now, and found in the state file.
+        seconds: that this took.
+    """
+
+    best: dict[str, Any]
+    trials: list[dict[str, Any]]
+    command: str
+    computed: int
+    reused: int
+    seconds: float
+
+
+@dataclass
+class _State:
+    """What has been tried, on disk after each result. `replace`: whether a run of this name may be replaced."""
+
+    path: Path
+    header: dict[str, Any]
+    replace: bool
+    results: dict[tuple[int, int], Result] = field(default_factory=dict)
+
+    def add(self, results: Sequence[Result]) -> None:
+        self.results |= {(result.trial, result.rung): result for result in results}
+        content = {
+            "format": _FORMAT,
+            "replace": self.replace,
+            "header": self.header,
+            "results": [asdict(result) for result in self.results.values()],
+        }
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, content)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every configuration is tried on."""
+
+    data: Data
+    split: Split
+    prior: Prior
+    device: "torch.device"
+    rows: "Rows"
+
+    def training(self, config: Config) -> "stack.TrainingJob":
+        return make_training(config, self.data, self.split, self.prior, self.device, self.rows)
+
+
+def sweep(
+    config: Config,
+    *,
+    space: Space | None = None,
+    trials: int = 27,
+    eta: int = 3,
+    name: str = "sweep",
+    limit: int | None = None,
+    fresh: bool = False,
+) -> Sweep:
+    """Search a space of plain heads on the cached train split, and write the winner as a run.
+
+    The first trial is the settings as they are. What was tried lies in `<runs_dir>/<name>.sweep.json`: the same
+    call goes on from there, and ends as if it had never been interrupted.
+
+    Args:
+        config: all settings; `training.epochs` is what the last rung gets.
+        space: what varies, as `read_space` gives it; default `SPACE`.
+        trials: configurations to draw.
+        eta: η; of each rung 1/η go on.
+        name: of the run to write.
+        limit: use the first samples only.
+        fresh: forget what was tried, and replace a run of this name.
+
+    Raises:
+        GeoError: a run of this name exists; what was tried was tried with other settings; too few samples to choose by;
+            `training.folds` above 1, which leaves no sample that chooses nothing; or every trial failed.
+    """
+    started = time.monotonic()
+    runs_dir = config.paths.runs_dir
+    check_new_name(runs_dir, name, overwrite=True)
+    if trials < 1 or eta < 2:
+        raise GeoError(
+            f"a sweep of {trials} trials with η = {eta}", hint="give --trials 1 or more, --eta 2 or more"
+        )
+    if config.training.folds > 1:
+        raise GeoError(
+            "with folds every sample is held out once, and none is left that chooses nothing",
+            where=f"training.folds = {config.training.folds}",
+            hint="sweep with --set training.folds=1, then fit the winner with --folds",
+        )
+    base = plain(config)
+    space = space or parse_space(SPACE, config)
+    drawn = draw(space, base, trials)
+    samples = load_samples(config, "train")
+    store = find_store(config, "train")
+    check_fits(store, samples)
+    header = _header(base, space, trials, eta, limit, store, samples.csv)
+    state = _open_state(runs_dir / f"{name}.sweep.json", header, fresh)
+    if not state.results and not state.replace and (runs_dir / name).exists():
+        raise GeoError(
+            "a run of this name exists",
+            where=runs_dir / name,
+            hint="choose another --name, or replace it with --fresh",
+        )
+    found = len(state.results)
+    if found:
+        say(f"sweep: going on after {found:,} trainings, from {state.path}")
+    _climb(_set_up(base, samples, store, limit), base, drawn, eta, state)
+    standing = _standing(state)
+    if standing[0].error is not None:
+        raise GeoError(
+            f"all {len(drawn)} trials failed, trial {standing[0].trial} first: {standing[0].error}",
+            where=state.path,
+            hint="narrow the space (lower learning rates), then --fresh",
+        )
+    described = [{"settings": drawn[result.trial], **asdict(result)} for result in standing]
+    winner = _with(base, drawn[standing[0].trial])
+    val = _finish(winner, name, limit, state, store)
+    if state.replace:
+        # Only the run that was there before.
+        state.replace = False
+        state.add([])
+    return Sweep(
+        {**described[0], "run": name, "val": val},
+        described,
+        command(config, winner, drawn[standing[0].trial], name, limit),
+        len(state.results) - found,
+        found,
+        time.monotonic() - started,
+    )
+
+
+def plain(config: Config) -> Config:
+    """The settings with the plain recipe, which the swept ones belong to, and the fusion by name that is its default."""
+    return _with(config, {"training.preset": "pigeon", "model.fusion": config.model.fusion or "average"})
+
+
+def read_space(path: Path, config: Config) -> Space:
+    """A space from TOML: dotted keys (or tables) to a list of values, or `{low = …, high = …, log = true}`."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise GeoError(
+            "there is no such file",
+            where=path,
+            hint='a space is lines such as "training.learning_rate" = {low = 1e-4, high = 1e-2, log = true}',
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise GeoError(f"not a readable TOML file: {error}", where=path) from error
+    return parse_space(given, config, where=str(path))
+
+
+def parse_space(given: Mapping[str, Any], config: Config, *, where: str = "the space") -> Space:
+    """Check a space, every value of it, before anything is trained.
+
+    Args:
+        given: dotted keys, or nested tables of them, to a list of values or `{"low", "high", "log"}`.
+        config: the settings that a value must go with.
+        where: what an error names.
+
+    Raises:
+        GeoError: an unknown key, with the nearest known one; a setting that can't vary; a value that isn't allowed.
+    """
+    space: dict[str, Range | Choice] = {}
+    for key, spec in _leaves(given, where).items():
+        if key.split(".")[0] not in ("model", "training") or key in _FIXED:
+            raise GeoError(
+                f"{key} can't vary in a sweep: it doesn't say how heads are fitted",
+                where=where,
+                hint="settings of model.* and training.* that do: " + ", ".join(list(SPACE)[:3]) + ", …",
+            )
+        space[key] = _range(key, spec, where) if isinstance(spec, Mapping) else _choice(key, spec, where)
+        options = space[key]
+        ends = (options.low, options.high) if isinstance(options, Range) else options.values
+        for value in ends:
+            _with(config, {key: round(value) if getattr(options, "whole", False) else value}, where)
+    if not space:
+        raise GeoError("the space is empty", where=where, hint='"model.fusion" = ["average", "evidence"]')
+    return space
+
+
+def draw(space: Space, config: Config, trials: int) -> list[dict[str, Any]]:
+    """Different configurations, as what each changes in `config`: nothing first, then at random from `training.seed`.
+
+    A setting without effect in a configuration's head is left as it is. The first n of more trials are the n of fewer.
+    """
+    random = np.random.default_rng(config.training.seed)
+    drawn: list[dict[str, Any]] = [{}]
+    fruitless = 0
+    while len(drawn) < trials and fruitless < _FRUITLESS:
+        one = {key: options.draw(random) for key, options in space.items()}
+        head = one.get("model.head", config.model.head)
+        changes = {
+            key: value
+            for key, value in one.items()
+            if head in _HEADS.get(key, _NETWORKS) and value != value_at(config, key)
+        }
+        fruitless = 0 if changes not in drawn else fruitless + 1
+        if not fruitless:
+            drawn.append(changes)
+    if len(drawn) < trials:
+        say(f"sweep: the space holds {len(drawn):,} configurations that differ, fewer than {trials:,} trials")
+    return drawn
+
+
+def rungs(trials: int, epochs: int, eta: int) -> list[tuple[int, int]]:
+    """(configurations, epochs) of each rung: the last has all epochs, the one before 1/η of them for η times as many.
+
+    As many rungs as leave a configuration and an epoch to each.
+    """
+    steps = 0
+    while eta ** (steps + 1) <= min(trials, epochs):
+        steps += 1
+    return [(trials // eta**k, max(1, round(epochs / eta ** (steps - k)))) for k in range(steps + 1)]
+
+
+def inner_split(data: Data, learnt: NDArray[np.bool_], training: Training) -> Split:
+    """Of the rows (N,) that a run may learn from, those that a configuration is judged on, held out as the run's own are.
+
+    Raises:
+        GeoError: none can be held out.
+    """
+    rows = np.flatnonzero(learnt)
+    share = max(training.val_split, min(_MOST_OF_ROWS, _ENOUGH_ROWS / len(rows)))
+    judged = np.zeros(len(learnt), dtype=bool)
+    if not learnt.all():
+        judged[rows] = held_out(
+            data.sample_id[rows],
+            data.labels[rows],
+            data.truth.latitude[rows],
+            data.truth.longitude[rows],
+            training.model_copy(update={"val_split": share}),
+        )
+    if not judged.any():
+        raise GeoError(
+            f"{len(learnt):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
+            hint="geo fit-heads",
+        )
+    return Split(training.seed, 0, learnt & ~judged, judged)
+
+
+def command(
+    config: Config, winner: Config, changes: Mapping[str, Any], name: str, limit: int | None = None
+) -> str:
+    """A command line that makes the winner's run again: what geo.toml, the environment or an option said is said in it.
+
+    Args:
+        config: the settings that the sweep was called with: those that were given are given again.
+        winner: those of the run.
+        changes: what of them the sweep found.
+        name: of the run; the other one is called NAME-again.
+    """
+    default = Config()
+    words = ["geo"]
+    for key in known_keys():
+        group, *_ = key.split(".")
+        value = value_at(winner, key)
+        said = key in changes or key == "training.preset" or value != value_at(default, key)
+        if group in ("paths", "model", "training") and (said or _given(config, key)):
+            words += ["--set", f"{key}={_text(value)}"]
+    words += ["fit-heads", "--name", f"{name}-again"]
+    return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
+
+
+def _set_up(base: Config, samples: Samples, store: Store, limit: int | None) -> _Bench:
+    rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
+    data = join(base, samples, rows, read_store(store, rows))
+    split = inner_split(data, plan(base, data)[0].learnt, base.training)
+    device = backbones.pick_device(base.model.device)
+    return _Bench(data, split, find_prior(data, split.learnt), device, to_rows(data, split.learnt, device))
+
+
+def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
+    """Train what the state doesn't have, rung by rung."""
+    heads = [changes.get("model.head", base.model.head) for changes in drawn]
+    standing = [trial for trial, head in enumerate(heads) if head != "probe"]
+    steps = rungs(len(standing), base.training.epochs, eta)
+    with _board(drawn, len(steps), state) as tell:
+        for rung, (count, epochs) in enumerate(steps):
+            standing = standing[:count]
+            if rung == len(steps) - 1:
+                standing += [trial for trial, head in enumerate(heads) if head == "probe"]
+            configs = {trial: _with(base, {**drawn[trial], "training.epochs": epochs}) for trial in standing}
+            for group in _groups(bench, configs):
+                # A group is done or not: shared, a training's last bits depend on its company.
+                if all((trial, rung) in state.results for trial in group):
+                    continue
+                tell(list(group), rung)
+                state.add(_try(group, rung, epochs))
+                tell([], rung)
+            done = sorted((state.results[trial, rung] for trial in standing), key=_rank)
+            standing = [result.trial for result in done if result.error is None]
+
+
+def _groups(
+    bench: _Bench, configs: Mapping[int, Config]
+) -> list[dict[int, Callable[[], "stack.TrainingJob"]]]:
+    """Trials to train together, each with what makes its training: on a GPU those of one shape, on a CPU each alone."""
+    if bench.device.type != "cuda":
+        return [{trial: partial(bench.training, config)} for trial, config in configs.items()]
+    from geo_embed.fitting.stacked import stackable
+
+    groups: list[dict[int, stack.TrainingJob]] = []
+    for trial, config in configs.items():
+        training = bench.training(config)
+        for group in groups:
+            if len(group) < _TOGETHER and stackable([*group.values(), training]):
+                group[trial] = training
+                break
+        else:
+            groups.append({trial: training})
+    return [{trial: partial(_same, training) for trial, training in group.items()} for group in groups]
+
+
+def _same(training: "stack.TrainingJob") -> "stack.TrainingJob":
+    return training
+
+
+def _try(makers: Mapping[int, Callable[[], "stack.TrainingJob"]], rung: int, epochs: int) -> list[Result]:
+    """Train configurations together; where one fails, each alone, so that the others don't fail with it."""
+    import torch
+
+    from geo_embed.fitting.stacked import train_all
+
+    started = time.monotonic()
+    try:
+        trained = train_all([make() for make in makers.values()])
+    except (GeoError, torch.OutOfMemoryError) as error:
+        if len(makers) > 1:
+            alone = [_try({trial: make}, rung, epochs) for trial, make in makers.items()]
+            return [result for results in alone for result in results]
+        why = str(error).splitlines()[0]
+        seconds = time.monotonic() - started
+        return [Result(trial, rung, epochs, None, None, None, seconds, why) for trial in makers]
+    seconds = (time.monotonic() - started) / len(makers)
+    results = []
+    for trial, one in zip(makers, trained, strict=True):
+        best = max(one.history, key=lambda entry: entry["val_score"])
+        scores = (best["val_score"], best["val_state_score"], best["val_gps_score"])
+        results.append(Result(trial, rung, epochs, *scores, seconds))
+    return results
+
+
+def _rank(result: Result) -> tuple[Any, ...]:
+    """The best first: those that didn't fail, the highest rung, the best score, the first drawn."""
+    return (
+        result.error is not None,
+        -result.rung,
+        0.0 if result.score is None else -result.score,
+        result.trial,
+    )
+
+
+def _standing(state: _State) -> list[Result]:
+    """Each trial's last result, the best first."""
+    last: dict[int, Result] = {}
+    for result in sorted(state.results.values(), key=lambda result: result.rung):
+        last[result.trial] = result
+    return sorted(last.values(), key=_rank)
+
+
+def _finish(winner: Config, name: str, limit: int | None, state: _State, store: Store) -> dict[str, Any]:
+    """The winner's metrics on the run's held-out samples; makes the run where it isn't there yet."""
+    runs_dir = winner.paths.runs_dir
+    if (runs_dir / name).exists():
+        try:
+            run = load_run(runs_dir, name)
+            same = (
+                run.config.model == winner.model
+                and run.config.training == winner.training
+                and run.provenance["store"]["fingerprint"] == store.fingerprint
+            )
+            if same:
+                made: dict[str, Any] = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+                return dict(made["val"])
+        except (GeoError, OSError, ValueError, KeyError) as error:
+            say(f"sweep: the run of this name is damaged: {error}")
+        if not state.replace:
+            raise GeoError(
+                "a run of this name exists, and isn't the sweep's winner",
+                where=runs_dir / name,
+                hint="move it away and run the same command again: nothing that was tried is lost",
+            )
+    say(f"sweep: fitting the winner as {name}")
+    return fit_heads(winner, name=name, limit=limit, overwrite=state.replace).val
+
+
+def _header(
+    base: Config, space: Space, trials: int, eta: int, limit: int | None, store: Store, csv: Path
+) -> dict[str, Any]:
+    """All that a result depends on, as plain JSON."""
+    settings = {
+        key: value_at(base, key)
+        for key in known_keys()
+        if key.split(".")[0] in ("model", "training") and key != "model.device"
+    }
+    header = {
+        "trials": trials,
+        "eta": eta,
+        "limit": limit,
+        "space": {key: asdict(options) for key, options in space.items()},
+        "settings": settings,
+        "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
+        "train_csv": file_sha256(csv),
+        "device": backbones.pick_device(base.model.device).type,
+        "versions": {package: version(package) for package in ("geo-embed", "torch")},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(header))
+    return plain
+
+
+def _open_state(path: Path, header: dict[str, Any], fresh: bool) -> _State:
+    """What was tried before, if the settings are the same."""
+    if fresh or not path.exists():
+        return _State(path, header, fresh)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']}, where this version reads {_FORMAT}")
+        results = [Result(**entry) for entry in content["results"]]
+        then, replace = dict(content["header"]), bool(content["replace"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GeoError(
+            f"what the sweep has tried can't be read: {error}", where=path, hint="start anew with --fresh"
+        ) from error
+    differing = _differences(then, header)
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise GeoError(
+            f"this sweep was begun with other settings: {'; '.join(differing[:3])}{more}",
+            where=path,
+            hint="give another --name, or start anew with --fresh",
+        )
+    return _State(path, header, replace, {(result.trial, result.rung): result for result in results})
+
+
+def _differences(then: Any, now: Any, key: str = "") -> list[str]:
+    """`key was X, is Y` for each leaf of two JSON values that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        inner = key.removeprefix(".settings")
+        return [
+            difference
+            for name in dict.fromkeys([*then, *now])
+            for difference in _differences(then.get(name), now.get(name), f"{inner}.{name}")
+        ]
+    if then == now:
+        return []
+
+    def text(value: Any) -> str:
+        said = json.dumps(value, ensure_ascii=False)
+        return said if len(said) <= 60 else said[:59] + "…"
+
+    return [f"{key.removeprefix('.')} was {text(then)}, is {text(now)}"]
+
+
+def _leaves(given: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """Nested tables to dotted keys of settings."""
+    known = known_keys()
+    leaves: dict[str, Any] = {}
+    for name, value in given.items():
+        key = prefix + name
+        if key in known:
+            leaves[key] = value
+        elif isinstance(value, Mapping) and any(other.startswith(key + ".") for other in known):
+            leaves |= _leaves(value, where, key + ".")
+        else:
+            raise GeoError(f"unknown setting {key!r}", where=where, hint=nearest_key(key, list(known)))
+    return leaves
+
+
+def _range(key: str, spec: Mapping[str, Any], where: str) -> Range:
+    low, high, log = spec.get("low"), spec.get("high"), spec.get("log", False)
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
+    wrong = ""
+    if not spec.keys() <= {"low", "high", "log"} or not numbers or not isinstance(log, bool):
+        wrong = f"wants low, high and log, got {dict(spec)!r}"
+    elif not (math.isfinite(low) and math.isfinite(high) and low < high):  # type: ignore[arg-type, operator]
+        wrong = f"low must lie below high, got {low} and {high}"
+    elif log and low <= 0:  # type: ignore[operator]
+        wrong = f"low must lie above 0 where log is true, got {low}"
+    kind = known_keys()[key].annotation
+    if not wrong and kind not in (int, float) and kind != float | None:
+        wrong = "isn't a number, and wants a list of values"
+    if wrong:
+        raise GeoError(
+            f"{key}: {wrong}", where=where, hint=f'"{key}" = {{low = 1e-4, high = 1e-2, log = true}}'
+        )
+    return Range(low, high, log, kind is int)  # type: ignore[arg-type]
+
+
+def _choice(key: str, spec: Any, where: str) -> Choice:
+    if not isinstance(spec, list | tuple) or not spec:
+        raise GeoError(
+            f"{key}: wants a list of values or a range, got {spec!r}",
+            where=where,
+            hint=f'"{key}" = [first, second], or {{low = …, high = …}}',
+        )
+    return Choice(tuple(spec))
+
+
+def _with(config: Config, changes: Mapping[str, Any], where: str = "the space") -> Config:
+    """The settings with changes by dotted key. Raises GeoError for a value that isn't allowed."""
+    values = config.model_dump()
+    for key, value in changes.items():
+        *groups, leaf = key.split(".")
+        place = values
+        for group in groups:
+            place = place[group]
+        place[leaf] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        located = ".".join(str(part) for part in first["loc"])
+        key = next((key for key in changes if located.startswith(key)), located)
+        message = first["msg"].removeprefix("Value error, ")
+        raise GeoError(f"{key}: {message}, got {changes.get(key)!r}", where=where) from error
+
+
+def _given(config: Config, key: str) -> bool:
+    """Whether a setting was set by anybody, be it to its default."""
+    *groups, leaf = key.split(".")
+    place: Any = config
+    for group in groups:
+        place = getattr(place, group)
+    return leaf in place.model_fields_set
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
+
+
+def _short(changes: Mapping[str, Any]) -> str:
+    said = [f"{key.rsplit('.', 1)[-1]}={_text(value)}" for key, value in changes.items()]
+    return " ".join(said) or "as configured"
+
+
+@contextmanager
+def _board(
+    drawn: Sequence[dict[str, Any]], steps: int, state: _State
+) -> Iterator[Callable[[Sequence[int], int], None]]:
+    """Shows where the sweep stands: a table on a terminal, a line per result elsewhere.
+
+    The yielded function takes the trials that are being trained now, and their rung.
+    """
+    if not on_terminal():
+        said = set(state.results)
+
+        def lines(running: Sequence[int], rung: int) -> None:
+            for at, result in state.results.items():
+                if at not in said:
+                    said.add(at)
+                    came = f"{result.score:.4f}" if result.score is not None else f"failed: {result.error}"
+                    say(
+                        f"sweep: rung {rung + 1} of {steps}, {result.epochs} epochs, trial {result.trial}: {came}  "
+                        f"({_short(drawn[result.trial])})"
+                    )
+
+        yield lines
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    def table(running: Sequence[int], rung: int) -> Table:
+        shown = Table("trial", "rung", "epochs", "score", "settings", box=None, pad_edge=False)
+        for trial in running:
+            shown.add_row(str(trial), f"{rung + 1}/{steps}", "", "…", _short(drawn[trial]), style="bold")
+        for result in _standing(state):
+            if result.trial not in running:
+                came = f"{result.score:.4f}" if result.score is not None else "failed"
+                where = (str(result.trial), f"{result.rung + 1}/{steps}", str(result.epochs))
+                shown.add_row(*where, came, _short(drawn[result.trial]))
+        return shown
+
+    with Live(table([], 0), console=Console(stderr=True), auto_refresh=False) as live:
+        yield lambda running, rung: live.update(table(running, rung), refresh=True)

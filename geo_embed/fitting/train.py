@@ -1,0 +1,306 @@
+"""The training loop of stage 2: embeddings in memory, whole tensors, no loader."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from geo_embed.config import Model, Training
+from geo_embed.errors import GeoError
+from geo_embed.fitting.probe import fit_probe
+from geo_embed.heads.cells import geometric_median
+from geo_embed.heads.decision import Decision, decide_cells
+from geo_embed.heads.heads import Heads, answer_of, in_parts
+from geo_embed.heads.layers import dropping
+from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
+from geo_embed.heads.region import Atlas
+from geo_embed.optim import warmup_cosine
+from geo_embed.seeding import get_generator
+
+_BETAS = (0.9, 0.98)
+# Of the features' mean variance.
+_LEAST_VARIANCE = 1e-6
+# Streams of a seed: what is drawn for one must not move when another draws more.
+_ORDER, _DROPOUT, _VIEWS = range(3)
+
+# After an epoch: the heads, to what there is to say of them; a `val_score` among it decides which epoch is kept.
+Judge = Callable[[Heads], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples to learn from, on one device.
+
+    Attributes:
+        views: (N, V, D) float16 or float32.
+        present: (N, V) bool, at least one True in each row.
+        labels: (N,) classes.
+        points: (N, 3) float64 unit vectors of the true places.
+    """
+
+    views: Tensor
+    present: Tensor
+    labels: Tensor
+    points: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Rows":
+        """Some of them."""
+        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index])
+
+
+@dataclass
+class Trained:
+    """Heads in eval mode, and one entry per epoch: epoch, learning_rate, train_loss, and what the judge said."""
+
+    heads: Heads
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    rows: Rows, atlas: Atlas, model: Model, training: Training, *, seed: int, judge: Judge | None = None
+) -> Trained:
+    """Fit one set of heads; the same seed gives the same bits on the same machine.
+
+    With a judge, the epoch with the best `val_score` is kept, and training stops after `training.patience` epochs without
+    a better one. Without, all epochs are run and the last is kept.
+
+    Raises:
+        GeoError: the loss or a weight became NaN or infinite.
+    """
+    heads = new_heads(rows, atlas, model, seed)
+    if model.head == "probe":
+        vectors = _fuse_all(heads, rows)
+        weight, bias = fit_probe(vectors, rows.labels, atlas.classes, training.l2)
+        heads.states.weight.data, heads.states.bias.data = weight, bias
+        said = judge(heads.eval()) if judge else {}
+        return Trained(heads.eval(), [{"epoch": 1.0, **said}])
+
+    tables = make_tables(atlas, training, rows.views.device)
+    source = make_source(heads, rows, atlas, model, training, seed)
+    drop = dropping(model.dropout, dropout_of(seed, rows.views.device))
+    parameters = list(heads.parameters())
+    solver = make_adamw(parameters, training)
+    steps = math.ceil(len(rows) / training.batch_size)
+    keeper = Keeper(heads, training.patience)
+    done = 0
+    for epoch in range(1, training.epochs + 1):
+        heads.train()
+        total = torch.zeros((), device=rows.views.device)
+        for batch in source.epoch():
+            out = heads.read(batch.views, drop) if source.fused else heads(batch.views, batch.present, drop)
+            loss = objective(out, batch.labels, batch.points, tables, training)
+            solver.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
+            rate = training.learning_rate * warmup_cosine(done, steps * training.epochs, training.warmup)
+            for group in solver.param_groups:
+                group["lr"] = rate
+            solver.step()
+            done += 1
+            total += loss.detach() * len(batch.labels)
+        entry = {"epoch": float(epoch), "learning_rate": rate, "train_loss": float(total) / len(rows)}
+        check_finite(heads, entry["train_loss"], epoch)
+        if keeper.keep(entry, judge):
+            break
+    return keeper.trained()
+
+
+def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
+    """The samples that heads were fitted on, to be looked among when points are refined."""
+    assert atlas.cells is not None
+    vectors = torch.cat([out["vector"].half() for out in heads.walk(rows.views, rows.present)])
+    return make_gallery(vectors, atlas.cells.owner.to(vectors.device), rows.points)
+
+
+def find_refiner(heads: Heads, atlas: Atlas, learnt: Rows, held: Rows) -> Refiner | None:
+    """How refinement helps most on samples that the heads weren't fitted on; None where it doesn't."""
+    if heads.kind != "geocells":
+        return None
+    vectors, cells = [], []
+    for out in heads.walk(held.views, held.present):
+        cells.append(decide_cells([answer_of(out)], Decision(), heads.to_state)[1])
+        vectors.append(out["vector"])
+    probabilities = torch.cat(cells)
+    guess = geometric_median(probabilities, heads.centres)
+    return fit_refiner(
+        gallery_of(heads, learnt, atlas), torch.cat(vectors), probabilities, guess, held.points
+    )
+
+
+class Keeper:
+    """Keeps the best epoch of a training, and its history."""
+
+    def __init__(self, heads: Heads, patience: int) -> None:
+        self._heads, self._patience = heads, patience
+        self._history: list[dict[str, float]] = []
+        self._best: dict[str, Tensor] = {}
+        self._score, self._epoch = -math.inf, 0
+
+    def keep(self, entry: dict[str, float], judge: Judge | None) -> bool:
+        """Note an epoch; True where training should end."""
+        self._history.append(entry)
+        if judge is None:
+            return False
+        entry |= judge(self._heads.eval())
+        score = entry.get("val_score")
+        if score is None:
+            return False
+        if score > self._score:
+            self._score, self._epoch = score, len(self._history)
+            self._best = {key: value.clone() for key, value in self._heads.state_dict().items()}
+        return len(self._history) - self._epoch >= self._patience
+
+    def trained(self) -> Trained:
+        """The heads as they were at their best."""
+        if self._best:
+            self._heads.load_state_dict(self._best)
+        return Trained(self._heads.eval(), self._history)
+
+
+def new_heads(rows: Rows, atlas: Atlas, model: Model, seed: int) -> Heads:
+    """Untrained heads for these rows; leaves torch's global generator as it was."""
+    device = rows.views.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        heads = Heads(rows.views.shape[2], rows.views.shape[1], model, atlas)
+    if model.standardise:
+        heads.scale, heads.shift = scale_and_shift(rows)
+    return heads.to(device)
+
+
+def dropout_of(seed: int, device: torch.device) -> torch.Generator:
+    """The generator that a training's dropout is drawn from."""
+    return get_generator(seed, _DROPOUT, device=device)
+
+
+def make_adamw(
+    parameters: list[nn.Parameter] | list[Tensor], training: Training, axes: int = 1
+) -> torch.optim.AdamW:
+    """AdamW that decays weight matrices only: what has more than `axes` axes."""
+    decayed = [p for p in parameters if p.ndim > axes]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= axes], "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=_BETAS,
+        fused=True,
+    )
+
+
+def check_finite(heads: nn.Module, loss: float, epoch: int) -> None:
+    """Raise GeoError for a loss or a weight that is NaN or infinite: the last step's weights have met no loss yet."""
+    if not math.isfinite(loss) or not all(bool(torch.isfinite(p).all()) for p in heads.parameters()):
+        raise GeoError(f"the loss became {loss} in epoch {epoch}", hint="lower training.learning_rate")
+
+
+def scale_and_shift(rows: Rows) -> tuple[Tensor, Tensor]:
+    """(D,) factors and offsets that give every feature mean 0 and variance 1 over the views that are there.
+
+    One that is constant, or next to it, becomes 0.
+    """
+    total = torch.zeros(rows.views.shape[2], dtype=torch.float64, device=rows.views.device)
+    square, count = torch.zeros_like(total), 0
+    for views, present in in_parts(rows.views, rows.present):
+        flat = views[present].float()
+        total += flat.sum(0)
+        square += flat.square().sum(0)
+        count += len(flat)
+    mean = total / count
+    variance = square / count - mean.square()
+    # A feature that hardly varies here would shout wherever it does.
+    scale = torch.where(variance > _LEAST_VARIANCE * variance.mean(), variance.rsqrt(), 0.0)
+    return scale.float(), (-mean * scale).float()
+
+
+@dataclass(frozen=True)
+class Batch:
+    views: Tensor
+    present: Tensor
+    labels: Tensor
+    points: Tensor
+
+
+class Source:
+    """Batches of an epoch, in a new order each time.
+
+    Where the fusion learns nothing and no view is hidden or swapped, the samples are fused once, and shuffling them once per
+    epoch makes every batch a view of memory already in order.
+    """
+
+    def __init__(
+        self, rows: Rows, vectors: Tensor | None, atlas: Atlas, training: Training, seed: int
+    ) -> None:
+        self.rows, self.vectors, self.training = rows, vectors, training
+        self.order, self.chance = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
+        self.points = rows.points.float()
+        if training.view_swap and atlas.cells is not None:
+            owner = atlas.cells.owner.to(rows.views.device)
+            sizes = torch.bincount(owner, minlength=len(atlas.cells.centres))
+            self.owner, self.sizes = owner, sizes
+            self.by_cell, self.starts = torch.argsort(owner, stable=True), sizes.cumsum(0) - sizes
+
+    @property
+    def fused(self) -> bool:
+        """Whether a batch's `views` are fused vectors (B, W) rather than (B, V, D)."""
+        return self.vectors is not None
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """Two samples' views and which are there, as in a batch."""
+        views = self.rows.views[:2] if self.vectors is None else self.vectors[:2]
+        return views, self.rows.present[:2]
+
+    def epoch(self) -> Iterator[Batch]:
+        rows, size = self.rows, self.training.batch_size
+        shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
+        if self.vectors is not None:
+            x, there = self.vectors[shuffled], rows.present[shuffled]
+            labels, points = rows.labels[shuffled], self.points[shuffled]
+            for start in range(0, len(rows), size):
+                part = slice(start, start + size)
+                yield Batch(x[part], there[part], labels[part], points[part])
+            return
+        for index in torch.split(shuffled, size):
+            views, present = self._disturb(index)
+            yield Batch(views, present, rows.labels[index], self.points[index])
+
+    def _disturb(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The views of a batch, some hidden, some taken from other samples of the same cell."""
+        rows, training = self.rows, self.training
+        views, present = rows.views[index], rows.present[index]
+        device = views.device
+        if training.view_swap and hasattr(self, "owner"):
+            cell = self.owner[index]
+            pick = (torch.rand(len(index), generator=self.chance).to(device) * self.sizes[cell]).long()
+            other = self.by_cell[self.starts[cell] + pick]
+            swapped = torch.rand(present.shape, generator=self.chance).to(device) < training.view_swap
+            i, v = swapped.nonzero(as_tuple=True)
+            views[i, v] = rows.views[other[i], v]
+            present[i, v] = rows.present[other[i], v]
+        if training.view_dropout:
+            kept = torch.rand(present.shape, generator=self.chance).to(device) >= training.view_dropout
+            present = present & kept
+        # A sample that would be left without a view keeps those that it has.
+        bare = ~present.any(dim=1)
+        if bool(bare.any()):
+            views[bare], present[bare] = rows.views[index[bare]], rows.present[index[bare]]
+        return views, present
+
+
+def make_source(
+    heads: Heads, rows: Rows, atlas: Atlas, model: Model, training: Training, seed: int
+) -> Source:
+    once = heads.fusion.fixed and not (training.view_dropout or training.view_swap or model.directional)
+    return Source(rows, _fuse_all(heads, rows) if once else None, atlas, training, seed)
+
+
+@torch.no_grad()
+def _fuse_all(heads: Heads, rows: Rows) -> Tensor:
+    return torch.cat([heads.fuse(*part)[0] for part in in_parts(rows.views, rows.present)])

@@ -1,0 +1,1 @@
+"""From the views of a sample to an answer: fusions, heads, losses, decisions."""

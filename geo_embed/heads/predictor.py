@@ -1,0 +1,122 @@
+"""What a run answers with: one set of heads, or several (seeds, folds) that answer together."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geo_embed.config import Training
+from geo_embed.console import warn
+from geo_embed.fitting.race import Best, build_best
+from geo_embed.geography import to_unit_vectors
+from geo_embed.heads import calibration
+from geo_embed.heads.calibration import Calibration, Kind
+from geo_embed.heads.cells import geometric_median_of
+from geo_embed.heads.heads import Heads, build_heads, unit_to_degrees
+
+# Of recipe.json: a run of another number can't be read.
+FORMAT = 1
+
+
+class Panel(nn.Module):
+    """Heads that answer together: probabilities are averaged, the point is the geometric median of theirs.
+
+    Args:
+        parts: one or more, over the same classes.
+        fitted: calibration of the averaged probabilities.
+    """
+
+    def __init__(self, parts: Sequence[Heads | Best], fitted: Calibration | None = None) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.calibration = fitted
+        self.reliability: dict[str, Any] | None = None
+
+    def calibrate(
+        self, probabilities: NDArray[np.float32], labels: NDArray[np.int64], kind: Kind, *, seed: int
+    ) -> NDArray[np.float32]:
+        """Fit the calibration on the panel's probabilities (n, C) for held-out samples of these labels (n,).
+
+        `reliability` is then what it is worth. One that doesn't help on samples that it hasn't seen is left out.
+
+        Returns:
+            The same probabilities, each row calibrated by a calibration that hasn't seen it.
+        """
+        logs, truth = torch.from_numpy(probabilities).log(), torch.from_numpy(labels)
+        self.reliability = calibration.reliability(logs, truth, kind, seed=seed)
+        before, after = (self.reliability[when]["nll"] for when in ("before", "after"))
+        if after >= before:
+            warn(
+                f"calibration by {kind} is left out: on samples that it hasn't seen, nll {before:.3f} → {after:.3f}"
+            )
+            return probabilities
+        self.calibration = calibration.fit_calibration(logs, truth, kind)
+        return np.asarray(calibration.cross_fitted(logs, truth, kind, seed=seed).exp().numpy())
+
+    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
+        answers = [part.predict(views, present) for part in self.parts]  # type: ignore[operator]
+        states, points = together(answers)
+        if self.calibration is not None:
+            states = calibration.apply(self.calibration, states.log()).exp()
+        return states, points
+
+    def leaves(self, training: Training) -> list[tuple[Heads, float, Training]]:
+        """Every set of heads with its weight in the answer, and the settings that its losses follow.
+
+        Args:
+            training: of the plain heads; a `Best`'s members bring their own.
+        """
+        found: list[tuple[Heads, float, Training]] = []
+        for part in self.parts:
+            if isinstance(part, Best):
+                trainings = [member.training for member in part.members]
+                found += zip(part.heads, part.decision.weights, trainings, strict=True)
+            elif isinstance(part, Heads):
+                found.append((part, 1.0, training))
+        return [(heads, weight / len(self.parts), own) for heads, weight, own in found]
+
+    def description(self) -> dict[str, Any]:
+        """What the state dict doesn't say, as plain values."""
+        return {
+            "format": FORMAT,
+            "parts": [
+                {"best" if isinstance(part, Best) else "heads": part.description()}  # type: ignore[operator]
+                for part in self.parts
+            ],
+            "calibration": None if self.calibration is None else asdict(self.calibration),
+        }
+
+
+def together(answers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One answer of several: the mean of the probabilities (B, C), the geometric median of the points (B, 2) in degrees."""
+    states, points = answers[0]
+    if len(answers) > 1:
+        states = torch.stack([p for p, _ in answers]).mean(dim=0)
+        each = torch.stack([point.double().cpu() for _, point in answers], dim=1)
+        unit = torch.from_numpy(to_unit_vectors(each[..., 0].numpy(), each[..., 1].numpy()))
+        points = unit_to_degrees(geometric_median_of(unit, torch.full(unit.shape[:2], 1 / len(answers))))
+    return states, points
+
+
+def build_panel(description: dict[str, Any], dim: int, views: int, classes: int) -> Panel:
+    """A panel whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
+    if description["format"] != FORMAT:
+        raise ValueError(f"format {description['format']}, where this version reads {FORMAT}")
+    parts = [
+        build_best(entry["best"], dim, views, classes)
+        if "best" in entry
+        else build_heads(entry["heads"], dim, views, classes)
+        for entry in description["parts"]
+    ]
+    if not parts:
+        raise ValueError("no heads")
+    given = description["calibration"]
+    fitted = (
+        None if given is None else Calibration(given["kind"], tuple(given["scale"]), tuple(given["offset"]))
+    )
+    return Panel(parts, fitted)

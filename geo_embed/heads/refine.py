@@ -1,0 +1,199 @@
+"""A finer point from the training samples that look most alike, inside the cells that a network thinks likely.
+
+PIGEON's refiner (Haas et al., CVPR 2024, "hierarchical guess refinement"), with single samples in the place of its
+clusters. It works in the space that the network has learnt; raw embeddings are dominated by what has nothing to do with
+the place.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geo_embed.heads.cells import geometric_median_of, great_circle_km
+
+# Similarities that are held at once, 16 MB.
+_BLOCK = 2**22
+# Vectors that are turned to float32 at once.
+_ROWS = 4096
+_TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
+_MOST_KM = (25.0, 50.0, 100.0, 250.0, 1000.0)
+# A gain below so many standard errors is luck, the more so as it is the best of a grid.
+_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Training samples in the learnt space, sorted by cell; made by `make_gallery`.
+
+    Attributes:
+        vectors: (N, W) float16, centred and of length 1.
+        cells: (N,) int64, ascending.
+        points: (N, 3) float64 unit vectors.
+        mean: (W,) float32 that queries are centred with.
+    """
+
+    vectors: Tensor
+    cells: Tensor
+    points: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Settings of `refine`: `refine(…, **dataclasses.asdict(refiner))`."""
+
+    cells: int
+    neighbours: int
+    temperature: float
+    max_km: float
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Neighbours of n queries: cosine distances (n, k), P(cell) of each (n, k), 0 where there is none, points (n, k, 3)."""
+
+    distance: Tensor
+    cell_probability: Tensor
+    points: Tensor
+
+
+def make_gallery(vectors: Tensor, cells: Tensor, points: Tensor) -> Gallery:
+    """Training samples to look among.
+
+    Args:
+        vectors: (N, W) the network's fused hidden vectors.
+        cells: (N,) the samples' own cells.
+        points: (N, 3) unit vectors.
+    """
+    order = torch.argsort(cells, stable=True)
+    mean = vectors.mean(dim=0, dtype=torch.float32)
+    # Part by part: whole floats would take several times the memory of the gallery.
+    parts = [_directions(vectors[rows], mean).half() for rows in torch.split(order, _ROWS)]
+    return Gallery(torch.cat(parts), cells[order].long(), points[order].double(), mean)
+
+
+def blank_gallery(samples: int, width: int) -> Gallery:
+    """A gallery of the right sizes and no content, to be loaded into."""
+    return Gallery(
+        torch.zeros(samples, width, dtype=torch.float16),
+        torch.zeros(samples, dtype=torch.int64),
+        torch.zeros(samples, 3, dtype=torch.float64),
+        torch.zeros(width),
+    )
+
+
+def refine(
+    gallery: Gallery,
+    queries: Tensor,
+    cell_probabilities: Tensor,
+    guess: Tensor,
+    *,
+    cells: int = 5,
+    neighbours: int = 8,
+    temperature: float = 0.1,
+    max_km: float = 250.0,
+) -> Tensor:
+    """Refined points (n, 3), float64 unit vectors.
+
+    Among the nearest samples of a query's likeliest cells each weighs P(cell) · softmax(−(1 − cosine)/temperature), and
+    their geometric median is the refined point. One farther than `max_km` from the guess is refused: the guess stays. It
+    stays too where those cells hold no sample.
+
+    Args:
+        gallery: on the queries' device.
+        queries: (n, W) hidden vectors, as the gallery was made from.
+        cell_probabilities: (n, K), K more than any cell of the gallery.
+        guess: (n, 3) unit vectors.
+        cells: likeliest cells to look in.
+        neighbours: samples taken from each.
+        temperature: in cosine distance, > 0.
+        max_km: of the way from the guess.
+    """
+    guess = guess.double()
+    found = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
+    moved = _weigh(found, guess, temperature)
+    return torch.where((great_circle_km(moved, guess) <= max_km)[:, None], moved, guess)
+
+
+def fit_refiner(
+    gallery: Gallery,
+    queries: Tensor,
+    cell_probabilities: Tensor,
+    guess: Tensor,
+    truth: Tensor,
+    *,
+    cells: int = 5,
+    neighbours: int = 8,
+) -> Refiner | None:
+    """The temperature and `max_km` of least mean distance over a small grid, or None where refinement doesn't help.
+
+    Helping means that the mean distance falls by more than twice the standard error of the fall.
+
+    Args:
+        gallery, queries, cell_probabilities, guess: as in `refine`, of samples that the network wasn't fitted on.
+        truth: (n, 3) unit vectors of their true places.
+        cells, neighbours: as in `refine`.
+    """
+    n = len(queries)
+    if n < 2:
+        return None
+    guess, truth = guess.double(), truth.double()
+    found = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
+    before = great_circle_km(guess, truth)
+    best, gain = None, torch.zeros_like(before)
+    for temperature in _TEMPERATURES:
+        moved = _weigh(found, guess, temperature)
+        after, way = great_circle_km(moved, truth), great_circle_km(moved, guess)
+        for max_km in _MOST_KM:
+            gains = torch.where(way <= max_km, before - after, 0.0)
+            if float(gains.mean()) > float(gain.mean()):
+                best, gain = Refiner(cells, neighbours, temperature, max_km), gains
+    return best if float(gain.mean()) > _ERRORS * float(gain.std()) / n**0.5 else None
+
+
+def _look_up(
+    gallery: Gallery, queries: Tensor, cell_probabilities: Tensor, cells: int, neighbours: int
+) -> _Candidates:
+    n, device = len(queries), queries.device
+    probability, chosen = cell_probabilities.double().topk(min(cells, cell_probabilities.shape[1]), dim=1)
+    ranks = chosen.shape[1]
+    neighbours = min(neighbours, int(torch.unique_consecutive(gallery.cells, return_counts=True)[1].max()))
+    directions = _directions(queries, gallery.mean)
+    distance = torch.zeros(n, ranks, neighbours, device=device)
+    row = torch.full((n, ranks, neighbours), -1, dtype=torch.int64, device=device)
+    for asked, (first, last) in _by_cell(chosen, gallery.cells):
+        there = gallery.vectors[first:last].float()
+        for part in torch.split(asked, max(1, _BLOCK // len(there))):
+            i, rank = part // ranks, part % ranks
+            near = (directions[i] @ there.T).topk(min(neighbours, len(there)), dim=1)
+            distance[i, rank, : near.values.shape[1]] = 1 - near.values
+            row[i, rank, : near.values.shape[1]] = near.indices + first
+    weight = torch.where(row >= 0, probability[:, :, None], 0.0)
+    return _Candidates(distance.flatten(1), weight.flatten(1), gallery.points[row.clamp_min(0).flatten(1)])
+
+
+def _by_cell(chosen: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """For each cell that is asked for and holds samples: the places in `chosen`, flat, and its range in the gallery."""
+    flat = chosen.flatten()
+    order = torch.argsort(flat, stable=True)
+    asked, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    firsts = torch.searchsorted(cells, asked).tolist()
+    lasts = torch.searchsorted(cells, asked, right=True).tolist()
+    for places, first, last in zip(torch.split(order, counts.tolist()), firsts, lasts, strict=True):
+        if last > first:
+            yield places, (first, last)
+
+
+def _weigh(found: _Candidates, guess: Tensor, temperature: float) -> Tensor:
+    """Geometric medians (n, 3) of the candidates, the guess where there are none."""
+    weights = torch.log(found.cell_probability) - found.distance.double() / temperature
+    there = (found.cell_probability > 0).any(dim=1)
+    moved = guess.clone()
+    moved[there] = geometric_median_of(found.points[there], torch.softmax(weights[there], dim=1))
+    return moved
+
+
+def _directions(vectors: Tensor, mean: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors.float() - mean, dim=1)

@@ -1,0 +1,104 @@
+"""What the training places tell the heads: where the states lie, how far the region reaches, and its cells."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geo_embed.config import GpsBox, Model
+from geo_embed.geography import (
+    LEAST_REACH_DEGREES,
+    MARGIN,
+    class_centroids,
+    region_box,
+    to_degrees,
+    wrap_longitude,
+)
+from geo_embed.heads.cells import Cells, make_cells
+
+# Few samples make few cells: below a dozen samples a cell learns nothing, and below so many cells a point is vague.
+_FEWEST_CELLS = 16
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Made from training rows alone.
+
+    Attributes:
+        centroids: (C, 2) float64 latitudes and longitudes of the states' centres, degrees.
+        counts: (C,) samples of each state.
+        middle, reach: (2,) centre and half extent of the region's box, degrees of latitude and longitude.
+        state_reach: (2,) the farthest that a place lies from its state's centre, degrees.
+        cells: K cells over the places, for heads that need them.
+    """
+
+    centroids: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    middle: Tensor
+    reach: Tensor
+    state_reach: Tensor
+    cells: Cells | None
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return len(self.counts)
+
+
+def make_atlas(
+    points: NDArray[np.float64], labels: NDArray[np.int64], classes: int, model: Model, *, seed: int
+) -> Atlas:
+    """Look at the training places.
+
+    Args:
+        points: (N, 3) unit vectors.
+        labels: (N,) classes; each of them occurs.
+        classes: C.
+        model: the kind and size of the cells, the box where it is given.
+        seed: of the cells.
+    """
+    latitude, longitude = to_degrees(points)
+    middle, reach = _box(latitude, longitude, model.gps_box)
+    cells = None
+    if model.head in ("geocells", "probe"):
+        count = int(min(model.most_cells, max(_FEWEST_CELLS, len(points) / model.cell_samples)))
+        cells = make_cells(points, labels, count, classes, seed=seed, kind=model.cells)
+    centroids = class_centroids(latitude, longitude, labels, classes)
+    away = np.stack([latitude - centroids[labels, 0], wrap_longitude(longitude - centroids[labels, 1])])
+    state_reach = np.maximum(np.abs(away).max(axis=1) * (1 + MARGIN), LEAST_REACH_DEGREES)
+    return Atlas(
+        centroids,
+        np.bincount(labels, minlength=classes),
+        middle,
+        reach,
+        torch.from_numpy(state_reach).float(),
+        cells,
+    )
+
+
+def blank_atlas(classes: int, cells: int) -> Atlas:
+    """An atlas of the right sizes and no content, for heads whose state dict is still to be loaded."""
+    blank = Cells(
+        torch.zeros(cells, 3),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(cells, classes),
+        torch.zeros(classes, cells),
+    )
+    return Atlas(
+        np.zeros((classes, 2)),
+        np.zeros(classes, dtype=np.int64),
+        torch.zeros(2),
+        torch.zeros(2),
+        torch.zeros(2),
+        blank,
+    )
+
+
+def _box(
+    latitude: NDArray[np.float64], longitude: NDArray[np.float64], given: GpsBox
+) -> tuple[Tensor, Tensor]:
+    south, north, west, east = region_box(latitude, longitude, given.edges)
+    low, high = torch.tensor([[south, west], [north, east]])
+    return (low + high) / 2, (high - low) / 2

@@ -1,0 +1,1 @@
+"""From a run to answers: `predict_split`, `evaluate`, `ensemble`, `submit`."""

@@ -1,0 +1,313 @@
+"""Runs to a run: their answers for the same held-out samples, combined, and copies of the runs to ask again."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.config import Config
+from geo_embed.data.holdout import resampling_groups
+from geo_embed.data.samples import LabelEncoder
+from geo_embed.errors import GeoError
+from geo_embed.metrics import final_metrics, metrics
+from geo_embed.prediction.combine import LEARNT, Answers, Method, Places, combine, weight_learner
+from geo_embed.prediction.predict import (
+    MEMBERS,
+    RECIPE,
+    Predictions,
+    Truth,
+    against,
+    read_predictions,
+    write_predictions,
+)
+from geo_embed.runs.run import (
+    Prior,
+    Run,
+    check_new_name,
+    describe_origin,
+    load_run,
+    new_run_name,
+    write_description,
+    write_json,
+    writing_run,
+)
+
+# What a member needs to answer, without its own answers, its checkpoints and what a writer left behind.
+_NOT_COPIED = shutil.ignore_patterns("*_predictions.parquet", "checkpoints", ".*")
+_FOLDS = 5
+# A place as two machines read it from the same text.
+_SAME_DEGREES = 1e-6
+_REFIT = "fit the runs with the same training.seed, training.val_split and training.validation, or all of them with --folds"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run's part in an ensemble: its weight, and its own score on the held-out samples."""
+
+    run: str
+    weight: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Ensembled:
+    """What `ensemble` made: the run's name, its members' weights in the order given, and its metrics."""
+
+    run: str
+    weights: list[float]
+    members: list[Member]
+    val: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A run's answers for the samples it held out, in ascending order of the ids and of the states."""
+
+    run: Run
+    predictions: Predictions
+    truth: Truth
+
+
+def ensemble(
+    config: Config, names: Sequence[str], *, method: Method, name: str | None = None, overwrite: bool = False
+) -> Ensembled:
+    """Combine runs into one, which evaluate, predict and submit take like any other.
+
+    The runs may come from any store, backbone, recipe or machine, and may be ensembles; they must know the same states and
+    have held out the same samples, and are copied, so that the ensemble outlives them.
+
+    The metrics are honest: where weights are learnt (`weighted`, `stacking`), each fifth of the held-out samples is
+    answered with weights learnt on the other four, and these answers are scored and kept as the run's validation
+    predictions. The weights that it predicts with are learnt on all of them.
+
+    Args:
+        config: paths.
+        names: two or more runs, by name or directory.
+        method: see combine.py.
+        name: of the ensemble; default `ensemble-` and the time.
+        overwrite: replace a run of this name.
+
+    Raises:
+        GeoError: fewer than two runs, one given twice, one that is damaged or held nothing out, or runs that don't fit.
+    """
+    started = time.monotonic()
+    runs_dir = config.paths.runs_dir
+    name = name or new_run_name(runs_dir, "ensemble")
+    check_new_name(runs_dir, name, overwrite=overwrite)
+    held = [_held_out(run) for run in _load_runs(runs_dir, names)]
+    for other in held[1:]:
+        _check_same(held[0], other)
+    first, ids, truth = held[0].run, held[0].predictions.sample_id, held[0].truth
+    labels, counts, prior, distances = _describe_classes(first)
+    answers = Answers.of(
+        [one.predictions.probabilities for one in held],
+        [one.predictions.latitude for one in held],
+        [one.predictions.longitude for one in held],
+    )
+    places = Places(labels.encode(truth.state_idx), truth.latitude, truth.longitude)
+    weights, predictions = _cross_fit(method, answers, places, ids)
+    groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
+    val = final_metrics(*against(predictions, places.labels, truth), groups=groups)
+    members = [
+        Member(
+            one.run.path.resolve().name,
+            float(weight),
+            float(metrics(*against(one.predictions, places.labels, truth))["score"]),
+        )
+        for one, weight in zip(held, weights, strict=True)
+    ]
+
+    described = {
+        "method": method,
+        "weights": weights.tolist(),
+        "members": [f"{i}-{member.run}" for i, member in enumerate(members, start=1)],
+    }
+    learnt = (
+        f"from these samples; each was answered with weights learnt without its part of {_FOLDS}"
+        if method in LEARNT
+        else "not at all"
+    )
+    provenance = {
+        **describe_origin(config),
+        "data": first.provenance.get("data"),
+        "store": first.provenance["store"],
+        "stores": _stores([one.run for one in held]),
+        "ensemble": {
+            **described,
+            "runs": [str(one.run.path.resolve()) for one in held],
+            "weights_learnt": learnt,
+        },
+    }
+    with writing_run(runs_dir, name) as directory:
+        for one, copy in zip(held, described["members"], strict=True):
+            _copy(one.run.path, directory / MEMBERS / copy)
+        write_json(directory / RECIPE, {"ensemble": described})
+        write_json(
+            directory / "metrics.json",
+            {"val": val, "weights_learnt": learnt, "members": [asdict(member) for member in members]},
+        )
+        for file in ("state_centroids.json", "split.parquet"):
+            _copy(first.path / file, directory / file)
+        np.save(directory / "haversine_matrix.npy", distances)
+        write_predictions(directory / "val_predictions.parquet", predictions, labels, truth)
+        # How samples were held out is the members'; where data and runs lie is this machine's.
+        own = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
+        provenance["seconds"] = time.monotonic() - started
+        write_description(directory, own, labels, counts, prior, provenance)
+    return Ensembled(name, weights.tolist(), members, val)
+
+
+def _load_runs(runs_dir: Path, names: Sequence[str]) -> list[Run]:
+    if len(names) < 2:
+        raise GeoError(
+            f"an ensemble is made of two runs or more, not of {len(names)}", hint="geo ensemble RUN RUN"
+        )
+    runs = [load_run(runs_dir, name) for name in names]
+    seen: set[Path] = set()
+    for run in runs:
+        if run.path.resolve() in seen:
+            raise GeoError("this run is given twice", where=run.path, hint="name every run once")
+        seen.add(run.path.resolve())
+    return runs
+
+
+def _held_out(run: Run) -> _Held:
+    """Raises GeoError where the run's validation predictions are absent, damaged, or of no sample."""
+    path = run.path / "val_predictions.parquet"
+    if not path.is_file():
+        raise GeoError("the run lacks this file", where=path, hint="train it again: it is incomplete")
+    predictions, truth = read_predictions(path)
+    count = len(predictions.sample_id)
+    if not count:
+        raise GeoError("the run held no samples out, so it can't be compared", where=run.path, hint=_REFIT)
+    shares = predictions.probabilities
+    faults = {
+        "it carries no truth": truth is None,
+        f"{shares.shape[-1]} probabilities a sample, where the run knows {len(run.labels)} states": (
+            shares.shape != (count, len(run.labels))
+        ),
+        "a sample_id is repeated": len(set(predictions.sample_id)) < count,
+        "a probability is negative, NaN or infinite": not (np.isfinite(shares).all() and (shares >= 0).all()),
+        "a sample's probabilities are all 0": not (shares.sum(axis=-1) > 0).all(),
+        "a point is NaN or infinite": not np.isfinite([predictions.latitude, predictions.longitude]).all(),
+    }
+    for fault, there in faults.items():
+        if there:
+            raise GeoError(f"these predictions are damaged: {fault}", where=path, hint="train the run again")
+    assert truth is not None
+    rows, classes = np.argsort(predictions.sample_id), np.argsort(run.labels.state_idx)
+    return _Held(
+        run,
+        Predictions(
+            predictions.sample_id[rows],
+            shares[np.ix_(rows, classes)],
+            predictions.latitude[rows],
+            predictions.longitude[rows],
+        ),
+        truth.take(rows),
+    )
+
+
+def _check_same(a: _Held, b: _Held) -> None:
+    """Raise GeoError where two runs can't be compared sample by sample."""
+    where, first = b.run.path, a.run.name
+    known, other = (set(one.run.labels.state_idx.tolist()) for one in (a, b))
+    if known != other:
+        raise GeoError(
+            f"the run knows other states than {first}: {_differ(known, other, 'state_idx')}",
+            where=where,
+            hint="combine runs that were fitted on the same states",
+        )
+    ids, others = (set(one.predictions.sample_id) for one in (a, b))
+    if ids != others:
+        raise GeoError(
+            f"the run held out other samples than {first}: {_differ(ids, others, 'sample')}",
+            where=where,
+            hint=_REFIT,
+        )
+    far = np.maximum(
+        np.abs(a.truth.latitude - b.truth.latitude), np.abs(a.truth.longitude - b.truth.longitude)
+    )
+    # A truth that is NaN disagrees, too.
+    wrong = (a.truth.state_idx != b.truth.state_idx) | ~(far <= _SAME_DEGREES)
+    if wrong.any():
+        raise GeoError(
+            f"the run was fitted on another truth than {first}: {wrong.sum():,} samples differ in state or place, "
+            f"sample {a.predictions.sample_id[wrong][0]} first",
+            where=where,
+            hint="fit both on the same train CSV",
+        )
+
+
+def _differ(a: set[Any], b: set[Any], what: str) -> str:
+    lacks, adds = sorted(a - b), sorted(b - a)
+    said = [
+        f"{len(some):,} {word}, {what} {some[0]} first"
+        for some, word in ((lacks, "lacking"), (adds, "more"))
+        if some
+    ]
+    return "; ".join(said)
+
+
+def _cross_fit(
+    method: Method, answers: Answers, places: Places, ids: NDArray[np.object_]
+) -> tuple[NDArray[np.float64], Predictions]:
+    """Weights from all samples; and answers for them, each with weights that it had no part in."""
+    learn = weight_learner(method, answers, places)
+    count = len(ids)
+    weights = learn(np.ones(count, dtype=bool))
+    fold = np.zeros(count, dtype=np.int64)
+    if method in LEARNT:
+        fold[np.random.default_rng(0).permutation(count)] = np.arange(count) % _FOLDS
+    probabilities = np.empty(answers.probabilities.shape[1:], dtype=np.float32)
+    latitude, longitude = np.empty(count), np.empty(count)
+    for part in np.unique(fold):
+        rows = fold == part
+        own = learn(~rows) if method in LEARNT else weights
+        probabilities[rows], latitude[rows], longitude[rows] = combine(method, own, answers.take(rows))
+    return weights, Predictions(ids, probabilities, latitude, longitude)
+
+
+def _describe_classes(run: Run) -> tuple[LabelEncoder, NDArray[np.int64], Prior, NDArray[np.float64]]:
+    """A run's labels, sample counts (C,), prior and distances (C, C), in ascending order of the states."""
+    order = np.argsort(run.labels.state_idx)
+    labels = LabelEncoder(run.labels.state_idx[order], tuple(run.labels.names[k] for k in order))
+    prior = Prior(run.prior.probabilities[order], run.prior.latitude, run.prior.longitude)
+    path = run.path / "labels.json"
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8"))["classes"]
+        counts = np.array([entry["samples"] for entry in classes], dtype=np.int64)[order]
+        path = run.path / "haversine_matrix.npy"
+        distances = np.load(path)[np.ix_(order, order)]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise GeoError(
+            "this file of the run is absent or damaged", where=path, hint="train the run again"
+        ) from error
+    return labels, counts, prior, distances
+
+
+def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What every run, and every run that it is made of, was fitted on; each store once."""
+    every = [store for run in runs for store in run.provenance.get("stores", [run.provenance["store"]])]
+    return list({store["fingerprint"]: store for store in every}.values())
+
+
+def _copy(source: Path, to: Path) -> None:
+    try:
+        if source.is_dir():
+            shutil.copytree(source, to, ignore=_NOT_COPIED)
+        else:
+            shutil.copyfile(source, to)
+    except shutil.Error as error:
+        file, _, reason = error.args[0][0]
+        raise GeoError(f"can't copy this file of the run: {reason}", where=file) from error
+    except FileNotFoundError as error:
+        raise GeoError(
+            "the run lacks this file", where=source, hint="train it again: it is incomplete"
+        ) from error

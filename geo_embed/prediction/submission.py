@@ -1,0 +1,271 @@
+"""The competition file: written from predictions, and checked, wherever it came from."""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from geo_embed.cache.store import disk_errors, find_store
+from geo_embed.config import Config
+from geo_embed.data.samples import (
+    PREDICTED_POINT,
+    PREDICTED_STATES,
+    LabelEncoder,
+    csv_header,
+    load_mapping,
+    load_samples,
+    read_csv,
+)
+from geo_embed.errors import GeoError
+from geo_embed.geography import region_box
+from geo_embed.metrics import top_states
+from geo_embed.prediction.predict import Predictions, predict_split, read_predictions
+from geo_embed.runs.run import Run, store_fingerprints
+
+# Rows named one by one in a finding; more are counted.
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of a submission found. It is valid if there are no errors."""
+
+    rows: int = 0
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the competition would take it."""
+        return not self.errors
+
+
+def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Verdict]:
+    """Write a run's answers for the test split as a competition file, and check it.
+
+    Test predictions are taken from the run, or made from the cached test split where the run has none that are still true.
+
+    Args:
+        config: paths.
+        run: whose answers.
+        out: the file; default `<submissions_dir>/<run>.csv`.
+
+    Raises:
+        GeoError: no template, no embeddings of the test split, or a sample of the template without an answer.
+    """
+    template = read_template(config)
+    predictions = _test_predictions(config, run, template)
+    path = out or config.paths.submissions_dir / f"{run.name}.csv"
+    table = fill_template(template, predictions, run.labels)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        table.to_csv(temporary, index=False, lineterminator="\n")
+        temporary.replace(path)
+    return path, validate(config, path)
+
+
+def read_template(config: Config) -> pd.DataFrame:
+    """The template's rows and columns as text, in its order. Raises GeoError where it is none."""
+    path = config.paths.csv("test")
+    table, problems = read_csv(path, ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT])
+    if table is None:
+        raise GeoError(
+            problems[0].message, where=path, hint="name the template with --set paths.test_csv=FILE"
+        )
+    whole, _ = read_csv(path, csv_header(path))
+    assert whole is not None
+    repeated = whole["sample_id"].duplicated()
+    if repeated.any():
+        raise GeoError(
+            f"sample_id {whole['sample_id'][repeated].iloc[0]!r} is repeated",
+            where=path,
+            hint="correct the template",
+        )
+    return whole
+
+
+def fill_template(template: pd.DataFrame, predictions: Predictions, labels: LabelEncoder) -> pd.DataFrame:
+    """The template with its predicted columns filled in, matched by `sample_id`, every other column untouched.
+
+    Raises:
+        GeoError: a sample of the template has no prediction.
+    """
+    place = {sample_id: i for i, sample_id in enumerate(predictions.sample_id)}
+    lacking = [sample_id for sample_id in template["sample_id"] if sample_id not in place]
+    if lacking:
+        raise GeoError(
+            f"{len(lacking):,} samples of the template have no prediction, {lacking[0]!r} first",
+            hint="geo extract --split test, then geo predict --split test",
+        )
+    rows = np.array([place[sample_id] for sample_id in template["sample_id"]])
+    ranked = labels.decode(top_states(predictions.probabilities[rows]))
+    table = template.copy()
+    for rank, column in enumerate(PREDICTED_STATES):
+        table[column] = ranked[:, rank] if rank < ranked.shape[1] else -1
+    latitude, longitude = PREDICTED_POINT
+    table[latitude], table[longitude] = predictions.latitude[rows], predictions.longitude[rows]
+    return table
+
+
+def validate(config: Config, path: Path) -> Verdict:
+    """Check a submission against the template: columns, ids, nulls, ranges; with warnings for what is odd but legal.
+
+    Args:
+        config: the template, the state mapping, and `model.gps_box`, outside of which a point draws a warning; an edge
+            that isn't given comes from the training CSV, where that can be read.
+        path: the file.
+
+    Raises:
+        GeoError: there is no such file, or no template.
+    """
+    if not path.is_file():
+        raise GeoError("there is no such submission", where=path, hint="write one with: geo submit")
+    template = read_template(config)
+    columns = ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT]
+    table, problems = read_csv(path, columns)
+    if table is None:
+        return Verdict(errors=[problem.message for problem in problems])
+    verdict = Verdict(rows=len(table))
+    _check_rows(verdict, table["sample_id"], template["sample_id"])
+    _check_states(verdict, table, config)
+    _check_points(verdict, table, config)
+    return verdict
+
+
+def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predictions:
+    """The run's own, unless they lack a sample of the template or the cache was written to since they were made."""
+    path = run.path / "test_predictions.parquet"
+    if path.is_file() and path.stat().st_mtime >= _last_commit(config, run):
+        predictions, _ = read_predictions(path)
+        if set(template["sample_id"]) <= set(predictions.sample_id):
+            return predictions
+    return predict_split(config, run, "test")[0]
+
+
+def _last_commit(config: Config, run: Run) -> float:
+    """When the cached test split, or any that an ensemble needs, was last written to; 0 where it isn't cached."""
+    times = [0.0]
+    for fingerprint in store_fingerprints(run.provenance):
+        with contextlib.suppress(GeoError):
+            store = find_store(config, "test", fingerprint=fingerprint)
+            times += [file.stat().st_mtime for file in (store.path / "status").rglob("*")]
+    return max(times)
+
+
+def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]") -> None:
+    if len(ids) != len(wanted):
+        verdict.errors.append(f"{len(ids):,} rows, where the template has {len(wanted):,}")
+    _find(verdict.errors, ids, ids == "", "without a sample_id")
+    _find(
+        verdict.errors, ids, ids.duplicated() & (ids != ""), "with a sample_id that an earlier row has", ids
+    )
+    _find(
+        verdict.errors,
+        ids,
+        ~ids.isin(wanted) & (ids != ""),
+        "with a sample_id that isn't in the template",
+        ids,
+    )
+    lacking = wanted[~wanted.isin(ids)]
+    if len(lacking):
+        verdict.errors.append(f"{len(lacking):,} sample_ids of the template are missing: {_some(lacking)}")
+
+
+def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
+    mapping = load_mapping(config)
+    largest = max(config.inference.max_state_idx, *mapping)
+    ranked = np.full((len(table), len(PREDICTED_STATES)), -1, dtype=np.int64)
+    for rank, column in enumerate(PREDICTED_STATES):
+        text = table[column]
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        given = (text != "").to_numpy()
+        none = ~given | (numbers == -1)
+        whole = np.isfinite(numbers) & (numbers == np.round(numbers))
+        if rank == 0:
+            _find(verdict.errors, table, none, f"without {column}")
+        _find(verdict.errors, table, given & ~whole, f"where {column} is not a whole number", text)
+        outside = whole & ~none & ((numbers < 0) | (numbers > largest))
+        _find(verdict.errors, table, outside, f"where {column} lies outside [0, {largest}]", text)
+        fine = whole & ~none & ~outside
+        unknown = fine & ~np.isin(numbers, list(mapping))
+        _find(
+            verdict.warnings,
+            table,
+            unknown,
+            f"where {column} is no state of the mapping, so it can't be right",
+            text,
+        )
+        ranked[fine, rank] = numbers[fine].astype(np.int64)
+    _find(
+        verdict.warnings, table, _repeats(ranked), "with a repeated state; it counts only at its first place"
+    )
+
+
+def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
+    fine = np.ones(len(table), dtype=bool)
+    points = []
+    for column, bound in zip(PREDICTED_POINT, (90, 180), strict=True):
+        text = table[column]
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        empty = (text == "").to_numpy()
+        finite = np.isfinite(numbers)
+        _find(verdict.errors, table, empty, f"without {column}")
+        _find(verdict.errors, table, ~empty & ~finite, f"where {column} is not a number", text)
+        outside = finite & (np.abs(numbers) > bound)
+        _find(verdict.errors, table, outside, f"where {column} lies outside [-{bound}, {bound}]", text)
+        fine &= finite & ~outside
+        points.append(numbers)
+    region = _region(config)
+    if region is None:
+        return
+    south, north, west, east = region
+    latitude, longitude = (np.where(fine, numbers, np.nan) for numbers in points)
+    inside = (latitude >= south) & (latitude <= north) & ((longitude - west) % 360 <= east - west)
+    where = f"latitude {south:g}…{north:g}, longitude {west:g}…{east:g}"
+    _find(verdict.warnings, table, fine & ~inside, f"with a point outside the region ({where})")
+
+
+def _region(config: Config) -> tuple[float, float, float, float] | None:
+    """South, north, west, east of `model.gps_box`; an edge that isn't given comes from the training places, and where these
+    can't be read either, there is no region.
+    """
+    given = config.model.gps_box.edges
+    south, north, west, east = given
+    if south is not None and north is not None and west is not None and east is not None:
+        return south, north, west, east
+    try:
+        samples = load_samples(config, "train")
+    except GeoError:
+        return None
+    assert samples.latitude is not None
+    assert samples.longitude is not None
+    return region_box(samples.latitude, samples.longitude, given)
+
+
+def _repeats(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:
+    ordered = np.sort(ranked, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    return np.asarray(twice.any(axis=1))
+
+
+def _find(
+    findings: list[str],
+    table: "pd.DataFrame | pd.Series[str]",
+    wrong: "NDArray[np.bool_] | pd.Series[bool]",
+    what: str,
+    values: "pd.Series[str] | None" = None,
+) -> None:
+    rows = table.index[np.asarray(wrong)]
+    if len(rows):
+        shown = "" if values is None else f": {_some(values[rows])}"
+        more = ", …" if len(rows) > _SHOWN else ""
+        at = ", ".join(str(row) for row in rows[:_SHOWN]) + more
+        findings.append(f"{len(rows):,} row{'s' * (len(rows) > 1)} {what}{shown} (row {at})")
+
+
+def _some(values: "pd.Series[str]") -> str:
+    return ", ".join(repr(value) for value in values.iloc[:_SHOWN]) + (", …" if len(values) > _SHOWN else "")

@@ -1,0 +1,145 @@
+"""`geo demo`: from nothing to a validated submission, through the same code as real data."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from geo_embed.cache.store import disk_errors
+from geo_embed.config import Config
+from geo_embed.console import progress, say
+from geo_embed.data.check import check_data
+from geo_embed.data.samples import SPLITS
+from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import extract
+from geo_embed.finetuning.finetune import finetune
+from geo_embed.fitting.fit import fit_heads
+from geo_embed.prediction.evaluate import evaluate
+from geo_embed.prediction.submission import submit
+from geo_embed.runs.run import load_run
+from geo_embed.synthetic import country as synthetic
+
+RUN, TUNED = "demo", "demo-finetuned"
+_MARK = ".synthetic"
+
+# How the demo is trained, to last about a minute and a half; every rate was measured on it (docs/finetuning.md).
+RECIPE: dict[str, float] = {
+    "training.budget_seconds": 20.0,
+    "finetune.epochs": 5,
+    "finetune.patience": 5,
+    "finetune.batch_size": 16,
+    "finetune.accumulate": 1,
+    "finetune.backbone_lr": 1e-3,
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where everything lies, and how well it went.
+
+    Attributes:
+        run: the heads on the frozen backbone, and `score` theirs on the held-out places.
+        finetuned: the run whose backbone was trained, and `finetuned_score` its.
+        submitted: the better of the two; the heads' where they are as good.
+    """
+
+    root: Path
+    run: str
+    score: float
+    finetuned: str
+    finetuned_score: float
+    submitted: str
+    submission: Path
+    seconds: float
+
+
+def demo_settings(root: Path) -> dict[str, str]:
+    """Settings, by dotted key, that point every stage at a demo below `root`."""
+    return {
+        "paths.data_root": str(root / "data"),
+        "paths.cache_dir": str(root / "cache"),
+        "paths.runs_dir": str(root / "runs"),
+        "paths.submissions_dir": str(root / "submissions"),
+        "model.backbone_name": str(root / "backbone"),
+    }
+
+
+def demo(config: Config, root: Path, locations: int) -> Demo:
+    """Make a synthetic country and a small random CLIP, then run every stage on them.
+
+    Args:
+        config: settings over `demo_settings(root)`, and over `RECIPE` or others.
+        root: an empty or new directory, or that of an earlier demo.
+        locations: train and test places together.
+
+    Raises:
+        GeoError: `root` holds something else.
+    """
+    started = time.monotonic()
+    make_country(config, root, locations)
+    for split in SPLITS:
+        checked = check_data(config, split)
+        if checked.problems:
+            raise GeoError(checked.problems[0].message, where=checked.problems[0].where)
+        say(f"check    {split}: {checked.samples:,} samples, no problems")
+    for split in SPLITS:
+        done = extract(config, split)
+        say(
+            f"extract  {split}: {done.computed:,} pictures computed, {done.reused:,} reused, "
+            f"{done.images_per_second:,.0f} images/s"
+        )
+    fit = fit_heads(config, name=RUN, overwrite=True)
+    say(f"fit      {fit.epochs} epochs in {fit.seconds:.1f} s")
+    run = load_run(config.paths.runs_dir, fit.run)
+    scores = evaluate(config, run)
+    if scores["score"] is None:
+        raise GeoError(f"{locations} places are too few to hold any out", where="--locations", hint="try 300")
+    say(
+        f"evaluate score {scores['score']:.4f}, top-1 {scores['top1']:.3f}, median {scores['median_km']:,.0f} km"
+    )
+    tuned = finetune(config, name=TUNED, init=fit.run, overwrite=True)
+    finetuned_score = float(tuned.val["score"])
+    say(f"finetune score {finetuned_score:.4f} after {tuned.epochs} epochs in {tuned.seconds:.0f} s")
+    if finetuned_score > scores["score"]:
+        run = load_run(config.paths.runs_dir, tuned.run)
+        config = config.model_copy(update={"model": run.config.model})
+        extract(config, "test")
+    submission, verdict = submit(config, run)
+    if not verdict.valid:
+        raise GeoError(verdict.errors[0], where=submission)
+    say(f"submit   {verdict.rows:,} rows of {run.name}, valid")
+    seconds = time.monotonic() - started
+    return Demo(root, fit.run, scores["score"], tuned.run, finetuned_score, run.name, submission, seconds)
+
+
+def make_country(config: Config, root: Path, locations: int) -> None:
+    """Write the pictures, CSVs and backbone of a demo, unless these very ones are there.
+
+    Raises:
+        GeoError: `root` holds something that no demo put there.
+    """
+    mark, made = root / _MARK, f"{locations} locations, seed {config.training.seed}\n"
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if mark.is_file() and mark.read_text(encoding="utf-8") == made:
+            say(f"country  {locations:,} synthetic places are there already, in {root}")
+            return
+        if not mark.is_file() and any(root.iterdir()):
+            raise GeoError(
+                "this directory is neither empty nor a demo's",
+                where=root,
+                hint="name another one: --root DIR",
+            )
+        # Written first and empty: an interrupted demo is known as one, and painted again.
+        mark.write_text("", encoding="utf-8")
+        every = config.tracking.progress_seconds
+        with progress("country", locations, "places", every) as advance:
+            synthetic.write_country(
+                root / "data",
+                locations=locations,
+                seed=config.training.seed,
+                workers=config.inference.workers,
+                progress=lambda done, total: advance(1),
+            )
+        synthetic.write_backbone(root / "backbone", seed=config.training.seed)
+        mark.write_text(made, encoding="utf-8")
+    say(f"country  {locations:,} synthetic places painted in {root}")

@@ -1,0 +1,699 @@
+"""Every family of backbones gives what its own class in transformers gives, trains, and is saved to be loaded again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import Country
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from geo_embed.backbones.backbone import (
+    Backbone,
+    blocks,
+    embed,
+    embedding_dim,
+    freeze,
+    hash_weights,
+    layer_groups,
+    load_backbone,
+    quiet_transformers,
+    read_preprocessing,
+    save_backbone,
+    unfreeze,
+)
+from geo_embed.backbones.families import FAMILIES, family_of, mlp_tensors
+from geo_embed.cache.store import find_store, read_store
+from geo_embed.config import Model
+from geo_embed.data.images import decode, normalise, resize
+from geo_embed.data.samples import load_samples
+from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import extract
+
+CPU = torch.device("cpu")
+WIDTH, LAYERS, SIZE, PATCH = 32, 2, 32, 8
+SIDES = {"height": SIZE, "width": SIZE}
+SMALL = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "patch_size": PATCH,
+    "image_size": SIZE,
+}
+TEXT = {
+    "vocab_size": 50,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def why_no_timm() -> str:
+    """Empty where timm's models can be made here."""
+    try:
+        importlib.import_module("timm")
+    except Exception as error:
+        return f"timm can't be imported: {error}".splitlines()[0]
+    return ""
+
+
+NO_TIMM = why_no_timm()
+TIMM = pytest.param("timm", marks=pytest.mark.skipif(bool(NO_TIMM), reason=NO_TIMM))
+
+
+def random_numbers(module: nn.Module, seed: int = 3) -> nn.Module:
+    """Every parameter drawn anew: a class's own start leaves biases, tokens and layer scales at 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return module.eval()
+
+
+def write(directory: Path, model: nn.Module, processor: dict[str, object] | None) -> None:
+    with quiet_transformers():
+        random_numbers(model).save_pretrained(directory)
+    if processor is not None:
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+CLIP_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": SIZE},
+    "crop_size": SIDES,
+}
+SIGLIP_PROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor",
+    "size": SIDES,
+    "resample": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+NAFLEX_PROCESSOR = {
+    "image_processor_type": "Siglip2ImageProcessor",
+    "patch_size": PATCH,
+    "max_num_patches": (SIZE // PATCH) ** 2,
+}
+DINOV2_PROCESSOR = {
+    "image_processor_type": "BitImageProcessor",
+    "size": {"shortest_edge": 40},
+    "crop_size": SIDES,
+    "do_center_crop": True,
+    "resample": 3,
+    "rescale_factor": 1 / 127.5,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+DINOV3_PROCESSOR = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": SIDES}
+
+
+def clip_config() -> transformers.CLIPVisionConfig:
+    return transformers.CLIPVisionConfig(intermediate_size=64, projection_dim=24, **SMALL)
+
+
+def clip(directory: Path) -> None:
+    model = transformers.CLIPVisionModelWithProjection(clip_config())
+    write(directory, model, CLIP_PROCESSOR)
+
+
+def siglip(directory: Path) -> None:
+    config = transformers.SiglipConfig(
+        text_config=TEXT | {"projection_size": WIDTH}, vision_config=SMALL | {"intermediate_size": 64}
+    )
+    write(directory, transformers.SiglipModel(config), SIGLIP_PROCESSOR)
+
+
+def siglip_tower(directory: Path) -> None:
+    config = transformers.SiglipVisionConfig(intermediate_size=64, **SMALL)
+    write(directory, transformers.SiglipVisionModel(config), SIGLIP_PROCESSOR)
+
+
+def naflex(directory: Path) -> None:
+    # Position embeddings of another grid than the pictures', so that they have to be resized.
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        patch_size=PATCH,
+        num_patches=25,
+    )
+    write(directory, transformers.Siglip2VisionModel(config), NAFLEX_PROCESSOR)
+
+
+def dinov2(directory: Path) -> None:
+    # Trained on larger pictures, as the real ones are: 518 pixels, where 224 are looked at.
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**(SMALL | {"image_size": 48})))
+    write(directory, model, DINOV2_PROCESSOR)
+
+
+def dinov2_registers(directory: Path) -> None:
+    config = transformers.Dinov2WithRegistersConfig(num_register_tokens=3, **SMALL)
+    write(directory, transformers.Dinov2WithRegistersModel(config), DINOV2_PROCESSOR)
+
+
+def dinov3(directory: Path) -> None:
+    config = transformers.DINOv3ViTConfig(intermediate_size=64, num_register_tokens=3, **SMALL)
+    write(directory, transformers.DINOv3ViTModel(config), DINOV3_PROCESSOR)
+
+
+def geoclip(directory: Path) -> None:
+    clip(directory)
+    mlp = random_numbers(nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 16)), 5)
+    torch.save(mlp.state_dict(), directory / "image_encoder_mlp_weights.pth")
+
+
+TIMM_CONFIG = {
+    "architecture": "vit_tiny_patch16_224",
+    "model_args": {
+        "embed_dim": WIDTH,
+        "depth": LAYERS,
+        "num_heads": 4,
+        "img_size": SIZE,
+        "patch_size": PATCH,
+    },
+    "num_classes": 7,
+    "num_features": WIDTH,
+    "pretrained_cfg": {
+        "input_size": [3, SIZE, SIZE],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+        "crop_mode": "center",
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.4],
+        "num_classes": 7,
+    },
+}
+
+
+def timm(directory: Path) -> None:
+    """As the hub has timm's: no model_type, timm's own names of tensors, and a classifier on top."""
+    module: Any = importlib.import_module("timm")
+    model = module.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM_CONFIG["model_args"])
+    directory.mkdir()
+    save_file(random_numbers(model).state_dict(), directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(TIMM_CONFIG))
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    maker.__name__: maker
+    for maker in (clip, geoclip, siglip, siglip_tower, naflex, dinov2, dinov2_registers, dinov3, timm)
+}
+EACH = [TIMM if name == "timm" else name for name in MAKERS]
+each_family = pytest.mark.parametrize("family", EACH)
+
+
+@pytest.fixture
+def made(tmp_path: Path, family: str) -> Path:
+    directory = tmp_path / family
+    MAKERS[family](directory)
+    return directory
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32, **settings: object) -> Backbone:
+    return load_backbone(Model(backbone_name=str(directory), **settings), CPU, dtype)
+
+
+def pixels(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def embedded(backbone: Backbone) -> torch.Tensor:
+    with torch.inference_mode():
+        return embed(backbone, pixels().to(backbone.dtype))
+
+
+def picture(width: int = 61, height: int = 61) -> Image.Image:
+    noise = np.random.default_rng(2).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# ---------------------------------------------------------------- what it gives
+
+
+def from_class(name: str, directory: Path) -> Any:
+    with quiet_transformers():
+        return getattr(transformers, name).from_pretrained(directory).eval()
+
+
+def pooled_by(name: str) -> Callable[[Path], torch.Tensor]:
+    return lambda directory: from_class(name, directory)(pixels()).pooler_output
+
+
+def first_token_by(name: str) -> Callable[[Path], torch.Tensor]:
+    return lambda directory: from_class(name, directory)(pixels()).last_hidden_state[:, 0]
+
+
+def by_geoclip(directory: Path) -> torch.Tensor:
+    """Its paper's equation, from the files: CLIP's features, then Linear, ReLU, Linear."""
+    features = from_class("CLIPVisionModelWithProjection", directory)(pixels()).image_embeds
+    w = torch.load(directory / "image_encoder_mlp_weights.pth", weights_only=True)
+    return (features @ w["0.weight"].T + w["0.bias"]).relu() @ w["2.weight"].T + w["2.bias"]
+
+
+def by_siglip(directory: Path) -> torch.Tensor:
+    features = from_class("SiglipModel", directory).get_image_features(pixels())
+    return features if isinstance(features, torch.Tensor) else features.pooler_output
+
+
+def by_timm(directory: Path) -> torch.Tensor:
+    module: Any = importlib.import_module("timm")
+    model = module.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM_CONFIG["model_args"])
+    model.load_state_dict(load_file(directory / "model.safetensors"))
+    model.reset_classifier(0)
+    pooled: torch.Tensor = model.eval()(pixels())
+    return pooled
+
+
+def by_naflex(directory: Path) -> torch.Tensor:
+    """Each picture through the class's own patches: 8 × 8 pixels from left to right and top to bottom."""
+    patches = [
+        image[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
+        for image in pixels()
+        for y in range(0, SIZE, PATCH)
+        for x in range(0, SIZE, PATCH)
+    ]
+    side = SIZE // PATCH
+    return (
+        from_class("Siglip2VisionModel", directory)(
+            pixel_values=torch.stack(patches).view(3, side * side, -1),
+            pixel_attention_mask=torch.ones(3, side * side, dtype=torch.int64),
+            spatial_shapes=torch.tensor([[side, side]] * 3),
+        )
+    ).pooler_output
+
+
+WANTED: dict[str, tuple[int, Callable[[Path], torch.Tensor]]] = {
+    "clip": (
+        24,
+        lambda directory: from_class("CLIPVisionModelWithProjection", directory)(pixels()).image_embeds,
+    ),
+    "geoclip": (16, by_geoclip),
+    "siglip": (WIDTH, by_siglip),
+    "siglip_tower": (WIDTH, pooled_by("SiglipVisionModel")),
+    "naflex": (WIDTH, by_naflex),
+    "dinov2": (WIDTH, first_token_by("Dinov2Model")),
+    "dinov2_registers": (WIDTH, first_token_by("Dinov2WithRegistersModel")),
+    "dinov3": (WIDTH, first_token_by("DINOv3ViTModel")),
+    "timm": (WIDTH, by_timm),
+}
+
+
+@each_family
+def test_the_embedding_is_what_the_familys_own_class_gives(made: Path, family: str) -> None:
+    dim, wanted = WANTED[family]
+    backbone = load(made)
+    with torch.inference_mode():
+        expected = wanted(made)
+    got = embedded(backbone)
+    assert got.shape == (3, dim)
+    assert backbone.dim == embedding_dim(made, "image_embeds") == dim
+    assert not torch.allclose(got[0], got[1], atol=1e-2)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@each_family
+def test_a_pooler_output_is_given_or_refused_in_one_line(made: Path, family: str) -> None:
+    if family == "geoclip":
+        with pytest.raises(GeoError, match="no pooler_output, only image_embeds") as caught:
+            load(made, feature="pooler_output")
+        assert caught.value.hint
+    elif family == "clip":
+        assert embedded(load(made, feature="pooler_output")).shape == (3, WIDTH)
+    else:
+        # These have no projection: the pooled state is the embedding.
+        assert torch.equal(embedded(load(made, feature="pooler_output")), embedded(load(made)))
+
+
+@each_family
+def test_bfloat16_runs_on_a_cpu_and_points_the_same_way(made: Path, family: str) -> None:
+    rough = embedded(load(made, torch.bfloat16))
+    assert rough.dtype == torch.bfloat16
+    assert torch.cosine_similarity(rough.float(), embedded(load(made))).min() > 0.97
+
+
+def test_a_siglip_and_its_tower_alone_are_the_same_backbone(tmp_path: Path) -> None:
+    siglip(tmp_path / "whole")
+    with quiet_transformers():
+        tower = transformers.SiglipVisionModel.from_pretrained(tmp_path / "whole")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_text(tower.config.to_json_string())
+    # As a tower that never was part of a whole is saved: no vision_model before its names.
+    save_file(dict(tower.named_parameters()), tmp_path / "alone" / "model.safetensors", {"format": "pt"})
+    shutil.copy(tmp_path / "whole" / "preprocessor_config.json", tmp_path / "alone")
+    assert hash_weights(tmp_path / "alone") == hash_weights(tmp_path / "whole")
+    assert torch.equal(embedded(load(tmp_path / "alone")), embedded(load(tmp_path / "whole")))
+
+
+def test_geoclips_layers_may_be_a_pickle_or_safetensors_and_count_in_the_hash(tmp_path: Path) -> None:
+    geoclip(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shipped = tmp_path / "b" / "image_encoder_mlp_weights.pth"
+    weights = torch.load(shipped, weights_only=True)
+    shipped.unlink()
+    without = hash_weights(tmp_path / "b")
+    save_file(weights, tmp_path / "b" / "geoclip_mlp.safetensors")
+    assert torch.equal(embedded(load(tmp_path / "b")), embedded(load(tmp_path / "a")))
+    assert hash_weights(tmp_path / "b") == hash_weights(tmp_path / "a") != without
+    weights["2.bias"][0] += 1
+    save_file(weights, tmp_path / "b" / "geoclip_mlp.safetensors")
+    assert hash_weights(tmp_path / "b") != hash_weights(tmp_path / "a")
+
+
+# ---------------------------------------------------------------- preprocessing
+
+PROCESSORS = {
+    "siglip": "SiglipImageProcessorPil",
+    "dinov2": "BitImageProcessorPil",
+    "dinov2_registers": "BitImageProcessorPil",
+}
+
+
+@pytest.mark.parametrize("size", [(61, 61), (90, 50), (32, 47)])
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_exact_pixels_are_bit_equal_to_the_models_own_processor(
+    made: Path, family: str, size: tuple[int, int]
+) -> None:
+    own = getattr(transformers, PROCESSORS[family]).from_pretrained(made)
+    theirs = own(picture(*size), return_tensors="np")["pixel_values"][0]
+    spec = read_preprocessing(made, exact=True)
+    batch = torch.from_numpy(resize(np.asarray(picture(*size)), spec))[None]
+    assert (normalise(batch, spec, torch.float32).numpy()[0] == theirs).all()
+
+
+def test_a_naflex_model_sees_a_square_picture_as_its_own_processor_cuts_it(tmp_path: Path) -> None:
+    naflex(tmp_path / "naflex")
+    own = transformers.Siglip2ImageProcessorPil.from_pretrained(tmp_path / "naflex")
+    theirs = own(picture(), return_tensors="pt")
+    backbone = load(tmp_path / "naflex", exact=True)
+    batch = torch.from_numpy(resize(np.asarray(picture()), backbone.preprocessing))[None]
+    with torch.inference_mode():
+        got = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))
+        wanted = from_class("Siglip2VisionModel", tmp_path / "naflex")(**theirs).pooler_output
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_dinov3_file_that_leaves_things_out_has_dinov3s_defaults(tmp_path: Path) -> None:
+    dinov3(tmp_path / "dinov3")
+    spec = read_preprocessing(tmp_path / "dinov3", exact=False)
+    assert (spec.shortest_edge, spec.height, spec.width, spec.resample) == (None, SIZE, SIZE, 2)
+    assert spec.mean == (0.485, 0.456, 0.406)
+    assert spec.std == (0.229, 0.224, 0.225)
+    change_json(tmp_path / "dinov3" / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3], resample=3)
+    changed = read_preprocessing(tmp_path / "dinov3", exact=False)
+    assert (changed.mean, changed.resample) == ((0.1, 0.2, 0.3), 3)
+
+
+@pytest.fixture
+def timm_config(tmp_path: Path) -> Path:
+    """A timm model's config.json is all that its preprocessing needs, timm itself is not."""
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    return tmp_path / "config.json"
+
+
+def test_a_timm_models_preprocessing_comes_from_its_config(timm_config: Path) -> None:
+    spec = read_preprocessing(timm_config.parent, exact=False)
+    assert (spec.shortest_edge, spec.height, spec.width, spec.resample) == (40, SIZE, SIZE, 3)
+    assert (spec.mean, spec.std, spec.scale) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 1 / 255)
+    squash = {"input_size": [3, 48, 32], "crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}
+    change_json(timm_config, pretrained_cfg=squash)
+    spec = read_preprocessing(timm_config.parent, exact=False)
+    assert (spec.shortest_edge, spec.height, spec.width, spec.resample) == (None, 48, 32, 2)
+    assert spec.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"crop_mode": "border"},
+        {"crop_mode": "squash", "crop_pct": 0.9},
+        {"interpolation": "random"},
+        {"input_size": [3, 48, 32]},
+    ],
+)
+def test_what_timm_does_that_cannot_be_followed_is_refused(
+    timm_config: Path, said: dict[str, object]
+) -> None:
+    change_json(timm_config, pretrained_cfg={"input_size": [3, 32, 32]} | said)
+    with pytest.raises(GeoError, match="can't be followed") as caught:
+        read_preprocessing(timm_config.parent, exact=False)
+    assert caught.value.hint
+
+
+def test_a_processor_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    dinov2(tmp_path / "dinov2")
+    change_json(tmp_path / "dinov2" / "preprocessor_config.json", image_processor_type="FuyuImageProcessor")
+    with pytest.raises(GeoError, match=r"FuyuImageProcessor.*BitImageProcessor"):
+        load(tmp_path / "dinov2")
+
+
+def test_a_fixed_size_that_is_cropped_to_another_is_refused(tmp_path: Path) -> None:
+    dinov2(tmp_path / "dinov2")
+    change_json(tmp_path / "dinov2" / "preprocessor_config.json", size={"height": 40, "width": 40})
+    with pytest.raises(GeoError, match="no fixed size"):
+        read_preprocessing(tmp_path / "dinov2", exact=False)
+
+
+# ---------------------------------------------------------------- training and saving
+
+
+@each_family
+def test_gradients_reach_the_input_end(made: Path, family: str) -> None:
+    backbone = load(made)
+    unfreeze(backbone.module)
+    embed(backbone, pixels()).square().sum().backward()
+    untouched = {n for n, p in backbone.module.named_parameters() if p.grad is None or not p.grad.any()}
+    # A mask token stands for patches that are left out in pre-training only; adding to a key changes no softmax.
+    assert not {name for name in untouched if "mask_token" not in name and "k_proj.bias" not in name}
+
+
+@each_family
+@pytest.mark.parametrize("last", range(LAYERS + 1))
+def test_the_last_layers_thaw_with_all_that_follows_them(made: Path, family: str, last: int) -> None:
+    tower = unfreeze(load(made).module, last)
+    thawed = {id(p) for p in tower.parameters() if p.requires_grad}
+    groups = layer_groups(tower)
+    assert thawed == {id(p) for group in groups[LAYERS + 1 - last :] for p in group}
+    assert not any(p.requires_grad for p in freeze(tower).parameters())
+    with pytest.raises(GeoError, match="can't unfreeze the last 3 layers of 2"):
+        unfreeze(tower, LAYERS + 1)
+
+
+@each_family
+def test_layer_groups_hold_every_parameter_once_from_input_to_output(made: Path, family: str) -> None:
+    tower = load(made).module
+    groups = layer_groups(tower)
+    names = {id(p): name for name, p in tower.named_parameters()}
+    assert len(groups) == LAYERS + 2
+    assert all(groups)
+    assert sorted(id(p) for group in groups for p in group) == sorted(names)
+    assert [{id(p) for p in layer.parameters()} for layer in blocks(tower)] == [
+        {id(p) for p in group} for group in groups[1:-1]
+    ]
+    first, last = ({names[id(p)] for p in group} for group in (groups[0], groups[-1]))
+    assert any("patch_embed" in name for name in first)
+    assert all("embed" in name or "pre_layrnorm" in name or "cls_token" in name for name in first)
+    assert all("norm" in name or "head" in name or "projection" in name for name in last)
+    assert len(groups[-1]) == {"clip": 3, "geoclip": 7, "siglip": 13, "siglip_tower": 13, "naflex": 13}.get(
+        family, 2
+    )
+
+
+@each_family
+def test_a_trained_tower_is_saved_and_loaded_to_the_last_bit(made: Path, family: str, tmp_path: Path) -> None:
+    backbone = load(made)
+    before = embedded(backbone)
+    random_numbers(backbone.module, 9)
+    wanted = embedded(backbone)
+    assert not torch.equal(before, wanted)
+    saved = tmp_path / "out" / "backbone"
+    for _ in range(2):
+        # What a save that was killed may have left.
+        for end in ("writing", "replaced"):
+            (saved.parent / f".backbone.{end}" / "litter").mkdir(parents=True)
+        save_backbone(backbone, saved)
+    again = load(saved)
+    assert torch.equal(embedded(again), wanted)
+    for exact in (False, True):
+        assert read_preprocessing(saved, exact=exact) == read_preprocessing(made, exact=exact)
+    assert family_of(saved) == family_of(made)
+    assert again.weights_sha256 not in ("", backbone.weights_sha256)
+    # What is saved again is the same backbone: nobody pays for its embeddings twice.
+    save_backbone(again, tmp_path / "out" / "second")
+    assert hash_weights(tmp_path / "out" / "second") == again.weights_sha256
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["backbone", "second"]
+    assert {"config.json", "model.safetensors"} <= {path.name for path in saved.iterdir()}
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "dinov2_registers", "dinov3", TIMM])
+def test_what_is_saved_is_loaded_by_transformers_too(made: Path, family: str, tmp_path: Path) -> None:
+    backbone = load(made)
+    save_backbone(backbone, tmp_path / "saved")
+    with torch.inference_mode():
+        theirs = from_class(type(backbone.module).__name__, tmp_path / "saved")(pixels())
+    wanted = theirs.image_embeds if family == "clip" else theirs.pooler_output
+    torch.testing.assert_close(embedded(backbone), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dinov2(tmp_path / "model")
+    backbone = load(tmp_path / "model")
+    save_backbone(backbone, tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    random_numbers(backbone.module, 9)
+
+    def full(directory: Path, **_: object) -> None:
+        (directory / "config.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backbone.module, "save_pretrained", full)
+    with pytest.raises(GeoError, match="No space left on device"):
+        save_backbone(backbone, tmp_path / "saved")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_family_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    dinov2(tmp_path / "model")
+    change_json(tmp_path / "model" / "config.json", model_type="resnet")
+    with pytest.raises(GeoError, match="a 'resnet' model can't be a backbone") as caught:
+        load(tmp_path / "model")
+    for family in FAMILIES:
+        assert all(name in str(caught.value) for name in family.model_types)
+
+
+@pytest.mark.parametrize("family", ["siglip", "naflex", "dinov2", "dinov2_registers", "dinov3", TIMM])
+def test_missing_weights_are_refused_instead_of_filled_with_random_ones(made: Path, family: str) -> None:
+    gone = {"timm": "blocks.1.norm1.weight", "siglip": "vision_model.head.probe", "naflex": "head.probe"}
+    name = gone.get(family, "embeddings.cls_token")
+    change_weights(made, lambda w: w.pop(name))
+    with pytest.raises(GeoError, match="1 of the vision tower's weights are missing") as caught:
+        load(made)
+    assert name.split(".")[-1] in str(caught.value)
+    assert caught.value.hint
+
+
+@each_family
+def test_a_layer_too_many_is_refused_instead_of_left_out(made: Path, family: str) -> None:
+    def one_more(weights: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in weights if ".1." in f".{n}" and "text" not in n and "mlp." not in n]:
+            weights[f".{name}".replace(".1.", ".2.", 1)[1:]] = weights[name].clone()
+
+    change_weights(made, one_more)
+    with pytest.raises(GeoError, match="weights too many for the vision tower"):
+        load(made)
+
+
+def test_a_siglip_without_its_pooling_head_is_refused(tmp_path: Path) -> None:
+    siglip_tower(tmp_path / "model")
+    change_json(tmp_path / "model" / "config.json", vision_use_head=False)
+    with pytest.raises(GeoError, match="without its pooling head"):
+        load(tmp_path / "model")
+
+
+def spoil(weights: dict[str, torch.Tensor], how: str) -> None:
+    if how == "missing":
+        del weights["2.bias"]
+    elif how == "extra":
+        weights["4.weight"] = torch.zeros(2, 2)
+    else:
+        weights["0.bias"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize("how", ["missing", "extra", "shapes"])
+def test_geoclips_layers_must_be_the_two_that_it_has(tmp_path: Path, how: str) -> None:
+    geoclip(tmp_path / "model")
+    path = tmp_path / "model" / "image_encoder_mlp_weights.pth"
+    weights = torch.load(path, weights_only=True)
+    spoil(weights, how)
+    torch.save(weights, path)
+    with pytest.raises(GeoError, match="not GeoCLIP's two linear layers") as caught:
+        load(tmp_path / "model")
+    assert caught.value.where == str(path)
+
+
+def test_geoclips_layers_must_fit_the_clip_beside_them(tmp_path: Path) -> None:
+    geoclip(tmp_path / "model")
+    mlp = nn.Sequential(nn.Linear(25, 20), nn.ReLU(), nn.Linear(20, 16))
+    torch.save(mlp.state_dict(), tmp_path / "model" / "image_encoder_mlp_weights.pth")
+    with pytest.raises(GeoError, match="take 25 numbers, the CLIP beside them gives 24"):
+        load(tmp_path / "model")
+
+
+class Payload:
+    """What a pickle would run, were it unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (Path("ran"),)  # type: ignore[return-value]
+
+
+def test_a_pickle_that_is_more_than_weights_is_never_run(tmp_path: Path) -> None:
+    geoclip(tmp_path / "model")
+    torch.save({"0.weight": Payload()}, tmp_path / "model" / "image_encoder_mlp_weights.pth")
+    with pytest.raises(GeoError, match="GeoCLIP's layers can't be read"):
+        mlp_tensors(tmp_path / "model")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.skipif(not NO_TIMM, reason="timm is here")
+def test_without_timm_its_models_say_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
+    save_file({"blocks.0.attn.qkv.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(GeoError, match="this is a timm model, and timm") as caught:
+        load(tmp_path)
+    assert "geo-embed[timm]" in caught.value.hint
+    # Who got the cache alone needs no timm to find the store.
+    assert len(hash_weights(tmp_path)) == 64
+
+
+# ---------------------------------------------------------------- end to end
+
+
+@pytest.mark.parametrize("family", ["siglip", "dinov2", TIMM])
+def test_pictures_are_extracted_with_it_and_with_what_was_saved_of_it(
+    own: Country, made: Path, family: str, tmp_path: Path
+) -> None:
+    config = own.config(tmp_path, model__backbone_name=str(made), model__exact=True)
+    done = extract(config, "train", limit=3)
+    assert (done.computed, done.dim) == (12, WIDTH)
+    backbone = load(made, exact=True)
+    samples = load_samples(config, "train")
+    stored = read_store(find_store(config, "train"), slice(0, 3)).values
+    for row, view in ((0, 0), (2, 3)):
+        data = (samples.image_root / samples.images[row, view]).read_bytes()
+        batch = torch.from_numpy(resize(decode(data), backbone.preprocessing))[None]
+        with torch.inference_mode():
+            wanted = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))[0]
+        np.testing.assert_allclose(stored[row, view], wanted.numpy(), atol=1e-3, rtol=1e-3)
+    save_backbone(backbone, tmp_path / "saved")
+    resaved = own.config(tmp_path, model__backbone_name=str(tmp_path / "saved"), model__exact=True)
+    again = extract(resaved, "train", limit=3)
+    # A whole SigLIP, a timm model with its classifier, or a tower saved alone: the same weights, the same store.
+    assert (again.fingerprint, again.computed) == (done.fingerprint, 0)

@@ -1,0 +1,105 @@
+"""Pixels in the order that training asks for, and never many more than it asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from small import Small
+
+from geo_embed.backbones.backbone import read_preprocessing
+from geo_embed.data import images
+from geo_embed.data.loader import read_batches
+from geo_embed.data.samples import Samples, load_samples
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+VIEWS = 4
+
+
+@pytest.fixture
+def small(country: Country, tmp_path: Path) -> Small:
+    return Small.cut(country, tmp_path / "small", train=12)
+
+
+@pytest.fixture
+def samples(small: Small) -> Samples:
+    return load_samples(small.config(), "train")
+
+
+@pytest.fixture
+def spec(small: Small) -> images.Preprocessing:
+    return read_preprocessing(small.backbone, exact=False)
+
+
+def all_there(samples: Samples) -> np.ndarray:
+    return np.ones((len(samples), VIEWS), dtype=bool)
+
+
+def test_batches_come_in_the_order_asked_for_each_picture_in_its_place(
+    samples: Samples, spec: images.Preprocessing
+) -> None:
+    asked = [np.array([5, 0, 11]), np.array([7]), np.array([0, 5])]
+    with read_batches(samples, all_there(samples), asked, spec, 3) as read:
+        given = list(read)
+    assert [batch.rows.tolist() for batch in given] == [rows.tolist() for rows in asked]
+    for batch in given:
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.pixels.shape == (len(batch.rows), VIEWS, 3, spec.height, spec.width)
+        for i, row in enumerate(batch.rows):
+            for v in range(VIEWS):
+                data = (samples.image_root / samples.images[row, v]).read_bytes()
+                expected = images.resize(images.decode(data), spec)
+                assert np.array_equal(batch.pixels[i, v].numpy(), expected)
+
+
+def test_a_view_that_is_absent_is_black_and_not_looked_for(
+    small: Small, samples: Samples, spec: images.Preprocessing
+) -> None:
+    small.picture(3, "east").unlink()
+    there = all_there(samples)
+    there[3, 1] = False
+    with read_batches(samples, there, [np.array([2, 3])], spec, 2) as read:
+        (batch,) = read
+    assert batch.present.tolist() == [[True] * 4, [True, False, True, True]]
+    assert not batch.pixels[1, 1].any()
+    assert batch.pixels[1, 0].any()
+
+
+def test_a_picture_that_cannot_be_read_is_named(
+    small: Small, samples: Samples, spec: images.Preprocessing
+) -> None:
+    for damage in (lambda path: path.write_bytes(b"no picture"), lambda path: path.unlink()):
+        damage(small.picture(4, "south"))
+        with (
+            read_batches(samples, all_there(samples), [np.array([4])], spec, 2) as read,
+            pytest.raises(GeoError, match=f"picture of sample {samples.sample_id[4]}: ") as caught,
+        ):
+            next(read)
+        assert caught.value.where == str(small.picture(4, "south"))
+
+
+def test_only_a_few_batches_are_read_ahead(
+    samples: Samples, spec: images.Preprocessing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is not wanted any more isn't read."""
+    decode, decoded = images.decode, []
+
+    def counted(data: bytes) -> images.Pixels:
+        decoded.append(threading.get_ident())
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode", counted)
+    asked = [np.array([row]) for row in range(12)]
+    with read_batches(samples, all_there(samples), asked, spec, 2) as read:
+        next(read)
+        time.sleep(0.5)
+    assert VIEWS <= len(decoded) <= 4 * VIEWS
+    assert threading.get_ident() not in decoded

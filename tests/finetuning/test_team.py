@@ -1,0 +1,293 @@
+"""Several processes train as one would: the same steps over the same samples, one writer, and no one left waiting."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
+from geo_embed.finetuning.finetune import Finetuned, finetune
+from geo_embed.finetuning.team import Share, Team, _tells_of_a_loss, join_team
+from geo_embed.fitting.fit import fit_heads
+
+if TYPE_CHECKING:
+    from conftest import Country, Geo, Ran
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+HOW = {
+    "finetune.epochs": 2,
+    "finetune.batch_size": 7,
+    "finetune.accumulate": 2,
+    "finetune.backbone_lr": 1e-4,
+    "finetune.patience": 9,
+    "finetune.ema": 0.5,
+}
+
+
+# Dividing a step
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "processes"), [(16, 8, 2), (7, 4, 3), (9, 2, 4), (1, 8, 2), (5, 5, 1)]
+)
+def test_every_sample_of_a_step_is_in_one_pass_of_one_process(
+    samples: int, size: int, processes: int
+) -> None:
+    rows = np.random.default_rng(0).permutation(100)[:samples]
+    each = [Team(rank, processes).passes(rows, size) for rank in range(processes)]
+    assert {len(passes) for passes in each} == {-(-samples // size)}
+    counted = [share for passes in each for share in passes if share.weight]
+    assert sorted(np.concatenate([share.rows for share in counted])) == sorted(rows)
+    for share in counted:
+        assert share.total == samples
+        assert rows[share.before : share.before + len(share.rows)].tolist() == share.rows.tolist()
+    for passes in zip(*each, strict=True):
+        assert sum(len(share.rows) for share in passes if share.weight) <= size
+        assert all(len(share.rows) for share in passes), "a process without work would wait for nothing"
+
+
+def test_the_weights_of_a_step_add_up_to_its_mean() -> None:
+    rows = np.arange(11)
+    for size, processes in ((4, 3), (11, 1), (2, 2)):
+        shares = [share for rank in range(processes) for share in Team(rank, processes).passes(rows, size)]
+        assert sum(share.weight * len(share.rows) / share.total for share in shares) == pytest.approx(1)
+
+
+def test_dropout_of_a_sample_is_the_same_however_a_step_is_divided() -> None:
+    hidden = torch.ones(10, 3, 64)
+    whole = Share(np.arange(10), 0, 10, 1.0).drops(torch.Generator().manual_seed(1))(0.3)
+    first, second = whole(hidden), whole(hidden)
+    for start, end in ((0, 4), (4, 9), (9, 10)):
+        share = Share(np.arange(start, end), start, 10, 1.0)
+        drop = share.drops(torch.Generator().manual_seed(1))(0.3)
+        assert torch.equal(drop(hidden[start:end]), first[start:end])
+        assert torch.equal(drop(hidden[start:end]), second[start:end])
+    assert not torch.equal(first, second)
+    assert 0.2 < float((first == 0).float().mean()) < 0.4
+
+
+def test_a_team_of_one_needs_nobody() -> None:
+    with join_team("cpu") as team:
+        assert (team.first, team.size) == (True, 1)
+        assert team.agree("said") == "said"
+        assert team.gather(3) == [3]
+        assert team.any(True)
+        assert not team.any(False)
+        team.wait()
+
+
+def test_a_lost_process_is_told_from_a_fault_of_ours() -> None:
+    assert _tells_of_a_loss(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [::1]:1"))
+    assert not _tells_of_a_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+# With torchrun
+
+
+@pytest.fixture(scope="module")
+def work(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a run of heads that have all to learn."""
+    made = tmp_path_factory.mktemp("team")
+    settings = {"epochs": 1, "learning_rate": 1e-9, "gps_loss": "haversine", "val_split": 0.3}
+    config = country.config(
+        made, model__dropout=0.2, **{f"training__{key}": value for key, value in settings.items()}
+    )
+    fit_heads(config, name="first")
+    return made
+
+
+@pytest.fixture
+def tune(country: Country, work: Path, geo: Geo) -> Any:
+    def start(name: str, *more: object, command: tuple[str, ...] | None = None, **changes: object) -> Ran:
+        how = HOW | {f"finetune.{key}": value for key, value in changes.items()}
+        options = [*country.options(work), *(p for key, v in how.items() for p in ("--set", f"{key}={v}"))]
+        asked = ("--json", "finetune", "--name", name, "--init", "first", "--limit", 40)
+        return geo(*options, *asked, *more, command=command or (*TORCHRUN, "-m", "geo_embed"))
+
+    return start
+
+
+def history(work: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(work / "runs" / name / "history.parquet")
+
+
+def weights(work: Path, name: str) -> dict[str, torch.Tensor]:
+    """All that a run learnt."""
+    path = work / "runs" / name
+    return load_file(path / "backbone" / "model.safetensors") | load_file(path / "heads.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(country: Country, work: Path) -> Any:
+    """What one process learns, once for all that is set against it."""
+    config = country.config(work)
+    how = {key.removeprefix("finetune."): value for key, value in HOW.items()}
+    tuned = config.finetune.model_validate(how)
+    return finetune(config.model_copy(update={"finetune": tuned}), name="one", init="first", limit=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_learn_what_one_learns(tune: Any, work: Path, alone: Finetuned, sharded: bool) -> None:
+    """Augmentation and dropout on, a last pass of five samples, and one process's turn to speak."""
+    name = "parts" if sharded else "two"
+    together = tune(name, sharded=sharded)
+    assert together.code == 0, together.err
+    assert together.json["run"] == name
+    assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1
+    one, two = history(work, "one"), history(work, name)
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(two["val_nll"], one["val_nll"], rtol=1e-3)
+    assert together.json["frozen_score"] == pytest.approx(alone.frozen_score, abs=1e-3)
+    ours = weights(work, name)
+    for key, value in weights(work, "one").items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
+
+
+def patched(path: Path, code: str) -> tuple[str, ...]:
+    """torchrun on a `geo` that runs `code` first."""
+    script = path / "geo_with_a_fault.py"
+    script.write_text(f"import os\n{code}\nfrom geo_embed.cli import main\nmain()\n", encoding="utf-8")
+    return (*TORCHRUN, str(script))
+
+
+def at_call(function: str, call: int, rank: int, then: str) -> str:
+    """Python that does `then` at so many calls of a function in one process."""
+    module, name = function.rsplit(".", 1)
+    return f"""
+import importlib, signal
+module, calls = importlib.import_module("geo_embed.{module}"), 0
+def counted(*arguments, whole=module.{name}):
+    global calls
+    calls += 1
+    if calls == {call} and os.environ["RANK"] == "{rank}":
+        {then}
+    return whole(*arguments)
+module.{name} = counted
+"""
+
+
+DIES = "os.kill(os.getpid(), 9)"
+# One process has room for two samples.
+TIGHT = """
+import torch
+from geo_embed.finetuning.model import GeoModel
+forward = GeoModel.forward
+def tight(self, pixels, *arguments):
+    if len(pixels) > 2 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("no room")
+    return forward(self, pixels, *arguments)
+GeoModel.forward = tight
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
+    tune: Any, work: Path, tmp_path: Path
+) -> None:
+    code = at_call("finetuning.task._pass", 5, 1, DIES)
+    said = tune("lost", "--seed", 3, command=patched(tmp_path, code))
+    assert said.code not in (0, None)
+    assert "error: another process of this training has ended (process 0 of 2)" in said.err
+    assert "the same command goes on from the last checkpoint" in said.err
+    latest = latest_checkpoint(work / "runs" / "lost" / "checkpoints")
+    assert latest is not None
+    assert load_checkpoint(latest).step == 0
+    again = tune("lost", "--seed", 3)
+    assert again.code == 0, again.err
+    assert again.json["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
+    tune: Any, work: Path, alone: Finetuned, tmp_path: Path
+) -> None:
+    code = at_call("finetuning.loop.accumulate_gradients", 3, 1, DIES)
+    said = tune("lost-parts", command=patched(tmp_path, code), sharded=True, checkpoint_minutes=1e-9)
+    assert said.code not in (0, None)
+    assert "error: another process of this training has ended (process 0 of 2)" in said.err
+    shutil.copytree(work / "runs" / "lost-parts", work / "runs" / "lost-one")
+    in_one = tune("lost-one", command=(sys.executable, "-m", "geo_embed"))
+    in_two = tune("lost-parts", sharded=True)
+    for again in (in_one, in_two):
+        assert again.code == 0, again.err
+        assert "going on from step 2, epoch 1" in again.err
+    np.testing.assert_allclose(history(work, "lost-one"), history(work, "one"), rtol=1e-3)
+    if not (work / "runs" / "parts").is_dir():
+        assert tune("parts", sharded=True).code == 0
+    pd.testing.assert_frame_equal(history(work, "lost-parts"), history(work, "parts"), check_exact=True)
+    whole = weights(work, "parts")
+    for key, value in weights(work, "lost-parts").items():
+        assert torch.equal(value, whole[key]), key
+
+
+@pytest.mark.slow
+def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any, work: Path) -> None:
+    how = {
+        "lora_rank": 2,
+        "gradual": True,
+        "wise_ft": 0.5,
+        "checkpointing": True,
+        "layer_decay": 0.5,
+        "backbone_lr": 1e-2,
+    }
+    assert tune("low-rank", command=(sys.executable, "-m", "geo_embed"), **how).code == 0
+    divided = tune("low-rank-parts", sharded=True, **how)
+    assert divided.code == 0, divided.err
+    one, two = history(work, "low-rank"), history(work, "low-rank-parts")
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
+    ours = weights(work, "low-rank-parts")
+    for key, value in weights(work, "low-rank").items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any, tmp_path: Path) -> None:
+    """The other process waits for a part that will not come: it can't be asked to try again."""
+    said = tune("tight-parts", command=patched(tmp_path, TIGHT), sharded=True)
+    assert said.code not in (0, None)
+    assert "error: out of memory: no room" in said.err
+    assert "use a smaller --batch-size" in said.err
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
+    code = at_call("finetuning.task._pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
+    said = tune("stopped", "--seed", 4, command=patched(tmp_path, code))
+    assert said.code != 0
+    assert "the same command goes on from there" in said.err
+    latest = latest_checkpoint(work / "runs" / "stopped" / "checkpoints")
+    assert latest is not None
+    assert load_checkpoint(latest).step in (2, 3)
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_first_process_leaves_no_other_waiting(
+    country: Country, geo: Geo, tmp_path: Path
+) -> None:
+    """The first fits the heads, and finds no cache."""
+    options = [*country.options(tmp_path), "--set", f"paths.cache_dir={tmp_path / 'empty'}"]
+    said = geo(*options, "finetune", "--name", "x", command=(*TORCHRUN, "-m", "geo_embed"))
+    assert said.code not in (0, None)
+    assert "error: no embeddings of the train split" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.slow
+def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path, tmp_path: Path) -> None:
+    said = tune("tight", command=patched(tmp_path, TIGHT))
+    assert said.code == 0, said.err
+    assert said.err.count("out of memory: 4 samples per pass from now on") == 1
+    whole = work / "runs" / "two" / "history.parquet"
+    if not whole.is_file():
+        assert tune("two").code == 0
+    one, two = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("two", "tight"))
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)

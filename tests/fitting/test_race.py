@@ -1,0 +1,305 @@
+"""`--preset best`: it learns what the plain recipe can't, repeats itself to the bit, and ignores what isn't there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rows import atlas_of, rows_of
+
+from geo_embed import geography
+from geo_embed.bench.planted import planted
+from geo_embed.config import Config, Model, Training
+from geo_embed.fitting import race as best
+from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.heads.cells import Cells, cell_tables
+from geo_embed.heads.decision import Answer, Decision
+from geo_embed.heads.region import Atlas
+
+SMALL = best.Member(
+    "small",
+    Model(head="geocells", fusion="evidence", head_hidden=32, standardise=True, dropout=0.3),
+    Training(
+        state_loss="cross_entropy",
+        state_weight=0.5,
+        tau_km=40.0,
+        epochs=3,
+        batch_size=64,
+        learning_rate=2e-3,
+        view_swap=0.5,
+        view_dropout=0.2,
+    ),
+)
+PROBES = ["probe-0.01", "probe-0.001", "probe-0.0001"]
+
+
+def planted_rows(n: int = 300, seed: int = 0, dim: int = 48) -> tuple[Rows, int]:
+    data = planted(n, seed=seed, classes=6, dim=dim)
+    labels = np.unique(data.state_idx, return_inverse=True)[1]
+    points = torch.from_numpy(geography.to_unit_vectors(data.latitude, data.longitude))
+    present = torch.ones(data.embeddings.shape[:2], dtype=torch.bool)
+    rows = Rows(torch.from_numpy(data.embeddings), present, torch.from_numpy(labels), points)
+    return rows, int(labels.max()) + 1
+
+
+def config_of(budget: float = 1e-6, **model: object) -> Config:
+    return Config.model_validate({"training": {"budget_seconds": budget}, "model": model})
+
+
+def cells_of(atlas: Atlas) -> Cells:
+    assert atlas.cells is not None
+    return atlas.cells
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that a test has the time for."""
+    made = best._small_members
+
+    def small(*arguments: Any) -> list[best.Member]:
+        return [
+            member.but("", {"head_hidden": 16}, epochs=min(3, member.training.epochs))
+            for member in made(*arguments)
+        ]
+
+    monkeypatch.setattr(best, "_small_members", small)
+
+
+@pytest.mark.parametrize("fusion", [None, "attention"])
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone(
+    fusion: str | None, narrow: None
+) -> None:
+    rows = rows_of(60)
+
+    def fit(seed: int) -> tuple[dict[str, torch.Tensor], best.Race]:
+        made, race = best.fit_best(rows, 4, config_of(1000.0, fusion=fusion), seed=seed)
+        return made.state_dict(), race
+
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    first, race = fit(1)
+    assert torch.equal(torch.rand(3), wanted)
+    second, again = fit(1)
+    assert race == again
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("fusion", ["evidence", "average"])
+@pytest.mark.parametrize("head", ["geocells", "probe"])
+def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -> None:
+    rows, classes = planted_rows()
+    member = SMALL.but("", {"fusion": fusion, "head": head})
+    atlas = atlas_of(rows, member.model, classes)
+    heads = train(rows, atlas, member.model, member.training, seed=0).heads
+    made = best.Best([member], [heads], Decision())
+    present = rows.present[:50].clone()
+    present[:, 2] = False
+    garbage = rows.views[:50].clone()
+    garbage[:, 2] = float("nan")
+    with torch.no_grad():
+        hidden = made.predict(rows.views[:50], present)
+        strange = made.predict(garbage, present)
+        whole = made.predict(rows.views[:50], rows.present[:50])
+    for a, b in zip(hidden, strange, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.allclose(whole[0], hidden[0])
+
+
+def out_of(members: list[best.Member], rows: Rows, atlas: Atlas) -> list[Answer]:
+    return [
+        train(rows, atlas, one.model, one.training, seed=seed).heads.answer(rows.views, rows.present)
+        for seed, one in enumerate(members)
+    ]
+
+
+def test_a_mixture_is_no_worse_than_its_best_member() -> None:
+    rows, classes = planted_rows()
+    atlas = atlas_of(rows, SMALL.model, classes)
+    cells = cells_of(atlas)
+    inner = best._Inner(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
+    answers = out_of([SMALL.but("", epochs=1 + n) for n in range(3)], rows, atlas)
+    weights = best._mix(answers, inner)
+    assert sum(weights) == pytest.approx(1.0)
+    used = [i for i, weight in enumerate(weights) if weight]
+    mixture = Decision(tuple(weights[i] for i in used))
+    mixed = inner.score([answers[i] for i in used], mixture)[0]
+    singles = [inner.score([answer], Decision())[0] for answer in answers]
+    assert mixed >= max(singles)
+
+
+def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
+    rows, classes = planted_rows()
+    atlas = atlas_of(rows, SMALL.model, classes)
+    members = [SMALL, SMALL.but("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
+    parts = [train(rows, atlas, one.model, one.training, seed=0).heads for one in members]
+    made = best.Best(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
+    described = json.loads(json.dumps(made.description()))
+    again = best.build_best(described, rows.views.shape[2], rows.views.shape[1], classes)
+    again.load_state_dict(made.state_dict())
+    assert again.members == made.members
+    assert again.decision == made.decision
+    with torch.no_grad():
+        for a, b in zip(
+            made.predict(rows.views, rows.present),
+            again.eval().predict(rows.views, rows.present),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- the race over few samples
+
+
+@pytest.mark.parametrize("n", [4, 39])
+@pytest.mark.parametrize("fusion", [None, "transformer"])
+def test_below_forty_samples_there_is_no_race_but_a_network_for_all_of_them(
+    n: int, fusion: str | None, narrow: None
+) -> None:
+    rows = rows_of(n)
+    made, race = best.fit_best(rows, 4, config_of(1000.0, fusion=fusion), seed=0)
+    assert race.trials == []
+    assert race.chosen == [f"{fusion or 'average'}-tau200 × 1.00"]
+    assert [member.model.head for member in made.members] == ["geocells"]
+    with torch.no_grad():
+        states, points = made.predict(rows.views, rows.present)
+    torch.testing.assert_close(states.sum(1), torch.ones(n))
+    assert torch.isfinite(points).all()
+
+
+def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -> None:
+    rows = rows_of(60)
+    stingy, race = best.fit_best(rows, 4, config_of(1e-6), seed=0)
+    assert [trial.member for trial in race.trials] == PROBES
+    _, generous = best.fit_best(rows, 4, config_of(1000.0), seed=0)
+    raced = [trial.member for trial in generous.trials]
+    assert raced == [*PROBES, "evidence-tau200", "average-tau200", "evidence-tau75"]
+    atlas = atlas_of(rows, SMALL.model)
+    members = best._small_members(best.Member("", SMALL.model, SMALL.training), None, len(rows))
+    cost = best.epoch_seconds(members[3], rows, atlas) * 4 * members[3].training.epochs
+    assert cost > 0
+    kept = best._affordable(members, rows, atlas, 1.01 * cost)
+    assert [member.name for member in kept][:3] == PROBES
+    assert 4 <= len(kept) < 6
+    assert all(member.model.head == "probe" for member in stingy.members)
+
+
+def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
+    made, race = best.fit_best(rows_of(60), 4, config_of(1000.0, fusion="attention"), seed=0)
+    assert [trial.member for trial in race.trials] == ["attention-tau200", "attention-tau75"]
+    assert {member.model.fusion for member in made.members} == {"attention"}
+
+
+def test_a_row_is_judged_by_heads_and_tables_that_its_own_label_was_not_counted_in(
+    narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(60)
+    inners: list[Any] = []
+    inner_of = best._Inner
+    fits: list[tuple[Rows, Atlas]] = []
+
+    def judge(*arguments: Any) -> Any:
+        inners.append(inner_of(*arguments))
+        return inners[-1]
+
+    def spied(learnt: Rows, atlas: Atlas, *arguments: Any, **named: Any) -> Trained:
+        fits.append((learnt, atlas))
+        return train(learnt, atlas, *arguments, **named)
+
+    monkeypatch.setattr(best, "_Inner", judge)
+    monkeypatch.setattr(best, "train", spied)
+    _, race = best.fit_best(rows, 4, config_of(1e-6), seed=0)
+    (inner,) = inners
+    assert torch.cat(inner.parts).sort().values.tolist() == list(range(60))
+    whole = fits[-1][1]
+    assert len(fits[-1][0]) == 60
+    for fold, (part, table) in enumerate(zip(inner.parts, inner.tables, strict=True)):
+        rest = torch.tensor([row for row in range(60) if row not in set(part.tolist())])
+        own = cells_of(whole)
+        wanted = cell_tables(own.centres, own.owner[rest], rows.labels[rest], 4)
+        assert torch.equal(table, wanted.to_state)
+        assert not torch.equal(table, own.to_state)
+        for trial in range(len(race.trials)):
+            learnt, atlas = fits[trial * len(inner.parts) + fold]
+            assert torch.equal(learnt.points, rows.points[rest])
+            assert torch.equal(cells_of(atlas).to_state, wanted.to_state)
+
+
+def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
+    rows = rows_of(40)
+    atlas = atlas_of(rows, SMALL.model)
+    cells = cells_of(atlas)
+    (answer,) = out_of([SMALL], rows, atlas)
+    parts = [torch.arange(0, 40, 2), torch.arange(1, 40, 2)]
+    inner = best._Inner(rows, cells.centres, parts, [cells.to_state] * 2)
+    whole = best._Inner(rows, cells.centres, [torch.arange(40)], [cells.to_state])
+    assert inner.score([answer], Decision()) == pytest.approx(whole.score([answer], Decision()))
+    total, state, gps = whole.score([answer], Decision())
+    assert total == pytest.approx(0.7 * state + 0.3 * gps)
+
+
+# ---------------------------------------------------------------- the race over many samples
+
+
+def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, classes = planted_rows(400)
+    monkeypatch.setattr(best, "_SMALL", 100)
+    monkeypatch.setattr(best, "_MODEL", best._MODEL | {"head_hidden": 32})
+    fits: list[Rows] = []
+
+    def spied(learnt: Rows, *arguments: Any, **named: Any) -> Trained:
+        fits.append(learnt)
+        return train(learnt, *arguments, **named)
+
+    monkeypatch.setattr(best, "train", spied)
+    generous, race = best.fit_best(rows, classes, config_of(1000.0), seed=0)
+    raced = [trial.member for trial in race.trials]
+    assert raced[:3] == ["probe", "average", "evidence"]
+    assert len(race.chosen) == 1
+    # A tenth is held out in the race, and all of it is learnt from in the end.
+    assert [len(one) for one in fits] == [360] * len(raced) + [400]
+    winner = max(race.trials, key=lambda trial: trial.score).member
+    assert race.chosen == [f"{winner} × 1.00"]
+    stingy, short = best.fit_best(rows, classes, config_of(1e-6), seed=0)
+    assert short.chosen == race.chosen
+    if generous.members[0].model.head != "probe":
+        assert short.epochs == 3 < race.epochs
+    for made in (generous, stingy):
+        with torch.no_grad():
+            states, points = made.predict(rows.views, rows.present)
+        assert torch.isfinite(states).all()
+        assert torch.isfinite(points).all()
+
+
+def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
+    base = best.Member("", SMALL.model, SMALL.training)
+    assert [one.name for one in best._large_members(base, "attention")] == ["attention"]
+    assert [one.name for one in best._large_members(base, "average")] == ["probe", "average"]
+
+
+def test_folds_cover_everything_once_and_share_every_class() -> None:
+    labels = np.repeat([0, 1, 2], [40, 20, 8])
+    parts = best._folds(labels, 4, seed=1)
+    assert torch.cat(parts).sort().values.tolist() == list(range(68))
+    assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
+
+
+@pytest.mark.slow
+def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> None:
+    """The margin of docs/heads.md, with room for so small a set; through the same commands that a person types."""
+    from geo_embed.bench.heads import write_planted
+    from geo_embed.config import resolve
+    from geo_embed.fitting.fit import fit_heads
+
+    given = write_planted(planted(1000, seed=3, classes=12, dim=64), tmp_path)
+    plain = fit_heads(resolve(overrides=given | {"training.preset": "pigeon"})[0], name="plain")
+    chosen = fit_heads(
+        resolve(overrides=given | {"training.preset": "best", "training.budget_seconds": 12})[0],
+        name="chosen",
+    )
+    assert chosen.val["score"] > plain.val["score"] + 0.05
+    assert chosen.val["samples"] == plain.val["samples"]

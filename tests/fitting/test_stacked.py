@@ -1,0 +1,198 @@
+"""Trainings that share a program end where each would have ended alone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, get_args
+
+import pytest
+import torch
+from rows import atlas_of, rows_of, tiny
+
+from geo_embed.config import Fusion, HeadKind, Training
+from geo_embed.errors import GeoError
+from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
+from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.heads.heads import Heads
+
+ROWS = rows_of()
+# What may differ between jobs, all of it at once.
+APART = (
+    {"learning_rate": 3e-3, "weight_decay": 0.0, "state_weight": 0.8, "score_weight": 0.1, "tau_km": 300.0},
+    {"learning_rate": 1e-2, "weight_decay": 0.5, "state_weight": 2.0, "score_weight": 0.7, "tau_km": 75.0},
+    {"learning_rate": 1e-3, "weight_decay": 0.1, "gps_weight": 0.01, "cell_weight": 3.0, "score_weight": 0.2},
+)
+
+
+def settings(**changes: object) -> Training:
+    return Training.model_validate({"epochs": 3, "batch_size": 40, "gps_loss": "haversine"} | changes)
+
+
+class Judged:
+    """A judge with scores to give, one after the other."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.asked = list(scores), 0
+
+    def __call__(self, heads: Heads) -> dict[str, float]:
+        assert not heads.training
+        self.asked += 1
+        return {"val_score": self.scores[self.asked - 1]}
+
+
+def job(seed: int, training: Training, rows: Rows = ROWS, judge: Any = None, **model: object) -> TrainingJob:
+    made = tiny(**model)
+    return TrainingJob(rows, atlas_of(rows, made), made, training, seed, judge)
+
+
+def alone(one: TrainingJob, judge: Any = None) -> Trained:
+    return train(one.rows, one.atlas, one.model, one.training, seed=one.seed, judge=judge)
+
+
+def close(stacked: Trained, wanted: Trained, tolerance: float = 2e-4) -> None:
+    assert len(stacked.history) == len(wanted.history)
+    for got, entry in zip(stacked.history, wanted.history, strict=True):
+        assert got.keys() == entry.keys()
+        for key, value in entry.items():
+            assert got[key] == pytest.approx(value, rel=2e-3, abs=1e-5), key
+    given, state = stacked.heads.state_dict(), wanted.heads.state_dict()
+    assert given.keys() == state.keys()
+    for key, value in state.items():
+        mine = given[key]
+        if "qkv" in key and key.endswith("bias"):
+            # Softmax doesn't see an offset of all keys: its gradient is rounding, which AdamW makes steps of full size of.
+            (mine, value) = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (mine, value))
+        torch.testing.assert_close(mine, value, rtol=1e-2, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}")
+    with torch.no_grad():
+        for a, b in zip(
+            stacked.heads.predict(ROWS.views, ROWS.present),
+            wanted.heads.predict(ROWS.views, ROWS.present),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=0.02)
+    assert not stacked.heads.training
+
+
+@pytest.mark.parametrize(
+    ("fusion", "kind"),
+    itertools.product(get_args(Fusion), [kind for kind in get_args(HeadKind) if kind != "probe"]),
+)
+def test_seeds_rates_decays_and_weights_side_by_side_are_three_trainings(fusion: str, kind: str) -> None:
+    jobs = [
+        job(
+            seed, settings(**apart), head=kind, fusion=fusion, dropout=0.2, directional=True, standardise=True
+        )
+        for seed, apart in enumerate(APART)
+    ]
+    assert stackable(jobs)
+    stacked = train_stacked(jobs)
+    for one, got in zip(jobs, stacked, strict=True):
+        close(got, alone(one))
+    # Three trainings, not three times one.
+    first, second = (next(iter(got.heads.states.parameters())) for got in stacked[:2])
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["separate", "geocells"])
+def test_average_fusion_is_stacked_once_fused_and_view_by_view(kind: str) -> None:
+    for disturbed in ({}, {"view_dropout": 0.3, "view_swap": 0.3}):
+        jobs = [
+            job(seed, settings(**apart, **disturbed), head=kind, dropout=0.2)
+            for seed, apart in enumerate(APART)
+        ]
+        for one, got in zip(jobs, train_stacked(jobs), strict=True):
+            close(got, alone(one))
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"state_loss": "cross_entropy", "label_smoothing": 0.1, "class_weights": True},
+        {"state_loss": "pigeon", "gps_loss": "smooth_l1"},
+        {"gps_loss": "mse", "clip_norm": 0.05},
+        {"warmup": 0.5, "epochs": 2},
+    ],
+)
+def test_every_loss_is_stacked(losses: dict[str, object]) -> None:
+    jobs = [job(seed, settings(**(apart | losses)), dropout=0.0) for seed, apart in enumerate(APART)]
+    for one, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(one))
+
+
+def test_dropout_of_different_strength_is_stacked() -> None:
+    jobs = [job(seed, settings(), dropout=rate) for seed, rate in enumerate((0.1, 0.5))]
+    assert stackable(jobs)
+    for one, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(one))
+
+
+def test_each_stops_where_its_own_judge_says_and_keeps_its_own_best_epoch() -> None:
+    scores = ((0.9, 0.1, 0.1, 0.1, 0.1), (0.1, 0.2, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4, 0.5))
+    training = settings(epochs=5, patience=2, learning_rate=1e-2)
+    judges = [Judged(*given) for given in scores]
+    jobs = [job(seed, training, judge=judge) for seed, judge in enumerate(judges)]
+    stacked = train_stacked(jobs)
+    assert [len(one.history) for one in stacked] == [3, 5, 5]
+    assert [judge.asked for judge in judges] == [3, 5, 5]
+    for one, got, given in zip(jobs, stacked, scores, strict=True):
+        close(got, alone(one, Judged(*given)))
+
+
+def test_all_stop_when_the_last_has_stopped() -> None:
+    training = settings(epochs=50, patience=1)
+    jobs = [job(seed, training, judge=Judged(0.5, 0.4, 0.4)) for seed in range(2)]
+    assert [len(one.history) for one in train_stacked(jobs)] == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["separate", "hierarchical", "geocells"])
+def test_folds_of_one_size_have_an_atlas_each(kind: str) -> None:
+    held = [torch.arange(len(ROWS)) % 3 != fold for fold in range(3)]
+    # One sample per cell: as many cells in every fold.
+    shape = {"head": kind, "cell_samples": 1, "fusion": "attention"}
+    jobs = [job(seed, settings(), ROWS.take(mask), **shape) for seed, mask in enumerate(held)]
+    assert stackable(jobs)
+    assert not torch.equal(jobs[0].atlas.middle, jobs[1].atlas.middle)
+    for one, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(one))
+
+
+def test_only_trainings_of_one_shape_are_stackable() -> None:
+    first = job(0, settings())
+    assert stackable([first, job(1, settings(learning_rate=1e-2, weight_decay=0.3, gps_weight=0.1))])
+    others = {
+        "fewer samples": job(0, settings(), ROWS.take(torch.arange(95))),
+        "other views": job(0, settings(), rows_of(views=4)),
+        "another width": job(0, settings(), head_hidden=13),
+        "another fusion": job(0, settings(), fusion="attention"),
+        "another head": job(0, settings(), head="dual"),
+        "other batches": job(0, settings(batch_size=41)),
+        "other epochs": job(0, settings(epochs=4)),
+        "another loss": job(0, settings(gps_loss="mse")),
+        "a loss more": job(0, settings(score_weight=0.1)),
+        "class weights": job(0, settings(class_weights=True)),
+        "hidden views": job(0, settings(view_dropout=0.1)),
+        "no dropout": job(0, settings(), dropout=0.0),
+    }
+    for what, other in others.items():
+        assert not stackable([first, other]), what
+    cells = job(0, settings(), head="geocells", cell_samples=3)
+    assert not stackable([cells, job(0, settings(), head="geocells", cell_samples=6)])
+    assert not stackable([job(seed, settings(), head="probe") for seed in range(2)])
+
+
+def test_one_that_blows_up_is_an_error() -> None:
+    jobs = [job(0, settings()), job(1, settings(learning_rate=1e30))]
+    with pytest.raises(GeoError, match="the loss became"):
+        train_stacked(jobs)
+
+
+def test_on_a_cpu_jobs_take_turns_bit_by_bit_and_need_not_be_stackable() -> None:
+    jobs = [job(0, settings()), job(1, settings(), head="dual"), job(2, settings(), head="probe")]
+    for one, got in zip(jobs, train_all(jobs), strict=True):
+        wanted = alone(one).heads.state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in got.heads.state_dict().items())
+
+
+def test_a_single_job_is_stacked_too() -> None:
+    one = job(3, settings(), fusion="transformer", head="geocells")
+    close(train_stacked([one])[0], alone(one))

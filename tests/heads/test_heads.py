@@ -1,0 +1,384 @@
+"""Heads do what the recipe says, number by number, whichever they are."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from rows import CLASSES, atlas_of, rows_of, tiny
+from torch import Tensor
+
+from geo_embed.config import Fusion, GpsBox, HeadKind, Model
+from geo_embed.fitting.train import gallery_of
+from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
+from geo_embed.heads.cells import geometric_median
+from geo_embed.heads.decision import Answer, Decision, decide_cells
+from geo_embed.heads.fusion import fuse_average
+from geo_embed.heads.heads import ClassificationHead, GpsHead, Heads, build_heads
+from geo_embed.heads.layers import dropping
+from geo_embed.heads.losses import gps_mse, soft_cross_entropy
+from geo_embed.heads.refine import Refiner
+
+KINDS, FUSIONS = get_args(HeadKind), get_args(Fusion)
+ROWS = rows_of()
+DIM, VIEWS = ROWS.views.shape[2], ROWS.views.shape[1]
+FULL = torch.ones(5, 4, dtype=torch.bool)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def heads_of(rows: Any = ROWS, **changes: object) -> Heads:
+    model = tiny(**changes)
+    return Heads(rows.views.shape[2], rows.views.shape[1], model, atlas_of(rows, model)).eval()
+
+
+def plain(**changes: object) -> Heads:
+    """The plain recipe's heads over a wide embedding, for 33 states."""
+    rows = rows_of(99, classes=33, middle=(0.0, 0.0))
+    model = Model.model_validate(changes)
+    return Heads(768, 4, model, atlas_of(rows, model, 33)).eval()
+
+
+# ---------------------------------------------------------------- the plain recipe
+
+
+def test_both_heads_have_the_recipes_layers() -> None:
+    heads = plain()
+    shapes = {name: tuple(value.shape) for name, value in heads.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "states.hidden.weight": (512, 768),
+        "states.out.weight": (33, 512),
+        "gps.hidden.weight": (512, 768),
+        "gps.second.weight": (256, 512),
+        "gps.out.weight": (2, 256),
+    }
+    out = heads(torch.randn(5, 4, 768), FULL)
+    assert out["logits"].shape == (5, 33)
+    assert out["points"].shape == (5, 2)
+    assert out["view_weights"].tolist() == [[0.25] * 4] * 5
+
+
+def test_widths_and_box_come_from_the_settings() -> None:
+    box = {"lat_min": -5, "lat_max": 5, "lon_min": 10, "lon_max": 20}
+    heads = heads_of(head_hidden=7, gps_hidden=3, gps_box=box)
+    assert heads.states.hidden.weight.shape == (7, DIM)
+    assert heads.gps.second.weight.shape == (3, 7)
+    points = heads(torch.randn(200, VIEWS, DIM) * 1e4, torch.ones(200, VIEWS, dtype=torch.bool))["points"]
+    assert points[:, 0].abs().max() <= 5
+    assert points[:, 1].min() >= 10
+    assert points[:, 1].max() <= 20
+    # And not merely in the middle of it: an edge is reached.
+    assert points[:, 1].max() > 19.9
+
+
+def test_the_classification_head_is_linear_gelu_linear() -> None:
+    head = ClassificationHead(6, 5, 3)
+    x = torch.randn(4, 6)
+    inner = x @ head.hidden.weight.T + head.hidden.bias
+    gelu = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
+    torch.testing.assert_close(head(x), gelu @ head.out.weight.T + head.out.bias)
+
+
+def test_dropout_works_where_it_is_handed_in_and_only_there() -> None:
+    head = ClassificationHead(6, 64, 3)
+    x = torch.randn(4, 6)
+    drop = dropping(0.5, torch.Generator().manual_seed(0))
+    assert not torch.equal(head(x, drop), head(x))
+    assert torch.equal(head(x), head(x))
+    assert torch.equal(head(x, dropping(0.0, torch.Generator())), head(x))
+
+
+def test_the_last_layer_is_xavier_with_a_gain_of_a_hundredth() -> None:
+    out = plain().states.out
+    bound = math.sqrt(6 / (512 + 33)) * 0.01
+    assert out.weight.abs().max() <= bound
+    assert out.weight.abs().max() > 0.95 * bound
+    # Uniform on ±bound has a standard deviation of bound/√3.
+    assert float(out.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert (out.bias == 0).all()
+
+
+def test_a_fresh_classifier_is_nearly_undecided() -> None:
+    states, _ = plain().predict(torch.randn(50, 4, 768), torch.ones(50, 4, dtype=torch.bool))
+    assert (states - 1 / 33).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e12])
+def test_points_stay_inside_the_box_however_extreme_the_input(size: float) -> None:
+    head = GpsHead(8, 16, 8)
+    points = head(torch.randn(500, 8) * size).double()
+    assert torch.isfinite(points).all()
+    assert points.abs().max() <= 1
+    if size > 1:
+        assert {-1.0, 1.0} <= set(points[:, 0].tolist())
+
+
+def test_tanh_of_nought_is_the_middle_of_the_box() -> None:
+    heads = heads_of(gps_box={"lat_min": 18, "lat_max": 72, "lon_min": -180, "lon_max": -65})
+    torch.nn.init.zeros_(heads.gps.out.weight)
+    heads.gps.out.bias.data = torch.tensor([0.0, math.atanh(0.5)])
+    points = heads.predict(ROWS.views[:1], ROWS.present[:1])[1]
+    assert points.tolist() == [[45.0, pytest.approx(-122.5 + 57.5 / 2, abs=1e-4)]]
+
+
+def test_soft_cross_entropy_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4)) * 5
+    targets = rng.dirichlet(np.ones(4), size=6)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    wanted = -(targets * log_p).sum(axis=1).mean()
+    got = soft_cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert float(got) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_hard_targets_give_the_ordinary_cross_entropy() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, torch.eye(4, dtype=torch.float64)[labels]),
+        torch.nn.functional.cross_entropy(logits, labels),
+    )
+
+
+def test_the_gps_loss_is_the_mean_squared_error_in_degrees() -> None:
+    # (9 + 16 + 0 + 1) / 4
+    points, truth = (
+        torch.tensor([[40.0, -100.0], [30.0, -80.0]]),
+        torch.tensor([[43.0, -104.0], [30.0, -81.0]]),
+    )
+    assert float(gps_mse(points, truth)) == 6.5
+
+
+# ---------------------------------------------------------------- every kind
+
+
+@pytest.mark.parametrize("views", [1, 3, 7])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_head_over_every_fusion_gives_states_and_a_place(kind: str, fusion: str, views: int) -> None:
+    rows = rows_of(views=views, absent=0.3)
+    heads = heads_of(rows, head=kind, fusion=fusion)
+    out = heads(rows.views, rows.present)
+    n, deep = len(rows), fusion in ("evidence", "transformer")
+    assert out["logits"].shape == (n, CLASSES)
+    assert out["view_weights"].shape == (n, views)
+    assert out["vector"].shape == (n, 12 if deep or kind in ("dual", "geocells") else DIM)
+    assert ("cells" in out) == (kind in ("geocells", "probe"))
+    assert ("points" in out) != ("cells" in out)
+    if "cells" in out:
+        assert out["cells"].shape == (n, len(heads.centres))
+    with torch.no_grad():
+        states, points = heads.predict(rows.views, rows.present)
+    torch.testing.assert_close(states.sum(1), torch.ones(n))
+    assert (states >= 0).all()
+    assert points.shape == (n, 2)
+    latitude, longitude = to_degrees(rows.points.numpy())
+    assert haversine_km(points[:, 0], points[:, 1], latitude.mean(), longitude.mean()).max() < 2500
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_a_missing_view_does_not_matter(kind: str) -> None:
+    heads = heads_of(head=kind, fusion="attention", directional=True)
+    garbage = ROWS.views.clone()
+    garbage[~ROWS.present] = float("nan")
+    with torch.no_grad():
+        for a, b in zip(
+            heads.predict(ROWS.views, ROWS.present), heads.predict(garbage, ROWS.present), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+def test_a_view_that_is_missing_makes_a_difference() -> None:
+    heads = heads_of(head="geocells", fusion="evidence")
+    fewer = ROWS.present.clone()
+    whole = ROWS.present.all(1)
+    fewer[whole, 1] = False
+    with torch.no_grad():
+        assert not torch.allclose(
+            heads(ROWS.views, ROWS.present)["logits"][whole], heads(ROWS.views, fewer)["logits"][whole]
+        )
+
+
+@pytest.mark.parametrize("kind", ["separate", "dual"])
+def test_dual_shares_its_trunk_and_separate_shares_nothing(kind: str) -> None:
+    heads = heads_of(head=kind)
+    out = heads(ROWS.views, ROWS.present)
+    touched = []
+    for name in ("logits", "points"):
+        heads.zero_grad()
+        out[name].square().sum().backward(retain_graph=True)
+        touched.append({key for key, p in heads.named_parameters() if p.grad is not None})
+    shared = touched[0] & touched[1]
+    assert touched[0] | touched[1] == {key for key, _ in heads.named_parameters()}
+    if kind == "separate":
+        assert shared == set()
+    else:
+        assert {"trunk.first.weight", "trunk.layers.0.weight"} <= shared
+        assert not any(key.startswith(("states", "gps")) for key in shared)
+
+
+@pytest.mark.parametrize("middle", [(40.0, -100.0), (60.0, 179.0)])
+def test_hierarchical_moves_from_the_likeliest_states_centre_no_farther_than_a_state_reaches(
+    middle: tuple[float, float],
+) -> None:
+    rows = rows_of(middle=middle)
+    heads = heads_of(rows, head="hierarchical")
+    atlas = atlas_of(rows, tiny())
+    with torch.no_grad():
+        out = heads(rows.views, rows.present)
+        vector = fuse_average(rows.views.float(), rows.present)
+        offset = torch.from_numpy(atlas.centroids).float()[out["logits"].argmax(1)]
+        wanted = offset + atlas.state_reach * heads.gps(vector)
+        torch.testing.assert_close(out["points"], wanted)
+        far = heads(rows.views.float() * 1e6, rows.present)
+    away = (far["points"] - torch.from_numpy(atlas.centroids).float()[far["logits"].argmax(1)]).abs()
+    assert (away <= atlas.state_reach + 1e-3).all()
+    assert (away.max(0).values > 0.9 * atlas.state_reach).all()
+
+
+@pytest.mark.parametrize("kind", ["separate", "dual", "hierarchical"])
+def test_points_of_a_country_across_the_antimeridian_lie_in_it_on_either_side(kind: str) -> None:
+    rows = rows_of(middle=(60.0, 179.0))
+    heads = heads_of(rows, head=kind)
+    with torch.no_grad():
+        heads.states.bias.data.zero_() if kind == "dual" else heads.states.out.bias.data.zero_()
+        _, points = heads.predict(torch.randn(400, VIEWS, DIM) * 30, torch.ones(400, VIEWS, dtype=torch.bool))
+    assert points[:, 1].min() >= -180
+    assert points[:, 1].max() < 180
+    east = points[:, 1] < 0
+    assert east.any()
+    assert (~east).any()
+    atlas = atlas_of(rows, tiny())
+    west_edge = float(atlas.middle[1] - atlas.reach[1])
+    span = 2 * float(atlas.reach[1] + (atlas.state_reach[1] if kind == "hierarchical" else 0))
+    slack = float(atlas.state_reach[1]) if kind == "hierarchical" else 0.0
+    assert ((points[:, 1] - (west_edge - slack)) % 360 <= span + 1e-3).all()
+
+
+def test_the_median_point_is_that_of_the_states_centres() -> None:
+    heads = heads_of(point="median")
+    with torch.no_grad():
+        heads.states.out.weight.mul_(300)
+        states, points = heads.predict(ROWS.views, ROWS.present)
+    centres = torch.from_numpy(to_unit_vectors(*heads.centroids.double().numpy().T))
+    latitude, longitude = to_degrees(geometric_median(states, centres).numpy())
+    np.testing.assert_allclose(points[:, 0], latitude, atol=1e-9)
+    np.testing.assert_allclose(points[:, 1], longitude, atol=1e-9)
+    assert points[:, 1].std() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["geocells", "probe"])
+def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -> None:
+    heads = heads_of(head=kind)
+    said = heads.answer(ROWS.views, ROWS.present)
+    torch.testing.assert_close(said.cells.exp().sum(1), torch.ones(len(ROWS)))
+    torch.testing.assert_close(said.states.exp().sum(1), torch.ones(len(ROWS)))
+    decision = Decision(head_share=0.25, cell_temperature=1.5)
+    states, cells = decide_cells([said], decision, heads.to_state)
+    latitude, longitude = to_degrees(geometric_median(cells, heads.centres).numpy())
+    with torch.no_grad():
+        got, points = heads.conclude(heads(ROWS.views, ROWS.present), decision)
+    torch.testing.assert_close(got, states)
+    np.testing.assert_allclose(points, np.stack([latitude, longitude], axis=1), atol=1e-6)
+
+
+def test_a_probes_cells_are_those_of_its_states() -> None:
+    heads = heads_of(head="probe")
+    said = heads.answer(ROWS.views, ROWS.present)
+    atlas = atlas_of(ROWS, tiny(head="probe"))
+    assert atlas.cells is not None
+    torch.testing.assert_close(said.cells.exp(), said.states.exp() @ atlas.cells.in_state, atol=1e-6, rtol=0)
+
+
+def test_a_vector_per_view_makes_attention_mind_the_order_of_views() -> None:
+    order, everyone = torch.tensor([2, 0, 1]), torch.ones_like(ROWS.present)
+    for directional in (False, True):
+        heads = heads_of(fusion="attention", directional=directional)
+        if directional:
+            assert heads.direction is not None
+            heads.direction.data *= 50
+        with torch.no_grad():
+            same = torch.allclose(
+                heads(ROWS.views, everyone)["logits"],
+                heads(ROWS.views[:, order], everyone[:, order])["logits"],
+                atol=1e-6,
+            )
+        assert same != directional
+
+
+def test_standardising_happens_before_the_views_are_fused() -> None:
+    heads = heads_of(standardise=True)
+    heads.scale, heads.shift = torch.rand(DIM) + 0.5, torch.randn(DIM)
+    vector, _ = heads.fuse(ROWS.views, ROWS.present)
+    wanted = fuse_average(ROWS.views.float(), ROWS.present) * heads.scale + heads.shift
+    torch.testing.assert_close(vector, wanted)
+
+
+def test_many_samples_are_answered_in_parts_as_in_one() -> None:
+    heads = heads_of(head="geocells")
+    many = Answer(*(torch.cat([part] * 100) for part in (ROWS.views, ROWS.present)))
+    said, once = heads.answer(many.cells, many.states), heads.answer(ROWS.views, ROWS.present)
+    torch.testing.assert_close(said.cells, once.cells.repeat(100, 1))
+
+
+# ---------------------------------------------------------------- there and back
+
+
+def again(heads: Heads, rows: Any = ROWS) -> Heads:
+    described = json.loads(json.dumps(heads.description()))
+    other = build_heads(described, rows.views.shape[2], rows.views.shape[1], CLASSES)
+    other.load_state_dict({key: value.clone() for key, value in heads.state_dict().items()})
+    return other.eval()
+
+
+def same_answers(a: Heads, b: Heads, views: Tensor, present: Tensor) -> None:
+    with torch.no_grad():
+        for one, other in zip(a.predict(views, present), b.predict(views, present), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_come_back_from_their_description_and_state_dict(kind: str, fusion: str) -> None:
+    heads = heads_of(head=kind, fusion=fusion, directional=True, point="median" if kind == "dual" else "head")
+    heads.scale, heads.shift = torch.rand(DIM) + 0.5, torch.randn(DIM)
+    same_answers(heads, again(heads), ROWS.views, ROWS.present)
+
+
+@pytest.mark.parametrize("fusion", ["average", "evidence"])
+def test_a_refiner_comes_back_too(fusion: str) -> None:
+    heads = heads_of(head="geocells", fusion=fusion)
+    before = heads.predict(ROWS.views, ROWS.present)[1]
+    heads.look_up(gallery_of(heads, ROWS, atlas_of(ROWS, heads.model)), Refiner(5, 4, 0.03, 1000.0))
+    after = heads.predict(ROWS.views, ROWS.present)[1]
+    assert not torch.equal(before, after)
+    copy = again(heads)
+    assert copy.refiner == heads.refiner
+    same_answers(heads, copy, ROWS.views, ROWS.present)
+
+
+@pytest.mark.parametrize("damage", ["model", "cells", "refiner"])
+def test_a_description_that_lacks_something_is_refused(damage: str) -> None:
+    described = heads_of(head="geocells").description()
+    del described[damage]
+    with pytest.raises(KeyError):
+        build_heads(described, DIM, VIEWS, CLASSES)
+
+
+def test_a_description_of_an_unknown_head_is_refused() -> None:
+    described = heads_of().description()
+    described["model"]["head"] = "oracle"
+    with pytest.raises(ValueError, match="oracle"):
+        build_heads(described, DIM, VIEWS, CLASSES)
+
+
+def test_a_box_in_the_settings_is_kept_in_the_state_dict_not_taken_from_the_settings_again() -> None:
+    heads = heads_of(gps_box=GpsBox(lat_min=10, lat_max=20, lon_min=10, lon_max=20))
+    assert again(heads).reach.tolist() == [5, 5]

@@ -1,0 +1,146 @@
+"""Every setting of the loss reaches its formula, and the gradient is finite whatever is chosen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from rows import CLASSES, atlas_of, rows_of, tiny
+from torch import Tensor
+
+from geo_embed import geography
+from geo_embed.config import Training
+from geo_embed.heads import losses
+from geo_embed.heads.cells import soft_targets
+from geo_embed.heads.objective import NUMBERS, make_tables, objective
+
+ROWS = rows_of()
+POINTS = ROWS.points.float()
+FLAT, CELLS = atlas_of(ROWS, tiny()), atlas_of(ROWS, tiny(head="geocells"))
+LATITUDE, LONGITUDE = geography.to_degrees(ROWS.points.numpy())
+TRUTH = torch.stack([torch.from_numpy(LATITUDE), torch.from_numpy(LONGITUDE)], dim=1).float()
+
+
+def said(*, cells: bool = False) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(len(ROWS), CLASSES, generator=generator) * 3
+    if not cells:
+        return {"logits": logits, "points": TRUTH + torch.randn(len(ROWS), 2, generator=generator)}
+    assert CELLS.cells is not None
+    return {"logits": logits, "cells": torch.randn(len(ROWS), len(CELLS.cells.centres), generator=generator)}
+
+
+def loss(out: Mapping[str, Tensor], **settings: object) -> Tensor:
+    training = Training.model_validate(settings)
+    atlas = CELLS if "cells" in out else FLAT
+    return objective(out, ROWS.labels, POINTS, make_tables(atlas, training, torch.device("cpu")), training)
+
+
+ALONE = {"state_weight": 1.0, "gps_weight": 0.0, "cell_weight": 0.0}
+
+
+def test_the_plain_recipes_loss_is_eight_tenths_states_and_two_tenths_distance() -> None:
+    out = said()
+    targets = torch.from_numpy(
+        geography.soft_labels(geography.distance_matrix_km(FLAT.centroids), 300.0)
+    ).float()
+    wanted = 0.8 * losses.soft_cross_entropy(out["logits"], targets[ROWS.labels])
+    wanted += 0.2 * losses.gps_mse(out["points"], TRUTH)
+    torch.testing.assert_close(loss(out), wanted)
+
+
+@pytest.mark.parametrize("tau", [75.0, 300.0])
+def test_haversine_labels_are_between_centres_and_pigeons_from_the_sample(tau: float) -> None:
+    out = said()
+    table = geography.soft_labels(geography.distance_matrix_km(FLAT.centroids), tau)
+    wanted = losses.soft_cross_entropy(out["logits"], torch.from_numpy(table).float()[ROWS.labels])
+    torch.testing.assert_close(loss(out, state_loss="haversine", tau_km=tau, **ALONE), wanted)
+    km = torch.from_numpy(
+        geography.haversine_km(
+            LATITUDE[:, None], LONGITUDE[:, None], FLAT.centroids[:, 0], FLAT.centroids[:, 1]
+        )
+    )
+    pigeon = losses.soft_cross_entropy(out["logits"], torch.softmax(-km / tau, 1).float())
+    torch.testing.assert_close(loss(out, state_loss="pigeon", tau_km=tau, **ALONE), pigeon, rtol=2e-3, atol=0)
+    assert float(pigeon) != pytest.approx(float(wanted), rel=0.01)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_hard_labels_are_the_ordinary_cross_entropy_smoothed_as_asked(smoothing: float) -> None:
+    out = said()
+    wanted = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, label_smoothing=smoothing)
+    got = loss(out, state_loss="cross_entropy", label_smoothing=smoothing, **ALONE)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_class_weights_weigh_each_state_by_the_inverse_of_its_samples() -> None:
+    out = said()
+    counts = torch.bincount(ROWS.labels, minlength=CLASSES).double()
+    each = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, reduction="none")
+    weights = (len(ROWS) / (CLASSES * counts)).float()[ROWS.labels]
+    assert float(weights.mean()) == pytest.approx(1)
+    got = loss(out, state_loss="cross_entropy", class_weights=True, **ALONE)
+    torch.testing.assert_close(got, (weights * each).mean())
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "smooth_l1", "haversine"])
+def test_the_points_loss_is_the_named_one_in_degrees_of_the_true_place(name: str) -> None:
+    out = said()
+    got = loss(out, gps_loss=name, state_weight=0.0, gps_weight=0.7)
+    torch.testing.assert_close(got, 0.7 * losses.gps_loss(name, out["points"], TRUTH))
+
+
+def test_cells_are_learnt_from_pigeons_labels_in_the_place_of_points() -> None:
+    out = said(cells=True)
+    assert CELLS.cells is not None
+    near = soft_targets(POINTS, CELLS.cells.centres, 40.0)
+    wanted = 0.6 * losses.soft_cross_entropy(out["cells"], near)
+    got = loss(out, state_weight=0.0, cell_weight=0.6, gps_weight=5.0, tau_km=40.0)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_the_expected_score_joins_with_its_weight() -> None:
+    out = said()
+    without = loss(out)
+    wanted = without + 0.4 * losses.expected_score_loss(out["logits"], ROWS.labels)
+    torch.testing.assert_close(loss(out, score_weight=0.4), wanted)
+    assert float(wanted) > float(without)
+
+
+def test_every_number_of_a_training_is_in_its_tables() -> None:
+    training = Training(tau_km=41, label_smoothing=0.1, state_weight=2, cell_weight=3, score_weight=0.5)
+    tables = make_tables(CELLS, training, torch.device("cpu"))
+    for name in NUMBERS:
+        assert float(tables[name]) == pytest.approx(getattr(training, name))
+
+
+@pytest.mark.parametrize(
+    ("state_loss", "gps_loss"),
+    itertools.product(["haversine", "pigeon", "cross_entropy"], ["mse", "mae", "smooth_l1", "haversine"]),
+)
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_gradients_are_finite_also_at_the_truth_and_far_from_it(
+    state_loss: str, gps_loss: str, size: float
+) -> None:
+    out = {"logits": said()["logits"] * size, "points": TRUTH.clone()}
+    out["points"][::2] += size
+    leaves = [value.requires_grad_() for value in out.values()]
+    value = loss(
+        out,
+        state_loss=state_loss,
+        gps_loss=gps_loss,
+        class_weights=True,
+        score_weight=0.5,
+        label_smoothing=0.1,
+    )
+    assert torch.isfinite(value)
+    for gradient in torch.autograd.grad(value, leaves):
+        assert torch.isfinite(gradient).all()
+
+
+def test_gradients_of_cells_are_finite() -> None:
+    out = {key: (value * 1e4).requires_grad_() for key, value in said(cells=True).items()}
+    for gradient in torch.autograd.grad(loss(out, tau_km=0.1, score_weight=1.0), list(out.values())):
+        assert torch.isfinite(gradient).all()

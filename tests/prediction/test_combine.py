@@ -1,0 +1,253 @@
+"""Each method is its formula, and learnt weights are learnt from the score itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
+from geo_embed.metrics import competition_score, top_states
+from geo_embed.prediction import combine as combining
+from geo_embed.prediction.combine import (
+    METHODS,
+    Answers,
+    Method,
+    Places,
+    average,
+    combine,
+    median_points,
+    reciprocal_ranks,
+    voting,
+    weight_learner,
+)
+
+CREDIT = [1.00, 0.60, 0.40, 0.25, 0.15, 0.0, 0.0]
+Floats = NDArray[np.float64]
+
+
+def points(*degrees: tuple[float, float]) -> Floats:
+    """M points of one sample, (M, 1, 3)."""
+    return to_unit_vectors(*np.array(degrees).T)[:, None]
+
+
+def normalised(values: list[float]) -> list[float]:
+    return [value / sum(values) for value in values]
+
+
+def learn(method: Method, answers: Answers, truth: Places, rows: NDArray[np.bool_] | None = None) -> Floats:
+    return weight_learner(method, answers, truth)(
+        np.ones(len(truth.labels), dtype=bool) if rows is None else rows
+    )
+
+
+def score(weights: Floats, answers: Answers, truth: Places) -> float:
+    probabilities, latitude, longitude = combine("average", weights, answers)
+    km = haversine_km(latitude, longitude, truth.latitude, truth.longitude)
+    return competition_score(top_states(probabilities), truth.labels, km)[0]
+
+
+def world(count: int, skill: list[float], seed: int = 0, classes: int = 9) -> tuple[Answers, Places]:
+    """Runs that know the truth better or worse; 0 is noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    latitude, longitude = 30 + 2.0 * labels + rng.normal(size=count), -100 + 3.0 * labels
+    shares, lats, lons = [], [], []
+    for one in skill:
+        logits = rng.normal(size=(count, classes)) * 1.5
+        logits[np.arange(count), labels] += 3 * one
+        shares.append((np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32))
+        spread = 2.0 if one else 30.0
+        lats.append(latitude + rng.normal(size=count) * spread)
+        lons.append(longitude + rng.normal(size=count) * spread)
+    return Answers.of(shares, lats, lons), Places(labels, latitude, longitude)
+
+
+def test_average_is_the_weighted_mean_of_probabilities() -> None:
+    shares = np.array([[[0.7, 0.2, 0.1]], [[0.1, 0.1, 0.8]]])
+    np.testing.assert_allclose(average(shares, np.array([0.25, 0.75])), [[0.25, 0.125, 0.625]])
+
+
+def test_average_sums_to_one_where_the_members_rows_do_not_quite() -> None:
+    shares = np.array([[[0.7, 0.2, 0.2]], [[0.1, 0.1, 0.9]]])
+    np.testing.assert_allclose(average(shares, np.array([0.5, 0.5])).sum(axis=1), 1, rtol=1e-12)
+
+
+def test_a_vote_gives_the_five_first_classes_the_scores_credit() -> None:
+    a = [0.40, 0.25, 0.15, 0.10, 0.06, 0.03, 0.01]
+    b = [0.01, 0.03, 0.06, 0.10, 0.15, 0.25, 0.40]
+    tally = [CREDIT[i] + CREDIT[6 - i] for i in range(7)]
+    given = voting(np.array([[a], [b]]))
+    np.testing.assert_allclose(given, [normalised(tally)], atol=0.005)
+    np.testing.assert_allclose(given.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_equal_votes_are_ordered_by_the_mean_probability_and_never_against_the_votes() -> None:
+    # Classes 0 and 1 get 1.0 + 0.6 each, class 1 with the higher mean; 2 gets less, though its mean is higher than 0's.
+    shares = np.array(
+        [[[0.36, 0.30, 0.34]], [[0.20, 0.50, 0.30]], [[0.36, 0.30, 0.34]], [[0.20, 0.50, 0.30]]]
+    )
+    tie = np.array([[[0.50, 0.30, 0.20]], [[0.35, 0.45, 0.20]]])
+    assert np.argsort(-voting(tie)[0]).tolist() == [0, 1, 2]
+    assert np.argsort(-voting(tie[:, :, [1, 0, 2]])[0]).tolist() == [1, 0, 2]
+    one = voting(shares)[0]
+    tally = np.array([2 * 1.0 + 2 * 0.4, 2 * 0.4 + 2 * 1.0, 4 * 0.6])
+    assert one[1] > one[0] > one[2]
+    np.testing.assert_allclose(one, tally / tally.sum(), atol=0.005)
+
+
+def test_reciprocal_rank_fusion_is_the_sum_of_weights_over_sixty_plus_rank() -> None:
+    shares = np.array([[[0.5, 0.3, 0.15, 0.05]], [[0.05, 0.4, 0.3, 0.25]]])
+    weights = np.array([0.6, 0.4])
+    ranks = [(1, 4), (2, 1), (3, 2), (4, 3)]
+    sums = [0.6 / (60 + a) + 0.4 / (60 + b) for a, b in ranks]
+    np.testing.assert_allclose(reciprocal_ranks(shares, weights), [normalised(sums)], rtol=1e-4)
+    assert reciprocal_ranks(shares, weights)[0].argmax() == int(np.argmax(sums))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_two_runs_that_disagree_on_the_first_two_ranks_are_decided_by_the_mean(swap: bool) -> None:
+    shares = np.array([[[0.80, 0.15, 0.05]], [[0.40, 0.50, 0.10]]], dtype=np.float32)
+    shares = shares[:, :, [1, 0, 2]] if swap else shares
+    fused, _, _ = combine("rrf", np.array([0.5, 0.5]), Answers(shares, points((0, 0), (0, 1))))
+    assert fused[0].argmax() == int(swap)
+
+
+def test_the_point_has_the_least_weighted_distance_to_the_members_points() -> None:
+    theirs = [(46.0, -104.0), (44.0, -90.0), (31.0, -97.0), (47.0, -120.0)]
+    weights = np.array([0.25, 0.3, 0.3, 0.15])
+
+    def distance(latitude: float, longitude: float) -> float:
+        return sum(
+            w * float(haversine_km(latitude, longitude, *p)) for w, p in zip(weights, theirs, strict=True)
+        )
+
+    (latitude,), (longitude,) = to_degrees(median_points(points(*theirs), weights))
+    found = distance(latitude, longitude)
+    around = [distance(latitude + dy, longitude + dx) for dy in (-0.3, 0, 0.3) for dx in (-0.3, 0, 0.3)]
+    assert found <= min(around) + 0.05
+    assert found < min(distance(*p) for p in theirs)
+    mean = to_degrees((weights[:, None] * points(*theirs)[:, 0]).sum(axis=0))
+    assert found < distance(float(mean[0]), float(mean[1]))
+
+
+def test_an_outlier_does_not_pull_the_point_away() -> None:
+    theirs = points((40.0, -100.0), (40.1, -100.0), (40.0, -100.1), (-30.0, 60.0))
+    (latitude,), (longitude,) = to_degrees(median_points(theirs, np.full(4, 0.25)))
+    assert haversine_km(latitude, longitude, 40, -100) < 15
+
+
+def test_between_two_points_of_one_weight_it_is_the_middle_also_across_the_date_line() -> None:
+    for (a, b), middle in [
+        (((10.0, 179.0), (10.0, -177.0)), (10.0, -179.0)),
+        (((0.0, 10.0), (0.0, 50.0)), (0.0, 30.0)),
+        (((40.123, -101.77), (40.123, -101.75)), (40.123, -101.76)),
+    ]:
+        (latitude,), (longitude,) = to_degrees(median_points(points(a, b), np.array([0.5, 0.5])))
+        assert haversine_km(latitude, longitude, *middle) < 1
+
+
+def test_a_point_that_outweighs_the_others_is_the_answer() -> None:
+    theirs = points((40.0, -100.0), (50.0, -90.0), (30.0, -80.0))
+    np.testing.assert_array_equal(median_points(theirs, np.array([0.2, 0.6, 0.2])), theirs[1])
+    np.testing.assert_array_equal(median_points(theirs, np.array([0.0, 0.0, 1.0])), theirs[2])
+
+
+def test_antipodes_have_no_middle_and_one_of_them_is_taken() -> None:
+    theirs = points((10.0, 20.0), (-10.0, -160.0))
+    found = median_points(theirs, np.array([0.5, 0.5]))
+    assert min(np.abs(found - theirs[i]).max() for i in (0, 1)) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_distribution_and_a_point_on_the_globe(method: Method) -> None:
+    answers, truth = world(20, [1.0, 0.5, 0.0])
+    probabilities, latitude, longitude = combine(method, learn(method, answers, truth), answers)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (probabilities >= 0).all()
+    assert (np.abs(latitude) <= 90).all()
+    assert (np.abs(longitude) <= 180).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: Method) -> None:
+    answers, _ = world(20, [1.0])
+    twice = Answers(np.repeat(answers.probabilities, 3, axis=0), np.repeat(answers.points, 3, axis=0))
+    probabilities, latitude, longitude = combine(method, np.full(3, 1 / 3), twice)
+    assert top_states(probabilities).tolist() == top_states(answers.probabilities[0]).tolist()
+    np.testing.assert_allclose(to_unit_vectors(latitude, longitude), answers.points[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["average", "voting", "rrf"])
+def test_methods_that_learn_nothing_give_every_run_the_same_weight(method: Method) -> None:
+    np.testing.assert_array_equal(learn(method, *world(20, [1.0, 0.5, 0.0, 0.0])), [0.25] * 4)
+
+
+def test_weighted_goes_by_the_squared_score_of_each_run_on_the_rows_given() -> None:
+    answers, truth = world(60, [1.0, 0.5, 0.1])
+    rows = np.arange(60) < 40
+    squared = [score(alone, answers.take(rows), truth.take(rows)) ** 2 for alone in np.eye(3)]
+    np.testing.assert_allclose(learn("weighted", answers, truth, rows), normalised(squared), rtol=1e-5)
+
+
+def test_weights_of_runs_that_all_score_nothing_are_the_same() -> None:
+    truth = Places(np.zeros(3, dtype=np.int64), np.zeros(3), np.zeros(3))
+    wrong = np.tile(np.array([0, 0.3, 0.25, 0.2, 0.15, 0.1], dtype=np.float32), (3, 1))
+    answers = Answers.of([wrong] * 2, [np.zeros(3)] * 2, [np.full(3, 170.0)] * 2)
+    np.testing.assert_array_equal(learn("weighted", answers, truth), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_rows_to_learn_from_weights_are_the_same(method: Method) -> None:
+    answers, truth = world(10, [1.0, 0.0])
+    np.testing.assert_array_equal(learn(method, answers, truth, np.zeros(10, dtype=bool)), [0.5, 0.5])
+
+
+def test_stacking_is_no_worse_than_any_run_the_average_or_the_squared_scores_on_its_rows() -> None:
+    answers, truth = world(120, [1.0, 0.9, 0.6, 0.0])
+    weights = learn("stacking", answers, truth)
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+    others = [*np.eye(4), np.full(4, 0.25), learn("weighted", answers, truth)]
+    assert score(weights, answers, truth) >= max(score(other, answers, truth) for other in others) - 1e-3
+
+
+def test_stacking_gives_noise_no_weight() -> None:
+    answers, truth = world(300, [1.0, 0.0, 0.9, 0.0])
+    weights = learn("stacking", answers, truth)
+    assert weights[[1, 3]].tolist() == [0, 0]
+    assert (weights[[0, 2]] > 0.05).all()
+
+
+def test_stacking_gives_the_same_weights_every_time_whatever_was_asked_before() -> None:
+    answers, truth = world(80, [0.8, 0.7, 0.6])
+    learner = weight_learner("stacking", answers, truth)
+    everything, half = np.ones(80, dtype=bool), np.arange(80) < 40
+    learner(half)
+    np.testing.assert_array_equal(learner(everything), learn("stacking", answers, truth))
+    np.testing.assert_array_equal(learner(half), learn("stacking", answers, truth, half))
+
+
+def test_stacking_maximises_the_very_score_ties_included() -> None:
+    answers, truth = world(40, [0.8, 0.3, 0.1])
+    flat = answers.probabilities.round(1)
+    answers = Answers(flat / flat.sum(axis=2, keepdims=True), answers.points)
+    scorer = combining._Scorer(answers, truth)
+    for weights in (*np.eye(3), np.full(3, 1 / 3), np.array([0.2, 0.3, 0.5])):
+        # Rounds towards the median are cut short, which moves it by less than a km.
+        asked = scorer.score(weights, np.ones(40, dtype=bool))
+        assert asked == pytest.approx(score(weights, answers, truth), abs=2e-4)
+
+
+def test_many_rows_are_thinned_for_stacking_and_weighted_takes_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, truth = world(200, [1.0, 0.5])
+    weighted = learn("weighted", answers, truth)
+    monkeypatch.setattr(combining, "_MOST_ROWS", 100)
+    thin = slice(None, None, 2)
+    np.testing.assert_array_equal(
+        learn("stacking", answers, truth), learn("stacking", answers.take(thin), truth.take(thin))
+    )
+    np.testing.assert_array_equal(learn("weighted", answers, truth), weighted)

@@ -1,0 +1,222 @@
+"""The metrics of a run, and the tables that say where its score comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Country
+from small import command
+
+from geo_embed.cache.store import open_store, read_store
+from geo_embed.config import Config
+from geo_embed.errors import GeoError
+from geo_embed.geography import haversine_km
+from geo_embed.metrics import bootstrap_interval, competition_score, state_credit, top_states
+from geo_embed.prediction.evaluate import ablate_views, evaluate
+from geo_embed.prediction.predict import apply_heads, load_heads, read_predictions
+from geo_embed.runs.run import Run, load_run
+
+ALL = ("class", "view", "border", "distance", "calibration")
+
+
+def answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ranked classes, true classes and km of the held-out samples."""
+    predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+    assert truth is not None
+    km = haversine_km(predictions.latitude, predictions.longitude, truth.latitude, truth.longitude)
+    return top_states(predictions.probabilities), run.labels.encode(truth.state_idx), km
+
+
+def set_training(run: Run, **changes: Any) -> Run:
+    """The run, as if made with other settings."""
+    path = run.path / "config.toml"
+    lines = path.read_text().splitlines()
+    for key, value in changes.items():
+        (at,) = (k for k, line in enumerate(lines) if line.startswith(f"{key} ="))
+        lines[at] = f"{key} = {json.dumps(value)}"
+    path.write_text("\n".join(lines))
+    return load_run(run.path.parent, run.name)
+
+
+def hold_nothing_out(run: Run) -> None:
+    path = run.path / "val_predictions.parquet"
+    pd.read_parquet(path).head(0).to_parquet(path)
+
+
+def test_the_score_comes_with_its_interval(config: Config, run: Run) -> None:
+    scores = evaluate(config, run)
+    ranked, labels, km = answers(run)
+    assert scores["score_interval"] == list(bootstrap_interval(state_credit(ranked, labels), km))
+    low, high = scores["score_interval"]
+    assert low < scores["score"] < high
+
+
+def test_a_spatial_run_is_resampled_by_its_groups(config: Config, run: Run) -> None:
+    alone = evaluate(config, run)["score_interval"]
+    far = set_training(run, validation="spatial", group_km=1e-6)
+    assert evaluate(config, far)["score_interval"] == alone
+    together = set_training(run, validation="spatial", group_km=700.0)
+    assert evaluate(config, together)["score_interval"] != alone
+    # One group tells nothing of a spread.
+    one = set_training(run, validation="spatial", group_km=10_000.0)
+    assert evaluate(config, one)["score_interval"] == [None, None]
+
+
+def test_without_a_table_there_is_none_and_with_all_of_them_the_metrics_stay(
+    config: Config, run: Run
+) -> None:
+    plain, full = evaluate(config, run), evaluate(config, run, by=ALL)
+    assert not set(ALL) & plain.keys()
+    assert {key: full[key] for key in plain} == plain
+    assert list(full)[len(plain) :] == list(ALL)
+    json.dumps(full, allow_nan=False)
+
+
+def test_tables_agree_with_the_metrics(config: Config, run: Run) -> None:
+    full = evaluate(config, run, by=ALL)
+    n = full["samples"]
+    for table in ("class", "border", "calibration"):
+        assert sum(row["samples"] for row in full[table]) == n
+    for table, column, metric in (
+        ("class", "top1", "top1"),
+        ("class", "credit", "state_score"),
+        ("border", "top1", "top1"),
+        ("border", "score", "score"),
+        ("calibration", "accuracy", "top1"),
+    ):
+        total = sum(row["samples"] * row[column] for row in full[table] if row["samples"])
+        assert total / n == pytest.approx(full[metric]), (table, column)
+    (median,) = (row["km"] for row in full["distance"] if row["percentile"] == 50)
+    assert median == pytest.approx(full["median_km"])
+    assert [row["state"] for row in full["class"]] == list(run.labels.names)
+    assert [row["state_idx"] for row in full["class"]] == run.labels.state_idx.tolist()
+
+
+def test_the_border_is_measured_to_every_sample_of_the_train_csv(
+    config: Config, run: Run, country: Country
+) -> None:
+    table = pd.read_csv(country.train_csv)
+    held_out = pd.read_parquet(run.path / "val_predictions.parquet")["sample_id"]
+    counts = [0] * 6
+    for _, one in table[table["sample_id"].isin(held_out)].iterrows():
+        others = table[table["state_idx"] != one["state_idx"]]
+        away = haversine_km(one["latitude"], one["longitude"], others["latitude"], others["longitude"]).min()
+        counts[int(np.searchsorted([10, 25, 50, 100, 250], away, side="right"))] += 1
+    assert [row["samples"] for row in evaluate(config, run, by=["border"])["border"]] == counts
+
+
+def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
+    config: Config, run: Run, country: Country
+) -> None:
+    rows = ablate_views(config, run)
+    _, labels, _ = answers(run)
+    predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+    assert truth is not None
+    embeddings = read_store(open_store(country.store(), writable=False))
+    at = [embeddings.sample_id.tolist().index(one) for one in predictions.sample_id]
+    heads = load_heads(run)
+
+    def score(seen: list[bool]) -> float:
+        # Hidden views are zeroed, too: nothing of them may count.
+        mask = np.tile(seen, (len(at), 1))
+        values = embeddings.values[at] * mask[:, :, None]
+        answer = apply_heads(heads, run.config, run.prior, predictions.sample_id, values, mask)
+        km = haversine_km(answer.latitude, answer.longitude, truth.latitude, truth.longitude)
+        return competition_score(top_states(answer.probabilities), labels, km)[0]
+
+    whole = evaluate(config, run)["score"]
+    assert [row["view"] for row in rows] == ["north", "east", "south", "west"]
+    for v, row in enumerate(rows):
+        assert row["samples"] == len(at)
+        assert row["alone"] == pytest.approx(score([k == v for k in range(4)]))
+        assert row["hidden"] == pytest.approx(score([k != v for k in range(4)]))
+        assert row["cost"] == pytest.approx(whole - row["hidden"], abs=1e-6)
+    assert len({row["alone"] for row in rows}) > 1
+    assert evaluate(config, run, by=["view"])["view"] == rows
+
+
+def test_views_of_a_run_made_with_folds_come_with_a_warning(
+    config: Config, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablate_views(config, run)
+    assert "too good" not in capsys.readouterr().err
+    ablate_views(config, set_training(run, folds=3))
+    assert "a little too good" in capsys.readouterr().err
+
+
+def test_views_need_the_samples_in_the_store(config: Config, run: Run) -> None:
+    path = run.path / "val_predictions.parquet"
+    table = pd.read_parquet(path)
+    table.loc[0, "sample_id"] = 999_999
+    table.to_parquet(path)
+    with pytest.raises(GeoError, match="999999 first"):
+        ablate_views(config, run)
+    with pytest.raises(GeoError):
+        ablate_views(
+            config.model_copy(update={"paths": config.paths.model_copy(update={"cache_dir": Path("none")})}),
+            run,
+        )
+
+
+def test_tables_of_nothing_held_out_are_there_and_know_nothing(config: Config, run: Run) -> None:
+    hold_nothing_out(run)
+    full = evaluate(config, run, by=ALL)
+    assert full["samples"] == 0
+    assert full["score_interval"] == [None, None]
+    assert [len(full[name]) for name in ALL] == [len(run.labels), 4, 6, 7, 15]
+    known = {"state", "state_idx", "class", "samples", "view", "from_km", "to_km", "percentile", "from", "to"}
+    assert {
+        value for name in ALL for row in full[name] for key, value in row.items() if key not in known
+    } == {None}
+
+
+def test_the_samples_learnt_from_have_tables_too(config: Config, run: Run) -> None:
+    learnt = evaluate(config, run, "train", by=ALL)
+    assert learnt["samples"] + evaluate(config, run)["samples"] == 128
+    assert sum(row["samples"] for row in learnt["class"]) == learnt["samples"]
+    assert learnt["view"][0]["samples"] == learnt["samples"]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_json_holds_each_table_under_its_name(
+    config: Config, run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [part for name in ALL for part in ("--by", name)]
+    said = command(capsys, *country.options(tmp_path), "--json", "evaluate", "first", *asked, "--by", "view")
+    assert said.code == 0, said.err
+    assert said.json == {"run": "first", "split": "val", **evaluate(config, run, by=ALL)}
+
+
+def test_people_get_the_interval_and_columns(
+    config: Config, run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = evaluate(config, run)
+    low, high = scores["score_interval"]
+    options = country.options(tmp_path)
+    said = command(capsys, *options, "evaluate", "first", "--by", "class", "--by", "distance")
+    assert f"{scores['score']:.4f} ({low:.3f}–{high:.3f})" in said.out
+    assert "[val, by class]" in said.out
+    lines = said.out.splitlines()
+    start = lines.index("[val, by distance]")
+    assert lines[start + 1].split() == ["percentile", "km"]
+    assert lines[start + 4].split() == ["50", f"{scores['median_km']:,.1f}"]
+    header = next(line for line in lines if line.startswith("state "))
+    (alabama,) = (line for line in lines if line.startswith(run.labels.names[0]))
+    assert len(header.split()) == 9
+    assert alabama.split()[0] == run.labels.names[0]
+    both = command(capsys, *options, "evaluate", "first", "--split", "all", "--by", "distance")
+    assert "[train, by distance]" in both.out
+    assert "[val, by distance]" in both.out
+
+
+def test_a_table_that_there_is_not_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    said = command(capsys, "evaluate", "first", "--by", "colour")
+    assert said.code == 2
+    assert "calibration" in said.err
