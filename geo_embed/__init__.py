@@ -24,7 +24,7 @@ _VERBS = {
     "find_store": "cache.store",
     "finetune": "finetuning.finetune",
     "fit_heads": "fitting.fit",
-    "get_config": "config",
+    "get_config": "settings",
     "load_run": "runs.run",
     "load_samples": "data.samples",
     "open_store": "cache.store",

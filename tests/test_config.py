@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import geo_embed
-from geo_embed.config import Config, get_config, known_keys, resolve, to_toml, value_at
+from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.settings import get_config, known_keys, resolve, to_toml, value_at
 
 if TYPE_CHECKING:
     from conftest import Geo

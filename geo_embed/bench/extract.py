@@ -14,9 +14,10 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone, quiet_transformers
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.data import images
 from geo_embed.extraction.extract import extract
+from geo_embed.settings import resolve
 from geo_embed.synthetic import country as synthetic
 
 _ROUNDS = 3

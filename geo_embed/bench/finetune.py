@@ -11,10 +11,11 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import quiet_transformers
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
+from geo_embed.settings import resolve
 from geo_embed.synthetic import country as synthetic
 
 # On a shared machine neighbours take a fifth of the speed now and then: many short rounds, so that they hit both sides.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geo_embed.backbones import backbone as backbones
 from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
-from geo_embed.config import Config, Model, Training, resolve
+from geo_embed.config import Config, Model, Training
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.probe import _ROUNDS as PROBE_ROUNDS
 from geo_embed.fitting.probe import fit_probe
@@ -25,6 +25,7 @@ from geo_embed.heads.layers import dropping
 from geo_embed.heads.objective import make_tables, objective
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.seeding import get_generator, seed_worker
+from geo_embed.settings import resolve
 
 _ROUNDS = 2
 _SMALL, _LARGE, _LOADER = 128, 512, 32

@@ -11,12 +11,13 @@ import pandas as pd
 from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
 from geo_embed.cache.tidy import import_embeddings
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import load_run
+from geo_embed.settings import resolve
 
 BACKBONE = "planted"
 # The scores settle with fewer samples than the speed is asked for.

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from geo_embed.config import DEFAULT_FILE, Config, resolve, to_toml, value_at
+from geo_embed.config import Config
 from geo_embed.console import set_quiet
 from geo_embed.errors import GeoError
+from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
 
 FAULT, CHECK_FAILED = 1, 3
 

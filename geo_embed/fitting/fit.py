@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geo_embed import geography
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
-from geo_embed.config import Config, value_at
+from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import parts_held_out, resampling_groups
 from geo_embed.data.samples import (
@@ -44,6 +44,7 @@ from geo_embed.runs.run import (
     write_json,
     writing_run,
 )
+from geo_embed.settings import value_at
 
 if TYPE_CHECKING:
     import torch

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.store import Store, check_fits, disk_errors, find_store, read_store
-from geo_embed.config import Config, Training, known_keys, nearest_key, value_at
+from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import held_out
 from geo_embed.data.samples import Samples, load_samples
@@ -36,6 +35,7 @@ from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.fitting.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
 from geo_embed.runs.run import Prior, check_new_name, load_run, write_json
+from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
 
 if TYPE_CHECKING:
     import torch
@@ -280,7 +280,7 @@ def sweep(
             hint="narrow the space (lower learning rates), then --fresh",
         )
     described = [{"settings": drawn[result.trial], **asdict(result)} for result in standing]
-    winner = _with(base, drawn[standing[0].trial])
+    winner = with_changes(base, drawn[standing[0].trial])
     val = _finish(winner, name, limit, state, store)
     if state.replace:
         # Only the run that was there before.
@@ -298,7 +298,9 @@ def sweep(
 
 def plain(config: Config) -> Config:
     """The settings with the plain recipe, which the swept ones belong to, and the fusion by name that is its default."""
-    return _with(config, {"training.preset": "pigeon", "model.fusion": config.model.fusion or "average"})
+    return with_changes(
+        config, {"training.preset": "pigeon", "model.fusion": config.model.fusion or "average"}
+    )
 
 
 def read_space(path: Path, config: Config) -> Space:
@@ -328,7 +330,7 @@ def parse_space(given: Mapping[str, Any], config: Config, *, where: str = "the s
         GeoError: an unknown key, with the nearest known one; a setting that can't vary; a value that isn't allowed.
     """
     space: dict[str, Range | Choice] = {}
-    for key, spec in _leaves(given, where).items():
+    for key, spec in dotted(given, where).items():
         if key.split(".")[0] not in ("model", "training") or key in _FIXED:
             raise GeoError(
                 f"{key} can't vary in a sweep: it doesn't say how heads are fitted",
@@ -339,7 +341,7 @@ def parse_space(given: Mapping[str, Any], config: Config, *, where: str = "the s
         options = space[key]
         ends = (options.low, options.high) if isinstance(options, Range) else options.values
         for value in ends:
-            _with(config, {key: round(value) if getattr(options, "whole", False) else value}, where)
+            with_changes(config, {key: round(value) if getattr(options, "whole", False) else value}, where)
     if not space:
         raise GeoError("the space is empty", where=where, hint='"model.fusion" = ["average", "evidence"]')
     return space
@@ -422,8 +424,8 @@ def command(
         group, *_ = key.split(".")
         value = value_at(winner, key)
         said = key in changes or key == "training.preset" or value != value_at(default, key)
-        if group in ("paths", "model", "training") and (said or _given(config, key)):
-            words += ["--set", f"{key}={_text(value)}"]
+        if group in ("paths", "model", "training") and (said or is_set(config, key)):
+            words += ["--set", f"{key}={as_text(value)}"]
     words += ["fit-heads", "--name", f"{name}-again"]
     return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
 
@@ -446,7 +448,9 @@ def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: in
             standing = standing[:count]
             if rung == len(steps) - 1:
                 standing += [trial for trial, head in enumerate(heads) if head == "probe"]
-            configs = {trial: _with(base, {**drawn[trial], "training.epochs": epochs}) for trial in standing}
+            configs = {
+                trial: with_changes(base, {**drawn[trial], "training.epochs": epochs}) for trial in standing
+            }
             for group in _groups(bench, configs):
                 # A group is done or not: shared, a training's last bits depend on its company.
                 if all((trial, rung) in state.results for trial in group):
@@ -619,21 +623,6 @@ def _differences(then: Any, now: Any, key: str = "") -> list[str]:
     return [f"{key.removeprefix('.')} was {text(then)}, is {text(now)}"]
 
 
-def _leaves(given: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Nested tables to dotted keys of settings."""
-    known = known_keys()
-    leaves: dict[str, Any] = {}
-    for name, value in given.items():
-        key = prefix + name
-        if key in known:
-            leaves[key] = value
-        elif isinstance(value, Mapping) and any(other.startswith(key + ".") for other in known):
-            leaves |= _leaves(value, where, key + ".")
-        else:
-            raise GeoError(f"unknown setting {key!r}", where=where, hint=nearest_key(key, list(known)))
-    return leaves
-
-
 def _range(key: str, spec: Mapping[str, Any], where: str) -> Range:
     low, high, log = spec.get("low"), spec.get("high"), spec.get("log", False)
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
@@ -664,48 +653,8 @@ def _choice(key: str, spec: Any, where: str) -> Choice:
     return Choice(tuple(spec))
 
 
-def _with(config: Config, changes: Mapping[str, Any], where: str = "the space") -> Config:
-    """The settings with changes by dotted key. Raises GeoError for a value that isn't allowed."""
-    values = config.model_dump()
-    for key, value in changes.items():
-        *groups, leaf = key.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
-        place[leaf] = value
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        located = ".".join(str(part) for part in first["loc"])
-        key = next((key for key in changes if located.startswith(key)), located)
-        message = first["msg"].removeprefix("Value error, ")
-        raise GeoError(f"{key}: {message}, got {changes.get(key)!r}", where=where) from error
-
-
-def _given(config: Config, key: str) -> bool:
-    """Whether a setting was set by anybody, be it to its default."""
-    *groups, leaf = key.split(".")
-    place: Any = config
-    for group in groups:
-        place = getattr(place, group)
-    return leaf in place.model_fields_set
-
-
-def _text(value: Any) -> str:
-    """A value as `--set` reads it."""
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except ValueError:
-            return value
-    return json.dumps(value)
-
-
 def _short(changes: Mapping[str, Any]) -> str:
-    said = [f"{key.rsplit('.', 1)[-1]}={_text(value)}" for key, value in changes.items()]
+    said = [f"{key.rsplit('.', 1)[-1]}={as_text(value)}" for key, value in changes.items()]
     return " ".join(said) or "as configured"
 
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from geo_embed.cache.store import Store, disk_errors
-from geo_embed.config import Config, to_toml
+from geo_embed.config import Config
 from geo_embed.data.samples import LabelEncoder
 from geo_embed.errors import GeoError
+from geo_embed.settings import to_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from geo_embed.config import Config, get_config
+from geo_embed.config import Config
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import (
     Problem,
@@ -26,6 +26,7 @@ from geo_embed.data.samples import (
     stratified_split,
 )
 from geo_embed.errors import GeoError
+from geo_embed.settings import get_config
 
 MAPPING = "state_idx,state\n4,California\n7,Delaware\n30,New Mexico\n"
 HEADER = "sample_id,image_a,image_b,state,state_idx,latitude,longitude"

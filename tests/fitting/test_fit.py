@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from geo_embed.cache.store import MISSING, find_store, open_store, read_store
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.data.holdout import folds
 from geo_embed.data.samples import load_samples, stratified_split
 from geo_embed.errors import GeoError
@@ -28,6 +28,7 @@ from geo_embed.optim import warmup_cosine
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import Predictions, Truth, load_heads, predict_split, read_predictions
 from geo_embed.runs.run import Run, load_run
+from geo_embed.settings import resolve
 
 if TYPE_CHECKING:
     from conftest import Country

@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 from small import command
 
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.fitting import fit
 from geo_embed.fitting import stacked as stack
 from geo_embed.fitting.sweep import SPACE, Range, Sweep, draw, parse_space, read_space, rungs, sweep
 from geo_embed.runs.run import load_run
+from geo_embed.settings import resolve, with_changes
 
 if TYPE_CHECKING:
     from conftest import Country, Geo
@@ -303,7 +304,7 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
         {"training.learning_rate": 1e30},
     ]
     base: dict[str, Any] = {"training.epochs": 2, "training.clip_norm": 1e30, "model.head_hidden": 16}
-    configs = {trial: room._with(config, base | change) for trial, change in enumerate(changes)}
+    configs = {trial: with_changes(config, base | change) for trial, change in enumerate(changes)}
     alone = room._groups(room._Bench(data, split, prior, torch.device("cpu"), tensors), configs)
     assert [list(group) for group in alone] == [[0], [1], [2], [3]]
     together = room._groups(room._Bench(data, split, prior, torch.device("cuda"), tensors), configs)
@@ -475,7 +476,7 @@ def test_the_command_says_every_setting_that_was_given_so_that_a_shell_and_the_p
     ]
     config = resolve(None, given)[0]
     changes = {"training.learning_rate": 0.00123, "model.fusion": "evidence"}
-    winner = room._with(room.plain(config), changes)
+    winner = with_changes(room.plain(config), changes)
     words = shlex.split(room.command(config, winner, changes, "swept", 50))
     assert words[-5:] == ["fit-heads", "--name", "swept-again", "--limit", "50"]
     assert "training.tau_km=300.0" in words

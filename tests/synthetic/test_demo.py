@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from geo_embed.config import Config, resolve
+from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import Finetuned
@@ -21,6 +21,7 @@ from geo_embed.geography import haversine_km
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import read_predictions
 from geo_embed.runs.run import load_run
+from geo_embed.settings import resolve
 from geo_embed.synthetic import country as synthetic
 from geo_embed.synthetic.demo import RECIPE, demo, demo_settings, make_country
 
