@@ -1,5 +1,7 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and what the disk says as one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,3 +24,17 @@ class GeoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} ({self.where})" if self.where else self.what
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise GeoError(
+            # Some writers know no reason, only that less was written than there was.
+            f"can't write: {error.strerror or f'the disk may be full: {error}'}",
+            where=path,
+            hint="free or unlock the disk; what is committed stays, and the same command goes on from there",
+        ) from error

@@ -1,6 +1,14 @@
-"""How the learning rate moves."""
+"""The optimizer and its learning rate."""
 
 import math
+
+import torch
+from torch import Tensor, nn
+
+from geo_embed.config import Training
+
+# Of AdamW, in every training.
+BETAS = (0.9, 0.98)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -9,3 +17,19 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / (rising + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def make_adamw(
+    parameters: list[nn.Parameter] | list[Tensor], training: Training, axes: int = 1
+) -> torch.optim.AdamW:
+    """AdamW that decays weight matrices only: what has more than `axes` axes."""
+    decayed = [p for p in parameters if p.ndim > axes]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= axes], "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=BETAS,
+        fused=True,
+    )

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from geo_embed.backbones.backbone import Backbone, load_backbone, pick_device, save_backbone
+from geo_embed.backbones.backbone import Backbone, load_backbone, save_backbone
 from geo_embed.config import Config
+from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256, save_tensors
 from geo_embed.prediction.predict import load_heads, save_heads
 from geo_embed.runs.run import Run

@@ -258,12 +258,6 @@ def embedding_dim(directory: Path, feature: str) -> int:
         return family.dim(family, directory, feature)
 
 
-def count_parameters(module: "nn.Module") -> tuple[int, int]:
-    """How many parameters there are, and how many of them are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-
-
 def read_preprocessing(directory: Path, *, exact: bool) -> Preprocessing:
     """What the model's own preprocessor file asks for; of a timm model, what its config.json says it was trained with.
 
@@ -350,30 +344,6 @@ def hash_weights(directory: Path) -> str:
 def fingerprint(fields: dict[str, Any]) -> str:
     """16 hex digits that name a store: sha256 over everything that changes an embedding, as canonical JSON."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def pick_device(name: str) -> "torch.device":
-    """`auto`, `cpu` or `cuda` to a device. Raises GeoError where CUDA is asked for and absent."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise GeoError(
-            "no CUDA device is visible to torch",
-            where="model.device",
-            hint="use --device cpu, or --device auto",
-        )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """Precision of the backbone; `auto` is bfloat16 on CUDA (float16 where the card lacks it), float32 on CPU."""
-    import torch
-
-    if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_tur
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config
 from geo_embed.data import images
+from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.extraction.extract import extract
 from geo_embed.settings import resolve
 from geo_embed.synthetic import country as synthetic
@@ -32,7 +33,7 @@ def bench_extract(config: Config, *, pictures: int = 256) -> Bench:
         pictures: how many pass through the model of realistic size: a ViT-B/32 on the CPU, StreetCLIP's own
             architecture on CUDA, with random weights.
     """
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
         root = Path(folder)
         # A fifth of the places is the test split.
@@ -75,9 +76,9 @@ def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float
 def _against_model(config: Config, root: Path, backbone: str, device: str) -> Measurement:
     import torch
 
-    where = backbones.pick_device(device)
+    where = pick_device(device)
     settings = resolve(overrides={"model.backbone_name": str(root / backbone), "model.exact": False})[0].model
-    loaded = backbones.load_backbone(settings, where, backbones.pick_dtype("auto", where))
+    loaded = backbones.load_backbone(settings, where, pick_dtype("auto", where))
     batch = config.inference.batch_size or (256 if device == "cuda" else 32)
     side = loaded.preprocessing.height
     pixels = torch.randn(batch, 3, side, side, device=where, dtype=loaded.dtype)
@@ -116,7 +117,7 @@ def _bare(backbone: Backbone, pixels: Any) -> Callable[[], float]:
 def _against_loop(config: Config, root: Path) -> Measurement:
     import torch
 
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     settings = resolve(overrides={"model.backbone_name": str(root / "small")})[0].model
     loaded = backbones.load_backbone(settings, device, torch.float32)
     small = loaded.preprocessing.height

@@ -12,6 +12,7 @@ from geo_embed.backbones.backbone import quiet_transformers
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config
+from geo_embed.devices import pick_device
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
@@ -44,7 +45,7 @@ def bench_finetune(config: Config, *, samples: int | None = None) -> Bench:
         samples: that the large model is trained on; default: 24 on the CPU, 1,024 on CUDA; at least three
             steps' worth. The small one sees as many, by default 256.
     """
-    device = backbones.pick_device(config.model.device).type
+    device = pick_device(config.model.device).type
     passes = config.finetune.accumulate or 2
     large, small = (
         max(samples or usual, 3 * passes * _pass_size(config, backbone, device))
@@ -161,7 +162,7 @@ def bare(config_json: str, samples: str) -> float:
     from torch import nn
 
     config = Config.model_validate_json(config_json)
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     size, passes = config.finetune.batch_size or 1, config.finetune.accumulate or 1
     steps = max(1, round(int(samples) / (size * passes)) - 1)
     backbone = backbones.load_backbone(config.model, device, torch.float32)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geo_embed.backbones import backbone as backbones
 from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
 from geo_embed.config import Config, Model, Training
+from geo_embed.devices import pick_device
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.probe import _ROUNDS as PROBE_ROUNDS
 from geo_embed.fitting.probe import fit_probe
@@ -39,7 +39,7 @@ _SKLEARN_ROUNDS = 20
 
 def bench_fitting(config: Config, data: Planted) -> list[Measurement]:
     """Time the training loop, the probe and eight seeds on all rows of planted data."""
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     labels = np.unique(data.state_idx, return_inverse=True)[1]
     points = to_unit_vectors(data.latitude, data.longitude)
     atlas = make_atlas(points, labels, int(labels.max()) + 1, Model(), seed=0)

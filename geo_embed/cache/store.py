@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from geo_embed.backbones import backbone as backbones
 from geo_embed.config import DEFAULT_BACKBONE, Config
 from geo_embed.data.samples import SPLITS, Samples, natural_ids, text_ids
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256
 
 if TYPE_CHECKING:
@@ -490,20 +490,6 @@ def check_fits(store: Store, samples: Samples) -> None:
         where=store.path,
         hint=_rebuild(store.path, store.attrs),
     )
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise GeoError(
-            # Some writers know no reason, only that less was written than there was.
-            f"can't write: {error.strerror or f'the disk may be full: {error}'}",
-            where=path,
-            hint="free or unlock the disk; what is committed stays, and the same command goes on from there",
-        ) from error
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from geo_embed.cache.store import (
     commit_chunk,
     create_store,
     damaged_chunks,
-    disk_errors,
     find_store,
     forget_chunk,
     has_chunk,
@@ -39,7 +38,8 @@ from geo_embed.cache.store import (
 from geo_embed.config import Config
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples, natural_ids, text_ids
-from geo_embed.errors import GeoError
+from geo_embed.devices import pick_device
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import hash_content, is_busy, only_writer
 from geo_embed.files import file_sha256, save_tensors
 from geo_embed.runs.run import run_stores
@@ -212,7 +212,7 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
         raise GeoError("an imported store can't be embedded again", where=store.path)
     samples = load_samples(config, store.split)
     check_fits(store, samples)
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     model = config.model.model_copy(update={"feature": store.attrs["feature"]})
     backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:

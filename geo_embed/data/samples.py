@@ -74,34 +74,6 @@ class Samples:
         return index + 2
 
 
-@dataclass(frozen=True)
-class LabelEncoder:
-    """States as contiguous classes 0…C−1, in ascending order of `state_idx`.
-
-    Attributes:
-        state_idx: (C,) the data's own indices.
-        names: C state names.
-    """
-
-    state_idx: NDArray[np.int64]
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def encode(self, state_idx: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) state indices to (N,) classes. Raises GeoError for one that is not known."""
-        place = np.searchsorted(self.state_idx, state_idx).clip(max=len(self) - 1)
-        unknown = self.state_idx[place] != state_idx
-        if unknown.any():
-            raise GeoError(f"state_idx {state_idx[unknown][0]} is not among the {len(self)} known states")
-        return place
-
-    def decode(self, classes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Classes of any shape to the data's own state indices."""
-        return self.state_idx[classes]
-
-
 def load_samples(config: Config, split: str) -> Samples:
     """One split, checked. The presence of image files is not: see `missing_images`.
 
@@ -131,12 +103,6 @@ def load_mapping(config: Config) -> dict[int, str]:
     if problems:
         raise GeoError(problems[0].message, where=problems[0].where, hint="correct the state mapping")
     return mapping
-
-
-def label_encoder(state_idx: NDArray[np.int64], mapping: dict[int, str]) -> LabelEncoder:
-    """The states that occur in `state_idx` (N,)."""
-    present = np.unique(state_idx)
-    return LabelEncoder(present, tuple(mapping[int(index)] for index in present))
 
 
 def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

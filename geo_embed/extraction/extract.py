@@ -35,7 +35,6 @@ from geo_embed.cache.store import (
     commit_chunk,
     create_store,
     damaged_chunks,
-    disk_errors,
     is_whole,
     manifest_sha256,
     open_store,
@@ -48,7 +47,8 @@ from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples, missing_images
-from geo_embed.errors import GeoError
+from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.errors import GeoError, disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -140,9 +140,9 @@ def extract(config: Config, split: str, *, limit: int | None = None) -> Extracti
     """
     started = time.monotonic()
     samples = load_samples(config, split)
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     directory = backbones.find_backbone(config.model.backbone_name)
-    attrs = store_attributes(config, directory, backbones.pick_dtype(config.model.dtype, device))
+    attrs = store_attributes(config, directory, pick_dtype(config.model.dtype, device))
     path = store_path(config.paths.cache_dir, config.model.backbone_name, attrs["fingerprint"], split)
     last = len(samples) if limit is None else min(limit, len(samples))
     with only_writer(path):
@@ -370,7 +370,7 @@ def _run(config: Config, store: Store, samples: Samples, last: int) -> Extractio
 
 
 def _fill(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     directory = backbones.find_backbone(config.model.backbone_name)
     spec = backbones.read_preprocessing(directory, exact=config.model.exact)
     started = time.monotonic()
@@ -540,7 +540,7 @@ class _Embedder:
     def _load(self) -> Backbone:
         import torch
 
-        dtype = backbones.pick_dtype(self._config.model.dtype, self._device)
+        dtype = pick_dtype(self._config.model.dtype, self._device)
         backbone = backbones.load_backbone(self._config.model, self._device, dtype)
         shape = (self.batch_size, 3, self._spec.height, self._spec.width)
         pinned = self._device.type == "cuda"

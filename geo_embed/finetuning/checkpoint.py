@@ -24,9 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from geo_embed.cache.store import disk_errors
 from geo_embed.console import warn
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import save_tensors
 
 FORMAT_VERSION = 1

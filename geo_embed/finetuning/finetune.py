@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from geo_embed.answers import Predictions
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.store import disk_errors, find_store
+from geo_embed.cache.store import find_store
 from geo_embed.config import Config
 from geo_embed.data.holdout import resampling_groups
-from geo_embed.errors import GeoError
+from geo_embed.devices import pick_dtype
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import store_attributes
 from geo_embed.files import file_sha256
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
@@ -28,7 +30,7 @@ from geo_embed.finetuning.prepare import fit_own_heads, own_config, prepare
 from geo_embed.finetuning.task import CHECKPOINTS, Task, answer
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.metrics import final_metrics
-from geo_embed.prediction.predict import Predictions, against, save_heads, write_predictions
+from geo_embed.prediction.predict import against, save_heads, write_predictions
 from geo_embed.runs.run import (
     Run,
     check_new_name,
@@ -243,9 +245,7 @@ def _write_files(
     skipped = sum(int(entry["skipped_steps"] or 0) for entry in state.history)
     with writing_run(config.paths.runs_dir, task.directory.name) as directory:
         backbones.save_backbone(model.backbone, directory / BACKBONE)
-        attrs = store_attributes(
-            tuned, directory / BACKBONE, backbones.pick_dtype(config.model.dtype, task.device)
-        )
+        attrs = store_attributes(tuned, directory / BACKBONE, pick_dtype(config.model.dtype, task.device))
         provenance["store"] |= {
             key: attrs[key] for key in ("backbone", "fingerprint", "weights_sha256", "preprocessing")
         }

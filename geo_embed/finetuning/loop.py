@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from geo_embed.config import Finetune
 from geo_embed.console import progress, say, warn
+from geo_embed.devices import amp_dtype
 from geo_embed.errors import GeoError
 from geo_embed.finetuning import sharding
 from geo_embed.finetuning.checkpoint import (
@@ -42,7 +43,6 @@ from geo_embed.finetuning.task import (
     OutOfMemory,
     Task,
     accumulate_gradients,
-    amp_dtype,
     batch_size,
     judge,
     let_train,
@@ -50,11 +50,10 @@ from geo_embed.finetuning.task import (
     passes_per_step,
     read_pixels,
 )
-from geo_embed.optim import warmup_cosine
+from geo_embed.optim import BETAS, warmup_cosine
 from geo_embed.seeding import get_generator
 
 _MOST_BAD_STEPS = 3
-_BETAS = (0.9, 0.98)
 
 
 @dataclass
@@ -113,7 +112,7 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Work
     work = Work(
         model,
         names,
-        torch.optim.AdamW(model.parameter_groups(how), betas=_BETAS, fused=True),
+        torch.optim.AdamW(model.parameter_groups(how), betas=BETAS, fused=True),
         torch.amp.GradScaler(task.device.type, enabled=amp_dtype(task.device) == torch.float16),
         {key: p.detach().clone() for key, p in names.items()} if how.ema else {},
         _start(names) if how.wise_ft < 1 else {},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.config import Finetune, Training
+from geo_embed.devices import count_parameters
 from geo_embed.heads.cells import Cells
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep
@@ -125,9 +126,9 @@ class GeoModel(nn.Module):
 
     def summary(self) -> Summary:
         """Counts of parameters."""
-        tower, tower_trained = backbones.count_parameters(self.tower)
-        panel, panel_trained = backbones.count_parameters(self.panel)
-        fusion = sum(backbones.count_parameters(heads.fusion)[0] for heads, _, _ in self._leaves)
+        tower, tower_trained = count_parameters(self.tower)
+        panel, panel_trained = count_parameters(self.panel)
+        fusion = sum(count_parameters(heads.fusion)[0] for heads, _, _ in self._leaves)
         return Summary(tower, fusion, panel - fusion, tower_trained + panel_trained)
 
     def parameter_groups(self, how: Finetune) -> list[dict[str, Any]]:

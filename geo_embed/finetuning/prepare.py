@@ -14,6 +14,7 @@ from geo_embed.cache.store import check_fits, find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, load_samples, missing_images, text_ids
+from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.finetuning.model import GeoModel
@@ -118,7 +119,7 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
         index,
         learnt,
         held,
-        backbones.pick_device(config.model.device),
+        pick_device(config.model.device),
         team,
         directory,
     )

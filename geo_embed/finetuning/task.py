@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geo_embed import geography
+from geo_embed.answers import Predictions
 from geo_embed.backbones import backbone as backbones
 from geo_embed.config import Config, Finetune
 from geo_embed.data import images
 from geo_embed.data.augment import augment, tta_views
 from geo_embed.data.loader import PixelBatch, read_batches
 from geo_embed.data.samples import Samples
+from geo_embed.devices import amp_dtype
 from geo_embed.errors import GeoError
 from geo_embed.finetuning import sharding
 from geo_embed.finetuning.lora import add_lora, train_lora_only
@@ -27,7 +29,7 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.team import Share, Team
 from geo_embed.fitting.fit import Data
 from geo_embed.metrics import metrics
-from geo_embed.prediction.predict import Predictions, against, load_backbone_of, load_heads
+from geo_embed.prediction.predict import against, load_backbone_of, load_heads
 from geo_embed.runs.run import Run
 from geo_embed.seeding import get_generator
 
@@ -137,13 +139,6 @@ def _is_large(device: torch.device) -> bool:
     return (
         device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _LARGE_CARD_BYTES
     )
-
-
-def amp_dtype(device: torch.device) -> torch.dtype | None:
-    """What a pass computes in: bfloat16 on a GPU, float16 where it lacks that, and float32 on a CPU."""
-    if device.type == "cpu":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _autocast(device: torch.device) -> torch.autocast:

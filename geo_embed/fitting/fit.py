@@ -10,33 +10,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed import geography
-from geo_embed.backbones import backbone as backbones
+from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth, label_encoder
 from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import parts_held_out, resampling_groups
-from geo_embed.data.samples import (
-    LabelEncoder,
-    Samples,
-    label_encoder,
-    load_mapping,
-    load_samples,
-    natural_ids,
-)
+from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids
+from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.predict import (
-    Predictions,
-    Truth,
-    against,
-    apply_heads,
-    averaged,
-    save_heads,
-    write_predictions,
-)
+from geo_embed.prediction.predict import against, apply_heads, averaged, save_heads, write_predictions
 from geo_embed.runs.run import (
-    Prior,
     check_new_name,
     describe_provenance,
     new_run_name,
@@ -195,7 +180,7 @@ def fit_splits(config: Config, data: Data, splits: Sequence[Split], prior: Prior
     """
     from geo_embed.fitting.stacked import train_all
 
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     every = config.tracking.progress_seconds
     if config.training.preset != "best" and device.type == "cuda":
         trainings = [make_training(config, data, split, prior, device) for split in splits]

@@ -20,12 +20,13 @@ from geo_embed.console import say
 from geo_embed.data.samples import shuffle_by_class
 from geo_embed.fitting.train import Rows, find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
-from geo_embed.heads.cells import Cells, cell_tables, great_circle_km, nearest
+from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
-from geo_embed.heads.heads import Heads, build_heads, unit_to_degrees
+from geo_embed.heads.heads import Heads, build_heads
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.metrics import competition_score, top_states
+from geo_embed.sphere import great_circle_km, unit_to_degrees
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
 _MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}

@@ -22,7 +22,6 @@ from geo_embed.fitting.train import (
     Trained,
     check_finite,
     dropout_of,
-    make_adamw,
     make_source,
     new_heads,
     train,
@@ -31,7 +30,7 @@ from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep, keep_mask
 from geo_embed.heads.objective import NUMBERS, make_tables, objective
 from geo_embed.heads.region import Atlas
-from geo_embed.optim import warmup_cosine
+from geo_embed.optim import make_adamw, warmup_cosine
 
 _FREE = {"seed", "learning_rate", "weight_decay", *NUMBERS}
 

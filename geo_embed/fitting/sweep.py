@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.store import Store, check_fits, disk_errors, find_store, read_store
+from geo_embed.answers import Prior
+from geo_embed.cache.store import Store, check_fits, find_store, read_store
 from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import held_out
 from geo_embed.data.samples import Samples, load_samples
-from geo_embed.errors import GeoError
+from geo_embed.devices import pick_device
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256
 from geo_embed.fitting.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
-from geo_embed.runs.run import Prior, check_new_name, load_run, write_json
+from geo_embed.runs.run import check_new_name, load_run, write_json
 from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
 
 if TYPE_CHECKING:
@@ -434,7 +435,7 @@ def _set_up(base: Config, samples: Samples, store: Store, limit: int | None) -> 
     rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
     data = join(base, samples, rows, read_store(store, rows))
     split = inner_split(data, plan(base, data)[0].learnt, base.training)
-    device = backbones.pick_device(base.model.device)
+    device = pick_device(base.model.device)
     return _Bench(data, split, find_prior(data, split.learnt), device, to_rows(data, split.learnt, device))
 
 
@@ -572,7 +573,7 @@ def _header(
         "settings": settings,
         "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
         "train_csv": file_sha256(csv),
-        "device": backbones.pick_device(base.model.device).type,
+        "device": pick_device(base.model.device).type,
         "versions": {package: version(package) for package in ("geo-embed", "torch")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(header))

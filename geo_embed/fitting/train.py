@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.probe import fit_probe
-from geo_embed.heads.cells import geometric_median
 from geo_embed.heads.decision import Decision, decide_cells
 from geo_embed.heads.heads import Heads, answer_of, in_parts
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.objective import make_tables, objective
 from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
 from geo_embed.heads.region import Atlas
-from geo_embed.optim import warmup_cosine
+from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.seeding import get_generator
+from geo_embed.sphere import geometric_median
 
-_BETAS = (0.9, 0.98)
 # Of the features' mean variance.
 _LEAST_VARIANCE = 1e-6
 # Streams of a seed: what is drawn for one must not move when another draws more.
@@ -177,22 +176,6 @@ def new_heads(rows: Rows, atlas: Atlas, model: Model, seed: int) -> Heads:
 def dropout_of(seed: int, device: torch.device) -> torch.Generator:
     """The generator that a training's dropout is drawn from."""
     return get_generator(seed, _DROPOUT, device=device)
-
-
-def make_adamw(
-    parameters: list[nn.Parameter] | list[Tensor], training: Training, axes: int = 1
-) -> torch.optim.AdamW:
-    """AdamW that decays weight matrices only: what has more than `axes` axes."""
-    decayed = [p for p in parameters if p.ndim > axes]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= axes], "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        betas=_BETAS,
-        fused=True,
-    )
 
 
 def check_finite(heads: nn.Module, loss: float, epoch: int) -> None:

@@ -14,20 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geo_embed.config import CellKind
-from geo_embed.geography import EARTH_RADIUS_KM
 
-# A chord this short, 60 m, means that a point sits on a cell's centre.
-_ON_CENTRE = 1e-5
 # Places closer than this, 6 mm, are one place.
 _SAME_PLACE = 1e-9
 # A quad leaf with less than this share of the limit joins a neighbour.
 _SMALL_LEAF = 0.25
 # Sizes of a state's Voronoi cells lie within this factor of their mean.
 _EVEN = 2.0
-# Rows whose geometric medians are sought at once, so that memory stays bounded.
-_MEDIAN_ROWS = 8192
-# Expected distances that differ by less are the same.
-_SAME_KM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -302,90 +295,3 @@ def nearest(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArra
     import scipy.spatial
 
     return np.asarray(scipy.spatial.cKDTree(centres).query(points)[1])
-
-
-def pairwise_km(a: Tensor, b: Tensor) -> Tensor:
-    """(n, m) km between unit vectors (n, 3) and (m, 3). |a − b|² = 2 − 2 a·b: one GEMM instead of n·m·3 differences.
-
-    In float32 the cancellation leaves an error of some 2 km below 5 km: fine for labels with τ ≥ 25 km, not for metrics.
-    """
-    half_chord = ((1 - a @ b.T) / 2).clamp(0, 1).sqrt()
-    return half_chord.asin() * (2 * EARTH_RADIUS_KM)
-
-
-def soft_targets(points: Tensor, centres: Tensor, tau_km: float | Tensor) -> Tensor:
-    """(n, K) PIGEON's haversine-smoothed labels exp(−(d(cᵢ, x) − d(c_true, x))/τ), normalised.
-
-    (Haas et al., CVPR 2024, eq. 2.) d(c_true, x) is one number per sample, so normalising cancels it: softmax(−d/τ).
-    """
-    return torch.softmax(pairwise_km(points, centres) / -tau_km, dim=1)
-
-
-def great_circle_km(a: Tensor, b: Tensor) -> Tensor:
-    """Distances in km between unit vectors (..., 3) that broadcast: 2 R asin(|a − b| / 2), the haversine formula."""
-    return 2 * EARTH_RADIUS_KM * torch.asin(((a - b).norm(dim=-1) / 2).clamp(max=1.0))
-
-
-def geometric_median(probabilities: Tensor, centres: Tensor, *, top: int = 48, rounds: int = 30) -> Tensor:
-    """(n, 3) unit vectors: the point of least expected great-circle distance to cells drawn from `probabilities`.
-
-    Over each sample's `top` likeliest cells; see `geometric_median_of`.
-    """
-    p, index = probabilities.double().topk(min(top, probabilities.shape[1]), dim=1)
-    return geometric_median_of(centres.double()[index], p, rounds=rounds)
-
-
-def geometric_median_of(points: Tensor, weights: Tensor, *, rounds: int = 30) -> Tensor:
-    """(n, 3) float64 unit vectors: for each row the point of least weighted great-circle distance to k points.
-
-    Weiszfeld's iteration on the sphere, many rows at once: y ← normalised Σ wᵢ/sin(dᵢ) cᵢ with d the angle to point i. For
-    small angles it is the plain Weiszfeld step; setting the gradient of Σ wᵢ dᵢ on the sphere to zero gives exactly these
-    weights. Starts at the best of the mean and the eight heaviest points and takes only steps that help, so it is never
-    worse than the heaviest.
-
-    Args:
-        points: (n, k, 3) unit vectors.
-        weights: (n, k), not negative; no row is all zero.
-        rounds: most steps.
-    """
-    parts = zip(torch.split(points, _MEDIAN_ROWS), torch.split(weights, _MEDIAN_ROWS), strict=True)
-    return torch.cat([_weiszfeld(c.double(), w.double(), rounds) for c, w in parts])
-
-
-def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
-    p = weights / weights.sum(dim=1, keepdim=True)
-    rows = torch.arange(len(c), device=c.device)
-    start = (p[:, :, None] * c).sum(dim=1)
-    length = start.norm(dim=1, keepdim=True)
-    y = start / length.clamp_min(1e-12)
-    candidates = c[rows[:, None], p.topk(min(8, p.shape[1]), dim=1).indices]  # (n, 8, 3)
-    best = torch.stack(
-        [(p * great_circle_km(c, candidates[:, j : j + 1])).sum(1) for j in range(candidates.shape[1])], 1
-    )
-    # Between two points of one weight every point is as good: take the middle, whatever rounding says, unless they are
-    # antipodes and have none.
-    here = (p * great_circle_km(c, y[:, None])).sum(1) - _SAME_KM
-    here = torch.where(length[:, 0] > 1e-9, here, torch.inf)
-    seed = candidates[rows, best.argmin(1)]
-    y = torch.where((best.min(1).values < here)[:, None], seed, y)
-    cost = torch.minimum(best.min(1).values, here)
-    for _ in range(rounds):
-        cosine = (c * y[:, None]).sum(-1, keepdim=True)
-        tangent = c - cosine * y[:, None]  # (n, k, 3), of length sin d
-        sine = tangent.norm(dim=-1)
-        on_cell = sine < _ON_CENTRE
-        pull = torch.where(on_cell, 0.0, p / sine.clamp_min(1e-9))[:, :, None]
-        step = (pull * c).sum(dim=1)
-        step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        # Vardi & Zhang, 2000: leave a point only as far as the others' pull outweighs its own weight.
-        stay = (p * on_cell).sum(1) / (pull * tangent).sum(1).norm(dim=1).clamp_min(1e-12)
-        stay = stay.clamp(max=1.0)[:, None]
-        step = (1 - stay) * step + stay * y
-        step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        step_cost = (p * great_circle_km(c, step[:, None])).sum(1)
-        better = step_cost < cost
-        y = torch.where(better[:, None], step, y)
-        cost = torch.where(better, step_cost, cost)
-        if not bool(better.any()):
-            break
-    return y

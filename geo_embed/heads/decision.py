@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geo_embed.heads.cells import geometric_median
+from geo_embed.sphere import geometric_median
 
 
 @dataclass(frozen=True)

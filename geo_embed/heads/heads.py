@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geo_embed.config import Model
-from geo_embed.geography import to_degrees, to_unit_vectors
-from geo_embed.heads.cells import geometric_median
+from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import build_fusion
 from geo_embed.heads.layers import Drop, Trunk, keep
 from geo_embed.heads.refine import Gallery, Refiner, blank_gallery, refine
 from geo_embed.heads.region import Atlas, blank_atlas
+from geo_embed.sphere import geometric_median, unit_to_degrees
 
 # A small last layer starts the classifier near the uniform distribution.
 _LAST_LAYER_GAIN = 0.01
@@ -231,9 +231,3 @@ def build_heads(description: Mapping[str, Any], dim: int, views: int, classes: i
         refiner = dict(description["refiner"])
         heads.look_up(blank_gallery(int(refiner.pop("samples")), model.head_hidden), Refiner(**refiner))
     return heads
-
-
-def unit_to_degrees(points: Tensor) -> Tensor:
-    """Unit vectors (n, 3) to latitude and longitude (n, 2) float64 in degrees, on the CPU."""
-    latitude, longitude = to_degrees(points.detach().cpu().numpy())
-    return torch.stack([torch.from_numpy(latitude), torch.from_numpy(longitude)], dim=1)

@@ -1,7 +1,7 @@
 """What the heads are trained to make small: pure functions of tensors.
 
 Targets that know distances come from elsewhere: rows of `geography.soft_labels` between the states' centroids, and
-`geocells.soft_targets` from the sample's own place.
+`sphere.soft_targets` from the sample's own place.
 """
 
 import torch

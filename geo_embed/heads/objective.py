@@ -8,8 +8,8 @@ from torch import Tensor
 from geo_embed import geography
 from geo_embed.config import Training
 from geo_embed.heads import losses
-from geo_embed.heads.cells import soft_targets
 from geo_embed.heads.region import Atlas
+from geo_embed.sphere import soft_targets
 
 # Numbers that may differ between trainings that share a program (`stack.py`); whatever else differs, differs in its code.
 NUMBERS = ("tau_km", "label_smoothing", "state_weight", "cell_weight", "gps_weight", "score_weight")

@@ -15,8 +15,8 @@ from geo_embed.fitting.race import Best, build_best
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.calibration import Calibration, Kind
-from geo_embed.heads.cells import geometric_median_of
-from geo_embed.heads.heads import Heads, build_heads, unit_to_degrees
+from geo_embed.heads.heads import Heads, build_heads
+from geo_embed.sphere import geometric_median_of, unit_to_degrees
 
 # Of recipe.json: a run of another number can't be read.
 FORMAT = 1

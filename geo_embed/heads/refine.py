@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geo_embed.heads.cells import geometric_median_of, great_circle_km
+from geo_embed.sphere import geometric_median_of, great_circle_km
 
 # Similarities that are held at once, 16 MB.
 _BLOCK = 2**22

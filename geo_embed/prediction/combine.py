@@ -144,7 +144,7 @@ def median_points(
     """
     import torch
 
-    from geo_embed.heads.cells import geometric_median_of
+    from geo_embed.sphere import geometric_median_of
 
     if weights.max() > 0.5:
         return np.asarray(points[int(weights.argmax())])

@@ -11,23 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config
 from geo_embed.data.holdout import resampling_groups
-from geo_embed.data.samples import LabelEncoder
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.prediction.combine import LEARNT, Answers, Method, Places, combine, weight_learner
-from geo_embed.prediction.predict import (
-    MEMBERS,
-    RECIPE,
-    Predictions,
-    Truth,
-    against,
-    read_predictions,
-    write_predictions,
-)
+from geo_embed.prediction.predict import MEMBERS, RECIPE, against, read_predictions, write_predictions
 from geo_embed.runs.run import (
-    Prior,
     Run,
     check_new_name,
     describe_origin,

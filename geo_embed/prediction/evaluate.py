@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
@@ -25,8 +26,6 @@ from geo_embed.metrics import (
     top_states,
 )
 from geo_embed.prediction.predict import (
-    Predictions,
-    Truth,
     against,
     apply_heads,
     here,

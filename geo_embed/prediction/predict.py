@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.store import Embeddings, check_fits, disk_errors, find_store, read_store
+from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data import images
-from geo_embed.data.samples import LabelEncoder, load_samples, natural_ids, text_ids
-from geo_embed.errors import GeoError
+from geo_embed.data.samples import load_samples, natural_ids, text_ids
+from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import save_tensors
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.prediction.combine import METHODS, Answers, Method, combine
-from geo_embed.runs.run import Prior, Run, load_run, write_json
+from geo_embed.runs.run import Run, load_run, write_json
 
 if TYPE_CHECKING:
     from geo_embed.heads.predictor import Panel
@@ -29,38 +31,6 @@ RECIPE, MEMBERS = "recipe.json", "members"
 
 # Rows that pass through the heads at once: bounded memory, no measurable cost.
 _ROWS = 2048
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Answers for N samples.
-
-    Attributes:
-        sample_id: (N,) text.
-        probabilities: (N, C) float32, rows sum to 1, classes in the order of the run's labels.
-        latitude, longitude: (N,) degrees.
-    """
-
-    sample_id: NDArray[np.object_]
-    probabilities: NDArray[np.float32]
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
-
-    def describe(self, labels: LabelEncoder) -> dict[str, Any]:
-        """The first sample's states, most probable first, and its point, as plain values."""
-        order = np.argsort(-self.probabilities[0], kind="stable")
-        return {
-            "states": [
-                {
-                    "state_idx": int(labels.state_idx[k]),
-                    "state": labels.names[k],
-                    "probability": float(self.probabilities[0, k]),
-                }
-                for k in order
-            ],
-            "latitude": float(self.latitude[0]),
-            "longitude": float(self.longitude[0]),
-        }
 
 
 @dataclass(frozen=True)
@@ -76,19 +46,6 @@ class Mixture:
     method: Method
     weights: NDArray[np.float64]
     members: tuple[Run, ...]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """(N,) true states in the data's own indices, and points in degrees."""
-
-    state_idx: NDArray[np.int64]
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
-
-    def take(self, rows: NDArray[Any]) -> "Truth":
-        """Some of them, by mask or index."""
-        return Truth(self.state_idx[rows], self.latitude[rows], self.longitude[rows])
 
 
 def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
@@ -208,7 +165,7 @@ def apply_heads(
     """Heads over (N, V, D) embeddings; rows without any view get the prior."""
     import torch
 
-    device = backbones.pick_device(config.model.device)
+    device = pick_device(config.model.device)
     heads = heads.to(device).eval()
     probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
     points = np.tile([prior.latitude, prior.longitude], (len(values), 1))
@@ -369,8 +326,8 @@ def load_backbone_of(
         )
     own = run.config.model
     model = own.model_copy(update={"backbone_name": name or own.backbone_name, "device": config.model.device})
-    device = backbones.pick_device(model.device)
-    tower = backbones.load_backbone(model, device, backbones.pick_dtype(dtype or model.dtype, device))
+    device = pick_device(model.device)
+    tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
     for what, have, wanted in (
         ("weights", tower.weights_sha256, made_by["weights_sha256"]),
         ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),

@@ -8,21 +8,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geo_embed.cache.store import disk_errors, find_store
+from geo_embed.answers import LabelEncoder, Predictions
+from geo_embed.cache.store import find_store
 from geo_embed.config import Config
 from geo_embed.data.samples import (
     PREDICTED_POINT,
     PREDICTED_STATES,
-    LabelEncoder,
     csv_header,
     load_mapping,
     load_samples,
     read_csv,
 )
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
-from geo_embed.prediction.predict import Predictions, predict_split, read_predictions
+from geo_embed.prediction.predict import predict_split, read_predictions
 from geo_embed.runs.run import Run, store_fingerprints
 
 # Rows named one by one in a finding; more are counted.

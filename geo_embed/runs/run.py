@@ -19,22 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from geo_embed.cache.store import Store, disk_errors
+from geo_embed.answers import LabelEncoder, Prior
+from geo_embed.cache.store import Store
 from geo_embed.config import Config
-from geo_embed.data.samples import LabelEncoder
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.settings import to_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is known of a sample without a single picture: (C,) probabilities, and a point in degrees."""
-
-    probabilities: NDArray[np.float64]
-    latitude: float
-    longitude: float
 
 
 @dataclass(frozen=True)

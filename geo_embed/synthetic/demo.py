@@ -4,12 +4,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from geo_embed.cache.store import disk_errors
 from geo_embed.config import Config
 from geo_embed.console import progress, say
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import SPLITS
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads

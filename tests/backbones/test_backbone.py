@@ -22,7 +22,6 @@ from transformers import (
 
 from geo_embed.backbones.backbone import (
     Backbone,
-    count_parameters,
     embed,
     embedding_dim,
     find_backbone,
@@ -30,13 +29,12 @@ from geo_embed.backbones.backbone import (
     freeze,
     hash_weights,
     load_backbone,
-    pick_device,
-    pick_dtype,
     quiet_transformers,
     read_preprocessing,
     unfreeze,
 )
 from geo_embed.config import Config, Model
+from geo_embed.devices import count_parameters, pick_device, pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import store_attributes
 

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from geo_embed.answers import label_encoder
 from geo_embed.config import Config
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import (
     Problem,
     Samples,
     check_samples,
-    label_encoder,
     load_mapping,
     load_samples,
     missing_images,

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import MISSING, find_store, open_store, read_store
 from geo_embed.config import Config
 from geo_embed.data.holdout import folds
@@ -26,7 +27,7 @@ from geo_embed.heads.predictor import Panel
 from geo_embed.metrics import metrics
 from geo_embed.optim import warmup_cosine
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import Predictions, Truth, load_heads, predict_split, read_predictions
+from geo_embed.prediction.predict import load_heads, predict_split, read_predictions
 from geo_embed.runs.run import Run, load_run
 from geo_embed.settings import resolve
 

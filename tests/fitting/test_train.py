@@ -13,7 +13,6 @@ from rows import atlas_of, rows_of, tiny
 
 from geo_embed.config import Fusion, HeadKind, Model, Training
 from geo_embed.errors import GeoError
-from geo_embed.fitting import train as room
 from geo_embed.fitting.train import (
     Rows,
     Trained,
@@ -26,7 +25,7 @@ from geo_embed.fitting.train import (
 )
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import keep_mask
-from geo_embed.optim import warmup_cosine
+from geo_embed.optim import make_adamw, warmup_cosine
 
 ROWS = rows_of()
 DRAWN = {"dropout": 0.3, "fusion": "evidence", "head": "geocells"}
@@ -160,7 +159,7 @@ def test_weights_that_the_last_step_blew_up_are_found_though_no_loss_was_taken_w
 
 def test_only_matrices_are_decayed() -> None:
     heads = new_heads(ROWS, atlas_of(ROWS, tiny()), tiny(), 0)
-    decayed, rest = room.make_adamw(list(heads.parameters()), settings(weight_decay=0.3)).param_groups
+    decayed, rest = make_adamw(list(heads.parameters()), settings(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0)
     assert all(p.ndim == 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in rest["params"])

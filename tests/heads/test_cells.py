@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from geo_embed import geography
+from geo_embed import geography, sphere
 from geo_embed.config import CellKind
 from geo_embed.heads import cells as geocells
 
@@ -64,7 +64,7 @@ def test_soft_labels_are_pigeons_per_sample_form() -> None:
     # exp(−(d(cᵢ, x) − d(c_true, x)) / τ), normalised; the nearest cell is the true one.
     weights = np.exp(-(km - km.min(axis=1, keepdims=True)) / tau)
     expected = weights / weights.sum(axis=1, keepdims=True)
-    found = geocells.soft_targets(
+    found = sphere.soft_targets(
         torch.from_numpy(geography.to_unit_vectors(latitude, longitude)),
         torch.from_numpy(geography.to_unit_vectors(centre_lat, centre_lon)),
         tau,
@@ -78,7 +78,7 @@ def test_the_point_minimises_the_expected_distance(seed: int) -> None:
     latitude, longitude = places(6, seed=seed)
     weights = rng.dirichlet(np.ones(6))
     centres = torch.from_numpy(geography.to_unit_vectors(latitude, longitude)).float()
-    point = geocells.geometric_median(torch.from_numpy(weights)[None].float(), centres)
+    point = sphere.geometric_median(torch.from_numpy(weights)[None].float(), centres)
     found_lat, found_lon = geography.to_degrees(point[0].numpy())
 
     def expected_km(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
@@ -97,8 +97,8 @@ def test_the_point_minimises_the_expected_distance(seed: int) -> None:
 
 def test_a_cell_with_more_than_half_of_the_probability_is_the_point() -> None:
     centres = torch.stack([unit(40, -100), unit(30, -90), unit(45, -80)]).float()
-    point = geocells.geometric_median(torch.tensor([[0.6, 0.2, 0.2]]), centres)
-    assert float(geocells.great_circle_km(point[0], centres[0].double())) < 0.1
+    point = sphere.geometric_median(torch.tensor([[0.6, 0.2, 0.2]]), centres)
+    assert float(sphere.great_circle_km(point[0], centres[0].double())) < 0.1
 
 
 def country(n: int = 900, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +160,8 @@ def test_quad_leaves_keep_to_the_limit_and_have_a_quarter_of_it_at_least() -> No
 def test_quad_cells_are_small_where_samples_are_dense() -> None:
     points, labels = country()
     cells = geocells.make_cells(points, labels, 40, 5, seed=0, kind="quad")
-    apart = geocells.great_circle_km(torch.from_numpy(points), cells.centres.double()[cells.owner]).numpy()
-    town = geocells.great_circle_km(torch.from_numpy(points), unit(33, -97)).numpy() < 15
+    apart = sphere.great_circle_km(torch.from_numpy(points), cells.centres.double()[cells.owner]).numpy()
+    town = sphere.great_circle_km(torch.from_numpy(points), unit(33, -97)).numpy() < 15
     assert np.median(apart[town]) < np.median(apart[~town]) / 8
 
 
@@ -193,7 +193,7 @@ def test_a_state_across_the_date_line_is_not_torn(kind: CellKind) -> None:
     shifted = geography.to_unit_vectors(*(geography.to_degrees(points)[0], longitude - 80))
     here = geocells.make_cells(points, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
     there = geocells.make_cells(shifted, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
-    apart = geocells.great_circle_km(torch.from_numpy(points), here.centres.double()[here.owner])
+    apart = sphere.great_circle_km(torch.from_numpy(points), here.centres.double()[here.owner])
     assert apart.max() < 80
     if kind == "quad":  # k-means draws its first centres in an order that longitudes decide
         np.testing.assert_array_equal(here.owner.numpy(), there.owner.numpy())
@@ -238,14 +238,14 @@ def test_each_row_can_have_points_of_its_own() -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(7, 5, 3, generator=generator).double() + 2, dim=-1)
     weights = torch.rand(7, 5, generator=generator).double()
-    found = geocells.geometric_median_of(points, weights)
+    found = sphere.geometric_median_of(points, weights)
     one_by_one = torch.cat(
-        [geocells.geometric_median(w[None], p) for p, w in zip(points, weights, strict=True)]
+        [sphere.geometric_median(w[None], p) for p, w in zip(points, weights, strict=True)]
     )
-    assert geocells.great_circle_km(found, one_by_one).max() < 0.5
+    assert sphere.great_circle_km(found, one_by_one).max() < 0.5
     shuffled = torch.randperm(5, generator=generator)
-    again = geocells.geometric_median_of(points[:, shuffled], weights[:, shuffled])
-    assert geocells.great_circle_km(found, again).max() < 0.5
+    again = sphere.geometric_median_of(points[:, shuffled], weights[:, shuffled])
+    assert sphere.great_circle_km(found, again).max() < 0.5
 
 
 def test_the_heaviest_point_is_found_wherever_it_stands() -> None:
@@ -253,15 +253,15 @@ def test_the_heaviest_point_is_found_wherever_it_stands() -> None:
     points = torch.nn.functional.normalize(torch.randn(1, 20, 3, generator=generator).double() + 2, dim=-1)
     weights = torch.rand(1, 20, generator=generator).double()
     weights[0, 17] = weights.sum() * 1.01
-    found = geocells.geometric_median_of(points, weights)
-    assert float(geocells.great_circle_km(found[0], points[0, 17])) < 1e-4
+    found = sphere.geometric_median_of(points, weights)
+    assert float(sphere.great_circle_km(found[0], points[0, 17])) < 1e-4
 
 
 def test_many_rows_are_answered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.nn.functional.normalize(torch.randn(9, 3, generator=generator), dim=1)
     probabilities = torch.rand(50, 9, generator=generator)
-    whole = geocells.geometric_median(probabilities, centres)
-    monkeypatch.setattr(geocells, "_MEDIAN_ROWS", 8)
-    parts = geocells.geometric_median(probabilities, centres)
-    assert geocells.great_circle_km(whole, parts).max() < 0.5
+    whole = sphere.geometric_median(probabilities, centres)
+    monkeypatch.setattr(sphere, "_MEDIAN_ROWS", 8)
+    parts = sphere.geometric_median(probabilities, centres)
+    assert sphere.great_circle_km(whole, parts).max() < 0.5

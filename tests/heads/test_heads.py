@@ -15,13 +15,13 @@ from torch import Tensor
 from geo_embed.config import Fusion, GpsBox, HeadKind, Model
 from geo_embed.fitting.train import gallery_of
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
-from geo_embed.heads.cells import geometric_median
 from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import fuse_average
 from geo_embed.heads.heads import ClassificationHead, GpsHead, Heads, build_heads
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import gps_mse, soft_cross_entropy
 from geo_embed.heads.refine import Refiner
+from geo_embed.sphere import geometric_median
 
 KINDS, FUSIONS = get_args(HeadKind), get_args(Fusion)
 ROWS = rows_of()

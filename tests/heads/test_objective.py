@@ -13,8 +13,8 @@ from torch import Tensor
 from geo_embed import geography
 from geo_embed.config import Training
 from geo_embed.heads import losses
-from geo_embed.heads.cells import soft_targets
 from geo_embed.heads.objective import NUMBERS, make_tables, objective
+from geo_embed.sphere import soft_targets
 
 ROWS = rows_of()
 POINTS = ROWS.points.float()

@@ -17,13 +17,13 @@ from geo_embed.fitting.race import Best, Member
 from geo_embed.fitting.train import gallery_of, train
 from geo_embed.geography import haversine_km, to_unit_vectors
 from geo_embed.heads import calibration
-from geo_embed.heads.cells import geometric_median_of
 from geo_embed.heads.decision import Decision
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.predictor import FORMAT, Panel, build_panel
 from geo_embed.heads.refine import Refiner
 from geo_embed.prediction.predict import RECIPE, load_heads
 from geo_embed.runs.run import Run
+from geo_embed.sphere import geometric_median_of
 
 ROWS = rows_of(noise=2.0)
 VIEWS, DIM = ROWS.views.shape[1:]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geo_embed import geography
+from geo_embed import geography, sphere
 from geo_embed.heads import cells as geocells
 from geo_embed.heads import refine as retrieval
 
@@ -34,7 +34,7 @@ def plant(*, told: float = 1.0, vague_km: float = 60, seed: int = 0) -> Planted:
     vectors = torch.from_numpy(told * np.cos(points @ waves) + rng.normal(0, 0.15, (700, 32))).float() + 3
     unit = torch.from_numpy(points)
     cells = geocells.make_cells(points[:500], np.zeros(500, dtype=np.int64), 20, 1, seed=0)
-    km = geocells.pairwise_km(unit[500:].float(), cells.centres)
+    km = sphere.pairwise_km(unit[500:].float(), cells.centres)
     probabilities = torch.softmax(-km / vague_km, dim=1)
     return Planted(
         retrieval.make_gallery(vectors[:500], cells.owner, unit[:500]),
@@ -43,13 +43,13 @@ def plant(*, told: float = 1.0, vague_km: float = 60, seed: int = 0) -> Planted:
         unit[:500],
         vectors[500:],
         probabilities,
-        geocells.geometric_median(probabilities, cells.centres),
+        sphere.geometric_median(probabilities, cells.centres),
         unit[500:],
     )
 
 
 def mean_km(points: Tensor, truth: Tensor) -> float:
-    return float(geocells.great_circle_km(points, truth).mean())
+    return float(sphere.great_circle_km(points, truth).mean())
 
 
 def test_refinement_lowers_the_mean_distance_where_the_space_tells_the_place() -> None:
@@ -66,7 +66,7 @@ def test_a_query_that_is_in_the_gallery_lands_on_its_place() -> None:
     refined = retrieval.refine(
         p.gallery, p.vectors[rows], sure, p.cells.centres[p.cells.owner[rows]], temperature=0.01, max_km=2000
     )
-    assert geocells.great_circle_km(refined, p.places[rows]).max() < 0.1
+    assert sphere.great_circle_km(refined, p.places[rows]).max() < 0.1
 
 
 def test_candidates_are_the_nearest_of_each_likely_cell_weighed_as_promised() -> None:
@@ -85,14 +85,14 @@ def test_candidates_are_the_nearest_of_each_likely_cell_weighed_as_promised() ->
                 closeness = np.exp(-float(1 - centred[row] @ q) / 0.2)
                 weights.append(float(p.probabilities[query, cell]) * closeness)
                 places.append(p.places[row])
-        expected = geocells.geometric_median_of(torch.stack(places)[None], torch.tensor(weights)[None])
-        assert geocells.great_circle_km(refined[query], expected[0]) < 0.5
+        expected = sphere.geometric_median_of(torch.stack(places)[None], torch.tensor(weights)[None])
+        assert sphere.great_circle_km(refined[query], expected[0]) < 0.5
 
 
 def test_a_point_too_far_from_the_guess_is_refused() -> None:
     p = plant()
     free = retrieval.refine(p.gallery, p.queries, p.probabilities, p.guess, max_km=1e5)
-    way = geocells.great_circle_km(free, p.guess)
+    way = sphere.great_circle_km(free, p.guess)
     limit = float(way.median())
     held = retrieval.refine(p.gallery, p.queries, p.probabilities, p.guess, max_km=limit)
     torch.testing.assert_close(held[way > limit], p.guess[way > limit])
@@ -127,7 +127,7 @@ def test_the_gallerys_order_and_the_block_size_change_nothing(monkeypatch: pytes
     shuffled = retrieval.make_gallery(p.vectors[order], p.cells.owner[order], p.places[order])
     monkeypatch.setattr(retrieval, "_BLOCK", 64)
     again = retrieval.refine(shuffled, p.queries, p.probabilities, p.guess)
-    assert geocells.great_circle_km(first, again).max() < 0.5
+    assert sphere.great_circle_km(first, again).max() < 0.5
 
 
 def test_no_queries_are_no_points() -> None:

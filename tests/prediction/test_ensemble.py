@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from small import command
 
+from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.tidy import export_embeddings, import_embeddings
 from geo_embed.config import Config
 from geo_embed.data.samples import load_samples
@@ -25,14 +26,7 @@ from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.combine import METHODS, Answers, Method, combine
 from geo_embed.prediction.ensemble import Ensembled, ensemble
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import (
-    Predictions,
-    Truth,
-    load_heads,
-    predict_images,
-    predict_split,
-    write_predictions,
-)
+from geo_embed.prediction.predict import load_heads, predict_images, predict_split, write_predictions
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run, load_run, run_stores
 

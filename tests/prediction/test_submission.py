@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from geo_embed.answers import LabelEncoder, Predictions
 from geo_embed.config import Config
-from geo_embed.data.samples import LabelEncoder
 from geo_embed.errors import GeoError
-from geo_embed.prediction.predict import Predictions, predict_split, read_predictions
+from geo_embed.prediction.predict import predict_split, read_predictions
 from geo_embed.prediction.submission import Verdict, fill_template, submit, validate
 from geo_embed.runs.run import Run
 from geo_embed.settings import get_config

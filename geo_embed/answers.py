@@ -1,0 +1,100 @@
+"""TODO."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class LabelEncoder:
+    """States as contiguous classes 0…C−1, in ascending order of `state_idx`.
+
+    Attributes:
+        state_idx: (C,) the data's own indices.
+        names: C state names.
+    """
+
+    state_idx: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def encode(self, state_idx: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) state indices to (N,) classes. Raises GeoError for one that is not known."""
+        place = np.searchsorted(self.state_idx, state_idx).clip(max=len(self) - 1)
+        unknown = self.state_idx[place] != state_idx
+        if unknown.any():
+            raise GeoError(f"state_idx {state_idx[unknown][0]} is not among the {len(self)} known states")
+        return place
+
+    def decode(self, classes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Classes of any shape to the data's own state indices."""
+        return self.state_idx[classes]
+
+
+def label_encoder(state_idx: NDArray[np.int64], mapping: dict[int, str]) -> LabelEncoder:
+    """The states that occur in `state_idx` (N,)."""
+    present = np.unique(state_idx)
+    return LabelEncoder(present, tuple(mapping[int(index)] for index in present))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers for N samples.
+
+    Attributes:
+        sample_id: (N,) text.
+        probabilities: (N, C) float32, rows sum to 1, classes in the order of the run's labels.
+        latitude, longitude: (N,) degrees.
+    """
+
+    sample_id: NDArray[np.object_]
+    probabilities: NDArray[np.float32]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+    def describe(self, labels: LabelEncoder) -> dict[str, Any]:
+        """The first sample's states, most probable first, and its point, as plain values."""
+        order = np.argsort(-self.probabilities[0], kind="stable")
+        return {
+            "states": [
+                {
+                    "state_idx": int(labels.state_idx[k]),
+                    "state": labels.names[k],
+                    "probability": float(self.probabilities[0, k]),
+                }
+                for k in order
+            ],
+            "latitude": float(self.latitude[0]),
+            "longitude": float(self.longitude[0]),
+        }
+
+
+@dataclass(frozen=True)
+class Truth:
+    """(N,) true states in the data's own indices, and points in degrees."""
+
+    state_idx: NDArray[np.int64]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+    def take(self, rows: NDArray[Any]) -> "Truth":
+        """Some of them, by mask or index."""
+        return Truth(self.state_idx[rows], self.latitude[rows], self.longitude[rows])
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a sample without a single picture: (C,) probabilities, and a point in degrees."""
+
+    probabilities: NDArray[np.float64]
+    latitude: float
+    longitude: float
