@@ -1,15 +1,15 @@
-"""TODO."""
+"""The truth of samples, the predictions for them, and the classes that both speak of."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.errors import GeoError
 
-if TYPE_CHECKING:
-    pass
+# What picks rows of arrays: a mask, indices, a slice.
+Rows = NDArray[Any] | slice
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,6 @@ def label_encoder(state_idx: NDArray[np.int64], mapping: dict[int, str]) -> Labe
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Answers for N samples.
-
-    Attributes:
-        sample_id: (N,) text.
-        probabilities: (N, C) float32, rows sum to 1, classes in the order of the run's labels.
-        latitude, longitude: (N,) degrees.
-    """
-
-    sample_id: NDArray[np.object_]
-    probabilities: NDArray[np.float32]
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
-
-    def describe(self, labels: LabelEncoder) -> dict[str, Any]:
-        """The first sample's states, most probable first, and its point, as plain values."""
-        order = np.argsort(-self.probabilities[0], kind="stable")
-        return {
-            "states": [
-                {
-                    "state_idx": int(labels.state_idx[k]),
-                    "state": labels.names[k],
-                    "probability": float(self.probabilities[0, k]),
-                }
-                for k in order
-            ],
-            "latitude": float(self.latitude[0]),
-            "longitude": float(self.longitude[0]),
-        }
-
-
-@dataclass(frozen=True)
 class Truth:
     """(N,) true states in the data's own indices, and points in degrees."""
 
@@ -86,9 +54,59 @@ class Truth:
     latitude: NDArray[np.float64]
     longitude: NDArray[np.float64]
 
-    def take(self, rows: NDArray[Any]) -> "Truth":
-        """Some of them, by mask or index."""
+    def __len__(self) -> int:
+        return len(self.state_idx)
+
+    def take(self, rows: Rows) -> "Truth":
+        """Some of them, by mask, index or slice."""
         return Truth(self.state_idx[rows], self.latitude[rows], self.longitude[rows])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A distribution over states and a point for each of N samples.
+
+    Attributes:
+        sample_id: (N,) text.
+        probabilities: (N, C) float32, rows sum to 1, classes in the order of `labels`.
+        latitude, longitude: (N,) degrees.
+        labels: the C classes.
+    """
+
+    sample_id: NDArray[np.object_]
+    probabilities: NDArray[np.float32]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+    labels: LabelEncoder
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: Rows) -> "Predictions":
+        """Those of some samples, by mask, index or slice."""
+        return Predictions(
+            self.sample_id[rows],
+            self.probabilities[rows],
+            self.latitude[rows],
+            self.longitude[rows],
+            self.labels,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The first sample's states, most probable first, and its point, as plain values."""
+        order = np.argsort(-self.probabilities[0], kind="stable")
+        return {
+            "states": [
+                {
+                    "state_idx": int(self.labels.state_idx[k]),
+                    "state": self.labels.names[k],
+                    "probability": float(self.probabilities[0, k]),
+                }
+                for k in order
+            ],
+            "latitude": float(self.latitude[0]),
+            "longitude": float(self.longitude[0]),
+        }
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.answers import Predictions, Truth
 from geo_embed.geography import haversine_km, to_unit_vectors
 
 RANK_CREDIT = (1.00, 0.60, 0.40, 0.25, 0.15)
@@ -58,23 +59,13 @@ def top_states(probabilities: NDArray[np.floating[Any]], ranks: int = len(RANK_C
     return np.argsort(-probabilities, axis=1, kind="stable")[:, :ranks]
 
 
-def metrics(
-    probabilities: NDArray[np.floating[Any]],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    true_latitude: NDArray[np.float64],
-    true_longitude: NDArray[np.float64],
-) -> dict[str, Any]:
-    """All metrics of the contract. Every value but `samples` is None where there are no samples.
+def metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
+    """All metrics of the contract, of N samples. Every value but `samples` is None where there are none.
 
-    Args:
-        probabilities: (N, C), rows sum to 1.
-        latitude, longitude: (N,) predicted, degrees.
-        labels: (N,) true classes in [0, C).
-        true_latitude, true_longitude: (N,) degrees.
+    Raises:
+        GeoError: a true state is none of the predictions' classes.
     """
-    if len(labels) == 0:
+    if not len(truth):
         empty = dict.fromkeys(("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"))
         return empty | {
             "within_km": dict.fromkeys(map(str, WITHIN_KM)),
@@ -82,11 +73,12 @@ def metrics(
             "ece": None,
             "samples": 0,
         }
+    probabilities, labels = predictions.probabilities, predictions.labels.encode(truth.state_idx)
     ranked = top_states(probabilities)
-    km = haversine_km(latitude, longitude, true_latitude, true_longitude)
+    km = error_km(predictions, truth)
     score, state, gps = competition_score(ranked, labels, km)
     hits = ranked == labels[:, None]
-    own = probabilities[np.arange(len(labels)), labels]
+    p_true = probabilities[np.arange(len(labels)), labels]
     return {
         "score": score,
         "state_score": state,
@@ -96,33 +88,33 @@ def metrics(
         "mean_km": float(km.mean()),
         "median_km": float(np.median(km)),
         "within_km": {str(limit): float((km <= limit).mean()) for limit in WITHIN_KM},
-        "nll": float(-np.log(np.maximum(own, _LEAST_PROBABILITY)).mean()),
+        "nll": float(-np.log(np.maximum(p_true, _LEAST_PROBABILITY)).mean()),
         "ece": calibration_error(probabilities.max(axis=1), hits[:, 0]),
         "samples": len(labels),
     }
 
 
 def final_metrics(
-    probabilities: NDArray[np.floating[Any]],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    true_latitude: NDArray[np.float64],
-    true_longitude: NDArray[np.float64],
-    *,
-    groups: NDArray[np.int64] | None = None,
+    predictions: Predictions, truth: Truth, *, groups: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
     """`metrics` and their `score_interval`, [low, high]: what is reported of a run, not what each epoch needs.
 
     Args:
-        groups: (N,) samples that belong together, as in `bootstrap_interval`; the rest as in `metrics`.
+        predictions, truth: of the same N samples.
+        groups: (N,) samples that belong together, as in `bootstrap_interval`.
     """
-    scores = metrics(probabilities, latitude, longitude, labels, true_latitude, true_longitude)
+    scores = metrics(predictions, truth)
     credit, km = np.zeros(0), np.zeros(0)
-    if len(labels):
-        credit = state_credit(top_states(probabilities), labels)
-        km = haversine_km(latitude, longitude, true_latitude, true_longitude)
+    if len(truth):
+        labels = predictions.labels.encode(truth.state_idx)
+        credit = state_credit(top_states(predictions.probabilities), labels)
+        km = error_km(predictions, truth)
     return scores | {"score_interval": list(bootstrap_interval(credit, km, groups))}
+
+
+def error_km(predictions: Predictions, truth: Truth) -> NDArray[np.float64]:
+    """(N,) great-circle distances of the predicted points from the true ones."""
+    return haversine_km(predictions.latitude, predictions.longitude, truth.latitude, truth.longitude)
 
 
 def bootstrap_interval(

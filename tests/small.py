@@ -20,10 +20,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import open_store
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
+from geo_embed.prediction.predict import read_predictions
+from geo_embed.runs.run import load_run
 
 if TYPE_CHECKING:
     import pytest
@@ -160,6 +163,11 @@ def content(path: Path) -> dict[str, Any]:
         k: v for k, v in store.attrs.items() if k not in ("created", "versions", "checksums", "backbone")
     }
     return arrays | {"sample_id": store.sample_id.tolist(), "shape": store.shape, "attrs": attrs}
+
+
+def saved_predictions(path: Path) -> tuple[Predictions, Truth | None]:
+    """A prediction table of a run's directory."""
+    return read_predictions(path, load_run(path.parents[1], path.parent.name).labels)
 
 
 def files(path: Path) -> dict[str, str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +20,17 @@ from safetensors.torch import load_file
 from geo_embed.backbones.backbone import Backbone, load_backbone, save_backbone
 from geo_embed.config import Config
 from geo_embed.devices import pick_device
-from geo_embed.files import file_sha256, save_tensors
+from geo_embed.errors import GeoError
+from geo_embed.files import (
+    file_sha256,
+    is_leftover,
+    is_locked,
+    lock,
+    replacing,
+    replacing_directory,
+    restore_replaced,
+    save_tensors,
+)
 from geo_embed.prediction.predict import load_heads, save_heads
 from geo_embed.runs.run import Run
 
@@ -65,3 +80,113 @@ def test_a_labs_others_may_read_the_heads_and_the_backbone_of_a_run(
         save_heads(load_heads(run), tmp_path / "run")
     for directory in (tmp_path / "backbone", tmp_path / "run"):
         assert set(modes(directory).values()) == {0o644}
+
+
+# ---------------------------------------------------------------- in one piece
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_is_replaced_once_it_is_whole_and_never_half(tmp_path: Path) -> None:
+    path = tmp_path / "table.npy"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".npy"
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["table.npy"]
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    path.write_text("old")
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with (  # noqa: PT012
+        pytest.raises(GeoError, match="can't write: No space left"),
+        replacing_directory(folder) as writing,
+    ):
+        (writing / "half").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_text() == "old"
+    assert names(folder) == ["old"]
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_directory_takes_the_place_of_another_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for content in ("first", "second"):
+        with replacing_directory(path) as writing:
+            (writing / content).touch()
+            assert not path.exists() or names(path) == ["first"]
+        assert names(path) == [content]
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_directory_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    (tmp_path / ".run.replaced").mkdir()
+    (tmp_path / ".other.replaced").mkdir()
+    (tmp_path / "other").mkdir()
+    restore_replaced(tmp_path)
+    assert names(tmp_path) == [".other.replaced", "other", "run"]
+
+
+def test_the_names_of_what_is_being_written_are_known_as_leftovers(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.csv") as file, replacing_directory(tmp_path / "b.zarr") as folder:
+        file.touch()
+        assert is_leftover(file)
+        assert is_leftover(folder)
+    assert is_leftover(tmp_path / ".b.zarr.replaced")
+    assert not any(map(is_leftover, tmp_path.iterdir()))
+    assert not is_leftover(tmp_path / ".hidden.csv")
+
+
+# ---------------------------------------------------------------- locks
+
+
+def held(path: Path) -> contextlib.AbstractContextManager[None]:
+    return lock(path, busy="another command works here", where=path.parent, hint="wait")
+
+
+HOLD = """
+import sys, pathlib
+from geo_embed.files import lock
+with lock(pathlib.Path(sys.argv[1]), busy="", where=pathlib.Path("."), hint=""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_held_elsewhere_is_refused_by_process_and_host_and_a_dead_holders_is_none(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new" / "a.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert is_locked(path)
+        with pytest.raises(GeoError, match="another command works here") as caught, held(path):
+            pass
+        assert f"process {holder.pid} on {socket.gethostname()}, since 20" in str(caught.value)
+        holder.kill()
+    assert not is_locked(path)
+    with held(path):
+        assert is_locked(path)
+    assert not is_locked(path)
+
+
+def test_two_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
+    with (
+        held(tmp_path / "a.lock"),
+        pytest.raises(GeoError, match="another command"),
+        held(tmp_path / "a.lock"),
+    ):
+        pass

@@ -1,8 +1,12 @@
 """The official score to the last digit, and the rest by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import (
     bootstrap_interval,
@@ -84,6 +88,23 @@ def test_the_most_probable_classes_come_first_and_ties_go_to_the_lower_class() -
     assert top_states(np.array([[0.25, 0.75]])).tolist() == [[1, 0]]
 
 
+def answers(
+    probabilities: NDArray[Any],
+    latitude: NDArray[Any],
+    longitude: NDArray[Any],
+    labels: NDArray[Any],
+    true_latitude: NDArray[Any],
+    true_longitude: NDArray[Any],
+) -> tuple[Predictions, Truth]:
+    """Predictions and truth of samples whose states are numbered as their classes are."""
+    classes = np.arange(probabilities.shape[1])
+    encoder = LabelEncoder(classes, tuple(map(str, classes)))
+    ids = np.array([str(i) for i in range(len(labels))], dtype=object)
+    return Predictions(ids, probabilities, latitude, longitude, encoder), Truth(
+        labels, true_latitude, true_longitude
+    )
+
+
 def test_every_metric_of_the_contract_agrees_with_a_case_done_by_hand() -> None:
     probabilities = np.array(
         [
@@ -95,7 +116,7 @@ def test_every_metric_of_the_contract_agrees_with_a_case_done_by_hand() -> None:
     labels = np.array([0, 1, 5])
     # One degree along the equator is 111.19 km.
     predicted = np.zeros(3), np.array([0.0, 1.0, 10.0])
-    result = metrics(probabilities, *predicted, labels, np.zeros(3), np.zeros(3))
+    result = metrics(*answers(probabilities, *predicted, labels, np.zeros(3), np.zeros(3)))
     degree = float(haversine_km(0, 0, 0, 1))
     assert result["state_score"] == pytest.approx((1.0 + 0.6 + 0.0) / 3, rel=1e-15)
     assert result["mean_km"] == pytest.approx(11 * degree / 3, rel=1e-12)
@@ -132,11 +153,15 @@ def test_every_metric_of_the_contract_agrees_with_a_case_done_by_hand() -> None:
 def test_a_distance_of_just_the_limit_lies_within_it() -> None:
     at_25_km = float(np.degrees(25 / 6371))
     result = metrics(
-        np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km - 1e-9]), np.array([0]), NO_KM, NO_KM
+        *answers(
+            np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km - 1e-9]), np.array([0]), NO_KM, NO_KM
+        )
     )
     assert (result["within_km"]["1"], result["within_km"]["25"]) == (0.0, 1.0)
     result = metrics(
-        np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km + 1e-6]), np.array([0]), NO_KM, NO_KM
+        *answers(
+            np.array([[1.0, 0.0]]), np.zeros(1), np.array([at_25_km + 1e-6]), np.array([0]), NO_KM, NO_KM
+        )
     )
     assert (result["within_km"]["25"], result["within_km"]["100"]) == (0.0, 1.0)
 
@@ -156,13 +181,13 @@ def test_calibration_error_weighs_each_of_15_bins_by_its_samples() -> None:
 
 
 def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
-    result = metrics(np.array([[1.0, 0.0]]), NO_KM, NO_KM, np.array([1]), NO_KM, NO_KM)
+    result = metrics(*answers(np.array([[1.0, 0.0]]), NO_KM, NO_KM, np.array([1]), NO_KM, NO_KM))
     assert result["nll"] == pytest.approx(-np.log(1e-12))
 
 
 def test_of_no_samples_nothing_is_known() -> None:
     none = np.zeros(0)
-    result = metrics(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none)
+    result = metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
     assert result.pop("samples") == 0
     within = result.pop("within_km")
     assert list(within) == ["1", "25", "100", "200", "500", "1000", "2500"]
@@ -242,7 +267,7 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     probabilities = random.dirichlet(np.ones(6), 40)
     places = [random.uniform(-60, 60, 40) for _ in range(4)]
     labels = random.integers(6, size=40)
-    answer = (probabilities, *places[:2], labels, *places[2:])
+    answer = answers(probabilities, *places[:2], labels, *places[2:])
     result = final_metrics(*answer)
     low, high = result.pop("score_interval")
     assert result == metrics(*answer)
@@ -252,7 +277,7 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     km = haversine_km(*places)
     assert wide == list(bootstrap_interval(credit, km, np.arange(40) // 10)) != [low, high]
     none = np.zeros(0)
-    empty = final_metrics(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none)
+    empty = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
     assert (empty["score_interval"], empty["samples"]) == ([None, None], 0)
 
 
@@ -289,7 +314,7 @@ def test_the_table_of_classes_adds_up_to_the_metrics() -> None:
     random = np.random.default_rng(6)
     probabilities, labels = random.dirichlet(np.ones(9), 200), random.integers(8, size=200)
     places = [random.uniform(-60, 60, 200) for _ in range(4)]
-    whole = metrics(probabilities, *places[:2], labels, *places[2:])
+    whole = metrics(*answers(probabilities, *places[:2], labels, *places[2:]))
     rows = class_table(probabilities, labels, haversine_km(*places))
     assert sum(row["samples"] for row in rows) == 200
     for key, metric in (("top1", "top1"), ("top5", "top5"), ("credit", "state_score")):

@@ -22,14 +22,13 @@ from geo_embed.backbones.families import (
     family_of,
     load_tower,
     mlp_tensors,
-    read_json,
     save_tower,
     tower_family,
 )
 from geo_embed.config import Model
 from geo_embed.data.images import Preprocessing
 from geo_embed.errors import GeoError
-from geo_embed.files import set_usual_mode
+from geo_embed.files import read_json, set_usual_mode
 
 if TYPE_CHECKING:
     import torch

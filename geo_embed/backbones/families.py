@@ -17,7 +17,6 @@ processor makes of a square picture; other pictures are squeezed, where its proc
 DINOv3's processor makes floats before it resizes; pixels here are resized as bytes, within one grey level of it.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.errors import GeoError
+from geo_embed.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -192,15 +192,6 @@ def save_tower(tower: VisionTower, directory: Path) -> None:
             mlp[f"{int(number) - 1}.{last}"] = tensor.contiguous()
     tower.save_pretrained(directory, state_dict=clip)
     save_file(mlp, directory / MLP_SAVED, metadata={"format": "pt"})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file holds something else. Raises GeoError where it can't be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GeoError(f"not a readable JSON file: {error}", where=path) from error
-    return content if isinstance(content, dict) else {}
 
 
 # ---------------------------------------------------------------- loading

@@ -27,8 +27,6 @@ def bench_store(config: Config, *, samples: int = 65_980, dim: int = 768) -> Ben
         np.array([str(i) for i in range(samples)], dtype=object),
         np.full((samples, len(views)), "picture.jpg", dtype=object),
         None,
-        None,
-        None,
     )
     config.paths.cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.paths.cache_dir, prefix=".bench-") as folder:

@@ -603,7 +603,7 @@ def _predict(
         ]
         _print_splits(split, written, lambda row: [("predictions", row["predictions"])])
         return
-    answer = predict_images(config, loaded, images or [], backbone=backbone).describe(loaded.labels)
+    answer = predict_images(config, loaded, images or [], backbone=backbone).describe()
     best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
     _print(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])
 

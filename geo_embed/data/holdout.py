@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
 from geo_embed.config import Config, Training
 from geo_embed.console import warn
-from geo_embed.data.samples import load_samples, shuffle_by_class, stratified_split
+from geo_embed.data.samples import load_samples, shuffle_by_class, stratified_split, truth_of
 from geo_embed.errors import GeoError
 from geo_embed.geography import EARTH_RADIUS_KM, haversine_km, to_unit_vectors
 
@@ -325,9 +325,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         GeoError: the CSV is at fault, the store no longer fits it, or the settings hold nothing out.
     """
     samples = load_samples(config, "train")
-    assert samples.state_idx is not None
-    assert samples.latitude is not None
-    assert samples.longitude is not None
+    truth = truth_of(samples)
     embeddings = _cached(config)
     rows, values, present = np.arange(len(samples)), None, None
     if embeddings is not None:
@@ -335,8 +333,8 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         # Samples without a picture are in no part of the split.
         rows = np.flatnonzero(embeddings.present.any(axis=1))
         values, present = embeddings.values[rows], embeddings.present[rows]
-    ids, (latitude, longitude) = samples.sample_id[rows], (samples.latitude[rows], samples.longitude[rows])
-    labels = np.unique(samples.state_idx[rows], return_inverse=True)[1]
+    ids, (latitude, longitude) = samples.sample_id[rows], (truth.latitude[rows], truth.longitude[rows])
+    labels = np.unique(truth.state_idx[rows], return_inverse=True)[1]
     parts = parts_held_out(ids, labels, latitude, longitude, config.training)
     found = [
         leak

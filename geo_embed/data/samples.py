@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from geo_embed.answers import Truth
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 
@@ -53,7 +54,7 @@ class Samples:
         view_names: the V views.
         sample_id: (N,) ids as text, exactly as written in the CSV.
         images: (N, V) image names relative to `image_root`; empty where the CSV names none.
-        state_idx, latitude, longitude: (N,) truth in the data's own indices and in degrees; None for `test`.
+        truth: of the N samples; None for `test`.
     """
 
     split: str
@@ -62,9 +63,7 @@ class Samples:
     view_names: tuple[str, ...]
     sample_id: NDArray[np.object_]
     images: NDArray[Any]
-    state_idx: NDArray[np.int64] | None
-    latitude: NDArray[np.float64] | None
-    longitude: NDArray[np.float64] | None
+    truth: Truth | None
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -95,6 +94,13 @@ def load_samples(config: Config, split: str) -> Samples:
             hint=hint,
         )
     return samples
+
+
+def truth_of(samples: Samples) -> Truth:
+    """The truth of a split that has one. Raises GeoError for one that hasn't."""
+    if samples.truth is None:
+        raise GeoError(f"the {samples.split} split carries no truth", where=samples.csv)
+    return samples.truth
 
 
 def load_mapping(config: Config) -> dict[int, str]:
@@ -207,7 +213,7 @@ def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Prob
             "image name leaves the image folder:",
             table[column],
         )
-    truth: dict[str, NDArray[Any]] = {}
+    truth: Truth | None = None
     if truth_columns:
         mapping, mapping_problems = _check_mapping(config.paths.mapping())
         problems += mapping_problems
@@ -226,9 +232,7 @@ def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Prob
             view_names=views,
             sample_id=table["sample_id"].to_numpy(dtype=object),
             images=images,
-            state_idx=truth.get("state_idx"),
-            latitude=truth.get("latitude"),
-            longitude=truth.get("longitude"),
+            truth=truth,
         ),
         problems,
     )
@@ -321,12 +325,12 @@ def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
 
 def _check_truth(
     path: Path, table: pd.DataFrame, mapping: dict[int, str] | None
-) -> tuple[dict[str, NDArray[Any]], list[Problem]]:
+) -> tuple[Truth, list[Problem]]:
     index, problems = _numbers(path, table["state_idx"], integer=True)
-    truth: dict[str, NDArray[Any]] = {}
+    degrees: dict[str, NDArray[np.float64]] = {}
     for column, bound in (("latitude", 90), ("longitude", 180)):
-        truth[column], found = _numbers(path, table[column])
-        outside = np.abs(truth[column]) > bound
+        degrees[column], found = _numbers(path, table[column])
+        outside = np.abs(degrees[column]) > bound
         problems += found + _listed(
             "range",
             path,
@@ -352,8 +356,8 @@ def _check_truth(
         problems += _listed(
             "state-mismatch", path, "state", table.index[differs], "contradicts the state mapping:", said
         )
-    truth["state_idx"] = np.nan_to_num(index, nan=-1).astype(np.int64)
-    return truth, problems
+    state_idx = np.nan_to_num(index, nan=-1).astype(np.int64)
+    return Truth(state_idx, degrees["latitude"], degrees["longitude"]), problems
 
 
 def _numbers(

@@ -22,7 +22,7 @@ from geo_embed.data.holdout import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import store_attributes
-from geo_embed.files import file_sha256
+from geo_embed.files import file_sha256, restore_replaced, write_json
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
 from geo_embed.finetuning.loop import State, train_unfrozen
 from geo_embed.finetuning.model import GeoModel
@@ -30,16 +30,14 @@ from geo_embed.finetuning.prepare import fit_own_heads, own_config, prepare
 from geo_embed.finetuning.task import CHECKPOINTS, Task, answer
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.metrics import final_metrics
-from geo_embed.prediction.predict import against, save_heads, write_predictions
+from geo_embed.prediction.predict import save_heads, write_predictions
 from geo_embed.runs.run import (
     Run,
     check_new_name,
     describe_provenance,
     load_run,
     new_run_name,
-    restore_replaced,
     write_description,
-    write_json,
     writing_run,
 )
 
@@ -217,7 +215,8 @@ def _write(task: Task, model: GeoModel, state: State, started: float) -> dict[st
     said = answer(task, model, tta=config.inference.tta)
     assert said is not None
     scores = final_metrics(
-        *against(said, task.data.labels[task.held], truth),
+        said,
+        truth,
         groups=resampling_groups(truth.latitude, truth.longitude, config.training),
     )
     if task.team.first:
@@ -262,6 +261,6 @@ def _write_files(
         write_json(directory / "metrics.json", {"val": scores, **described})
         pd.DataFrame(state.history).to_parquet(directory / "history.parquet", index=False)
         truth = task.data.truth.take(task.held)
-        write_predictions(directory / "val_predictions.parquet", said, run.labels, truth)
+        write_predictions(directory / "val_predictions.parquet", said, truth)
         counts = np.bincount(task.data.labels[task.learnt], minlength=len(run.labels))
         write_description(directory, tuned, run.labels, counts, run.prior, provenance)

@@ -152,6 +152,7 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
         panel,
         task.config,
         run.prior,
+        run.labels,
         task.data.sample_id[held],
         task.data.values[held],
         task.data.present[held],

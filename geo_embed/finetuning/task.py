@@ -29,7 +29,7 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.team import Share, Team
 from geo_embed.fitting.fit import Data
 from geo_embed.metrics import metrics
-from geo_embed.prediction.predict import against, load_backbone_of, load_heads
+from geo_embed.prediction.predict import load_backbone_of, load_heads
 from geo_embed.runs.run import Run
 from geo_embed.seeding import get_generator
 
@@ -289,7 +289,7 @@ def answer(
         )
     in_turn = np.argsort(said)
     p, at = p[in_turn], at[in_turn]
-    return Predictions(task.data.sample_id[task.held], p, at[:, 0], at[:, 1])
+    return Predictions(task.data.sample_id[task.held], p, at[:, 0], at[:, 1], task.run.labels)
 
 
 def judge(task: Task, model: GeoModel, stop: threading.Event) -> dict[str, float] | None:
@@ -305,4 +305,4 @@ def judge(task: Task, model: GeoModel, stop: threading.Event) -> dict[str, float
 
 def score_held(task: Task, said: Predictions) -> dict[str, Any]:
     """The metrics of an answer for the held-out samples."""
-    return metrics(*against(said, task.data.labels[task.held], task.data.truth.take(task.held)))
+    return metrics(said, task.data.truth.take(task.held))

@@ -15,18 +15,17 @@ from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import parts_held_out, resampling_groups
-from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids
+from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids, truth_of
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
-from geo_embed.files import file_sha256
+from geo_embed.files import file_sha256, write_json
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.predict import against, apply_heads, averaged, save_heads, write_predictions
+from geo_embed.prediction.predict import apply_heads, averaged, save_heads, write_predictions
 from geo_embed.runs.run import (
     check_new_name,
     describe_provenance,
     new_run_name,
     write_description,
-    write_json,
     writing_run,
 )
 from geo_embed.settings import value_at
@@ -130,7 +129,7 @@ def fit_heads(
     val, judged, panel = _validate(config, data, splits, [one.heads for one in fitted], answers)
     truth = data.truth.take(judged)
     groups = resampling_groups(truth.latitude, truth.longitude, config.training)
-    scores = final_metrics(*against(val, data.labels[judged], truth), groups=groups)
+    scores = final_metrics(val, truth, groups=groups)
 
     centroids = geography.class_centroids(
         data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
@@ -154,7 +153,7 @@ def fit_heads(
         ]
         pd.concat(history).to_parquet(directory / "history.parquet", index=False)
         _split_table(data, splits, judged).to_parquet(directory / "split.parquet", index=False)
-        write_predictions(directory / "val_predictions.parquet", val, data.encoder, truth)
+        write_predictions(directory / "val_predictions.parquet", val, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
         write_description(directory, config, data.encoder, counts, prior, provenance)
@@ -270,9 +269,6 @@ def to_rows(data: Data, mask: NDArray[np.bool_], device: "torch.device") -> "Row
 
 def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) -> Data:
     """Labels and truth beside the embeddings; samples without a picture are left out, and said."""
-    assert samples.state_idx is not None
-    assert samples.latitude is not None
-    assert samples.longitude is not None
     seen = embeddings.present.any(axis=1)
     if not seen.all():
         warn(f"{int((~seen).sum()):,} samples have no picture and are left out of training")
@@ -289,7 +285,7 @@ def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) 
             where=embeddings.store.path,
             hint="geo cache verify",
         )
-    truth = Truth(samples.state_idx[rows][seen], samples.latitude[rows][seen], samples.longitude[rows][seen])
+    truth = truth_of(samples).take(rows).take(np.flatnonzero(seen))
     encoder = label_encoder(truth.state_idx, load_mapping(config))
     labels = encoder.encode(truth.state_idx)
     ids = embeddings.sample_id[seen]
@@ -325,7 +321,8 @@ def _validate(
         probabilities = panel.calibrate(
             probabilities, data.labels[judged], config.training.calibration, seed=config.training.seed
         )
-    return Predictions(data.sample_id[judged], probabilities, points[:, 0], points[:, 1]), judged, panel
+    val = Predictions(data.sample_id[judged], probabilities, points[:, 0], points[:, 1], data.encoder)
+    return val, judged, panel
 
 
 def _answer(
@@ -334,7 +331,13 @@ def _answer(
     from geo_embed.heads.predictor import Panel
 
     return apply_heads(
-        Panel([heads]), config, prior, data.sample_id[mask], data.values[mask], data.present[mask]
+        Panel([heads]),
+        config,
+        prior,
+        data.encoder,
+        data.sample_id[mask],
+        data.values[mask],
+        data.present[mask],
     )
 
 
@@ -347,7 +350,7 @@ def find_prior(data: Data, learnt: NDArray[np.bool_]) -> Prior:
 
 
 def _score(predictions: Predictions, data: Data, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    return metrics(*against(predictions, data.labels[mask], data.truth.take(mask)))
+    return metrics(predictions, data.truth.take(mask))
 
 
 def _reliability(panel: "Panel") -> dict[str, Any]:

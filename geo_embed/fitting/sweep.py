@@ -33,9 +33,9 @@ from geo_embed.data.holdout import held_out
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256
+from geo_embed.files import file_sha256, write_json
 from geo_embed.fitting.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
-from geo_embed.runs.run import check_new_name, load_run, write_json
+from geo_embed.runs.run import check_new_name, load_run
 from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config
 from geo_embed.data.holdout import resampling_groups
 from geo_embed.errors import GeoError
+from geo_embed.files import write_json
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.prediction.combine import LEARNT, Answers, Method, Places, combine, weight_learner
-from geo_embed.prediction.predict import MEMBERS, RECIPE, against, read_predictions, write_predictions
+from geo_embed.prediction.predict import MEMBERS, RECIPE, read_predictions, write_predictions
 from geo_embed.runs.run import (
     Run,
     check_new_name,
@@ -25,7 +26,6 @@ from geo_embed.runs.run import (
     load_run,
     new_run_name,
     write_description,
-    write_json,
     writing_run,
 )
 
@@ -102,14 +102,14 @@ def ensemble(
         [one.predictions.longitude for one in held],
     )
     places = Places(labels.encode(truth.state_idx), truth.latitude, truth.longitude)
-    weights, predictions = _cross_fit(method, answers, places, ids)
+    weights, predictions = _cross_fit(method, answers, places, ids, labels)
     groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
-    val = final_metrics(*against(predictions, places.labels, truth), groups=groups)
+    val = final_metrics(predictions, truth, groups=groups)
     members = [
         Member(
             one.run.path.resolve().name,
             float(weight),
-            float(metrics(*against(one.predictions, places.labels, truth))["score"]),
+            float(metrics(one.predictions, truth)["score"]),
         )
         for one, weight in zip(held, weights, strict=True)
     ]
@@ -146,7 +146,7 @@ def ensemble(
         for file in ("state_centroids.json", "split.parquet"):
             _copy(first.path / file, directory / file)
         np.save(directory / "haversine_matrix.npy", distances)
-        write_predictions(directory / "val_predictions.parquet", predictions, labels, truth)
+        write_predictions(directory / "val_predictions.parquet", predictions, truth)
         # How samples were held out is the members'; where data and runs lie is this machine's.
         own = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
         provenance["seconds"] = time.monotonic() - started
@@ -173,7 +173,7 @@ def _held_out(run: Run) -> _Held:
     path = run.path / "val_predictions.parquet"
     if not path.is_file():
         raise GeoError("the run lacks this file", where=path, hint="train it again: it is incomplete")
-    predictions, truth = read_predictions(path)
+    predictions, truth = read_predictions(path, run.labels)
     count = len(predictions.sample_id)
     if not count:
         raise GeoError("the run held no samples out, so it can't be compared", where=run.path, hint=_REFIT)
@@ -200,6 +200,7 @@ def _held_out(run: Run) -> _Held:
             shares[np.ix_(rows, classes)],
             predictions.latitude[rows],
             predictions.longitude[rows],
+            LabelEncoder(run.labels.state_idx[classes], tuple(run.labels.names[k] for k in classes)),
         ),
         truth.take(rows),
     )
@@ -247,7 +248,7 @@ def _differ(a: set[Any], b: set[Any], what: str) -> str:
 
 
 def _cross_fit(
-    method: Method, answers: Answers, places: Places, ids: NDArray[np.object_]
+    method: Method, answers: Answers, places: Places, ids: NDArray[np.object_], labels: LabelEncoder
 ) -> tuple[NDArray[np.float64], Predictions]:
     """Weights from all samples; and answers for them, each with weights that it had no part in."""
     learn = weight_learner(method, answers, places)
@@ -262,7 +263,7 @@ def _cross_fit(
         rows = fold == part
         own = learn(~rows) if method in LEARNT else weights
         probabilities[rows], latitude[rows], longitude[rows] = combine(method, own, answers.take(rows))
-    return weights, Predictions(ids, probabilities, latitude, longitude)
+    return weights, Predictions(ids, probabilities, latitude, longitude, labels)
 
 
 def _describe_classes(run: Run) -> tuple[LabelEncoder, NDArray[np.int64], Prior, NDArray[np.float64]]:

@@ -12,21 +12,20 @@ from geo_embed.cache.store import find_store, read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data.holdout import resampling_groups
-from geo_embed.data.samples import load_samples, text_ids
+from geo_embed.data.samples import load_samples, text_ids, truth_of
 from geo_embed.errors import GeoError
-from geo_embed.geography import haversine_km
 from geo_embed.metrics import (
     border_km,
     border_table,
     class_table,
     competition_score,
     distance_table,
+    error_km,
     final_metrics,
     reliability_table,
     top_states,
 )
 from geo_embed.prediction.predict import (
-    against,
     apply_heads,
     here,
     load_heads,
@@ -53,7 +52,8 @@ def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()
     """
     predictions, truth = _answers(config, run, split)
     scores = final_metrics(
-        *against(predictions, run.labels.encode(truth.state_idx), truth),
+        predictions,
+        truth,
         groups=resampling_groups(truth.latitude, truth.longitude, run.config.training),
     )
     tables = {
@@ -87,7 +87,7 @@ def ablate_views(config: Config, run: Run, split: str = "val") -> list[dict[str,
 
 def _answers(config: Config, run: Run, split: str) -> tuple[Predictions, Truth]:
     if split == "val":
-        predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+        predictions, truth = read_predictions(run.path / "val_predictions.parquet", run.labels)
     else:
         predict_split(config, run, "train")
         predictions, truth = _learnt_from(run)
@@ -98,7 +98,7 @@ def _answers(config: Config, run: Run, split: str) -> tuple[Predictions, Truth]:
 
 def _by_class(config: Config, run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
     probabilities = predictions.probabilities.reshape(len(truth.state_idx), len(run.labels))
-    rows = class_table(probabilities, run.labels.encode(truth.state_idx), _km(predictions, truth))
+    rows = class_table(probabilities, run.labels.encode(truth.state_idx), error_km(predictions, truth))
     return [
         {"state": run.labels.names[row["class"]], "state_idx": int(run.labels.state_idx[row["class"]]), **row}
         for row in rows
@@ -130,8 +130,8 @@ def _by_view(config: Config, run: Run, predictions: Predictions, truth: Truth) -
     def score(seen: NDArray[np.bool_]) -> float | None:
         if not len(values):
             return None
-        answer = apply_heads(heads, run.config, run.prior, predictions.sample_id, values, seen)
-        return competition_score(top_states(answer.probabilities), labels, _km(answer, truth))[0]
+        answer = apply_heads(heads, run.config, run.prior, run.labels, predictions.sample_id, values, seen)
+        return competition_score(top_states(answer.probabilities), labels, error_km(answer, truth))[0]
 
     whole = score(present)
     rows = []
@@ -151,24 +151,21 @@ def _by_view(config: Config, run: Run, predictions: Predictions, truth: Truth) -
 
 
 def _by_border(config: Config, run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
-    samples = load_samples(here(config, run).config, "train")
-    assert samples.state_idx is not None
-    assert samples.latitude is not None
-    assert samples.longitude is not None
+    train = truth_of(load_samples(here(config, run).config, "train"))
     away = border_km(
         truth.latitude,
         truth.longitude,
         truth.state_idx,
-        samples.latitude,
-        samples.longitude,
-        samples.state_idx,
+        train.latitude,
+        train.longitude,
+        train.state_idx,
     )
     labels = run.labels.encode(truth.state_idx)
-    return border_table(away, top_states(predictions.probabilities), labels, _km(predictions, truth))
+    return border_table(away, top_states(predictions.probabilities), labels, error_km(predictions, truth))
 
 
 def _by_distance(config: Config, run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
-    return distance_table(_km(predictions, truth))
+    return distance_table(error_km(predictions, truth))
 
 
 def _by_calibration(config: Config, run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
@@ -179,12 +176,8 @@ def _by_calibration(config: Config, run: Run, predictions: Predictions, truth: T
     return reliability_table(predictions.probabilities.max(axis=1), right)
 
 
-def _km(predictions: Predictions, truth: Truth) -> NDArray[np.float64]:
-    return haversine_km(predictions.latitude, predictions.longitude, truth.latitude, truth.longitude)
-
-
 def _learnt_from(run: Run) -> tuple[Predictions, Truth | None]:
-    predictions, truth = read_predictions(run.path / "train_predictions.parquet")
+    predictions, truth = read_predictions(run.path / "train_predictions.parquet", run.labels)
     try:
         parts = pd.read_parquet(run.path / "split.parquet")
     except (OSError, ValueError) as error:
@@ -192,12 +185,4 @@ def _learnt_from(run: Run) -> tuple[Predictions, Truth | None]:
     learnt = set(text_ids(parts["sample_id"][parts["part"] == "train"]))
     rows = np.array([sample_id in learnt for sample_id in predictions.sample_id])
     assert truth is not None
-    return (
-        Predictions(
-            predictions.sample_id[rows],
-            predictions.probabilities[rows],
-            predictions.latitude[rows],
-            predictions.longitude[rows],
-        ),
-        truth.take(rows),
-    )
+    return predictions.take(rows), truth.take(rows)

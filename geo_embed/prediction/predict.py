@@ -19,10 +19,10 @@ from geo_embed.data import images
 from geo_embed.data.samples import load_samples, natural_ids, text_ids
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import save_tensors
+from geo_embed.files import save_tensors, write_json
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.prediction.combine import METHODS, Answers, Method, combine
-from geo_embed.runs.run import Run, load_run, write_json
+from geo_embed.runs.run import Run, load_run
 
 if TYPE_CHECKING:
     from geo_embed.heads.predictor import Panel
@@ -69,11 +69,8 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
         return predict_embeddings(one, read_store(store))
 
     predictions = answer(run, ask)
-    truth = None
-    if samples.state_idx is not None and samples.latitude is not None and samples.longitude is not None:
-        truth = Truth(samples.state_idx, samples.latitude, samples.longitude)
     path = run.path / f"{split}_predictions.parquet"
-    write_predictions(path, predictions, run.labels, truth)
+    write_predictions(path, predictions, samples.truth)
     return predictions, path
 
 
@@ -98,7 +95,7 @@ def answer(run: Run, ask: Callable[[Run], Predictions]) -> Predictions:
         mixture.weights,
         Answers.of(ordered, [one.latitude for one in answers], [one.longitude for one in answers]),
     )
-    return Predictions(answers[0].sample_id, *combined)
+    return Predictions(answers[0].sample_id, *combined, run.labels)
 
 
 def load_mixture(run: Run) -> Mixture | None:
@@ -150,7 +147,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
             f"{bare:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
         )
     return apply_heads(
-        heads, run.config, run.prior, embeddings.sample_id, embeddings.values, embeddings.present
+        heads, run.config, run.prior, run.labels, embeddings.sample_id, embeddings.values, embeddings.present
     )
 
 
@@ -158,6 +155,7 @@ def apply_heads(
     heads: "Panel",
     config: Config,
     prior: Prior,
+    labels: LabelEncoder,
     sample_id: NDArray[np.object_],
     values: NDArray[Any],
     present: NDArray[np.bool_],
@@ -184,21 +182,7 @@ def apply_heads(
         raise GeoError(
             "the heads' answers are NaN or infinite", hint="train again with a lower training.learning_rate"
         )
-    return Predictions(sample_id, probabilities, points[:, 0], points[:, 1])
-
-
-def against(
-    said: Predictions, labels: NDArray[np.int64], truth: Truth
-) -> tuple[
-    NDArray[np.float32],
-    NDArray[np.float64],
-    NDArray[np.float64],
-    NDArray[np.int64],
-    NDArray[np.float64],
-    NDArray[np.float64],
-]:
-    """What `metrics` and `final_metrics` take: answers, then true classes (N,) and places, of the same samples."""
-    return said.probabilities, said.latitude, said.longitude, labels, truth.latitude, truth.longitude
+    return Predictions(sample_id, probabilities, points[:, 0], points[:, 1], labels)
 
 
 def averaged(said: Sequence[Predictions]) -> Predictions:
@@ -211,7 +195,7 @@ def averaged(said: Sequence[Predictions]) -> Predictions:
     p, point = together(
         [(torch.from_numpy(one.probabilities), at) for one, at in zip(said, points, strict=True)]
     )
-    return Predictions(said[0].sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy())
+    return Predictions(said[0].sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy(), said[0].labels)
 
 
 def save_heads(panel: "Panel", directory: Path) -> None:
@@ -298,7 +282,9 @@ def predict_images(
 
     def ask(one: Run) -> Predictions:
         heads = load_heads(one)
-        return averaged([apply_heads(heads, config, one.prior, ids, x, present) for x in embedded])
+        return averaged(
+            [apply_heads(heads, config, one.prior, one.labels, ids, x, present) for x in embedded]
+        )
 
     return answer(run, ask)
 
@@ -360,9 +346,7 @@ def _only_backbone(run: Run) -> dict[str, Any]:
     return stores[0]
 
 
-def write_predictions(
-    path: Path, predictions: Predictions, labels: LabelEncoder, truth: Truth | None
-) -> None:
+def write_predictions(path: Path, predictions: Predictions, truth: Truth | None) -> None:
     """A prediction table, as the contract describes it, in one piece."""
     ranked = top_states(predictions.probabilities)
     table: dict[str, Any] = {
@@ -370,7 +354,11 @@ def write_predictions(
         "probabilities": list(predictions.probabilities),
     }
     for rank in range(1, len(RANK_CREDIT) + 1):
-        named = labels.decode(ranked[:, rank - 1]) if rank <= ranked.shape[1] else np.full(len(ranked), -1)
+        named = (
+            predictions.labels.decode(ranked[:, rank - 1])
+            if rank <= ranked.shape[1]
+            else np.full(len(ranked), -1)
+        )
         table[f"state_idx_{rank}"] = named
     table |= {"latitude": predictions.latitude, "longitude": predictions.longitude}
     if truth is not None:
@@ -385,8 +373,8 @@ def write_predictions(
         temporary.replace(path)
 
 
-def read_predictions(path: Path) -> tuple[Predictions, Truth | None]:
-    """A prediction table. Raises GeoError where it is absent or damaged."""
+def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Truth | None]:
+    """A prediction table of a run with these labels. Raises GeoError where it is absent or damaged."""
     try:
         table = pd.read_parquet(path)
         predictions = Predictions(
@@ -394,6 +382,7 @@ def read_predictions(path: Path) -> tuple[Predictions, Truth | None]:
             np.stack(table["probabilities"].to_list()) if len(table) else np.zeros((0, 0), dtype=np.float32),
             table["latitude"].to_numpy(dtype=np.float64),
             table["longitude"].to_numpy(dtype=np.float64),
+            labels,
         )
         if "true_state_idx" not in table:
             return predictions, None

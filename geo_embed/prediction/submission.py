@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geo_embed.answers import LabelEncoder, Predictions
+from geo_embed.answers import Predictions
 from geo_embed.cache.store import find_store
 from geo_embed.config import Config
 from geo_embed.data.samples import (
@@ -18,6 +18,7 @@ from geo_embed.data.samples import (
     load_mapping,
     load_samples,
     read_csv,
+    truth_of,
 )
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.geography import region_box
@@ -59,7 +60,7 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     template = read_template(config)
     predictions = _test_predictions(config, run, template)
     path = out or config.paths.submissions_dir / f"{run.name}.csv"
-    table = fill_template(template, predictions, run.labels)
+    table = fill_template(template, predictions)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.writing")
@@ -88,7 +89,7 @@ def read_template(config: Config) -> pd.DataFrame:
     return whole
 
 
-def fill_template(template: pd.DataFrame, predictions: Predictions, labels: LabelEncoder) -> pd.DataFrame:
+def fill_template(template: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
     """The template with its predicted columns filled in, matched by `sample_id`, every other column untouched.
 
     Raises:
@@ -102,7 +103,7 @@ def fill_template(template: pd.DataFrame, predictions: Predictions, labels: Labe
             hint="geo extract --split test, then geo predict --split test",
         )
     rows = np.array([place[sample_id] for sample_id in template["sample_id"]])
-    ranked = labels.decode(top_states(predictions.probabilities[rows]))
+    ranked = predictions.labels.decode(top_states(predictions.probabilities[rows]))
     table = template.copy()
     for rank, column in enumerate(PREDICTED_STATES):
         table[column] = ranked[:, rank] if rank < ranked.shape[1] else -1
@@ -140,7 +141,7 @@ def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predi
     """The run's own, unless they lack a sample of the template or the cache was written to since they were made."""
     path = run.path / "test_predictions.parquet"
     if path.is_file() and path.stat().st_mtime >= _last_commit(config, run):
-        predictions, _ = read_predictions(path)
+        predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
     return predict_split(config, run, "test")[0]
@@ -241,9 +242,8 @@ def _region(config: Config) -> tuple[float, float, float, float] | None:
         samples = load_samples(config, "train")
     except GeoError:
         return None
-    assert samples.latitude is not None
-    assert samples.longitude is not None
-    return region_box(samples.latitude, samples.longitude, given)
+    truth = truth_of(samples)
+    return region_box(truth.latitude, truth.longitude, given)
 
 
 def _repeats(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:

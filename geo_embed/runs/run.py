@@ -23,6 +23,7 @@ from geo_embed.answers import LabelEncoder, Prior
 from geo_embed.cache.store import Store
 from geo_embed.config import Config
 from geo_embed.errors import GeoError, disk_errors
+from geo_embed.files import write_json
 from geo_embed.settings import to_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -102,15 +103,6 @@ def writing_run(runs_dir: Path, name: str) -> Iterator[Path]:
                 temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def restore_replaced(runs_dir: Path) -> None:
-    """Give back its name to what was about to be replaced when `writing_run` was cut short between its two renames."""
-    for path in runs_dir.glob(".*.replaced"):
-        name = path.name.removeprefix(".").removesuffix(".replaced")
-        with disk_errors(path):
-            if not (runs_dir / name).exists():
-                path.rename(runs_dir / name)
 
 
 def write_description(
@@ -236,13 +228,6 @@ def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[s
             "dim": d,
         },
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, in one piece: a temporary name, then a rename."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _named(runs_dir: Path, name: str) -> Path:

@@ -70,14 +70,12 @@ def only_problem(config: Config, split: str = "train") -> Problem:
 
 
 def assert_usual(samples: Samples) -> None:
-    assert samples.state_idx is not None
-    assert samples.latitude is not None
-    assert samples.longitude is not None
+    assert samples.truth is not None
     assert samples.sample_id.tolist() == ["0", "1", "2"]
     assert samples.images.tolist() == [["0a.jpg", "0b.jpg"], ["1a.jpg", "1b.jpg"], ["2a.jpg", "2b.jpg"]]
-    assert samples.state_idx.tolist() == [4, 30, 7]
-    assert samples.latitude.tolist() == [36.5, 34, 39]
-    assert samples.longitude.tolist() == [-120.25, -106, -75.5]
+    assert samples.truth.state_idx.tolist() == [4, 30, 7]
+    assert samples.truth.latitude.tolist() == [36.5, 34, 39]
+    assert samples.truth.longitude.tolist() == [-120.25, -106, -75.5]
 
 
 # ---------------------------------------------------------------- forms that are all fine
@@ -159,7 +157,7 @@ def test_the_template_needs_no_truth(write: Write, tmp_path: Path) -> None:
     (tmp_path / "data" / "sample_submission.csv").write_text(f"{columns}\nx,p.jpg,q.jpg,0\n")
     samples = load_samples(config, "test")
     assert samples.sample_id.tolist() == ["x"]
-    assert samples.state_idx is samples.latitude is samples.longitude is None
+    assert samples.truth is None
     assert samples.image_root == tmp_path / "data" / "test_images"
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small import saved_predictions
 from torch import Tensor
 
 from geo_embed.cache.store import open_store
@@ -31,7 +32,7 @@ from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.refine import Refiner
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import predict_images, predict_split, read_predictions
+from geo_embed.prediction.predict import predict_images, predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run, load_run
 
@@ -623,13 +624,13 @@ def tuned(country: Country, fitted: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_predicting_from_the_new_cache_gives_the_predictions_of_training(tuned: Config) -> None:
     run = load_run(tuned.paths.runs_dir, "tuned")
-    said, _ = read_predictions(run.path / "val_predictions.parquet")
+    said, _ = saved_predictions(run.path / "val_predictions.parquet")
     cached, _ = predict_split(tuned, run, "train")
     rows = [list(cached.sample_id).index(one) for one in said.sample_id]
     np.testing.assert_allclose(cached.probabilities[rows], said.probabilities, atol=CACHED)
     np.testing.assert_allclose(cached.latitude[rows], said.latitude, atol=0.05)
     np.testing.assert_allclose(cached.longitude[rows], said.longitude, atol=0.05)
-    first, _ = read_predictions(tuned.paths.runs_dir / "first" / "val_predictions.parquet")
+    first, _ = saved_predictions(tuned.paths.runs_dir / "first" / "val_predictions.parquet")
     assert np.abs(first.probabilities - said.probabilities).max() > 5 * CACHED, "it learnt something"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import saved_predictions
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import MISSING, find_store, open_store, read_store
@@ -27,7 +28,7 @@ from geo_embed.heads.predictor import Panel
 from geo_embed.metrics import metrics
 from geo_embed.optim import warmup_cosine
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import load_heads, predict_split, read_predictions
+from geo_embed.prediction.predict import load_heads, predict_split
 from geo_embed.runs.run import Run, load_run
 from geo_embed.settings import resolve
 
@@ -74,7 +75,7 @@ def test_it_learns(config: Config) -> None:
     """Well above guessing at random and pointing at the middle of the training set, on samples it never saw."""
     fit_heads(with_training(config, batch_size=16, epochs=40, patience=40), name="x")
     run = load_run(config.paths.runs_dir, "x")
-    truth = read_predictions(run.path / "val_predictions.parquet")[1]
+    truth = saved_predictions(run.path / "val_predictions.parquet")[1]
     assert truth is not None
     middle = haversine_km(run.prior.latitude, run.prior.longitude, truth.latitude, truth.longitude).mean()
     credit = (1 + 0.6 + 0.4 + 0.25 + 0.15) / len(run.labels)
@@ -114,14 +115,14 @@ def test_fitting_leaves_the_callers_random_numbers_alone(config: Config) -> None
 
 def test_the_split_that_was_used_is_stratified_seeded_and_saved(config: Config, fitted: Path) -> None:
     samples = load_samples(config, "train")
-    held = stratified_split(samples.sample_id, samples.state_idx, 0.1, seed=0)
+    held = stratified_split(samples.sample_id, samples.truth.state_idx, 0.1, seed=0)
     saved = learnt(fitted)
     assert saved["sample_id"].astype(str).tolist() == samples.sample_id.tolist()
     assert (saved["part"] == "val").tolist() == held.tolist()
-    predictions, truth = read_predictions(fitted / "val_predictions.parquet")
+    predictions, truth = saved_predictions(fitted / "val_predictions.parquet")
     assert predictions.sample_id.tolist() == samples.sample_id[held].tolist()
-    assert truth.state_idx.tolist() == samples.state_idx[held].tolist()
-    assert truth.latitude.tolist() == samples.latitude[held].tolist()
+    assert truth.state_idx.tolist() == samples.truth.state_idx[held].tolist()
+    assert truth.latitude.tolist() == samples.truth.latitude[held].tolist()
 
 
 # ---------------------------------------------------------------- the schedule
@@ -179,20 +180,13 @@ def test_it_stops_early_and_keeps_the_best_epoch_not_the_last(config: Config) ->
     # And the heads on disk are those of that epoch: they give the same answers.
     run = load_run(config.paths.runs_dir, "x")
     everything, _ = predict_split(config, run, "train")
-    predictions, truth = read_predictions(path / "val_predictions.parquet")
+    predictions, truth = saved_predictions(path / "val_predictions.parquet")
     place = {sample_id: n for n, sample_id in enumerate(everything.sample_id)}
     rows = [place[sample_id] for sample_id in predictions.sample_id]
     np.testing.assert_allclose(
         everything.probabilities[rows], predictions.probabilities, rtol=1e-4, atol=1e-7
     )
-    again = metrics(
-        predictions.probabilities,
-        predictions.latitude,
-        predictions.longitude,
-        run.labels.encode(truth.state_idx),
-        truth.latitude,
-        truth.longitude,
-    )
+    again = metrics(predictions, truth)
     assert val == evaluate(config, run)
     assert again == {key: value for key, value in val.items() if key != "score_interval"}
 
@@ -207,8 +201,8 @@ def test_centroids_and_the_distance_matrix_come_from_training_samples_alone(
     kept = (learnt(fitted)["part"] == "train").to_numpy()
     labels = json.loads((fitted / "labels.json").read_text())["classes"]
     order = [entry["state_idx"] for entry in labels]
-    classes = np.searchsorted(order, samples.state_idx[kept])
-    wanted = class_centroids(samples.latitude[kept], samples.longitude[kept], classes, len(order))
+    classes = np.searchsorted(order, samples.truth.state_idx[kept])
+    wanted = class_centroids(samples.truth.latitude[kept], samples.truth.longitude[kept], classes, len(order))
     saved = json.loads((fitted / "state_centroids.json").read_text())
     assert list(saved) == [str(index) for index in order]
     points = np.array([[entry["latitude"], entry["longitude"]] for entry in saved.values()])
@@ -223,11 +217,11 @@ def test_centroids_and_the_distance_matrix_come_from_training_samples_alone(
 def test_the_prior_is_the_training_samples_mix_of_states_and_their_middle(config: Config, run: Run) -> None:
     samples = load_samples(config, "train")
     kept = (learnt(run.path)["part"] == "train").to_numpy()
-    shares = pd.Series(samples.state_idx[kept]).value_counts(normalize=True).sort_index()
+    shares = pd.Series(samples.truth.state_idx[kept]).value_counts(normalize=True).sort_index()
     assert shares.index.tolist() == run.labels.state_idx.tolist()
     np.testing.assert_allclose(run.prior.probabilities, shares)
     ((lat, lon),) = class_centroids(
-        samples.latitude[kept], samples.longitude[kept], np.zeros(kept.sum(), int), 1
+        samples.truth.latitude[kept], samples.truth.longitude[kept], np.zeros(kept.sum(), int), 1
     )
     assert (run.prior.latitude, run.prior.longitude) == (pytest.approx(lat), pytest.approx(lon))
 
@@ -375,7 +369,7 @@ def test_where_nothing_can_be_held_out_all_epochs_are_run_and_no_score_is_claime
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = load_samples(config, "train")
-    assert len(set(samples.state_idx[:4])) == 4
+    assert len(set(samples.truth.state_idx[:4])) == 4
     fit = fit_heads(with_training(config, epochs=7, patience=1), name="few", limit=4)
     assert "too few samples to hold any out" in capsys.readouterr().err
     assert fit.epochs == 7
@@ -436,7 +430,7 @@ class Saved:
     @classmethod
     def of(cls, config: Config, name: str) -> Saved:
         run = load_run(config.paths.runs_dir, name)
-        predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+        predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
         assert truth is not None
         described = json.loads((run.path / "metrics.json").read_text())
         return cls(run, predictions, truth, learnt(run.path), described)

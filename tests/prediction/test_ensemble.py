@@ -90,8 +90,10 @@ def fake(
     """A run whose validation predictions are given."""
     shutil.copytree(pair.runs / "first", pair.runs / name)
     ids = np.array([str(i) for i in range(len(points))], dtype=object)
-    given = Predictions(ids, probabilities.astype(np.float32), points[:, 0], points[:, 1])
-    write_predictions(pair.runs / name / VAL, given, pair.load("first").labels, truth)
+    given = Predictions(
+        ids, probabilities.astype(np.float32), points[:, 0], points[:, 1], pair.load("first").labels
+    )
+    write_predictions(pair.runs / name / VAL, given, truth)
     return name
 
 

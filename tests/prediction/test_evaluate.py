@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Country
-from small import command
+from small import command, saved_predictions
 
 from geo_embed.cache.store import open_store, read_store
 from geo_embed.config import Config
@@ -18,7 +18,7 @@ from geo_embed.errors import GeoError
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import bootstrap_interval, competition_score, state_credit, top_states
 from geo_embed.prediction.evaluate import ablate_views, evaluate
-from geo_embed.prediction.predict import apply_heads, load_heads, read_predictions
+from geo_embed.prediction.predict import apply_heads, load_heads
 from geo_embed.runs.run import Run, load_run
 
 ALL = ("class", "view", "border", "distance", "calibration")
@@ -26,7 +26,7 @@ ALL = ("class", "view", "border", "distance", "calibration")
 
 def answers(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ranked classes, true classes and km of the held-out samples."""
-    predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+    predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
     assert truth is not None
     km = haversine_km(predictions.latitude, predictions.longitude, truth.latitude, truth.longitude)
     return top_states(predictions.probabilities), run.labels.encode(truth.state_idx), km
@@ -115,7 +115,7 @@ def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
 ) -> None:
     rows = ablate_views(config, run)
     _, labels, _ = answers(run)
-    predictions, truth = read_predictions(run.path / "val_predictions.parquet")
+    predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
     assert truth is not None
     embeddings = read_store(open_store(country.store(), writable=False))
     at = [embeddings.sample_id.tolist().index(one) for one in predictions.sample_id]
@@ -125,7 +125,7 @@ def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
         # Hidden views are zeroed, too: nothing of them may count.
         mask = np.tile(seen, (len(at), 1))
         values = embeddings.values[at] * mask[:, :, None]
-        answer = apply_heads(heads, run.config, run.prior, predictions.sample_id, values, mask)
+        answer = apply_heads(heads, run.config, run.prior, run.labels, predictions.sample_id, values, mask)
         km = haversine_km(answer.latitude, answer.longitude, truth.latitude, truth.longitude)
         return competition_score(top_states(answer.probabilities), labels, km)[0]
 

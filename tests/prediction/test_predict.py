@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import saved_predictions
 
 from geo_embed.cache.store import Embeddings, open_store, read_store
 from geo_embed.config import Config
-from geo_embed.data.samples import load_samples
+from geo_embed.data.samples import load_samples, truth_of
 from geo_embed.errors import GeoError
 from geo_embed.geography import region_box
 from geo_embed.heads.heads import Heads
@@ -22,7 +23,6 @@ from geo_embed.prediction.predict import (
     predict_embeddings,
     predict_images,
     predict_split,
-    read_predictions,
 )
 from geo_embed.runs.run import Run, load_run
 from geo_embed.synthetic.country import write_backbone
@@ -81,7 +81,7 @@ def test_the_table_has_the_contracts_columns_and_the_truth_where_it_is_known(
     train = pd.read_parquet(predict_split(config, run, "train")[1])
     assert list(test) == TABLE
     assert list(train) == list(pd.read_parquet(run.path / "val_predictions.parquet")) == [*TABLE, *TRUTH]
-    truth = load_samples(config, "train")
+    truth = truth_of(load_samples(config, "train"))
     assert train["true_state_idx"].tolist() == truth.state_idx.tolist()
     assert train["true_latitude"].tolist() == truth.latitude.tolist()
     assert train["true_longitude"].tolist() == truth.longitude.tolist()
@@ -102,13 +102,13 @@ def test_ranked_states_are_the_most_probable_in_the_order_of_labels_json(config:
 
 def test_the_table_comes_back_as_it_was_written(config: Config, run: Run) -> None:
     predictions, path = predict_split(config, run, "train")
-    again, truth = read_predictions(path)
+    again, truth = saved_predictions(path)
     assert again.sample_id.tolist() == predictions.sample_id.tolist()
     assert (again.probabilities == predictions.probabilities).all()
     assert (again.latitude == predictions.latitude).all()
     assert (again.longitude == predictions.longitude).all()
     assert truth is not None
-    assert read_predictions(predict_split(config, run, "test")[1])[1] is None
+    assert saved_predictions(predict_split(config, run, "test")[1])[1] is None
 
 
 @pytest.mark.parametrize("index", [0, 7])
@@ -136,14 +136,14 @@ def test_the_order_of_pictures_is_that_of_the_runs_views_and_average_fusion_does
 
 
 def test_an_answer_in_plain_values_lists_every_state_most_probable_first(config: Config, run: Run) -> None:
-    answer = predict_images(config, run, pictures(config, "test", 0)).describe(run.labels)
+    answer = predict_images(config, run, pictures(config, "test", 0)).describe()
     shares = [state["probability"] for state in answer["states"]]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1, rel=1e-5)
     names = dict(zip(run.labels.state_idx.tolist(), run.labels.names, strict=True))
     assert {state["state_idx"]: state["state"] for state in answer["states"]} == names
-    train = load_samples(config, "train")
-    south, north, west, east = region_box(train.latitude, train.longitude)
+    truth = truth_of(load_samples(config, "train"))
+    south, north, west, east = region_box(truth.latitude, truth.longitude)
     assert south <= answer["latitude"] <= north
     assert west <= answer["longitude"] <= east
 
@@ -268,6 +268,6 @@ def test_a_prediction_table_that_is_damaged_is_named(config: Config, run: Run, d
     else:
         pd.read_parquet(path).drop(columns="latitude").to_parquet(path)
     with pytest.raises(GeoError) as caught:
-        read_predictions(path)
+        saved_predictions(path)
     assert caught.value.where == str(path)
     assert "\n" not in str(caught.value)

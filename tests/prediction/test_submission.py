@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from small import saved_predictions
 
 from geo_embed.answers import LabelEncoder, Predictions
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
-from geo_embed.prediction.predict import predict_split, read_predictions
+from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import Verdict, fill_template, submit, validate
 from geo_embed.runs.run import Run
 from geo_embed.settings import get_config
@@ -38,12 +39,14 @@ def some_predictions(ids: list[str]) -> Predictions:
         for rank, share in enumerate((0.5, 0.2, 0.12, 0.08, 0.06)):
             probabilities[k, (k + rank) % 6] = share
         probabilities[k, (k + 5) % 6] = 0.04
-    return Predictions(np.array(ids, dtype=object), probabilities, 30.0 + np.arange(n), -100.0 - np.arange(n))
+    return Predictions(
+        np.array(ids, dtype=object), probabilities, 30.0 + np.arange(n), -100.0 - np.arange(n), LABELS
+    )
 
 
 def test_rows_follow_the_template_by_id_and_never_by_position() -> None:
     template = pd.DataFrame({"sample_id": ["z9", "a1", "m5"]} | {name: ["0"] * 3 for name in COLUMNS[1:]})
-    table = fill_template(template, some_predictions(["a1", "m5", "extra", "z9"]), LABELS)
+    table = fill_template(template, some_predictions(["a1", "m5", "extra", "z9"]))
     assert table["sample_id"].tolist() == ["z9", "a1", "m5"]
     assert table["predicted_latitude"].tolist() == [33, 30, 31]
     assert table["predicted_longitude"].tolist() == [-103, -100, -101]
@@ -65,7 +68,7 @@ def test_other_columns_and_their_order_are_the_templates() -> None:
             "image_north": ["007.jpg", "x"],
         }
     )
-    table = fill_template(template, some_predictions(["a", "b"]), LABELS)
+    table = fill_template(template, some_predictions(["a", "b"]))
     assert list(table) == list(template)
     assert table["note"].tolist() == ["7,5", ""]
     assert table["image_north"].tolist() == ["007.jpg", "x"]
@@ -74,16 +77,20 @@ def test_other_columns_and_their_order_are_the_templates() -> None:
 def test_fewer_classes_than_ranks_leave_the_last_ranks_open() -> None:
     labels = LabelEncoder(np.array([3, 8, 20]), ("A", "B", "C"))
     predictions = Predictions(
-        np.array(["a"], dtype=object), np.array([[0.2, 0.5, 0.3]], dtype=np.float32), np.ones(1), np.ones(1)
+        np.array(["a"], dtype=object),
+        np.array([[0.2, 0.5, 0.3]], dtype=np.float32),
+        np.ones(1),
+        np.ones(1),
+        labels,
     )
     template = pd.DataFrame({name: ["a" if name == "sample_id" else ""] for name in COLUMNS})
-    assert fill_template(template, predictions, labels)[STATES].to_numpy().tolist() == [[8, 20, 3, -1, -1]]
+    assert fill_template(template, predictions)[STATES].to_numpy().tolist() == [[8, 20, 3, -1, -1]]
 
 
 def test_a_sample_of_the_template_without_a_prediction_is_an_error() -> None:
     template = pd.DataFrame({name: ["a", "b"] for name in COLUMNS})
     with pytest.raises(GeoError, match=r"1 samples of the template have no prediction, 'b' first") as caught:
-        fill_template(template, some_predictions(["a"]), LABELS)
+        fill_template(template, some_predictions(["a"]))
     assert "geo predict --split test" in caught.value.hint
 
 
@@ -91,7 +98,7 @@ def test_a_run_without_test_predictions_makes_them_and_the_file_holds_them(confi
     path, verdict = submit(config, run)
     assert path == config.paths.submissions_dir / "first.csv"
     assert verdict == Verdict(rows=32)
-    predictions, _ = read_predictions(run.path / "test_predictions.parquet")
+    predictions, _ = saved_predictions(run.path / "test_predictions.parquet")
     written = pd.read_csv(path)
     assert list(written) == list(pd.read_csv(config.paths.csv("test")))
     assert written["sample_id"].astype(str).tolist() == predictions.sample_id.tolist()

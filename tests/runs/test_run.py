@@ -13,8 +13,9 @@ import pytest
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.files import write_json
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.runs.run import Run, check_new_name, load_run, new_run_name, write_json, writing_run
+from geo_embed.runs.run import Run, check_new_name, load_run, new_run_name, writing_run
 
 if TYPE_CHECKING:
     from conftest import Country

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small import saved_predictions
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
@@ -19,7 +20,6 @@ from geo_embed.finetuning.finetune import finetune as real_finetune
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.geography import haversine_km
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import read_predictions
 from geo_embed.runs.run import load_run
 from geo_embed.settings import resolve
 from geo_embed.synthetic import country as synthetic
@@ -69,7 +69,7 @@ def test_it_tells_its_stages_on_stderr_in_order(first: Ran) -> None:
 
 def test_the_score_lies_between_chance_and_one(first: Ran, place: Path) -> None:
     run = load_run(place / "X" / "runs", first.json["run"])
-    truth = read_predictions(run.path / "val_predictions.parquet")[1]
+    truth = saved_predictions(run.path / "val_predictions.parquet")[1]
     assert truth is not None
     middle = haversine_km(run.prior.latitude, run.prior.longitude, truth.latitude, truth.longitude).mean()
     chance = 0.7 * (1 + 0.6 + 0.4 + 0.25 + 0.15) / len(run.labels) + 0.3 * max(0, 1 - middle / 5000)
