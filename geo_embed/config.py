@@ -10,6 +10,7 @@ DEFAULT_BACKBONE = "geolocal/StreetCLIP"
 Fusion = Literal["average", "concat", "attention", "weighted", "transformer", "evidence"]
 HeadKind = Literal["separate", "dual", "hierarchical", "geocells", "probe"]
 CellKind = Literal["kmeans", "quad", "voronoi"]
+EnsembleMethod = Literal["average", "weighted", "voting", "rrf", "stacking"]
 
 
 class _Group(BaseModel):

@@ -25,8 +25,8 @@ from geo_embed.cache.store import open_store
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
-from geo_embed.prediction.predict import read_predictions
 from geo_embed.runs.run import load_run
+from geo_embed.runs.table import read_predictions
 
 if TYPE_CHECKING:
     import pytest

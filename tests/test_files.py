@@ -31,7 +31,7 @@ from geo_embed.files import (
     restore_replaced,
     save_tensors,
 )
-from geo_embed.prediction.predict import load_heads, save_heads
+from geo_embed.runs.recipe import load_heads, save_heads
 from geo_embed.runs.run import Run
 
 

@@ -7,26 +7,32 @@ written whole by Zarr, to a temporary name and renamed, with a CRC-32C of its by
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.backbones import backbone as backbones
-from geo_embed.config import DEFAULT_BACKBONE, Config
+from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import SPLITS, Samples, natural_ids, text_ids
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     import zarr
@@ -209,7 +215,7 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
         raise GeoError(
             f"store format {attrs.get('format_version')!r}, where this version reads {FORMAT_VERSION}",
             where=path,
-            hint=_rebuild(path),
+            hint=rebuild_hint(path),
         )
     return Store(
         path, attrs, arrays["embeddings"], arrays["status"], arrays["content_hash"], arrays["sample_id"]
@@ -246,7 +252,7 @@ def commit_chunk(
             raise GeoError(
                 "the store was deleted while it was being written",
                 where=store.path,
-                hint=_rebuild(store.path, store.attrs),
+                hint=rebuild_hint(store.path, store.attrs),
             )
         _write_chunk(store, "embeddings", rows, embeddings)
         _write_chunk(store, "content_hash", rows, content_hash)
@@ -303,7 +309,7 @@ def read_chunk(store: Store, rows: slice) -> NDArray[Any]:
 def read_ids(store: Store) -> NDArray[np.object_]:
     """The ids (N,) as text. Raises GeoError where they are damaged or gone."""
     if not (store.path / "sample_id" / "c" / "0").is_file():
-        raise GeoError("the ids are gone from the disk", where=store.path, hint=_verify(store.path))
+        raise GeoError("the ids are gone from the disk", where=store.path, hint=verify_hint(store.path))
     return store.sample_id
 
 
@@ -337,7 +343,7 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
             raise GeoError(
                 f"{pending:,} of {len(status):,} samples are not extracted yet",
                 where=store.path,
-                hint=_rebuild(store.path, store.attrs),
+                hint=rebuild_hint(store.path, store.attrs),
             )
         for chunk in chunks_of(store):
             if chunk.start < rows.stop and not has_chunk(store, "embeddings", chunk):
@@ -420,78 +426,6 @@ def list_stores(cache_dir: Path, split: str | None = None) -> list[Store]:
     return sorted(stores, key=lambda store: store.path)
 
 
-def find_store(config: Config, split: str, fingerprint: str | None = None) -> Store:
-    """The one store that belongs to the settings.
-
-    Where the backbone's weights are on this machine, the store must have been made by them, whatever it is called;
-    where they are not (a laptop that got the cache alone, or an import), its recorded name must be the one asked for.
-    Either way views, feature, resize and, where asked for by name, precision must agree.
-
-    Args:
-        config: `paths.cache_dir` and the `model` group.
-        split: `train` or `test`.
-        fingerprint: take this store and no other, as a run does whose heads belong to it.
-
-    Raises:
-        GeoError: there is no such store, or more than one fits.
-    """
-    model = config.model
-    stores = list_stores(config.paths.cache_dir, split)
-    fingerprint = fingerprint or model.fingerprint
-    command = _rebuild(Path(split), {"backbone": model.backbone_name})
-    if fingerprint:
-        exact = [store for store in stores if store.fingerprint == fingerprint]
-        if exact:
-            return exact[0]
-        raise GeoError(
-            f"no {split} store has the fingerprint {fingerprint}", where=config.paths.cache_dir, hint=command
-        )
-
-    wanted = _wanted(config)
-    differences = {store.path: _difference(store, wanted) for store in stores}
-    fitting = [store for store in stores if not differences[store.path]]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        listed = ", ".join(f"{s.fingerprint} ({s.attrs['dtype']}, {s.attrs['backbone']})" for s in fitting)
-        raise GeoError(
-            f"{len(fitting)} {split} stores fit the settings: {listed}",
-            where=config.paths.cache_dir,
-            hint="choose one with --set model.fingerprint=…",
-        )
-    near = [path for path, difference in differences.items() if difference != "backbone"]
-    why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
-    damaged = set(config.paths.cache_dir.glob(f"*/{split}.zarr")) - set(differences)
-    why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
-    raise GeoError(
-        f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",
-        where=config.paths.cache_dir,
-        hint=command,
-    )
-
-
-def check_fits(store: Store, samples: Samples) -> None:
-    """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it."""
-    if store.attrs["manifest_sha256"] == manifest_sha256(samples):
-        return
-    ids = store.sample_id
-    if len(ids) != len(samples):
-        what = f"the store holds {len(ids):,} samples, the CSV {len(samples):,}"
-    elif set(ids) != set(samples.sample_id):
-        strange = next(i for i in samples.sample_id if i not in set(ids))
-        what = f"the CSV's sample {strange!r} is not in the store"
-    elif (ids != samples.sample_id).any():
-        row = int(np.argmax(ids != samples.sample_id))
-        what = f"the order of samples differs from row {samples.row(row)} on"
-    else:
-        what = "the same samples name other images than when the store was made"
-    raise GeoError(
-        f"the store no longer fits {samples.csv}: {what}",
-        where=store.path,
-        hint=_rebuild(store.path, store.attrs),
-    )
-
-
 @contextlib.contextmanager
 def damaged_chunks(path: Path) -> Iterator[None]:
     """Turn a checksum that does not match, or a chunk of the wrong length, into one line."""
@@ -499,7 +433,7 @@ def damaged_chunks(path: Path) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         raise GeoError(
-            f"a chunk is damaged: {error}".splitlines()[0], where=path, hint=_verify(path)
+            f"a chunk is damaged: {error}".splitlines()[0], where=path, hint=verify_hint(path)
         ) from error
 
 
@@ -507,7 +441,7 @@ def _gone(store: Store, rows: slice) -> GeoError:
     return GeoError(
         f"the chunk of rows {rows.start}–{rows.stop - 1} is gone from the disk",
         where=store.path,
-        hint=_verify(store.path),
+        hint=verify_hint(store.path),
     )
 
 
@@ -520,41 +454,10 @@ def _metadata_checksums(path: Path, attrs: dict[str, Any]) -> dict[str, str]:
     return sums
 
 
-def _wanted(config: Config) -> dict[str, Any]:
-    """What a store's attributes must say to belong to the settings."""
-    model = config.model
-    wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
-    wanted["feature"] = model.feature
-    wanted["resize"] = "pil" if model.exact else "torch"
-    if model.dtype != "auto":
-        wanted |= {"dtype": model.dtype, "stored": stored_dtype(model.dtype)}
-    # The name decides only where the weights themselves can't.
-    with contextlib.suppress(GeoError):
-        directory = backbones.find_backbone(model.backbone_name, download=False)
-        wanted["weights_sha256"] = backbones.hash_weights(directory)
-        wanted["preprocessing"] = backbones.read_preprocessing(directory, exact=model.exact).to_dict()
-    return wanted
-
-
-def _difference(store: Store, wanted: dict[str, Any]) -> str:
-    """The first thing in which a store is not what is wanted; empty where it is."""
-    # An import has a name and views, and nothing else is known of it.
-    keys = ["backbone", "view_names"] if store.attrs.get("imported") else list(wanted)
-    if "weights_sha256" in keys:
-        keys.remove("backbone")
-    have = dict(store.attrs)
-    have["resize"] = (store.attrs.get("preprocessing") or {}).get("resize")
-    for key in sorted(keys, key=["backbone", "weights_sha256"].__contains__, reverse=True):
-        if have.get(key) != wanted[key]:
-            same = key in ("backbone", "weights_sha256")
-            return "backbone" if same else f"{key}: {have.get(key)!r}, not {wanted[key]!r}"
-    return ""
-
-
 _RESTORE = "restore the store from a copy, or delete it and run geo extract"
 
 
-def _rebuild(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
+def rebuild_hint(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
     """The command that fills a store; the backbone is named where it isn't the default one."""
     attrs = attrs or {}
     name = attrs.get("backbone", DEFAULT_BACKBONE)
@@ -564,7 +467,68 @@ def _rebuild(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
     return f"geo extract --split {path.stem}{backbone}"
 
 
-def _verify(path: Path) -> str:
+def verify_hint(path: Path) -> str:
     return (
         f"geo cache verify --split {path.stem} says what is damaged, and with --repair has it computed again"
     )
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of a store. The kernel lets go of a dead writer's.
+
+    Raises:
+        GeoError: somebody else writes to it, by host, process and time.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_suffix(".lock").open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise GeoError(
+                f"another extraction is writing to this store: {_holder(file)}",
+                where=path,
+                hint="wait until it is done, or stop it; it loses nothing",
+            ) from error
+        with disk_errors(path):
+            file.truncate(0)
+            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}, file)
+            file.flush()
+        yield
+        file.truncate(0)
+
+
+def is_busy(path: Path) -> bool:
+    """Whether somebody is writing to this store now."""
+    try:
+        file = path.with_suffix(".lock").open(encoding="utf-8")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    try:
+        who = json.loads(file.read())
+        return f"process {who['pid']} on {who['host']}, since {who['since']}"
+    except (ValueError, KeyError):
+        return "its name is not written yet"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def hash_content(data: bytes) -> int:
+    """The 64-bit XXH3 of an image file's bytes."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(data)

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import (
     MISSING,
     OK,
@@ -19,16 +20,17 @@ from geo_embed.cache.store import (
     UNREADABLE,
     Embeddings,
     Store,
-    check_fits,
     chunks_of,
     commit_chunk,
     create_store,
     damaged_chunks,
-    find_store,
     forget_chunk,
     has_chunk,
+    hash_content,
+    is_busy,
     list_stores,
     metadata_faults,
+    only_writer,
     open_store,
     read_ids,
     read_store,
@@ -40,7 +42,6 @@ from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples, natural_ids, text_ids
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.extraction.extract import hash_content, is_busy, only_writer
 from geo_embed.files import file_sha256, save_tensors
 from geo_embed.runs.run import run_stores
 

@@ -182,7 +182,7 @@ def _data_leaks(
     ] = 0.999,
 ) -> None:
     """Look for held-out samples that training samples give away. Exits with 3 where there are some."""
-    from geo_embed.data.holdout import check_leaks
+    from geo_embed.fitting.leaks import check_leaks
 
     config = _globals.config(model__backbone_name=backbone, training__seed=seed)
     found = check_leaks(config, km=km, cosine=cosine)

@@ -5,113 +5,16 @@ A random split scores too well where samples lie metres apart: the head has seen
 Every choice depends on ids, labels, places and seed, and not on the order of rows.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
-from geo_embed.config import Config, Training
+from geo_embed.config import Training
 from geo_embed.console import warn
-from geo_embed.data.samples import load_samples, shuffle_by_class, stratified_split, truth_of
+from geo_embed.data.spatial import _Groups, _smaller_step
 from geo_embed.errors import GeoError
-from geo_embed.geography import EARTH_RADIUS_KM, haversine_km, to_unit_vectors
 
 # The fold of samples that are never held out.
 ALWAYS_TRAINING = -1
-
-# Similarities that are held at once, 64 MB.
-_BLOCK = 16_000_000
-# Rows of embeddings that are hashed at once.
-_HASH_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Leak:
-    """A held-out sample, and the training sample that gives it away.
-
-    Attributes:
-        kind: `place`, `embedding` (the mean of the views) or `view` (a view with the very same embedding).
-        held_out, training: their rows.
-        value: km between them; cosine; or 1 for equal views.
-    """
-
-    kind: str
-    held_out: int
-    training: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Leakage:
-    """What a split gives away.
-
-    Attributes:
-        held_out, training: samples of each part; with folds, most samples are in both, each in its turn.
-        leaking: held-out samples with a leak of any kind.
-        embeddings: whether embeddings were compared too; not where none are cached.
-        leaks: each with kind, held_out and training (sample ids), value.
-    """
-
-    held_out: int
-    training: int
-    leaking: int
-    embeddings: bool
-    leaks: list[dict[str, Any]]
-
-
-def spatial_groups(
-    latitude: NDArray[np.float64], longitude: NDArray[np.float64], km: float
-) -> NDArray[np.int64]:
-    """Samples that are linked by steps of at most `km`: the connected components of that graph.
-
-    The graph itself would not fit into memory where a town has thousands of samples. So samples are put into cubes
-    whose diagonal is one step: a cube is one node. Of two cubes the boxes around their samples mostly tell whether
-    they are linked; where they don't, the nearest samples of both are looked for.
-
-    Args:
-        latitude, longitude: (N,) degrees.
-        km: longest step (km), > 0.
-
-    Returns:
-        (N,) groups, numbered from 0 in the order of their first rows.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    points = to_unit_vectors(latitude, longitude)
-    step = 2 * np.sin(min(km / EARTH_RADIUS_KM, np.pi) / 2)
-    # A hair less than the cube of this diagonal, so that rounding can't part two samples of a cube.
-    cubes, cube = np.unique(
-        np.floor(points / (step / np.sqrt(3) * (1 - 1e-9))).astype(np.int64), axis=0, return_inverse=True
-    )
-    cube = cube.ravel()
-    order = np.argsort(cube, kind="stable")
-    size = np.bincount(cube)
-    first = np.cumsum(size) - size
-    low = np.minimum.reduceat(points[order], first)
-    high = np.maximum.reduceat(points[order], first)
-
-    # Two samples within a step lie at most two cubes apart along each axis.
-    a, b = cKDTree(cubes).query_pairs(2.5, p=np.inf, output_type="ndarray").T
-    gap = np.maximum(0, np.maximum(low[b] - high[a], low[a] - high[b]))
-    span = np.maximum(high[a], high[b]) - np.minimum(low[a], low[b])
-    near = np.linalg.norm(gap, axis=1) <= step
-    sure = np.linalg.norm(span, axis=1) <= step
-
-    def linked(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-        graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(cubes), len(cubes)))
-        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
-
-    group = linked(a[sure], b[sure])
-    doubtful = near & ~sure & (group[a] != group[b])
-    left, right = a[doubtful], b[doubtful]
-    touching = _touching(points[order], first, size, left, right, group, step)
-    group = linked(np.append(a[sure], left[touching]), np.append(b[sure], right[touching]))[cube]
-    _, rows, number = np.unique(group, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(rows))[number.ravel()]
 
 
 def held_out(
@@ -265,293 +168,44 @@ def parts_held_out(
     return [held_out(sample_id, labels, latitude, longitude, training)]
 
 
-def resampling_groups(
-    latitude: NDArray[np.float64], longitude: NDArray[np.float64], training: Training
-) -> NDArray[np.int64] | None:
-    """What a score's bootstrap draws: the groups (N,) of held-out samples if they were held out so, else None.
+def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows of labels (N,), class after class, each class's in an order drawn from the seed.
 
-    Groups are held out whole, so those among the held-out samples alone are the groups of the split.
+    Dealt to folds on and on, from class to class, each class is spread evenly, and so is the whole.
     """
-    return (
-        spatial_groups(latitude, longitude, training.group_km) if training.validation == "spatial" else None
-    )
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
-def leaks(
-    held_out: NDArray[np.bool_],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    embeddings: NDArray[Any] | None,
-    *,
-    present: NDArray[np.bool_] | None = None,
-    km: float = 0.1,
-    cosine: float = 0.999,
-) -> list[Leak]:
-    """Held-out samples that a training sample gives away: for each, and for each kind, the closest one.
+def stratified_split(
+    sample_id: NDArray[np.object_], labels: NDArray[np.int64], val_split: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose validation samples so that every class keeps its share, and at least one training sample.
 
-    Cosines are taken about the mean of all samples: embeddings share a large common part, which would make
-    strangers look alike.
+    The choice depends on the ids, labels and seed alone, not on the order of rows.
 
     Args:
-        held_out: (N,) True for validation.
-        latitude, longitude: (N,) degrees.
-        embeddings: (N, V, D) of any float type, zeros where a view is missing; None: places alone.
-        present: (N, V) True where a view has an embedding; default all.
-        km: places closer than this are the same.
-        cosine: views' means at least this similar are the same picture.
+        sample_id: (N,) unique ids.
+        labels: (N,) classes.
+        val_split: share to hold out, in (0, 1).
+        seed: of the choice.
 
     Returns:
-        By kind, then row.
+        (N,) True for validation.
     """
-    val, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
-    if not (len(val) and len(train)):
-        return []
-    found = _same_place(val, train, latitude, longitude, km)
-    if embeddings is not None:
-        there = np.ones(embeddings.shape[:2], dtype=bool) if present is None else present
-        found += _alike(val, train, embeddings, there, cosine)
-        found += _same_view(val, train, embeddings, there)
-    return found
+    order = np.argsort(sample_id.astype(str), kind="stable")
+    by_class = order[shuffle_by_class(labels[order], seed)]
+    counts = np.unique(labels, return_counts=True)[1]
 
+    # Largest remainders, so that the classes' rounded shares add up to the share of the whole.
+    ideal = counts * val_split
+    take = np.minimum(np.floor(ideal).astype(int), counts - 1)
+    spare = counts - 1 - take
+    wanted = min(round(len(labels) * val_split) - int(take.sum()), int((spare > 0).sum()))
+    remainder = np.where(spare > 0, ideal - take, -1.0)
+    take[np.argsort(-remainder, kind="stable")[: max(wanted, 0)]] += 1
 
-def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Leakage:
-    """Look for leaks in the split that the settings make of the train CSV, before anything is trained on it.
-
-    Args:
-        config: paths, model, and training: validation, group_km, val_split, folds and seed.
-        km, cosine: as in `leaks`.
-
-    Raises:
-        GeoError: the CSV is at fault, the store no longer fits it, or the settings hold nothing out.
-    """
-    samples = load_samples(config, "train")
-    truth = truth_of(samples)
-    embeddings = _cached(config)
-    rows, values, present = np.arange(len(samples)), None, None
-    if embeddings is not None:
-        check_fits(embeddings.store, samples)
-        # Samples without a picture are in no part of the split.
-        rows = np.flatnonzero(embeddings.present.any(axis=1))
-        values, present = embeddings.values[rows], embeddings.present[rows]
-    ids, (latitude, longitude) = samples.sample_id[rows], (truth.latitude[rows], truth.longitude[rows])
-    labels = np.unique(truth.state_idx[rows], return_inverse=True)[1]
-    parts = parts_held_out(ids, labels, latitude, longitude, config.training)
-    found = [
-        leak
-        for part in parts
-        for leak in leaks(part, latitude, longitude, values, present=present, km=km, cosine=cosine)
-    ]
-    return Leakage(
-        held_out=int(sum(part.sum() for part in parts)),
-        training=int((~parts[0]).sum()) if len(parts) == 1 else len(rows),
-        leaking=len({leak.held_out for leak in found}),
-        embeddings=embeddings is not None,
-        leaks=[
-            {
-                "kind": leak.kind,
-                "held_out": str(ids[leak.held_out]),
-                "training": str(ids[leak.training]),
-                "value": leak.value,
-            }
-            for leak in found
-        ],
-    )
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Spatial groups in an order of their own: rows by id, groups by their first row.
-
-    Attributes:
-        order: (N,) rows, ascending by id.
-        of_row, labels: (N,) group and class, in that order.
-        sizes: (G,) samples.
-        counts: (C,) samples per class.
-        starts, classes, amounts: a group's classes and how many samples each has, one group after the other.
-    """
-
-    order: NDArray[np.int64]
-    of_row: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    amounts: NDArray[np.int64]
-
-    @classmethod
-    def of(
-        cls,
-        sample_id: NDArray[np.object_],
-        labels: NDArray[np.int64],
-        latitude: NDArray[np.float64],
-        longitude: NDArray[np.float64],
-        training: Training,
-    ) -> "_Groups":
-        order = np.argsort(sample_id.astype(str), kind="stable")
-        group = spatial_groups(latitude[order], longitude[order], training.group_km)
-        own = labels[order]
-        counts = np.bincount(own)
-        pairs, amounts = np.unique(group * len(counts) + own, return_counts=True)
-        sizes = np.bincount(group)
-        starts = np.searchsorted(pairs // len(counts), np.arange(len(sizes) + 1))
-        return cls(order, group, own, sizes, counts, starts, pairs % len(counts), amounts)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def content(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        part = slice(self.starts[group], self.starts[group + 1])
-        return self.classes[part], self.amounts[part]
-
-    def rows(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A value per group to a value per row, in the caller's order."""
-        spread = np.empty(len(self.order), dtype=values.dtype)
-        spread[self.order] = values[self.of_row]
-        return spread
-
-    def describe(self) -> str:
-        n, g = len(self.order), len(self)
-        return f"{n:,} samples form {g:,} group{'s' * (g != 1)}, the largest of {self.sizes.max():,}"
-
-
-def _cached(config: Config) -> Embeddings | None:
-    try:
-        return read_store(find_store(config, "train"))
-    except GeoError as error:
-        warn(f"places alone are compared, no embeddings: {error}")
-        return None
-
-
-def _smaller_step(latitude: NDArray[np.float64], longitude: NDArray[np.float64], km: float, most: int) -> str:
-    """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
-    for halvings in range(1, 11):
-        step = float(f"{km / 2**halvings:.1g}")
-        largest = int(np.bincount(spatial_groups(latitude, longitude, step)).max())
-        if largest <= most:
-            return f"--set training.group_km={step:g} makes the largest group {largest:,}"
-    return ""
-
-
-def _touching(
-    points: NDArray[np.float64],
-    first: NDArray[np.int64],
-    size: NDArray[np.int64],
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    group: NDArray[np.int64],
-    step: float,
-) -> NDArray[np.bool_]:
-    """Of pairs of cubes, those with two samples within a step; pairs that others have linked already may be left out.
-
-    Args:
-        points: (N, 3), cube after cube.
-        first, size: (M,) each cube's rows.
-        left, right: (P,) the pairs.
-        group: (M,) what is linked so far.
-    """
-    from scipy.spatial import cKDTree
-
-    trees: dict[int, Any] = {}
-    leader = list(range(int(group.max()) + 1))
-
-    def lead(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = leader[leader[one]]
-            one = leader[one]
-        return one
-
-    touching = np.zeros(len(left), dtype=bool)
-    # The strict bound of a query, moved up so that a step of just that length counts.
-    bound = np.nextafter(step, np.inf)
-    for k, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-        one, other = lead(int(group[a])), lead(int(group[b]))
-        if one == other:
-            continue
-        small, large = (a, b) if size[a] <= size[b] else (b, a)
-        if large not in trees:
-            trees[large] = cKDTree(points[first[large] : first[large] + size[large]])
-        distance = trees[large].query(
-            points[first[small] : first[small] + size[small]], distance_upper_bound=bound
-        )[0]
-        if np.isfinite(distance).any():
-            touching[k] = True
-            leader[one] = other
-    return touching
-
-
-def _same_place(
-    val: NDArray[np.int64],
-    train: NDArray[np.int64],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    km: float,
-) -> list[Leak]:
-    from scipy.spatial import cKDTree
-
-    points = to_unit_vectors(latitude, longitude)
-    nearest = train[cKDTree(points[train]).query(points[val])[1]]
-    away = haversine_km(latitude[val], longitude[val], latitude[nearest], longitude[nearest])
-    close = np.flatnonzero(away < km)
-    return [Leak("place", int(val[k]), int(nearest[k]), float(away[k])) for k in close]
-
-
-def _alike(
-    val: NDArray[np.int64],
-    train: NDArray[np.int64],
-    embeddings: NDArray[Any],
-    present: NDArray[np.bool_],
-    cosine: float,
-) -> list[Leak]:
-    means = np.empty((len(embeddings), embeddings.shape[2]), dtype=np.float32)
-    for start in range(0, len(means), _HASH_ROWS):
-        part = slice(start, start + _HASH_ROWS)
-        summed = (embeddings[part].astype(np.float32) * present[part, :, None]).sum(axis=1)
-        means[part] = summed / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
-    seen = np.asarray(present.any(axis=1))
-    means -= means[seen].mean(axis=0)
-    # A sample without a view resembles nothing.
-    means[~seen] = 0
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    found = []
-    known = means[train].T
-    rows = max(1, _BLOCK // len(train))
-    for start in range(0, len(val), rows):
-        asked = val[start : start + rows]
-        similar = means[asked] @ known
-        nearest = similar.argmax(axis=1)
-        best = similar[np.arange(len(asked)), nearest]
-        found += [
-            Leak("embedding", int(asked[k]), int(train[nearest[k]]), min(float(best[k]), 1.0))
-            for k in np.flatnonzero(best >= cosine)
-        ]
-    return found
-
-
-def _same_view(
-    val: NDArray[np.int64], train: NDArray[np.int64], embeddings: NDArray[Any], present: NDArray[np.bool_]
-) -> list[Leak]:
-    """Views with equal embeddings, whichever way they look: found by a hash of their bits, then compared."""
-    n, v, d = embeddings.shape
-    key = np.empty((n, v), dtype=np.uint64)
-    bits = np.dtype(f"u{embeddings.dtype.itemsize}")
-    factors = np.random.default_rng(0).integers(1, 2**63, size=d, dtype=np.uint64) * np.uint64(2) + np.uint64(
-        1
-    )
-    for start in range(0, n, _HASH_ROWS):
-        part = np.ascontiguousarray(embeddings[start : start + _HASH_ROWS]).view(bits).astype(np.uint64)
-        key[start : start + _HASH_ROWS] = (part * factors).sum(axis=2, dtype=np.uint64)
-    where = [np.argwhere(present[rows]) for rows in (train, val)]
-    (known_row, known_view), (row, view) = (
-        (rows[at[:, 0]], at[:, 1]) for rows, at in zip((train, val), where, strict=True)
-    )
-    known, first = np.unique(key[known_row, known_view], return_index=True)
-    if not len(known):
-        return []
-    place = np.searchsorted(known, key[row, view]).clip(max=len(known) - 1)
-    found: dict[int, Leak] = {}
-    for k in np.flatnonzero(known[place] == key[row, view]):
-        one, other = (row[k], view[k]), (known_row[first[place[k]]], known_view[first[place[k]]])
-        if np.array_equal(embeddings[one], embeddings[other]):
-            found.setdefault(int(row[k]), Leak("view", int(row[k]), int(other[0]), 1.0))
-    return list(found.values())
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[by_class[rank < np.repeat(take, counts)]] = True
+    return chosen

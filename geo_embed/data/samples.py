@@ -111,49 +111,6 @@ def load_mapping(config: Config) -> dict[int, str]:
     return mapping
 
 
-def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The rows of labels (N,), class after class, each class's in an order drawn from the seed.
-
-    Dealt to folds on and on, from class to class, each class is spread evenly, and so is the whole.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    return shuffled[np.argsort(labels[shuffled], kind="stable")]
-
-
-def stratified_split(
-    sample_id: NDArray[np.object_], labels: NDArray[np.int64], val_split: float, seed: int
-) -> NDArray[np.bool_]:
-    """Choose validation samples so that every class keeps its share, and at least one training sample.
-
-    The choice depends on the ids, labels and seed alone, not on the order of rows.
-
-    Args:
-        sample_id: (N,) unique ids.
-        labels: (N,) classes.
-        val_split: share to hold out, in (0, 1).
-        seed: of the choice.
-
-    Returns:
-        (N,) True for validation.
-    """
-    order = np.argsort(sample_id.astype(str), kind="stable")
-    by_class = order[shuffle_by_class(labels[order], seed)]
-    counts = np.unique(labels, return_counts=True)[1]
-
-    # Largest remainders, so that the classes' rounded shares add up to the share of the whole.
-    ideal = counts * val_split
-    take = np.minimum(np.floor(ideal).astype(int), counts - 1)
-    spare = counts - 1 - take
-    wanted = min(round(len(labels) * val_split) - int(take.sum()), int((spare > 0).sum()))
-    remainder = np.where(spare > 0, ideal - take, -1.0)
-    take[np.argsort(-remainder, kind="stable")[: max(wanted, 0)]] += 1
-
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[by_class[rank < np.repeat(take, counts)]] = True
-    return chosen
-
-
 def natural_ids(sample_id: Sequence[str] | NDArray[np.object_]) -> NDArray[Any]:
     """Ids as int64 where every one is a plainly written integer, else as text: what pandas would read."""
     lines = "\n".join(sample_id)

@@ -5,26 +5,23 @@ another; one thread writes. A picture whose bytes were embedded before, in this 
 fingerprint, is copied, not computed.
 """
 
-import fcntl
-import json
 import os
 import shutil
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
+from geo_embed.cache.find import store_attributes
 from geo_embed.cache.store import (
     MISSING,
     OK,
@@ -35,12 +32,13 @@ from geo_embed.cache.store import (
     commit_chunk,
     create_store,
     damaged_chunks,
+    hash_content,
     is_whole,
     manifest_sha256,
+    only_writer,
     open_store,
     read_chunk,
     store_path,
-    stored_dtype,
     write_ids,
 )
 from geo_embed.config import Config
@@ -162,74 +160,6 @@ def extract(config: Config, split: str, *, limit: int | None = None) -> Extracti
                 _discard(old)
     result.seconds = time.monotonic() - started
     return result
-
-
-def store_attributes(config: Config, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
-    """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
-    model = config.model
-    made_by = {
-        "weights_sha256": backbones.hash_weights(directory),
-        "preprocessing": backbones.read_preprocessing(directory, exact=model.exact).to_dict(),
-        "feature": model.feature,
-        "view_names": list(model.view_names),
-        "dtype": str(dtype).removeprefix("torch."),
-        "stored": stored_dtype(model.dtype),
-    }
-    return {"backbone": model.backbone_name, "fingerprint": backbones.fingerprint(made_by)} | made_by
-
-
-@contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Hold the lock of a store. The kernel lets go of a dead writer's.
-
-    Raises:
-        GeoError: somebody else writes to it, by host, process and time.
-    """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_suffix(".lock").open("a+", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise GeoError(
-                f"another extraction is writing to this store: {_holder(file)}",
-                where=path,
-                hint="wait until it is done, or stop it; it loses nothing",
-            ) from error
-        with disk_errors(path):
-            file.truncate(0)
-            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}, file)
-            file.flush()
-        yield
-        file.truncate(0)
-
-
-def is_busy(path: Path) -> bool:
-    """Whether somebody is writing to this store now."""
-    try:
-        file = path.with_suffix(".lock").open(encoding="utf-8")
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    try:
-        who = json.loads(file.read())
-        return f"process {who['pid']} on {who['host']}, since {who['since']}"
-    except (ValueError, KeyError):
-        return "its name is not written yet"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _matching_store(path: Path, samples: Samples) -> Store | None:
@@ -591,10 +521,3 @@ def read_ahead(
         yield in_order()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def hash_content(data: bytes) -> int:
-    """The 64-bit XXH3 of an image file's bytes."""
-    import xxhash
-
-    return xxhash.xxh3_64_intdigest(data)

@@ -16,12 +16,11 @@ import torch
 
 from geo_embed.answers import Predictions
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.store import find_store
+from geo_embed.cache.find import find_store, store_attributes
 from geo_embed.config import Config
-from geo_embed.data.holdout import resampling_groups
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.extraction.extract import store_attributes
 from geo_embed.files import file_sha256, restore_replaced, write_json
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
 from geo_embed.finetuning.loop import State, train_unfrozen
@@ -30,7 +29,7 @@ from geo_embed.finetuning.prepare import fit_own_heads, own_config, prepare
 from geo_embed.finetuning.task import CHECKPOINTS, Task, answer
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.metrics import final_metrics
-from geo_embed.prediction.predict import save_heads, write_predictions
+from geo_embed.runs.recipe import save_heads
 from geo_embed.runs.run import (
     Run,
     check_new_name,
@@ -40,6 +39,7 @@ from geo_embed.runs.run import (
     write_description,
     writing_run,
 )
+from geo_embed.runs.table import write_predictions
 
 BACKBONE = "backbone"
 

@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.store import check_fits, find_store, read_store
+from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.store import read_store
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, load_samples, missing_images, text_ids
@@ -21,7 +22,8 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import Task, judge, score_held
 from geo_embed.finetuning.team import Team
 from geo_embed.fitting.fit import Data, fit_heads, join
-from geo_embed.prediction.predict import apply_heads, load_heads, load_mixture
+from geo_embed.heads.predictor import apply_heads
+from geo_embed.runs.recipe import load_heads, load_mixture
 from geo_embed.runs.run import Run, load_run
 
 # The cached embeddings are float16: what the pictures give anew may score this much otherwise, and no more; but for what a

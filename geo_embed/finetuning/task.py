@@ -29,7 +29,8 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.team import Share, Team
 from geo_embed.fitting.fit import Data
 from geo_embed.metrics import metrics
-from geo_embed.prediction.predict import load_backbone_of, load_heads
+from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run
 from geo_embed.seeding import get_generator
 

@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 
 from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth, label_encoder
-from geo_embed.cache.store import Embeddings, check_fits, find_store, read_store
+from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.store import Embeddings, read_store
 from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
-from geo_embed.data.holdout import parts_held_out, resampling_groups
+from geo_embed.data.holdout import parts_held_out
 from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids, truth_of
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256, write_json
+from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.predict import apply_heads, averaged, save_heads, write_predictions
+from geo_embed.runs.recipe import save_heads
 from geo_embed.runs.run import (
     check_new_name,
     describe_provenance,
@@ -28,15 +31,16 @@ from geo_embed.runs.run import (
     write_description,
     writing_run,
 )
+from geo_embed.runs.table import write_predictions
 from geo_embed.settings import value_at
 
 if TYPE_CHECKING:
     import torch
 
     from geo_embed.fitting import stacked as stack
-    from geo_embed.fitting.race import Best
     from geo_embed.fitting.train import Rows, Trained
     from geo_embed.heads.heads import Heads
+    from geo_embed.heads.mixture import Best
     from geo_embed.heads.predictor import Panel
 
 

@@ -6,27 +6,26 @@ docs/heads.md has the evidence.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from geo_embed.config import Config, Fusion, Model, Training
+from geo_embed.config import Config, Fusion
 from geo_embed.console import say
-from geo_embed.data.samples import shuffle_by_class
+from geo_embed.data.holdout import shuffle_by_class
 from geo_embed.fitting.train import Rows, find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
-from geo_embed.heads.heads import Heads, build_heads
+from geo_embed.heads.heads import Heads
+from geo_embed.heads.mixture import Best, Member
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.metrics import competition_score, top_states
-from geo_embed.sphere import great_circle_km, unit_to_degrees
+from geo_embed.sphere import great_circle_km
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
 _MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}
@@ -68,23 +67,6 @@ OWN_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Member:
-    """One candidate of the race: its name for people, and its settings."""
-
-    name: str
-    model: Model
-    training: Training
-
-    def but(self, suffix: str, model: dict[str, Any] | None = None, **training: Any) -> "Member":
-        """The same with changes."""
-        return Member(
-            self.name + suffix,
-            self.model.model_copy(update=model or {}),
-            self.training.model_copy(update=training),
-        )
-
-
-@dataclass(frozen=True)
 class Trial:
     """One member in the race: its score on inner validation."""
 
@@ -101,61 +83,6 @@ class Race:
     trials: list[Trial] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     epochs: int = 0
-
-
-class Best(nn.Module):
-    """Members with their decision over the cells that they share."""
-
-    def __init__(self, members: Sequence[Member], parts: Sequence[Heads], decision: Decision) -> None:
-        super().__init__()
-        self.members, self.decision = list(members), decision
-        self.parts = nn.ModuleList(parts)
-
-    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, V, D) raw embeddings and (n, V) bool to P(state) (n, C) and latitude, longitude (n, 2) in degrees."""
-        first = self.heads[0]
-        if len(self.parts) == 1:
-            return first.conclude(first(views, present), self.decision)
-        # Members of a mixture have learnt different spaces: none of them looks among the training samples.
-        answers = [part.answer(views, present) for part in self.heads]
-        states, points = decide(answers, self.decision, first.centres, first.to_state)
-        return states, unit_to_degrees(points)
-
-    @property
-    def heads(self) -> list[Heads]:
-        """The members' heads."""
-        return [part for part in self.parts if isinstance(part, Heads)]
-
-    def description(self) -> dict[str, Any]:
-        """What the state dict doesn't say, as plain values."""
-        return {
-            "members": [
-                {
-                    "name": member.name,
-                    "training": member.training.model_dump(mode="json"),
-                    **heads.description(),
-                }
-                for member, heads in zip(self.members, self.heads, strict=True)
-            ],
-            "decision": {
-                "weights": list(self.decision.weights),
-                "head_share": self.decision.head_share,
-                "cell_temperature": self.decision.cell_temperature,
-                "state_temperature": self.decision.state_temperature,
-            },
-        }
-
-
-def build_best(description: dict[str, Any], dim: int, views: int, classes: int) -> Best:
-    """A `Best` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
-    given = description["members"]
-    parts = [build_heads(entry, dim, views, classes) for entry in given]
-    members = [
-        Member(entry["name"], heads.model, Training.model_validate(entry["training"]))
-        for entry, heads in zip(given, parts, strict=True)
-    ]
-    decision = dict(description["decision"])
-    return Best(members, parts, Decision(tuple(decision.pop("weights")), **decision))
 
 
 def fit_best(rows: Rows, classes: int, config: Config, *, seed: int) -> tuple[Best, Race]:

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Prior
-from geo_embed.cache.store import Store, check_fits, find_store, read_store
+from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.store import Store, read_store
 from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import held_out

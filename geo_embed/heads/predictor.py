@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geo_embed.config import Training
+from geo_embed.answers import LabelEncoder, Predictions, Prior
+from geo_embed.config import Config, Training
 from geo_embed.console import warn
-from geo_embed.fitting.race import Best, build_best
+from geo_embed.devices import pick_device
+from geo_embed.errors import GeoError
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.calibration import Calibration, Kind
 from geo_embed.heads.heads import Heads, build_heads
+from geo_embed.heads.mixture import Best, build_best
 from geo_embed.sphere import geometric_median_of, unit_to_degrees
 
 # Of recipe.json: a run of another number can't be read.
@@ -120,3 +123,48 @@ def build_panel(description: dict[str, Any], dim: int, views: int, classes: int)
         None if given is None else Calibration(given["kind"], tuple(given["scale"]), tuple(given["offset"]))
     )
     return Panel(parts, fitted)
+
+
+# Rows that pass through the heads at once: bounded memory, no measurable cost.
+_ROWS = 2048
+
+
+def apply_heads(
+    heads: Panel,
+    config: Config,
+    prior: Prior,
+    labels: LabelEncoder,
+    sample_id: NDArray[np.object_],
+    values: NDArray[Any],
+    present: NDArray[np.bool_],
+) -> Predictions:
+    """Heads over (N, V, D) embeddings; rows without any view get the prior."""
+    device = pick_device(config.model.device)
+    heads = heads.to(device).eval()
+    probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
+    points = np.tile([prior.latitude, prior.longitude], (len(values), 1))
+    seen = np.flatnonzero(present.any(axis=1))
+    with torch.inference_mode():
+        for start in range(0, len(seen), _ROWS):
+            rows = seen[start : start + _ROWS]
+            views, there = (
+                torch.from_numpy(values[rows]).to(device),
+                torch.from_numpy(present[rows]).to(device),
+            )
+            states, point = heads.predict(views, there)
+            probabilities[rows] = states.cpu().numpy()
+            points[rows] = point.double().cpu().numpy()
+    if not (np.isfinite(probabilities).all() and np.isfinite(points).all()):
+        raise GeoError(
+            "the heads' answers are NaN or infinite", hint="train again with a lower training.learning_rate"
+        )
+    return Predictions(sample_id, probabilities, points[:, 0], points[:, 1], labels)
+
+
+def averaged(said: Sequence[Predictions]) -> Predictions:
+    """Several answers for the same samples as one, in the way of a `Panel`'s parts."""
+    points = [torch.from_numpy(np.stack([one.latitude, one.longitude], axis=1)) for one in said]
+    p, point = together(
+        [(torch.from_numpy(one.probabilities), at) for one, at in zip(said, points, strict=True)]
+    )
+    return Predictions(said[0].sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy(), said[0].labels)

@@ -3,18 +3,17 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.config import EnsembleMethod
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.metrics import GPS_RANGE_KM, GPS_WEIGHT, RANK_CREDIT, STATE_WEIGHT, top_states
 
-Method = Literal["average", "weighted", "voting", "rrf", "stacking"]
-METHODS: tuple[Method, ...] = get_args(Method)
 # Their weights are learnt from validation samples; the others' are all the same.
-LEARNT: tuple[Method, ...] = ("weighted", "stacking")
+LEARNT: tuple[EnsembleMethod, ...] = ("weighted", "stacking")
 
 # Cormack et al., SIGIR 2009.
 _RRF_K = 60
@@ -74,7 +73,7 @@ class Places:
 
 
 def combine(
-    method: Method, weights: NDArray[np.float64], answers: Answers
+    method: EnsembleMethod, weights: NDArray[np.float64], answers: Answers
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """One answer out of M.
 
@@ -155,7 +154,7 @@ def median_points(
 
 
 def weight_learner(
-    method: Method, answers: Answers, truth: Places
+    method: EnsembleMethod, answers: Answers, truth: Places
 ) -> Callable[[NDArray[np.bool_]], NDArray[np.float64]]:
     """A function that learns a method's weights (M,), ≥ 0, sum 1, from some of N samples whose truth is known.
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
-from geo_embed.config import Config
-from geo_embed.data.holdout import resampling_groups
+from geo_embed.config import Config, EnsembleMethod
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.files import write_json
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.combine import LEARNT, Answers, Method, Places, combine, weight_learner
-from geo_embed.prediction.predict import MEMBERS, RECIPE, read_predictions, write_predictions
+from geo_embed.prediction.combine import LEARNT, Answers, Places, combine, weight_learner
+from geo_embed.runs.recipe import MEMBERS, RECIPE
 from geo_embed.runs.run import (
     Run,
     check_new_name,
@@ -28,6 +28,7 @@ from geo_embed.runs.run import (
     write_description,
     writing_run,
 )
+from geo_embed.runs.table import read_predictions, write_predictions
 
 # What a member needs to answer, without its own answers, its checkpoints and what a writer left behind.
 _NOT_COPIED = shutil.ignore_patterns("*_predictions.parquet", "checkpoints", ".*")
@@ -66,7 +67,12 @@ class _Held:
 
 
 def ensemble(
-    config: Config, names: Sequence[str], *, method: Method, name: str | None = None, overwrite: bool = False
+    config: Config,
+    names: Sequence[str],
+    *,
+    method: EnsembleMethod,
+    name: str | None = None,
+    overwrite: bool = False,
 ) -> Ensembled:
     """Combine runs into one, which evaluate, predict and submit take like any other.
 
@@ -248,7 +254,7 @@ def _differ(a: set[Any], b: set[Any], what: str) -> str:
 
 
 def _cross_fit(
-    method: Method, answers: Answers, places: Places, ids: NDArray[np.object_], labels: LabelEncoder
+    method: EnsembleMethod, answers: Answers, places: Places, ids: NDArray[np.object_], labels: LabelEncoder
 ) -> tuple[NDArray[np.float64], Predictions]:
     """Weights from all samples; and answers for them, each with weights that it had no part in."""
     learn = weight_learner(method, answers, places)

@@ -8,12 +8,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import find_store, read_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
-from geo_embed.data.holdout import resampling_groups
 from geo_embed.data.samples import load_samples, text_ids, truth_of
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
+from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import (
     border_km,
     border_table,
@@ -25,14 +27,10 @@ from geo_embed.metrics import (
     reliability_table,
     top_states,
 )
-from geo_embed.prediction.predict import (
-    apply_heads,
-    here,
-    load_heads,
-    predict_split,
-    read_predictions,
-)
+from geo_embed.prediction.predict import here, predict_split
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run
+from geo_embed.runs.table import read_predictions
 
 By = Literal["class", "view", "border", "distance", "calibration"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
-from geo_embed.cache.store import find_store
+from geo_embed.cache.find import find_store
 from geo_embed.config import Config
 from geo_embed.data.samples import (
     PREDICTED_POINT,
@@ -23,8 +23,9 @@ from geo_embed.data.samples import (
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
-from geo_embed.prediction.predict import predict_split, read_predictions
+from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import Run, store_fingerprints
+from geo_embed.runs.table import read_predictions
 
 # Rows named one by one in a finding; more are counted.
 _SHOWN = 3

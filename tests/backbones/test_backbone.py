@@ -33,10 +33,10 @@ from geo_embed.backbones.backbone import (
     read_preprocessing,
     unfreeze,
 )
+from geo_embed.cache.find import store_attributes
 from geo_embed.config import Config, Model
 from geo_embed.devices import count_parameters, pick_device, pick_dtype
 from geo_embed.errors import GeoError
-from geo_embed.extraction.extract import store_attributes
 
 CPU = torch.device("cpu")
 WIDTH, LAYERS, PROJECTION, SIZE = 32, 3, 24, 32

@@ -33,7 +33,8 @@ from geo_embed.backbones.backbone import (
     unfreeze,
 )
 from geo_embed.backbones.families import FAMILIES, family_of, mlp_tensors
-from geo_embed.cache.store import find_store, read_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import read_store
 from geo_embed.config import Model
 from geo_embed.data.images import decode, normalise, resize
 from geo_embed.data.samples import load_samples

@@ -13,12 +13,12 @@ import zarr
 from numpy.typing import NDArray
 from small import Small
 
+from geo_embed.cache.find import check_fits
 from geo_embed.cache.store import (
     MISSING,
     OK,
     PENDING,
     Store,
-    check_fits,
     chunks_of,
     commit_chunk,
     create_store,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from small import VIEWS, Small, command, content
 
-from geo_embed.cache.store import find_store, open_store, read_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import open_store, read_store
 from geo_embed.cache.tidy import FORMATS, collect_garbage, export_embeddings, import_embeddings
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract

@@ -12,17 +12,10 @@ from conftest import Country
 from small import command
 
 from geo_embed.config import Config, Training
-from geo_embed.data.holdout import (
-    ALWAYS_TRAINING,
-    check_leaks,
-    folds,
-    held_out,
-    leaks,
-    resampling_groups,
-    spatial_groups,
-)
-from geo_embed.data.samples import stratified_split
+from geo_embed.data.holdout import ALWAYS_TRAINING, folds, held_out, stratified_split
+from geo_embed.data.spatial import resampling_groups, spatial_groups
 from geo_embed.errors import GeoError
+from geo_embed.fitting.leaks import check_leaks, leaks
 from geo_embed.geography import distance_matrix_km, to_degrees
 
 # Along a meridian.

@@ -15,6 +15,7 @@ from PIL import Image
 from geo_embed.answers import label_encoder
 from geo_embed.config import Config
 from geo_embed.data.check import check_data
+from geo_embed.data.holdout import stratified_split
 from geo_embed.data.samples import (
     Problem,
     Samples,
@@ -23,7 +24,6 @@ from geo_embed.data.samples import (
     load_samples,
     missing_images,
     natural_ids,
-    stratified_split,
 )
 from geo_embed.errors import GeoError
 from geo_embed.settings import get_config

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from small import Small, command, files
 
-from geo_embed.cache.store import find_store
+from geo_embed.cache.find import find_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.synthetic import country as synthetic

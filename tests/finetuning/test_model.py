@@ -15,7 +15,8 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import inverse_frequency
-from geo_embed.prediction.predict import load_backbone_of, load_heads
+from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
 
 SAMPLES, VIEWS = 5, 4

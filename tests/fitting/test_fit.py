@@ -17,10 +17,11 @@ import torch
 from small import saved_predictions
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import MISSING, find_store, open_store, read_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import MISSING, open_store, read_store
 from geo_embed.config import Config
-from geo_embed.data.holdout import folds
-from geo_embed.data.samples import load_samples, stratified_split
+from geo_embed.data.holdout import folds, stratified_split
+from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import Data, find_prior, fit_heads, fit_splits, join, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km
@@ -28,7 +29,8 @@ from geo_embed.heads.predictor import Panel
 from geo_embed.metrics import metrics
 from geo_embed.optim import warmup_cosine
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import load_heads, predict_split
+from geo_embed.prediction.predict import predict_split
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
 from geo_embed.settings import resolve
 

@@ -16,11 +16,12 @@ from geo_embed.bench.planted import planted
 from geo_embed.config import Config, Model, Training
 from geo_embed.fitting import race as best
 from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
 from geo_embed.heads.decision import Answer, Decision
 from geo_embed.heads.region import Atlas
 
-SMALL = best.Member(
+SMALL = mixture.Member(
     "small",
     Model(head="geocells", fusion="evidence", head_hidden=32, standardise=True, dropout=0.3),
     Training(
@@ -60,7 +61,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that a test has the time for."""
     made = best._small_members
 
-    def small(*arguments: Any) -> list[best.Member]:
+    def small(*arguments: Any) -> list[mixture.Member]:
         return [
             member.but("", {"head_hidden": 16}, epochs=min(3, member.training.epochs))
             for member in made(*arguments)
@@ -96,7 +97,7 @@ def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -
     member = SMALL.but("", {"fusion": fusion, "head": head})
     atlas = atlas_of(rows, member.model, classes)
     heads = train(rows, atlas, member.model, member.training, seed=0).heads
-    made = best.Best([member], [heads], Decision())
+    made = mixture.Best([member], [heads], Decision())
     present = rows.present[:50].clone()
     present[:, 2] = False
     garbage = rows.views[:50].clone()
@@ -110,7 +111,7 @@ def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -
     assert not torch.allclose(whole[0], hidden[0])
 
 
-def out_of(members: list[best.Member], rows: Rows, atlas: Atlas) -> list[Answer]:
+def out_of(members: list[mixture.Member], rows: Rows, atlas: Atlas) -> list[Answer]:
     return [
         train(rows, atlas, one.model, one.training, seed=seed).heads.answer(rows.views, rows.present)
         for seed, one in enumerate(members)
@@ -137,9 +138,9 @@ def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
     atlas = atlas_of(rows, SMALL.model, classes)
     members = [SMALL, SMALL.but("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
     parts = [train(rows, atlas, one.model, one.training, seed=0).heads for one in members]
-    made = best.Best(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
+    made = mixture.Best(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
     described = json.loads(json.dumps(made.description()))
-    again = best.build_best(described, rows.views.shape[2], rows.views.shape[1], classes)
+    again = mixture.build_best(described, rows.views.shape[2], rows.views.shape[1], classes)
     again.load_state_dict(made.state_dict())
     assert again.members == made.members
     assert again.decision == made.decision
@@ -179,7 +180,7 @@ def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -
     raced = [trial.member for trial in generous.trials]
     assert raced == [*PROBES, "evidence-tau200", "average-tau200", "evidence-tau75"]
     atlas = atlas_of(rows, SMALL.model)
-    members = best._small_members(best.Member("", SMALL.model, SMALL.training), None, len(rows))
+    members = best._small_members(mixture.Member("", SMALL.model, SMALL.training), None, len(rows))
     cost = best.epoch_seconds(members[3], rows, atlas) * 4 * members[3].training.epochs
     assert cost > 0
     kept = best._affordable(members, rows, atlas, 1.01 * cost)
@@ -276,7 +277,7 @@ def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch
 
 
 def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
-    base = best.Member("", SMALL.model, SMALL.training)
+    base = mixture.Member("", SMALL.model, SMALL.training)
     assert [one.name for one in best._large_members(base, "attention")] == ["attention"]
     assert [one.name for one in best._large_members(base, "average")] == ["probe", "average"]
 

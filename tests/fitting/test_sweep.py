@@ -288,7 +288,8 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     """Here on a CPU that is taken for one: the stacking is the same."""
     import torch
 
-    from geo_embed.cache.store import find_store, read_store
+    from geo_embed.cache.find import find_store
+    from geo_embed.cache.store import read_store
     from geo_embed.data.samples import load_samples
 
     samples = load_samples(config, "train")

@@ -13,15 +13,15 @@ from rows import CLASSES, atlas_of, rows_of, tiny
 
 from geo_embed.config import Config, Training
 from geo_embed.errors import GeoError
-from geo_embed.fitting.race import Best, Member
 from geo_embed.fitting.train import gallery_of, train
 from geo_embed.geography import haversine_km, to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.decision import Decision
 from geo_embed.heads.heads import Heads
+from geo_embed.heads.mixture import Best, Member
 from geo_embed.heads.predictor import FORMAT, Panel, build_panel
 from geo_embed.heads.refine import Refiner
-from geo_embed.prediction.predict import RECIPE, load_heads
+from geo_embed.runs.recipe import RECIPE, load_heads
 from geo_embed.runs.run import Run
 from geo_embed.sphere import geometric_median_of
 

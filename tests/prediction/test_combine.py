@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from geo_embed.config import EnsembleMethod
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction import combine as combining
 from geo_embed.prediction.combine import (
-    METHODS,
     Answers,
-    Method,
     Places,
     average,
     combine,
@@ -35,7 +36,9 @@ def normalised(values: list[float]) -> list[float]:
     return [value / sum(values) for value in values]
 
 
-def learn(method: Method, answers: Answers, truth: Places, rows: NDArray[np.bool_] | None = None) -> Floats:
+def learn(
+    method: EnsembleMethod, answers: Answers, truth: Places, rows: NDArray[np.bool_] | None = None
+) -> Floats:
     return weight_learner(method, answers, truth)(
         np.ones(len(truth.labels), dtype=bool) if rows is None else rows
     )
@@ -159,8 +162,8 @@ def test_antipodes_have_no_middle_and_one_of_them_is_taken() -> None:
     assert min(np.abs(found - theirs[i]).max() for i in (0, 1)) < 1e-9
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_a_distribution_and_a_point_on_the_globe(method: Method) -> None:
+@pytest.mark.parametrize("method", get_args(EnsembleMethod))
+def test_every_method_gives_a_distribution_and_a_point_on_the_globe(method: EnsembleMethod) -> None:
     answers, truth = world(20, [1.0, 0.5, 0.0])
     probabilities, latitude, longitude = combine(method, learn(method, answers, truth), answers)
     assert probabilities.dtype == np.float32
@@ -170,8 +173,8 @@ def test_every_method_gives_a_distribution_and_a_point_on_the_globe(method: Meth
     assert (np.abs(longitude) <= 180).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: Method) -> None:
+@pytest.mark.parametrize("method", get_args(EnsembleMethod))
+def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: EnsembleMethod) -> None:
     answers, _ = world(20, [1.0])
     twice = Answers(np.repeat(answers.probabilities, 3, axis=0), np.repeat(answers.points, 3, axis=0))
     probabilities, latitude, longitude = combine(method, np.full(3, 1 / 3), twice)
@@ -180,7 +183,7 @@ def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: Method)
 
 
 @pytest.mark.parametrize("method", ["average", "voting", "rrf"])
-def test_methods_that_learn_nothing_give_every_run_the_same_weight(method: Method) -> None:
+def test_methods_that_learn_nothing_give_every_run_the_same_weight(method: EnsembleMethod) -> None:
     np.testing.assert_array_equal(learn(method, *world(20, [1.0, 0.5, 0.0, 0.0])), [0.25] * 4)
 
 
@@ -198,8 +201,8 @@ def test_weights_of_runs_that_all_score_nothing_are_the_same() -> None:
     np.testing.assert_array_equal(learn("weighted", answers, truth), [0.5, 0.5])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_without_rows_to_learn_from_weights_are_the_same(method: Method) -> None:
+@pytest.mark.parametrize("method", get_args(EnsembleMethod))
+def test_without_rows_to_learn_from_weights_are_the_same(method: EnsembleMethod) -> None:
     answers, truth = world(10, [1.0, 0.0])
     np.testing.assert_array_equal(learn(method, answers, truth, np.zeros(10, dtype=bool)), [0.5, 0.5])
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,17 +18,19 @@ from small import command
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.tidy import export_embeddings, import_embeddings
-from geo_embed.config import Config
+from geo_embed.config import Config, EnsembleMethod
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.metrics import competition_score, top_states
-from geo_embed.prediction.combine import METHODS, Answers, Method, combine
+from geo_embed.prediction.combine import Answers, combine
 from geo_embed.prediction.ensemble import Ensembled, ensemble
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import load_heads, predict_images, predict_split, write_predictions
+from geo_embed.prediction.predict import predict_images, predict_split
 from geo_embed.prediction.submission import submit
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run, run_stores
+from geo_embed.runs.table import write_predictions
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -50,7 +52,7 @@ class Pair:
         return load_run(self.runs, name)
 
     def make(
-        self, method: Method = "average", name: str = "both", members: Any = ("first", "second")
+        self, method: EnsembleMethod = "average", name: str = "both", members: Any = ("first", "second")
     ) -> Ensembled:
         return ensemble(self.config, members, method=method, name=name)
 
@@ -100,8 +102,8 @@ def fake(
 # ---------------------------------------------------------------- what it answers
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_predicts_what_its_members_predict_combined(pair: Pair, method: Method) -> None:
+@pytest.mark.parametrize("method", get_args(EnsembleMethod))
+def test_it_predicts_what_its_members_predict_combined(pair: Pair, method: EnsembleMethod) -> None:
     made = pair.make(method)
     answers = [predict_split(pair.config, pair.load(name), "test")[0] for name in ("first", "second")]
     probabilities, latitude, longitude = combine(
@@ -122,8 +124,8 @@ def test_it_predicts_what_its_members_predict_combined(pair: Pair, method: Metho
     assert sum(made.weights) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_evaluate_prints_the_metrics_that_it_was_made_with(pair: Pair, method: Method) -> None:
+@pytest.mark.parametrize("method", get_args(EnsembleMethod))
+def test_evaluate_prints_the_metrics_that_it_was_made_with(pair: Pair, method: EnsembleMethod) -> None:
     made = pair.make(method)
     assert evaluate(pair.config, pair.load("both")) == made.val
     assert json.loads((pair.runs / "both" / "metrics.json").read_text())["val"] == made.val
@@ -169,7 +171,7 @@ def test_classes_are_matched_by_state_whatever_their_order_in_labels_json(pair: 
 
 
 @pytest.mark.parametrize("method", ["average", "stacking"])
-def test_it_outlives_its_members(pair: Pair, method: Method) -> None:
+def test_it_outlives_its_members(pair: Pair, method: EnsembleMethod) -> None:
     pair.make(method)
     before, _ = predict_split(pair.config, pair.load("both"), "test")
     for name in ("first", "second"):
@@ -356,7 +358,7 @@ def test_the_same_runs_give_the_same_ensemble(pair: Pair) -> None:
 def test_few_held_out_samples_are_enough(pair: Pair, count: int) -> None:
     for name in ("first", "second"):
         pair.write(pair.table(name).head(count), name)
-    for method in METHODS:
+    for method in get_args(EnsembleMethod):
         assert pair.make(method, method).val["samples"] == count
 
 

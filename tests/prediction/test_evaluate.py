@@ -16,9 +16,10 @@ from geo_embed.cache.store import open_store, read_store
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.geography import haversine_km
+from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import bootstrap_interval, competition_score, state_credit, top_states
 from geo_embed.prediction.evaluate import ablate_views, evaluate
-from geo_embed.prediction.predict import apply_heads, load_heads
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
 
 ALL = ("class", "view", "border", "distance", "calibration")

@@ -1,0 +1,133 @@
+"""The store that belongs to the settings, and whether it fits the CSV."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
+from geo_embed.config import Config
+from geo_embed.data.samples import Samples
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_store(config: Config, split: str, fingerprint: str | None = None) -> Store:
+    """The one store that belongs to the settings.
+
+    Where the backbone's weights are on this machine, the store must have been made by them, whatever it is called;
+    where they are not (a laptop that got the cache alone, or an import), its recorded name must be the one asked for.
+    Either way views, feature, resize and, where asked for by name, precision must agree.
+
+    Args:
+        config: `paths.cache_dir` and the `model` group.
+        split: `train` or `test`.
+        fingerprint: take this store and no other, as a run does whose heads belong to it.
+
+    Raises:
+        GeoError: there is no such store, or more than one fits.
+    """
+    model = config.model
+    stores = list_stores(config.paths.cache_dir, split)
+    fingerprint = fingerprint or model.fingerprint
+    command = rebuild_hint(Path(split), {"backbone": model.backbone_name})
+    if fingerprint:
+        exact = [store for store in stores if store.fingerprint == fingerprint]
+        if exact:
+            return exact[0]
+        raise GeoError(
+            f"no {split} store has the fingerprint {fingerprint}", where=config.paths.cache_dir, hint=command
+        )
+
+    wanted = _wanted(config)
+    differences = {store.path: _difference(store, wanted) for store in stores}
+    fitting = [store for store in stores if not differences[store.path]]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        listed = ", ".join(f"{s.fingerprint} ({s.attrs['dtype']}, {s.attrs['backbone']})" for s in fitting)
+        raise GeoError(
+            f"{len(fitting)} {split} stores fit the settings: {listed}",
+            where=config.paths.cache_dir,
+            hint="choose one with --set model.fingerprint=…",
+        )
+    near = [path for path, difference in differences.items() if difference != "backbone"]
+    why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
+    damaged = set(config.paths.cache_dir.glob(f"*/{split}.zarr")) - set(differences)
+    why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
+    raise GeoError(
+        f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",
+        where=config.paths.cache_dir,
+        hint=command,
+    )
+
+
+def check_fits(store: Store, samples: Samples) -> None:
+    """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it."""
+    if store.attrs["manifest_sha256"] == manifest_sha256(samples):
+        return
+    ids = store.sample_id
+    if len(ids) != len(samples):
+        what = f"the store holds {len(ids):,} samples, the CSV {len(samples):,}"
+    elif set(ids) != set(samples.sample_id):
+        strange = next(i for i in samples.sample_id if i not in set(ids))
+        what = f"the CSV's sample {strange!r} is not in the store"
+    elif (ids != samples.sample_id).any():
+        row = int(np.argmax(ids != samples.sample_id))
+        what = f"the order of samples differs from row {samples.row(row)} on"
+    else:
+        what = "the same samples name other images than when the store was made"
+    raise GeoError(
+        f"the store no longer fits {samples.csv}: {what}",
+        where=store.path,
+        hint=rebuild_hint(store.path, store.attrs),
+    )
+
+
+def _wanted(config: Config) -> dict[str, Any]:
+    """What a store's attributes must say to belong to the settings."""
+    model = config.model
+    wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
+    wanted["feature"] = model.feature
+    wanted["resize"] = "pil" if model.exact else "torch"
+    if model.dtype != "auto":
+        wanted |= {"dtype": model.dtype, "stored": stored_dtype(model.dtype)}
+    # The name decides only where the weights themselves can't.
+    with contextlib.suppress(GeoError):
+        directory = backbones.find_backbone(model.backbone_name, download=False)
+        wanted["weights_sha256"] = backbones.hash_weights(directory)
+        wanted["preprocessing"] = backbones.read_preprocessing(directory, exact=model.exact).to_dict()
+    return wanted
+
+
+def _difference(store: Store, wanted: dict[str, Any]) -> str:
+    """The first thing in which a store is not what is wanted; empty where it is."""
+    # An import has a name and views, and nothing else is known of it.
+    keys = ["backbone", "view_names"] if store.attrs.get("imported") else list(wanted)
+    if "weights_sha256" in keys:
+        keys.remove("backbone")
+    have = dict(store.attrs)
+    have["resize"] = (store.attrs.get("preprocessing") or {}).get("resize")
+    for key in sorted(keys, key=["backbone", "weights_sha256"].__contains__, reverse=True):
+        if have.get(key) != wanted[key]:
+            same = key in ("backbone", "weights_sha256")
+            return "backbone" if same else f"{key}: {have.get(key)!r}, not {wanted[key]!r}"
+    return ""
+
+
+def store_attributes(config: Config, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
+    """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
+    model = config.model
+    made_by = {
+        "weights_sha256": backbones.hash_weights(directory),
+        "preprocessing": backbones.read_preprocessing(directory, exact=model.exact).to_dict(),
+        "feature": model.feature,
+        "view_names": list(model.view_names),
+        "dtype": str(dtype).removeprefix("torch."),
+        "stored": stored_dtype(model.dtype),
+    }
+    return {"backbone": model.backbone_name, "fingerprint": backbones.fingerprint(made_by)} | made_by

@@ -1,0 +1,67 @@
+"""The backbone that a run's embeddings came from."""
+
+from typing import Any
+
+from geo_embed.backbones import backbone as backbones
+from geo_embed.config import Config
+from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.errors import GeoError
+from geo_embed.runs.recipe import load_mixture
+from geo_embed.runs.run import Run
+
+
+def load_backbone_of(
+    config: Config, run: Run, name: str | None = None, *, dtype: str | None = None
+) -> backbones.Backbone:
+    """The very backbone that a run's embeddings came from.
+
+    Args:
+        config: the device.
+        run: any run.
+        name: where it lies, if not under the name that it had in training.
+        dtype: its precision; default: as in training.
+
+    Raises:
+        GeoError: it is not known, not to be had, or has other weights or preprocessing.
+    """
+    made_by = _only_backbone(run)
+    if made_by["weights_sha256"] is None:
+        raise GeoError(
+            f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
+            where=run.path,
+            hint="embed the pictures as they were, import them as a test split, and predict that",
+        )
+    own = run.config.model
+    model = own.model_copy(update={"backbone_name": name or own.backbone_name, "device": config.model.device})
+    device = pick_device(model.device)
+    tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
+    for what, have, wanted in (
+        ("weights", tower.weights_sha256, made_by["weights_sha256"]),
+        ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),
+    ):
+        if have != wanted:
+            raise GeoError(
+                f"backbone {tower.name} has other {what} than the one this run was fitted on, {made_by['backbone']}",
+                where=run.path,
+                hint="name the run's own with --backbone",
+            )
+    return tower
+
+
+def _only_backbone(run: Run) -> dict[str, Any]:
+    """The store that a run was fitted on. Raises GeoError for an ensemble whose members look at pictures differently."""
+    mixture = load_mixture(run)
+    if mixture is None:
+        return dict(run.provenance["store"])
+    stores = [_only_backbone(member) for member in mixture.members]
+    looks = [(one.config.model.feature, one.config.model.view_names) for one in mixture.members]
+    keys = ("weights_sha256", "preprocessing")
+    for member, store, look in zip(mixture.members, stores, looks, strict=True):
+        if look != looks[0] or any(store[key] != stores[0][key] for key in keys):
+            raise GeoError(
+                f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "
+                f"{store['backbone']}, or on different views",
+                where=member.path,
+                hint="cache the pictures' embeddings as a test split by each of them, and predict that",
+            )
+    return stores[0]

@@ -1,0 +1,69 @@
+"""Prediction tables: written, and read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_embed.answers import LabelEncoder, Predictions, Truth
+from geo_embed.data.samples import natural_ids, text_ids
+from geo_embed.errors import GeoError, disk_errors
+from geo_embed.metrics import RANK_CREDIT, top_states
+
+
+def write_predictions(path: Path, predictions: Predictions, truth: Truth | None) -> None:
+    """A prediction table, as the contract describes it, in one piece."""
+    ranked = top_states(predictions.probabilities)
+    table: dict[str, Any] = {
+        "sample_id": natural_ids(predictions.sample_id),
+        "probabilities": list(predictions.probabilities),
+    }
+    for rank in range(1, len(RANK_CREDIT) + 1):
+        named = (
+            predictions.labels.decode(ranked[:, rank - 1])
+            if rank <= ranked.shape[1]
+            else np.full(len(ranked), -1)
+        )
+        table[f"state_idx_{rank}"] = named
+    table |= {"latitude": predictions.latitude, "longitude": predictions.longitude}
+    if truth is not None:
+        table |= {
+            "true_state_idx": truth.state_idx,
+            "true_latitude": truth.latitude,
+            "true_longitude": truth.longitude,
+        }
+    with disk_errors(path):
+        temporary = path.with_name(f".{path.name}.writing")
+        pd.DataFrame(table).to_parquet(temporary, index=False)
+        temporary.replace(path)
+
+
+def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Truth | None]:
+    """A prediction table of a run with these labels. Raises GeoError where it is absent or damaged."""
+    try:
+        table = pd.read_parquet(path)
+        predictions = Predictions(
+            text_ids(table["sample_id"]),
+            np.stack(table["probabilities"].to_list()) if len(table) else np.zeros((0, 0), dtype=np.float32),
+            table["latitude"].to_numpy(dtype=np.float64),
+            table["longitude"].to_numpy(dtype=np.float64),
+            labels,
+        )
+        if "true_state_idx" not in table:
+            return predictions, None
+        return predictions, Truth(
+            table["true_state_idx"].to_numpy(dtype=np.int64),
+            table["true_latitude"].to_numpy(dtype=np.float64),
+            table["true_longitude"].to_numpy(dtype=np.float64),
+        )
+    except FileNotFoundError as error:
+        raise GeoError(
+            "there are no such predictions", where=path, hint="make them with: geo predict"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise GeoError(
+            f"not a readable prediction table: {error}".splitlines()[0],
+            where=path,
+            hint="predict, or train the run, again",
+        ) from error
