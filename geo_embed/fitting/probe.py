@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ROUNDS = 60
+ROUNDS = 60
 _HISTORY = 10
 # Of the features' mean standard deviation.
 _LEAST_STD = 1e-3
@@ -29,7 +29,7 @@ def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tenso
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=_ROUNDS, history_size=_HISTORY, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=ROUNDS, history_size=_HISTORY, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
