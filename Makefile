@@ -36,10 +36,11 @@ $(TIMM): $(INSTALLED)
 		{ mkdir -p $@; echo "timm can't be installed here: its tests are skipped"; }
 	@touch $@
 
-# The stamp is written last, so that a half-finished install is taken up again.
+# pip knows dependency groups since 25.1. The stamp is written last, so that a half-finished install is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
 	touch $@

@@ -13,6 +13,8 @@ The commands' verbs, for notebooks:
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",

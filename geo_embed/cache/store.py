@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed import __version__
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import SPLITS, Samples, natural_ids, text_ids
 from geo_embed.errors import GeoError, disk_errors
@@ -43,7 +44,7 @@ PENDING, OK, MISSING, UNREADABLE = 0, 1, 2, 3
 # Rows that are hashed at once: few calls, bounded memory.
 _MANIFEST_ROWS = 65_536
 _ARRAYS = ("embeddings", "status", "content_hash", "sample_id")
-_VERSIONED = ("geo-embed", "torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
+_VERSIONED = ("torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def create_store(
             "view_names": list(samples.view_names),
             "manifest_sha256": manifest_sha256(samples),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: version(name) for name in _VERSIONED},
+            "versions": {"geo-embed": __version__, **{name: version(name) for name in _VERSIONED}},
         }
         group = zarr.create_group(temporary, attributes=attributes)
         for name, shape, kind in (

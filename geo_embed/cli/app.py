@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from geo_embed import __version__
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
 from geo_embed.errors import GeoError
@@ -89,9 +90,7 @@ _globals = _Globals(None, [], False, False)
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(version("geo-embed"))
+        print(__version__)
         raise typer.Exit
 
 

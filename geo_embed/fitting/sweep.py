@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed import __version__
 from geo_embed.answers import Prior
 from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import Store, read_store
@@ -575,7 +576,7 @@ def _header(
         "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
         "train_csv": file_sha256(csv),
         "device": pick_device(base.model.device).type,
-        "versions": {package: version(package) for package in ("geo-embed", "torch")},
+        "versions": {"geo-embed": __version__, "torch": version("torch")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(header))
     return plain

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from geo_embed import __version__
 from geo_embed.answers import LabelEncoder, Prior
 from geo_embed.cache.store import Store
 from geo_embed.config import Config
@@ -204,7 +205,8 @@ def describe_origin(config: Config) -> dict[str, Any]:
         "seed": config.training.seed,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("geo-embed", "torch", "numpy", "scikit-learn")},
+            "geo-embed": __version__,
+            **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
         },
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
     }
