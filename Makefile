@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format house clean
 
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
@@ -24,6 +24,10 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The drawing in CONTRIBUTING.md, from the code.
+house:
+	$(PYTHON) tools/draw_house.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,11 +1,14 @@
 """The rules of the house, read from the code: who may import whom, and which names."""
 
 import ast
+import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +108,53 @@ def test_an_import_that_points_up_is_refused(tmp_path: Path, file: str, line: st
 
     assert result.returncode == 1, result.stdout
     assert refusal in result.stdout
+
+
+@pytest.fixture(scope="module")
+def drawing() -> dict[str, Any]:
+    """The names of tools/draw_house.py."""
+    return runpy.run_path(str(ROOT / "tools" / "draw_house.py"))
+
+
+def test_the_house_in_contributing_is_drawn_from_the_code(drawing: dict[str, Any]) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = drawing["with_drawing"](page, drawing["draw"](PACKAGE, ROOT / "pyproject.toml"))
+    assert page == drawn, "the wings have changed: run `make house`"
+
+
+def test_every_import_is_an_arrow_unless_others_imply_it(tmp_path: Path, drawing: dict[str, Any]) -> None:
+    files = {
+        "pyproject.toml": """
+            [[tool.importlinter.contracts]]
+            type = "layers"
+            layers = ["show", "train | predict", "cache", "errors : files"]
+            """,
+        "small/errors.py": "",
+        "small/files.py": "from small import errors",
+        "small/cache/__init__.py": "'''The store: `read`.'''",
+        "small/cache/store.py": "import small.files\nif False:\n    import small.show.app",
+        "small/train/__init__.py": "'''Stage 2: `fit`.'''",
+        "small/train/fit.py": "from small.cache.store import read\nfrom small.errors import GeoError",
+        "small/predict/__init__.py": "'''Answers.'''\ndef predict():\n    from small import cache",
+        "small/show/__init__.py": "'''The commands: `main`.'''",
+        "small/show/app.py": "from small import cache, train",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+
+    assert drawing["draw"](tmp_path / "small", tmp_path / "pyproject.toml") == textwrap.dedent("""\
+        ```mermaid
+        flowchart TD
+            show["<b>show/</b><br/>The commands"]
+            predict["<b>predict/</b><br/>Answers"]
+            train["<b>train/</b><br/>Stage 2"]
+            cache["<b>cache/</b><br/>The store"]
+            ground["<b>ground floor</b><br/>errors · files"]
+            show --> train
+            predict --> cache
+            train --> cache
+            cache --> ground
+            cache -.-> show
+        ```
+        """)

@@ -1,1 +1,1 @@
-"""Speed, as ratios against baselines measured in the same run, with the theoretical limit beside them."""
+"""Speed: ratios against baselines measured in the same run, with the theoretical limit beside them."""
