@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.config import Training
 from geo_embed.console import warn
-from geo_embed.data.spatial import _Groups, _smaller_step
+from geo_embed.data.spatial import Groups, smaller_step
 from geo_embed.errors import GeoError
 
 # The fold of samples that are never held out.
@@ -46,7 +46,7 @@ def held_out(
     wanted = int(quota_of.sum())
     if training.validation == "random" or not wanted:
         return quota_of
-    groups = _Groups.of(sample_id, labels, latitude, longitude, training)
+    groups = Groups.of(sample_id, labels, latitude, longitude, training)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
     held = np.zeros_like(quota)
     chosen = np.zeros(len(groups), dtype=bool)
@@ -65,7 +65,7 @@ def held_out(
                 held[classes] += counts
     got = int(held.sum())
     if got < wanted / 2:
-        hint = _smaller_step(latitude, longitude, training.group_km, wanted) or "raise training.val_split"
+        hint = smaller_step(latitude, longitude, training.group_km, wanted) or "raise training.val_split"
         if not got:
             raise GeoError(
                 f"no group of samples can be held out: {groups.describe()}, and {wanted:,} are to be held out",
@@ -119,7 +119,7 @@ def folds(
         fold[dealt] = np.arange(len(dealt)) % count
         return fold
 
-    groups = _Groups.of(sample_id, labels, latitude, longitude, training)
+    groups = Groups.of(sample_id, labels, latitude, longitude, training)
     held = np.zeros((count, len(groups.counts)), dtype=np.int64)
     fold_of = np.full(len(groups), ALWAYS_TRAINING, dtype=np.int64)
     random = np.random.default_rng(training.seed).permutation(len(groups))
@@ -142,11 +142,11 @@ def folds(
         raise GeoError(
             f"{count} folds of {in_folds:,} groups that can be held out: {groups.describe()}",
             where=f"training.folds, training.group_km = {training.group_km:g}",
-            hint=_smaller_step(latitude, longitude, training.group_km, len(labels) // count)
+            hint=smaller_step(latitude, longitude, training.group_km, len(labels) // count)
             or "lower training.folds",
         )
     if never > len(labels) / 10:
-        hint = _smaller_step(latitude, longitude, training.group_km, len(labels) // count)
+        hint = smaller_step(latitude, longitude, training.group_km, len(labels) // count)
         warn(
             f"{never:,} of {len(labels):,} samples are in no fold, always in training: {groups.describe()}"
             + (f"; {hint}" if hint else "")

@@ -76,7 +76,7 @@ def resampling_groups(
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """Spatial groups in an order of their own: rows by id, groups by their first row.
 
     Attributes:
@@ -104,7 +104,7 @@ class _Groups:
         latitude: NDArray[np.float64],
         longitude: NDArray[np.float64],
         training: Training,
-    ) -> "_Groups":
+    ) -> "Groups":
         order = np.argsort(sample_id.astype(str), kind="stable")
         group = spatial_groups(latitude[order], longitude[order], training.group_km)
         own = labels[order]
@@ -132,7 +132,7 @@ class _Groups:
         return f"{n:,} samples form {g:,} group{'s' * (g != 1)}, the largest of {self.sizes.max():,}"
 
 
-def _smaller_step(latitude: NDArray[np.float64], longitude: NDArray[np.float64], km: float, most: int) -> str:
+def smaller_step(latitude: NDArray[np.float64], longitude: NDArray[np.float64], km: float, most: int) -> str:
     """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
     for halvings in range(1, 11):
         step = float(f"{km / 2**halvings:.1g}")
