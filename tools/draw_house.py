@@ -1,4 +1,4 @@
-"""Draw the wings of the package and who imports whom, from the code, into CONTRIBUTING.md: `make house`.
+"""Draw the wings of the package from the code: who imports whom into CONTRIBUTING.md, the folders into README.md. `make house` runs it.
 
 Needs nothing but Python. An arrow points from a wing to one that it imports, wherever in a file the import stands; an arrow that others already
 imply (a → c where a → b → c) is left out.
@@ -9,10 +9,6 @@ import textwrap
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "geo_embed"
-RULES = ROOT / "pyproject.toml"
-PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- house: drawn by tools/draw_house.py -->\n", "<!-- end of the house -->\n"
 GROUND = "ground"
 
@@ -94,6 +90,22 @@ def draw(package: Path, rules: Path) -> str:
     return "```mermaid\n" + "\n".join(lines) + "\n```\n"
 
 
+def list_folders(package: Path, rules: Path) -> str:
+    """A line a folder, the ground floor first: what it is, and its files."""
+    rooms, floor = wings(package), floors(rules)
+    lines = [f"{package.name}/"]
+    for wing in sorted(rooms, key=lambda wing: (-floor[wing], wing)):
+        if wing == GROUND:
+            name, about = "*.py", "The ground floor"
+        else:
+            name, about = f"{wing}/", subject(package / wing / "__init__.py")
+        files = " · ".join(path.stem for path in rooms[wing] if path.name != "__init__.py")
+        lines += textwrap.wrap(
+            f"  {name:<13}{about:<42}{files}", 118, subsequent_indent=" " * 57, drop_whitespace=True
+        )
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
 def subject(path: Path) -> str:
     """What a docstring opens with, up to the colon before its verbs."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -107,6 +119,19 @@ def with_drawing(page: str, drawing: str) -> str:
     return before + BEGIN + "\n" + drawing + "\n" + END + after
 
 
+def pages(root: Path) -> dict[Path, str]:
+    """Each page that shows the house, as it should be now."""
+    package, rules = root / "geo_embed", root / "pyproject.toml"
+    drawings = {
+        root / "CONTRIBUTING.md": draw(package, rules),
+        root / "README.md": list_folders(package, rules),
+    }
+    return {
+        page: with_drawing(page.read_text(encoding="utf-8"), drawing) for page, drawing in drawings.items()
+    }
+
+
 if __name__ == "__main__":
-    PAGE.write_text(with_drawing(PAGE.read_text(encoding="utf-8"), draw(PACKAGE, RULES)), encoding="utf-8")
-    print(f"{PAGE.name}: redrawn")
+    for page, text in pages(Path(__file__).resolve().parents[1]).items():
+        page.write_text(text, encoding="utf-8")
+        print(f"{page.name}: redrawn")
