@@ -31,8 +31,8 @@ from geo_embed.files import (
     restore_replaced,
     save_tensors,
 )
-from geo_embed.runs.recipe import load_heads, save_heads
-from geo_embed.runs.run import Run
+from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.run import Run, RunWriter
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def test_a_labs_others_may_read_the_heads_and_the_backbone_of_a_run(
     with umask(0o022):
         save_backbone(backbone, tmp_path / "backbone")
         (tmp_path / "run").mkdir()
-        save_heads(load_heads(run), tmp_path / "run")
+        RunWriter(tmp_path / "run").write_heads(load_heads(run))
     for directory in (tmp_path / "backbone", tmp_path / "run"):
         assert set(modes(directory).values()) == {0o644}
 

@@ -15,33 +15,31 @@ import pandas as pd
 import torch
 
 from geo_embed.answers import Predictions
-from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import find_store, store_attributes
 from geo_embed.config import Config
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, restore_replaced, write_json
+from geo_embed.files import file_sha256, restore_replaced
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
 from geo_embed.finetuning.loop import State, train_unfrozen
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.prepare import fit_own_heads, own_config, prepare
-from geo_embed.finetuning.task import CHECKPOINTS, Task, answer
+from geo_embed.finetuning.task import Task, answer
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.metrics import final_metrics
-from geo_embed.runs.recipe import save_heads
 from geo_embed.runs.run import (
     Run,
+    backbone_dir,
     check_new_name,
+    checkpoints_dir,
     describe_provenance,
+    is_run,
     load_run,
     new_run_name,
-    write_description,
+    unfinished_runs,
     writing_run,
 )
-from geo_embed.runs.table import write_predictions
-
-BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def finetune(
                 else None
             )
             directory = runs / name
-            if (directory / "provenance.json").is_file() or not (directory / CHECKPOINTS).is_dir():
+            if is_run(directory) or not checkpoints_dir(directory).is_dir():
                 check_new_name(runs, name, overwrite=overwrite)
             if init is None and team.first:
                 fit_own_heads(config, f"{name}-heads", overwrite=overwrite)
@@ -119,7 +117,7 @@ def finetune(
         time.monotonic() - started,
         len(work.state.history),
         val,
-        directory / BACKBONE,
+        backbone_dir(directory),
         work.state.frozen_score,
         work.samples / work.seconds if work.samples else None,
     )
@@ -136,7 +134,7 @@ def _only_one(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
         yield
         return
     with disk_errors(directory):
-        (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        checkpoints_dir(directory).mkdir(parents=True, exist_ok=True)
     if _is_busy(directory):
         raise GeoError(
             "another process is training this run now",
@@ -146,7 +144,7 @@ def _only_one(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
     if afresh:
         with disk_errors(directory):
             shutil.rmtree(directory)
-            (directory / CHECKPOINTS).mkdir(parents=True)
+            checkpoints_dir(directory).mkdir(parents=True)
     handle = os.open(directory, os.O_RDONLY)
     try:
         with disk_errors(directory):
@@ -156,7 +154,7 @@ def _only_one(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
         os.close(handle)
         # Where nothing was saved, nothing is left.
         with suppress(OSError):
-            (directory / CHECKPOINTS).rmdir()
+            checkpoints_dir(directory).rmdir()
             directory.rmdir()
 
 
@@ -183,7 +181,7 @@ def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
         "sharded",
     }
     return {
-        "heads": file_sha256(run.path / "heads.safetensors"),
+        "heads": file_sha256(run.heads_path),
         "train_csv": file_sha256(config.paths.csv("train")),
         "limit": limit,
         **{f"finetune.{k}": v for k, v in config.finetune.model_dump(mode="json").items() if k not in free},
@@ -194,12 +192,11 @@ def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
 
 def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None) -> str | None:
     """The name of a training that was interrupted with these very settings, the newest first."""
-    found = [path.parent for path in runs.glob(f"[!.]*/{CHECKPOINTS}")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if (path / "provenance.json").is_file() or _is_busy(path):
+    for path in unfinished_runs(runs):
+        if _is_busy(path):
             continue
         try:
-            latest = latest_checkpoint(path / CHECKPOINTS)
+            latest = latest_checkpoint(checkpoints_dir(path))
             run = load_run(runs, init or f"{path.name}-heads")
             own = own_config(config, run)
             if latest and read_state(latest)["settings"] == _settings(own, run, limit):
@@ -234,7 +231,7 @@ def _write_files(
     started: float,
 ) -> None:
     config, run = task.config, task.run
-    saved = task.directory / BACKBONE
+    saved = backbone_dir(task.directory)
     tuned = config.model_copy(
         update={"model": config.model.model_copy(update={"backbone_name": str(saved), "fingerprint": None})}
     )
@@ -242,25 +239,24 @@ def _write_files(
     provenance = describe_provenance(tuned, store, run.provenance["data"]["sha256"])
     provenance |= {"init": run.name, "seconds": time.monotonic() - started}
     skipped = sum(int(entry["skipped_steps"] or 0) for entry in state.history)
-    with writing_run(config.paths.runs_dir, task.directory.name) as directory:
-        backbones.save_backbone(model.backbone, directory / BACKBONE)
-        attrs = store_attributes(tuned, directory / BACKBONE, pick_dtype(config.model.dtype, task.device))
+    with writing_run(config.paths.runs_dir, task.directory.name) as writer:
+        written = writer.write_backbone(model.backbone)
+        attrs = store_attributes(tuned, written, pick_dtype(config.model.dtype, task.device))
         provenance["store"] |= {
             key: attrs[key] for key in ("backbone", "fingerprint", "weights_sha256", "preprocessing")
         }
         # There is none until `geo extract` makes it.
         del provenance["store"]["path"]
-        save_heads(model.panel, directory)
-        for kept in ("haversine_matrix.npy", "state_centroids.json", "split.parquet"):
-            shutil.copy(run.path / kept, directory / kept)
+        writer.write_heads(model.panel)
+        writer.copy_places(run)
         described = {
             "frozen_score": state.frozen_score,
             "best_epoch": state.best_epoch,
             "skipped_steps": skipped,
         }
-        write_json(directory / "metrics.json", {"val": scores, **described})
-        pd.DataFrame(state.history).to_parquet(directory / "history.parquet", index=False)
+        writer.write_metrics({"val": scores, **described})
+        writer.write_history(pd.DataFrame(state.history))
         truth = task.data.truth.take(task.held)
-        write_predictions(directory / "val_predictions.parquet", said, truth)
+        writer.write_predictions("val", said, truth)
         counts = np.bincount(task.data.labels[task.learnt], minlength=len(run.labels))
-        write_description(directory, tuned, run.labels, counts, run.prior, provenance)
+        writer.write_description(tuned, run.labels, counts, run.prior, provenance)

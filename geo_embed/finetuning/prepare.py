@@ -1,12 +1,10 @@
 """The frozen phase: heads from the cache, the samples as they were split for them, and the proof that pictures and cache agree."""
 
-import json
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
@@ -24,7 +22,7 @@ from geo_embed.finetuning.team import Team
 from geo_embed.fitting.fit import Data, fit_heads, join
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.runs.recipe import load_heads, load_mixture
-from geo_embed.runs.run import Run, load_run
+from geo_embed.runs.run import Run, is_run, load_run
 
 # The cached embeddings are float16: what the pictures give anew may score this much otherwise, and no more; but for what a
 # single sample weighs whose state moves from rank 1 to 2, where there are few.
@@ -34,7 +32,7 @@ _SAME_SCORE, _ONE_RANK = 0.002, 0.28
 def fit_own_heads(config: Config, name: str, *, overwrite: bool) -> None:
     """The frozen phase; heads of the same settings that an interrupted training fitted are taken as they are."""
     path = config.paths.runs_dir / name
-    if overwrite or not (path / "provenance.json").is_file():
+    if overwrite or not is_run(path):
         say("frozen phase: heads from the cache")
         fit_heads(config, name=name, overwrite=overwrite)
         return
@@ -92,10 +90,7 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
     embeddings = read_store(store)
     data = join(own, samples, slice(0, len(samples)), embeddings)
     index = np.flatnonzero(embeddings.present.any(axis=1))
-    try:
-        table = pd.read_parquet(run.path / "split.parquet")
-    except (OSError, ValueError) as error:
-        raise GeoError("the run's split can't be read", where=run.path / "split.parquet") from error
+    table = run.read_split()
     if file_sha256(samples.csv) != run.provenance["data"]["sha256"]:
         raise GeoError(
             "the training CSV has changed since the run was fitted on it",
@@ -160,7 +155,7 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
         task.data.present[held],
     )
     score, tolerance = score_held(task, cached)["score"], max(_SAME_SCORE, _ONE_RANK / len(held))
-    recorded = _recorded_score(run)
+    recorded = float(run.read_metrics()["score"] or 0)
     # A calibrated run was scored by calibrations that hadn't seen the samples; one that looked at variants, by those.
     alike = panel.calibration is None and not run.config.inference.tta
     if alike and abs(score - recorded) > tolerance:
@@ -182,11 +177,3 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
     if task.team.first:
         say(f"frozen: score {said['val_score']:.4f}, from the cache {score:.4f}")
     return said["val_score"]
-
-
-def _recorded_score(run: Run) -> float:
-    path = run.path / "metrics.json"
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["val"]["score"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GeoError("the run's score can't be read", where=path, hint="train the run again") from error

@@ -31,10 +31,9 @@ from geo_embed.fitting.fit import Data
 from geo_embed.metrics import metrics
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
-from geo_embed.runs.run import Run
+from geo_embed.runs.run import Run, checkpoints_dir
 from geo_embed.seeding import get_generator
 
-CHECKPOINTS = "checkpoints"
 # What a seed is split into.
 ORDER, _AUGMENT, _DROPOUT, _TOWER, _LORA = range(5)
 _LARGE_CARD_BYTES = 70e9
@@ -75,7 +74,7 @@ class Task:
 
     @property
     def checkpoints(self) -> Path:
-        return self.directory / CHECKPOINTS
+        return checkpoints_dir(self.directory)
 
     @property
     def sharded(self) -> bool:

@@ -20,18 +20,15 @@ from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
-from geo_embed.files import file_sha256, write_json
+from geo_embed.files import file_sha256
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.runs.recipe import save_heads
 from geo_embed.runs.run import (
     check_new_name,
     describe_provenance,
     new_run_name,
-    write_description,
     writing_run,
 )
-from geo_embed.runs.table import write_predictions
 from geo_embed.settings import value_at
 
 if TYPE_CHECKING:
@@ -140,27 +137,20 @@ def fit_heads(
     )
     counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
     provenance = describe_provenance(config, store, file_sha256(samples.csv))
-    with writing_run(config.paths.runs_dir, name) as directory:
-        save_heads(panel, directory)
-        np.save(directory / "haversine_matrix.npy", geography.distance_matrix_km(centroids))
-        states = {
-            str(int(index)): {"state": state, "latitude": float(lat), "longitude": float(lon)}
-            for index, state, (lat, lon) in zip(
-                data.encoder.state_idx, data.encoder.names, centroids, strict=True
-            )
-        }
-        write_json(directory / "state_centroids.json", states)
-        write_json(directory / "metrics.json", {"val": scores, "parts": parts, **_reliability(panel)})
+    with writing_run(config.paths.runs_dir, name) as writer:
+        writer.write_heads(panel)
+        writer.write_centroids(data.encoder, centroids)
+        writer.write_metrics({"val": scores, "parts": parts, **_reliability(panel)})
         history = [
             one.history.assign(seed=split.seed, fold=split.fold)
             for split, one in zip(splits, fitted, strict=True)
         ]
-        pd.concat(history).to_parquet(directory / "history.parquet", index=False)
-        _split_table(data, splits, judged).to_parquet(directory / "split.parquet", index=False)
-        write_predictions(directory / "val_predictions.parquet", val, truth)
+        writer.write_history(pd.concat(history))
+        writer.write_split(_split_table(data, splits, judged))
+        writer.write_predictions("val", val, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
-        write_description(directory, config, data.encoder, counts, prior, provenance)
+        writer.write_description(config, data.encoder, counts, prior, provenance)
     return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
 
 

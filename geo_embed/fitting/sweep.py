@@ -544,9 +544,8 @@ def _finish(winner: Config, name: str, limit: int | None, state: _State, store: 
                 and run.provenance["store"]["fingerprint"] == store.fingerprint
             )
             if same:
-                made: dict[str, Any] = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-                return dict(made["val"])
-        except (GeoError, OSError, ValueError, KeyError) as error:
+                return run.read_metrics()
+        except GeoError as error:
             say(f"sweep: the run of this name is damaged: {error}")
         if not state.replace:
             raise GeoError(

@@ -1,7 +1,5 @@
 """Runs to a run: their answers for the same held-out samples, combined, and copies of the runs to ask again."""
 
-import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,23 +13,18 @@ from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config, EnsembleMethod
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
-from geo_embed.files import write_json
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.prediction.combine import LEARNT, Answers, Places, combine, weight_learner
-from geo_embed.runs.recipe import MEMBERS, RECIPE
 from geo_embed.runs.run import (
     Run,
     check_new_name,
     describe_origin,
     load_run,
     new_run_name,
-    write_description,
     writing_run,
 )
-from geo_embed.runs.table import read_predictions, write_predictions
+from geo_embed.runs.table import read_predictions
 
-# What a member needs to answer, without its own answers, its checkpoints and what a writer left behind.
-_NOT_COPIED = shutil.ignore_patterns("*_predictions.parquet", "checkpoints", ".*")
 _FOLDS = 5
 # A place as two machines read it from the same text.
 _SAME_DEGREES = 1e-6
@@ -141,22 +134,19 @@ def ensemble(
             "weights_learnt": learnt,
         },
     }
-    with writing_run(runs_dir, name) as directory:
-        for one, copy in zip(held, described["members"], strict=True):
-            _copy(one.run.path, directory / MEMBERS / copy)
-        write_json(directory / RECIPE, {"ensemble": described})
-        write_json(
-            directory / "metrics.json",
-            {"val": val, "weights_learnt": learnt, "members": [asdict(member) for member in members]},
+    with writing_run(runs_dir, name) as writer:
+        copies = dict(zip(described["members"], (one.run for one in held), strict=True))
+        writer.write_ensemble(described, copies)
+        writer.write_metrics(
+            {"val": val, "weights_learnt": learnt, "members": [asdict(member) for member in members]}
         )
-        for file in ("state_centroids.json", "split.parquet"):
-            _copy(first.path / file, directory / file)
-        np.save(directory / "haversine_matrix.npy", distances)
-        write_predictions(directory / "val_predictions.parquet", predictions, truth)
+        writer.copy_places(first)
+        writer.write_distances(distances)
+        writer.write_predictions("val", predictions, truth)
         # How samples were held out is the members'; where data and runs lie is this machine's.
         own = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
         provenance["seconds"] = time.monotonic() - started
-        write_description(directory, own, labels, counts, prior, provenance)
+        writer.write_description(own, labels, counts, prior, provenance)
     return Ensembled(name, weights.tolist(), members, val)
 
 
@@ -176,7 +166,7 @@ def _load_runs(runs_dir: Path, names: Sequence[str]) -> list[Run]:
 
 def _held_out(run: Run) -> _Held:
     """Raises GeoError where the run's validation predictions are absent, damaged, or of no sample."""
-    path = run.path / "val_predictions.parquet"
+    path = run.predictions_path("val")
     if not path.is_file():
         raise GeoError("the run lacks this file", where=path, hint="train it again: it is incomplete")
     predictions, truth = read_predictions(path, run.labels)
@@ -277,35 +267,11 @@ def _describe_classes(run: Run) -> tuple[LabelEncoder, NDArray[np.int64], Prior,
     order = np.argsort(run.labels.state_idx)
     labels = LabelEncoder(run.labels.state_idx[order], tuple(run.labels.names[k] for k in order))
     prior = Prior(run.prior.probabilities[order], run.prior.latitude, run.prior.longitude)
-    path = run.path / "labels.json"
-    try:
-        classes = json.loads(path.read_text(encoding="utf-8"))["classes"]
-        counts = np.array([entry["samples"] for entry in classes], dtype=np.int64)[order]
-        path = run.path / "haversine_matrix.npy"
-        distances = np.load(path)[np.ix_(order, order)]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-        raise GeoError(
-            "this file of the run is absent or damaged", where=path, hint="train the run again"
-        ) from error
-    return labels, counts, prior, distances
+    counts, distances = run.read_classes()
+    return labels, counts[order], prior, distances[np.ix_(order, order)]
 
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What every run, and every run that it is made of, was fitted on; each store once."""
     every = [store for run in runs for store in run.provenance.get("stores", [run.provenance["store"]])]
     return list({store["fingerprint"]: store for store in every}.values())
-
-
-def _copy(source: Path, to: Path) -> None:
-    try:
-        if source.is_dir():
-            shutil.copytree(source, to, ignore=_NOT_COPIED)
-        else:
-            shutil.copyfile(source, to)
-    except shutil.Error as error:
-        file, _, reason = error.args[0][0]
-        raise GeoError(f"can't copy this file of the run: {reason}", where=file) from error
-    except FileNotFoundError as error:
-        raise GeoError(
-            "the run lacks this file", where=source, hint="train it again: it is incomplete"
-        ) from error

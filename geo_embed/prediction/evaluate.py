@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
@@ -85,7 +84,7 @@ def ablate_views(config: Config, run: Run, split: str = "val") -> list[dict[str,
 
 def _answers(config: Config, run: Run, split: str) -> tuple[Predictions, Truth]:
     if split == "val":
-        predictions, truth = read_predictions(run.path / "val_predictions.parquet", run.labels)
+        predictions, truth = read_predictions(run.predictions_path("val"), run.labels)
     else:
         predict_split(config, run, "train")
         predictions, truth = _learnt_from(run)
@@ -175,11 +174,8 @@ def _by_calibration(config: Config, run: Run, predictions: Predictions, truth: T
 
 
 def _learnt_from(run: Run) -> tuple[Predictions, Truth | None]:
-    predictions, truth = read_predictions(run.path / "train_predictions.parquet", run.labels)
-    try:
-        parts = pd.read_parquet(run.path / "split.parquet")
-    except (OSError, ValueError) as error:
-        raise GeoError("the run's split can't be read", where=run.path / "split.parquet") from error
+    predictions, truth = read_predictions(run.predictions_path("train"), run.labels)
+    parts = run.read_split()
     learnt = set(text_ids(parts["sample_id"][parts["part"] == "train"]))
     rows = np.array([sample_id in learnt for sample_id in predictions.sample_id])
     assert truth is not None

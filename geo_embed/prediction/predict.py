@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +21,6 @@ from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads, load_mixture
 from geo_embed.runs.run import Run
 from geo_embed.runs.table import write_predictions
-
-if TYPE_CHECKING:
-    pass
 
 
 def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
@@ -48,7 +44,7 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
         return predict_embeddings(one, read_store(store))
 
     predictions = answer(run, ask)
-    path = run.path / f"{split}_predictions.parquet"
+    path = run.predictions_path(split)
     write_predictions(path, predictions, samples.truth)
     return predictions, path
 

@@ -140,7 +140,7 @@ def validate(config: Config, path: Path) -> Verdict:
 
 def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predictions:
     """The run's own, unless they lack a sample of the template or the cache was written to since they were made."""
-    path = run.path / "test_predictions.parquet"
+    path = run.predictions_path("test")
     if path.is_file() and path.stat().st_mtime >= _last_commit(config, run):
         predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):

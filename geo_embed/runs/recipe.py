@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -10,14 +9,10 @@ from numpy.typing import NDArray
 
 from geo_embed.config import EnsembleMethod
 from geo_embed.errors import GeoError
-from geo_embed.files import save_tensors, write_json
-from geo_embed.runs.run import Run, load_run
+from geo_embed.runs.run import Run, is_run, load_run
 
 if TYPE_CHECKING:
     from geo_embed.heads.predictor import Panel
-
-
-RECIPE, MEMBERS = "recipe.json", "members"
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Mixture:
 
 def load_mixture(run: Run) -> Mixture | None:
     """An ensemble's members; None for a run with heads of its own. Raises GeoError where it is damaged."""
-    path = run.path / RECIPE
+    path = run.recipe_path
     try:
         recipe = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if "ensemble" not in recipe:
@@ -53,21 +48,14 @@ def load_mixture(run: Run) -> Mixture | None:
         ) from error
     members = []
     for name in names:
-        if not (run.path / MEMBERS / name / "provenance.json").is_file():
+        if not is_run(run.members_dir / name):
             raise GeoError(
                 "the ensemble lacks this member",
-                where=run.path / MEMBERS / name,
+                where=run.members_dir / name,
                 hint="make it again: geo ensemble",
             )
-        members.append(load_run(run.path / MEMBERS, name))
+        members.append(load_run(run.members_dir, name))
     return Mixture(described["method"], weights, tuple(members))
-
-
-def save_heads(panel: "Panel", directory: Path) -> None:
-    """Write what `load_heads` reads, into a run's directory that is being written."""
-    tensors = {key: value.cpu().contiguous() for key, value in panel.state_dict().items()}
-    save_tensors(tensors, directory / "heads.safetensors")
-    write_json(directory / RECIPE, panel.description())
 
 
 def load_heads(run: Run) -> "Panel":
@@ -77,7 +65,7 @@ def load_heads(run: Run) -> "Panel":
 
     from geo_embed.heads.predictor import build_panel
 
-    path = run.path / RECIPE
+    path = run.recipe_path
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         if "ensemble" in described:
@@ -87,7 +75,7 @@ def load_heads(run: Run) -> "Panel":
                 hint="name one of the runs it is made of",
             )
         heads = build_panel(described, run.dim, len(run.config.model.view_names), len(run.labels))
-        path = run.path / "heads.safetensors"
+        path = run.heads_path
         heads.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise GeoError(

@@ -30,8 +30,8 @@ def copy_run(run: Run, name: str, age_seconds: float) -> Path:
 
 
 def die_half_way(runs: Path, name: str) -> None:
-    with writing_run(runs, name) as directory:
-        (directory / "heads.safetensors").write_text("half")
+    with writing_run(runs, name) as writer:
+        (writer.directory / "heads.safetensors").write_text("half")
         raise RuntimeError("half way")
 
 
@@ -158,9 +158,9 @@ def test_a_run_that_fails_half_way_leaves_the_old_one_and_nothing_else(config: C
 
 def test_nothing_is_to_be_seen_under_the_name_until_the_run_is_whole(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    with writing_run(runs, "new") as directory:
-        (directory / "provenance.json").write_text("{}")
-        written = directory.stat().st_ino
+    with writing_run(runs, "new") as writer:
+        (writer.directory / "provenance.json").write_text("{}")
+        written = writer.directory.stat().st_ino
         assert not (runs / "new").exists()
         with pytest.raises(GeoError, match="there is no run yet"):
             load_run(runs, None)
@@ -172,11 +172,14 @@ def test_nothing_is_to_be_seen_under_the_name_until_the_run_is_whole(tmp_path: P
 
 def test_what_a_killed_writer_left_behind_does_not_enter_the_next_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    (runs / ".new.writing").mkdir(parents=True)
-    (runs / ".new.writing" / "litter").touch()
-    with writing_run(runs, "new") as directory:
-        (directory / "mine").touch()
+    others = {".new.er.0123abcd.writing", ".newer.writing"}
+    for name in (".new.writing", ".new.0123abcd.writing", *others):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "litter").touch()
+    with writing_run(runs, "new") as writer:
+        (writer.directory / "mine").touch()
     assert [path.name for path in (runs / "new").iterdir()] == ["mine"]
+    assert {path.name for path in runs.iterdir()} == {"new", *others}
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "/abs", "-x", "a b", "naïve", "x\n"])
