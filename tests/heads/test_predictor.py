@@ -21,7 +21,7 @@ from geo_embed.heads.heads import Heads
 from geo_embed.heads.mixture import Best, Member
 from geo_embed.heads.predictor import FORMAT, Panel, build_panel
 from geo_embed.heads.refine import Refiner
-from geo_embed.runs.recipe import RECIPE, load_heads
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run
 from geo_embed.sphere import geometric_median_of
 
@@ -169,7 +169,7 @@ def test_a_description_that_is_damaged_is_refused(damage: dict[str, Any]) -> Non
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    described = json.loads((run.path / RECIPE).read_text(encoding="utf-8"))
+    described = json.loads((run.recipe_path).read_text(encoding="utf-8"))
     assert isinstance(described, dict)
     return described
 
@@ -181,7 +181,7 @@ def recipe(run: Run) -> dict[str, Any]:
 def test_a_run_whose_recipe_is_damaged_or_of_another_version_is_one_clear_error(
     config: Config, run: Run, damage: str
 ) -> None:
-    path = run.path / RECIPE
+    path = run.recipe_path
     described = recipe(run)
     if damage == "gone":
         path.unlink()
@@ -218,7 +218,7 @@ def test_weights_that_don_t_fit_are_one_clear_error(config: Config, run: Run, da
     elif damage == "another width":
         described = recipe(run)
         described["parts"][0]["heads"]["model"]["head_hidden"] = 100
-        (run.path / RECIPE).write_text(json.dumps(described))
+        (run.recipe_path).write_text(json.dumps(described))
     else:
         path.write_bytes(path.read_bytes()[: 1000 if damage == "cut" else 0])
     with pytest.raises(GeoError, match="the run's heads can't be loaded") as caught:
