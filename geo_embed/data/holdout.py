@@ -1,39 +1,91 @@
-"""Which samples are held out: at random, by place, or fold by fold; and whether the held-out ones leak.
+"""Which samples are held out: at random, by place, or fold by fold. Every split and every fold of the package is dealt here.
 
 A random split scores too well where samples lie metres apart: the head has seen the place. With
 `training.validation = "spatial"` samples closer than `training.group_km` are held out together, or not at all.
-Every choice depends on ids, labels, places and seed, and not on the order of rows.
+A run's splits depend on ids, labels, places and seed, and not on the order of rows.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.config import Training
 from geo_embed.console import warn
-from geo_embed.data.spatial import Groups, smaller_step
+from geo_embed.data.spatial import spatial_groups
 from geo_embed.errors import GeoError
 
 # The fold of samples that are never held out.
 ALWAYS_TRAINING = -1
+# An inner validation has so many rows, where they are no more than this share of the training rows: with fewer, the
+# noise of the score, some 0.3/√n, is what chooses.
+_ENOUGH_ROWS, _MOST_OF_ROWS = 1000, 0.25
 
 
-def held_out(
-    sample_id: NDArray[np.object_],
-    labels: NDArray[np.int64],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    training: Training,
-) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Places:
+    """Samples as a split sees them.
+
+    Attributes:
+        sample_id: (N,) unique ids, text.
+        labels: (N,) classes.
+        latitude, longitude: (N,) degrees.
+    """
+
+    sample_id: NDArray[np.object_]
+    labels: NDArray[np.int64]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def take(self, rows: NDArray[Any]) -> "Places":
+        """Some of them, by mask or index."""
+        return Places(self.sample_id[rows], self.labels[rows], self.latitude[rows], self.longitude[rows])
+
+
+def validation_masks(places: Places, training: Training) -> list[NDArray[np.bool_]]:
+    """A run's validation samples (N,): of each of its `training.folds`, or without folds those of `held_out`.
+
+    Raises:
+        GeoError: as `held_out` and `folds` do.
+    """
+    if training.folds > 1:
+        fold = folds(places, training)
+        return [fold == k for k in range(training.folds)]
+    return [held_out(places, training)]
+
+
+def inner_held_out(places: Places, train: NDArray[np.bool_], training: Training) -> NDArray[np.bool_]:
+    """Of a run's training samples, those that choose between settings, held out as the run's own validation samples are.
+
+    Args:
+        places: N samples.
+        train: (N,) True for those that the run is fitted on.
+        training: as in `held_out`; more than `val_split` of them are taken where that would be too few to choose by.
+
+    Returns:
+        (N,) True for the samples that choose; none of them where the run holds none out either.
+    """
+    chosen = np.zeros(len(train), dtype=bool)
+    rows = np.flatnonzero(train)
+    if len(rows) < len(train):
+        share = max(training.val_split, min(_MOST_OF_ROWS, _ENOUGH_ROWS / len(rows)))
+        chosen[rows] = held_out(places.take(rows), training.model_copy(update={"val_split": share}))
+    return chosen
+
+
+def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     """Choose validation samples: `training.val_split` of them, as `training.validation` says.
 
-    Random: `dataset.stratified_split`. Spatial: whole groups in an order drawn from the seed, each taken where it
+    Random: `stratified_split`. Spatial: whole groups in an order drawn from the seed, each taken where it
     brings the classes closer to the counts of the random split, then where it brings the whole closer to its share.
     Every class keeps a training sample; a group that is too large to hold out stays in training.
 
     Args:
-        sample_id: (N,) unique ids.
-        labels: (N,) classes.
-        latitude, longitude: (N,) degrees.
+        places: N samples.
         training: validation, val_split, group_km and seed.
 
     Returns:
@@ -42,14 +94,16 @@ def held_out(
     Raises:
         GeoError: spatial, and no group can be held out.
     """
-    quota_of = stratified_split(sample_id, labels, training.val_split, training.seed)
+    quota_of = stratified_split(places.sample_id, places.labels, training.val_split, training.seed)
     wanted = int(quota_of.sum())
     if training.validation == "random" or not wanted:
         return quota_of
-    groups = Groups.of(sample_id, labels, latitude, longitude, training)
+    groups = _group(places, training.group_km)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
     held = np.zeros_like(quota)
     chosen = np.zeros(len(groups), dtype=bool)
+    # First round: a group is taken where it lowers Σ (held − quota)² over the classes, which grows by Σ n (n + 2 (held − quota))
+    # for its n samples of each class. Second round: where it brings the sum of all closer to what is wanted.
     for fill in (False, True):
         for group in np.random.default_rng(training.seed).permutation(len(groups)):
             classes, counts = groups.content(group)
@@ -65,7 +119,7 @@ def held_out(
                 held[classes] += counts
     got = int(held.sum())
     if got < wanted / 2:
-        hint = smaller_step(latitude, longitude, training.group_km, wanted) or "raise training.val_split"
+        hint = _smaller_step(places, training.group_km, wanted) or "raise training.val_split"
         if not got:
             raise GeoError(
                 f"no group of samples can be held out: {groups.describe()}, and {wanted:,} are to be held out",
@@ -76,13 +130,7 @@ def held_out(
     return groups.rows(chosen)
 
 
-def folds(
-    sample_id: NDArray[np.object_],
-    labels: NDArray[np.int64],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    training: Training,
-) -> NDArray[np.int64]:
+def folds(places: Places, training: Training) -> NDArray[np.int64]:
     """Deal samples into `training.folds` parts of the same mixture; each is held out once, by the others predicted.
 
     Every class has a training sample whichever fold is held out. What can't be dealt so is in no fold but −1, always
@@ -90,9 +138,7 @@ def folds(
     samples. Such samples get no out-of-fold prediction.
 
     Args:
-        sample_id: (N,) unique ids.
-        labels: (N,) classes.
-        latitude, longitude: (N,) degrees.
+        places: N samples.
         training: folds ≥ 2, validation, group_km and seed.
 
     Returns:
@@ -101,39 +147,50 @@ def folds(
     Raises:
         GeoError: fewer samples, or groups, than folds.
     """
-    count = training.folds
-    if count < 2:
-        raise GeoError(f"{count} fold holds nothing out", where="training.folds", hint="give 2 or more")
-    if training.validation == "random":
-        order = np.argsort(sample_id.astype(str), kind="stable")
-        by_class = order[shuffle_by_class(labels[order], training.seed)]
-        dealt = by_class[np.bincount(labels)[labels[by_class]] > 1]
-        if len(dealt) < count:
-            raise GeoError(
-                f"{count} folds of {len(dealt):,} samples that can be held out "
-                f"({len(labels):,} samples, {len(labels) - len(dealt):,} of them alone in their class)",
-                where="training.folds",
-                hint="lower training.folds",
-            )
-        fold = np.full(len(labels), ALWAYS_TRAINING, dtype=np.int64)
-        fold[dealt] = np.arange(len(dealt)) % count
-        return fold
+    if training.folds < 2:
+        raise GeoError(
+            f"{training.folds} fold holds nothing out", where="training.folds", hint="give 2 or more"
+        )
+    return (
+        _random_folds(places, training)
+        if training.validation == "random"
+        else _spatial_folds(places, training)
+    )
 
-    groups = Groups.of(sample_id, labels, latitude, longitude, training)
+
+def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
+    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    by_class = order[shuffle_by_class(places.labels[order], training.seed)]
+    dealt = by_class[np.bincount(places.labels)[places.labels[by_class]] > 1]
+    if len(dealt) < training.folds:
+        raise GeoError(
+            f"{training.folds} folds of {len(dealt):,} samples that can be held out "
+            f"({len(places):,} samples, {len(places) - len(dealt):,} of them alone in their class)",
+            where="training.folds",
+            hint="lower training.folds",
+        )
+    fold = np.full(len(places), ALWAYS_TRAINING, dtype=np.int64)
+    fold[dealt] = np.arange(len(dealt)) % training.folds
+    return fold
+
+
+def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
+    count, samples = training.folds, len(places)
+    groups = _group(places, training.group_km)
     held = np.zeros((count, len(groups.counts)), dtype=np.int64)
     fold_of = np.full(len(groups), ALWAYS_TRAINING, dtype=np.int64)
     random = np.random.default_rng(training.seed).permutation(len(groups))
-    # The largest first: the small ones even out what they leave.
+    # The largest first: the small ones even out what they leave. Each goes where the folds stay most alike.
     for group in random[np.argsort(-groups.sizes[random], kind="stable")]:
         classes, counts = groups.content(group)
         after = held[:, classes] + counts
         allowed = (after < groups.counts[classes]).all(axis=1)
-        if not allowed.any() or groups.sizes[group] > len(labels) / 2:
+        if not allowed.any() or groups.sizes[group] > samples / 2:
             continue
         # The growth of Σ held² ÷ all, over the classes and the whole: even parts make it least.
         cost = (counts * (after + held[:, classes]) / groups.counts[classes]).sum(axis=1)
         size = groups.sizes[group]
-        cost += size * (size + 2 * held.sum(axis=1)) / len(labels)
+        cost += size * (size + 2 * held.sum(axis=1)) / samples
         best = np.lexsort((cost, ~allowed))[0]
         fold_of[group] = best
         held[best, classes] += counts
@@ -142,30 +199,32 @@ def folds(
         raise GeoError(
             f"{count} folds of {in_folds:,} groups that can be held out: {groups.describe()}",
             where=f"training.folds, training.group_km = {training.group_km:g}",
-            hint=smaller_step(latitude, longitude, training.group_km, len(labels) // count)
-            or "lower training.folds",
+            hint=_smaller_step(places, training.group_km, samples // count) or "lower training.folds",
         )
-    if never > len(labels) / 10:
-        hint = smaller_step(latitude, longitude, training.group_km, len(labels) // count)
+    if never > samples / 10:
+        hint = _smaller_step(places, training.group_km, samples // count)
         warn(
-            f"{never:,} of {len(labels):,} samples are in no fold, always in training: {groups.describe()}"
+            f"{never:,} of {samples:,} samples are in no fold, always in training: {groups.describe()}"
             + (f"; {hint}" if hint else "")
         )
     return groups.rows(fold_of)
 
 
-def parts_held_out(
-    sample_id: NDArray[np.object_],
-    labels: NDArray[np.int64],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    training: Training,
-) -> list[NDArray[np.bool_]]:
-    """What is held out, part by part: each of the `folds`, or without folds what is `held_out`. Arguments as theirs."""
-    if training.folds > 1:
-        fold = folds(sample_id, labels, latitude, longitude, training)
-        return [fold == k for k in range(training.folds)]
-    return [held_out(sample_id, labels, latitude, longitude, training)]
+def class_folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Folds (N,) of rows with these labels (N,), each with near equal shares of every class; rows come in an order of their own."""
+    return deal(shuffle_by_class(labels, seed), folds)
+
+
+def random_folds(count: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """Folds (N,) of `count` rows, whatever their labels, of sizes that differ by one at most."""
+    return np.random.default_rng(seed).permutation(count) % folds
+
+
+def deal(order: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+    """Folds (N,) of rows that are dealt on and on in this order (N,), a permutation."""
+    fold = np.empty(len(order), dtype=np.int64)
+    fold[order] = np.arange(len(order)) % folds
+    return fold
 
 
 def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -209,3 +268,66 @@ def stratified_split(
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[by_class[rank < np.repeat(take, counts)]] = True
     return chosen
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Spatial groups, independent of the order of rows: rows by id, groups by their first row.
+
+    Attributes:
+        order: (N,) rows, ascending by id.
+        of_row, labels: (N,) group and class, in that order.
+        sizes: (G,) samples.
+        counts: (C,) samples per class.
+        starts, classes, amounts: a group's classes and how many samples each has, one group after the other.
+    """
+
+    order: NDArray[np.int64]
+    of_row: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    amounts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def content(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """A group's classes, and how many samples it has of each."""
+        part = slice(self.starts[group], self.starts[group + 1])
+        return self.classes[part], self.amounts[part]
+
+    def rows(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A value per group to a value per row, in the caller's order."""
+        spread = np.empty(len(self.order), dtype=values.dtype)
+        spread[self.order] = values[self.of_row]
+        return spread
+
+    def describe(self) -> str:
+        """Their numbers, for people."""
+        n, g = len(self.order), len(self)
+        return f"{n:,} samples form {g:,} group{'s' * (g != 1)}, the largest of {self.sizes.max():,}"
+
+
+def _group(places: Places, km: float) -> _Groups:
+    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    group = spatial_groups(places.latitude[order], places.longitude[order], km)
+    labels = places.labels[order]
+    counts = np.bincount(labels)
+    # Group and class as one number: sorted, a group's classes stand side by side.
+    pairs, amounts = np.unique(group * len(counts) + labels, return_counts=True)
+    sizes = np.bincount(group)
+    starts = np.searchsorted(pairs // len(counts), np.arange(len(sizes) + 1))
+    return _Groups(order, group, labels, sizes, counts, starts, pairs % len(counts), amounts)
+
+
+def _smaller_step(places: Places, km: float, most: int) -> str:
+    """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
+    for halvings in range(1, 11):
+        step = float(f"{km / 2**halvings:.1g}")
+        largest = int(np.bincount(spatial_groups(places.latitude, places.longitude, step)).max())
+        if largest <= most:
+            return f"--set training.group_km={step:g} makes the largest group {largest:,}"
+    return ""

@@ -1,6 +1,5 @@
 """Samples that lie close together: groups that are held out whole, and drawn whole where a score's spread is asked for."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,14 @@ def spatial_groups(
     Returns:
         (N,) groups, numbered from 0 in the order of their first rows.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
+    # 1. Unit vectors, and the step as a chord: straight distances order as great circles do, also across a pole or 180°.
     points = to_unit_vectors(latitude, longitude)
     step = 2 * np.sin(min(km / EARTH_RADIUS_KM, np.pi) / 2)
-    # A hair less than the cube of this diagonal, so that rounding can't part two samples of a cube.
+
+    # 2. Samples into cubes: all within one are linked. A hair less than the cube of this diagonal, so that rounding can't
+    # part two samples of a cube.
     cubes, cube = np.unique(
         np.floor(points / (step / np.sqrt(3) * (1 - 1e-9))).astype(np.int64), axis=0, return_inverse=True
     )
@@ -43,23 +43,24 @@ def spatial_groups(
     low = np.minimum.reduceat(points[order], first)
     high = np.maximum.reduceat(points[order], first)
 
-    # Two samples within a step lie at most two cubes apart along each axis.
+    # 3. Pairs of cubes that could be linked: two samples within a step lie at most two cubes apart along each axis.
     a, b = cKDTree(cubes).query_pairs(2.5, p=np.inf, output_type="ndarray").T
+
+    # 4. What the boxes around their samples tell: a gap of more than a step parts them, a span of no more links them.
     gap = np.maximum(0, np.maximum(low[b] - high[a], low[a] - high[b]))
     span = np.maximum(high[a], high[b]) - np.minimum(low[a], low[b])
     near = np.linalg.norm(gap, axis=1) <= step
     sure = np.linalg.norm(span, axis=1) <= step
+    group = _components(len(cubes), a[sure], b[sure])
 
-    def linked(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-        graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(cubes), len(cubes)))
-        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
-
-    group = linked(a[sure], b[sure])
+    # 5. The rest is measured, but for pairs that others have linked already.
     doubtful = near & ~sure & (group[a] != group[b])
     left, right = a[doubtful], b[doubtful]
     touching = _touching(points[order], first, size, left, right, group, step)
-    group = linked(np.append(a[sure], left[touching]), np.append(b[sure], right[touching]))[cube]
-    _, rows, number = np.unique(group, return_index=True, return_inverse=True)
+    group = _components(len(cubes), np.append(a[sure], left[touching]), np.append(b[sure], right[touching]))
+
+    # 6. From cubes back to samples, numbered by the first row of each group.
+    _, rows, number = np.unique(group[cube], return_index=True, return_inverse=True)
     return np.argsort(np.argsort(rows))[number.ravel()]
 
 
@@ -70,76 +71,18 @@ def resampling_groups(
 
     Groups are held out whole, so those among the held-out samples alone are the groups of the split.
     """
-    return (
-        spatial_groups(latitude, longitude, training.group_km) if training.validation == "spatial" else None
-    )
+    if training.validation == "random":
+        return None
+    return spatial_groups(latitude, longitude, training.group_km)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Spatial groups in an order of their own: rows by id, groups by their first row.
+def _components(nodes: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The connected component (nodes,) of each node, under links left[k]–right[k]."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    Attributes:
-        order: (N,) rows, ascending by id.
-        of_row, labels: (N,) group and class, in that order.
-        sizes: (G,) samples.
-        counts: (C,) samples per class.
-        starts, classes, amounts: a group's classes and how many samples each has, one group after the other.
-    """
-
-    order: NDArray[np.int64]
-    of_row: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    amounts: NDArray[np.int64]
-
-    @classmethod
-    def of(
-        cls,
-        sample_id: NDArray[np.object_],
-        labels: NDArray[np.int64],
-        latitude: NDArray[np.float64],
-        longitude: NDArray[np.float64],
-        training: Training,
-    ) -> "Groups":
-        order = np.argsort(sample_id.astype(str), kind="stable")
-        group = spatial_groups(latitude[order], longitude[order], training.group_km)
-        own = labels[order]
-        counts = np.bincount(own)
-        pairs, amounts = np.unique(group * len(counts) + own, return_counts=True)
-        sizes = np.bincount(group)
-        starts = np.searchsorted(pairs // len(counts), np.arange(len(sizes) + 1))
-        return cls(order, group, own, sizes, counts, starts, pairs % len(counts), amounts)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def content(self, group: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        part = slice(self.starts[group], self.starts[group + 1])
-        return self.classes[part], self.amounts[part]
-
-    def rows(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A value per group to a value per row, in the caller's order."""
-        spread = np.empty(len(self.order), dtype=values.dtype)
-        spread[self.order] = values[self.of_row]
-        return spread
-
-    def describe(self) -> str:
-        n, g = len(self.order), len(self)
-        return f"{n:,} samples form {g:,} group{'s' * (g != 1)}, the largest of {self.sizes.max():,}"
-
-
-def smaller_step(latitude: NDArray[np.float64], longitude: NDArray[np.float64], km: float, most: int) -> str:
-    """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
-    for halvings in range(1, 11):
-        step = float(f"{km / 2**halvings:.1g}")
-        largest = int(np.bincount(spatial_groups(latitude, longitude, step)).max())
-        if largest <= most:
-            return f"--set training.group_km={step:g} makes the largest group {largest:,}"
-    return ""
+    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(nodes, nodes))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def _touching(
@@ -158,25 +101,28 @@ def _touching(
         first, size: (M,) each cube's rows.
         left, right: (P,) the pairs.
         group: (M,) what is linked so far.
+        step: longest chord between linked samples.
     """
     from scipy.spatial import cKDTree
 
     trees: dict[int, Any] = {}
+    # A disjoint-set forest over the groups: leader[g] leads towards the root of the set that g has been merged into.
     leader = list(range(int(group.max()) + 1))
 
-    def lead(one: int) -> int:
-        while leader[one] != one:
-            leader[one] = leader[leader[one]]
-            one = leader[one]
-        return one
+    def root_of(node: int) -> int:
+        while leader[node] != node:
+            leader[node] = leader[leader[node]]
+            node = leader[node]
+        return node
 
     touching = np.zeros(len(left), dtype=bool)
     # The strict bound of a query, moved up so that a step of just that length counts.
     bound = np.nextafter(step, np.inf)
     for k, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-        one, other = lead(int(group[a])), lead(int(group[b]))
-        if one == other:
+        root, other_root = root_of(int(group[a])), root_of(int(group[b]))
+        if root == other_root:
             continue
+        # The smaller cube's samples ask the larger one's tree, which is built once.
         small, large = (a, b) if size[a] <= size[b] else (b, a)
         if large not in trees:
             trees[large] = cKDTree(points[first[large] : first[large] + size[large]])
@@ -185,5 +131,5 @@ def _touching(
         )[0]
         if np.isfinite(distance).any():
             touching[k] = True
-            leader[one] = other
+            leader[root] = other_root
     return touching

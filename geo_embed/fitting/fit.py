@@ -15,7 +15,7 @@ from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import Embeddings, read_store
 from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
-from geo_embed.data.holdout import parts_held_out
+from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
@@ -158,8 +158,8 @@ def plan(config: Config, data: Data) -> list[Split]:
     """Which rows each set of heads learns from: one split per seed, or per fold and seed."""
     training = config.training
     seeds = range(training.seed, training.seed + training.seeds)
-    place = (data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
-    parts = parts_held_out(*place, training)
+    places = Places(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
+    parts = validation_masks(places, training)
     if not parts[0].any():
         warn("too few samples to hold any out: no validation score, no early stopping")
     return [Split(seed, k, ~part, part) for k, part in enumerate(parts) for seed in seeds]

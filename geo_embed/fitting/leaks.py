@@ -10,7 +10,7 @@ from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import Embeddings, read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
-from geo_embed.data.holdout import parts_held_out
+from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import load_samples, truth_of
 from geo_embed.errors import GeoError
 from geo_embed.geography import haversine_km, to_unit_vectors
@@ -113,7 +113,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         values, present = embeddings.values[rows], embeddings.present[rows]
     ids, (latitude, longitude) = samples.sample_id[rows], (truth.latitude[rows], truth.longitude[rows])
     labels = np.unique(truth.state_idx[rows], return_inverse=True)[1]
-    parts = parts_held_out(ids, labels, latitude, longitude, config.training)
+    parts = validation_masks(Places(ids, labels, latitude, longitude), config.training)
     found = [
         leak
         for part in parts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geo_embed.config import Config, Fusion
 from geo_embed.console import say
-from geo_embed.data.holdout import shuffle_by_class
+from geo_embed.data.holdout import class_folds
 from geo_embed.fitting.train import Rows, find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
@@ -369,9 +369,9 @@ def _mix(answers: list[Answer], inner: _Inner) -> tuple[float, ...]:
 
 
 def _folds(labels: NDArray[np.int64], count: int, seed: int) -> list[Tensor]:
-    """Disjoint sets of rows that cover everything, each with near equal shares of every class."""
-    order = shuffle_by_class(labels, seed)
-    return [torch.from_numpy(np.sort(order[i::count])) for i in range(count)]
+    """The rows of each fold, ascending."""
+    fold = class_folds(labels, count, seed)
+    return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 
 def _note(race: Race, member: Member, score: tuple[float, float, float]) -> None:

@@ -31,7 +31,7 @@ from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import Store, read_store
 from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
-from geo_embed.data.holdout import held_out
+from geo_embed.data.holdout import Places, inner_held_out
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
-# The inner validation has so many rows, where they are no more than this share of the training rows: with fewer, the
-# noise of the score, some 0.3/√n, is what chooses.
-_ENOUGH_ROWS, _MOST_OF_ROWS = 1000, 0.25
 # Trainings that share a program, at most: bounded memory.
 _TOGETHER = 16
 # Digits of a drawn number: what it does to a score can't be told from its neighbour's, and a command stays readable.
@@ -391,17 +388,8 @@ def inner_split(data: Data, learnt: NDArray[np.bool_], training: Training) -> Sp
     Raises:
         GeoError: none can be held out.
     """
-    rows = np.flatnonzero(learnt)
-    share = max(training.val_split, min(_MOST_OF_ROWS, _ENOUGH_ROWS / len(rows)))
-    judged = np.zeros(len(learnt), dtype=bool)
-    if not learnt.all():
-        judged[rows] = held_out(
-            data.sample_id[rows],
-            data.labels[rows],
-            data.truth.latitude[rows],
-            data.truth.longitude[rows],
-            training.model_copy(update={"val_split": share}),
-        )
+    places = Places(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
+    judged = inner_held_out(places, learnt, training)
     if not judged.any():
         raise GeoError(
             f"{len(learnt):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",

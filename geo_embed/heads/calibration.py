@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geo_embed.data.holdout import random_folds
 from geo_embed.errors import GeoError
 from geo_embed.metrics import calibration_error
 
@@ -111,8 +111,7 @@ def cross_fitted(
         folds: parts that the rows are dealt into, at least 2; a single row stays as it is.
         seed: of the dealing.
     """
-    n = len(labels)
-    fold = torch.from_numpy(np.random.default_rng(seed).permutation(n) % max(2, folds)).to(labels.device)
+    fold = torch.from_numpy(random_folds(len(labels), max(2, folds), seed)).to(labels.device)
     calibrated = torch.empty_like(log_probabilities)
     for part in range(max(2, folds)):
         held = fold == part

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config, EnsembleMethod
+from geo_embed.data.holdout import deal
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
@@ -252,7 +253,7 @@ def _cross_fit(
     weights = learn(np.ones(count, dtype=bool))
     fold = np.zeros(count, dtype=np.int64)
     if method in LEARNT:
-        fold[np.random.default_rng(0).permutation(count)] = np.arange(count) % _FOLDS
+        fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
     probabilities = np.empty(answers.probabilities.shape[1:], dtype=np.float32)
     latitude, longitude = np.empty(count), np.empty(count)
     for part in np.unique(fold):

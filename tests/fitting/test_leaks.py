@@ -1,0 +1,129 @@
+"""A held-out sample that a training sample gives away is found, by its place, its embedding or one of its views."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Country
+from small import command
+
+from geo_embed.config import Config
+from geo_embed.data.holdout import stratified_split
+from geo_embed.fitting.leaks import check_leaks, leaks
+
+# Along a meridian.
+KM = 1 / 111.19492664455873
+
+
+def strangers(n: int = 40, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Held out: every fourth. Places a degree apart, embeddings at random about a large common part."""
+    embeddings = np.random.default_rng(0).normal(5, 1, (n, 3, 16)).astype(dtype)
+    return np.arange(n) % 4 == 0, np.arange(n, dtype=float), np.zeros(n), embeddings
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_strangers_do_not_leak_though_their_embeddings_share_a_large_common_part(dtype: str) -> None:
+    val, latitude, longitude, embeddings = strangers(dtype=dtype)
+    assert leaks(val, latitude, longitude, embeddings) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_planted_leak_of_each_kind_is_found_and_nothing_else(dtype: str) -> None:
+    val, latitude, longitude, embeddings = strangers(dtype=dtype)
+    latitude[8] = latitude[13] + 0.05 * KM
+    embeddings[4] = embeddings[21] + np.random.default_rng(1).normal(0, 0.004, (3, 16)).astype(dtype)
+    embeddings[12, 0] = embeddings[30, 2]
+    # Alike and close, but on the same side of the split.
+    embeddings[17], latitude[17] = embeddings[18], latitude[18]
+    embeddings[20], latitude[20] = embeddings[24], latitude[24]
+    place, embedding, view = leaks(val, latitude, longitude, embeddings)
+    assert (place.kind, place.held_out, place.training) == ("place", 8, 13)
+    assert place.value == pytest.approx(0.05, rel=1e-6)
+    assert (embedding.kind, embedding.held_out, embedding.training) == ("embedding", 4, 21)
+    assert 0.999 <= embedding.value <= 1
+    assert (view.kind, view.held_out, view.training, view.value) == ("view", 12, 30, 1.0)
+
+
+def test_the_limits_of_a_leak_are_the_callers() -> None:
+    val, latitude, longitude, embeddings = strangers()
+    latitude[8] = latitude[13] + 0.5 * KM
+    embeddings[4] = embeddings[21] + np.random.default_rng(1).normal(0, 0.1, (3, 16))
+    assert leaks(val, latitude, longitude, embeddings) == []
+    assert leaks(val, latitude, longitude, embeddings, km=0.4) == []
+    found = leaks(val, latitude, longitude, embeddings, km=0.6, cosine=0.95)
+    assert [(leak.kind, leak.held_out) for leak in found] == [("place", 8), ("embedding", 4)]
+
+
+def test_views_that_are_missing_on_both_sides_are_no_leak() -> None:
+    val, latitude, longitude, embeddings = strangers()
+    present = np.ones(embeddings.shape[:2], dtype=bool)
+    present[::3, 1] = False
+    present[[4, 5]] = False
+    embeddings[~present] = 0
+    assert leaks(val, latitude, longitude, embeddings, present=present) == []
+    assert {leak.kind for leak in leaks(val, latitude, longitude, embeddings)} == {"view", "embedding"}
+
+
+def test_without_embeddings_places_are_compared_alone_and_an_empty_part_leaks_nothing() -> None:
+    val, latitude, longitude, embeddings = strangers()
+    latitude[8], embeddings[4] = latitude[13], embeddings[21]
+    assert [leak.kind for leak in leaks(val, latitude, longitude, None)] == ["place"]
+    assert leaks(np.zeros(40, dtype=bool), latitude, longitude, embeddings) == []
+    assert leaks(np.ones(40, dtype=bool), latitude, longitude, embeddings) == []
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_dataset_without_leaks_passes_the_check(
+    country: Country, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = command(capsys, *country.options(), "--json", "data", "leaks", "--km", "0.001")
+    assert said.code == 0, said.out
+    assert said.json == {"held_out": 13, "training": 115, "leaking": 0, "embeddings": True, "leaks": []}
+
+
+def move_next_to_a_training_sample(own: Country) -> tuple[str, str]:
+    """One held-out sample of a random split, to the place of one in training."""
+    config = own.config()
+    table = pd.read_csv(own.train_csv)
+    labels = np.unique(table["state_idx"], return_inverse=True)[1]
+    ids = table["sample_id"].astype(str).to_numpy(dtype=object)
+    val = stratified_split(ids, labels, config.training.val_split, config.training.seed)
+    one, other = np.flatnonzero(val)[0], np.flatnonzero(~val)[0]
+    for column in ("latitude", "longitude"):
+        table.loc[one, column] = table.loc[other, column]
+    table.to_csv(own.train_csv, index=False)
+    return ids[one], ids[other]
+
+
+def test_a_leak_is_named_with_both_samples_and_the_exit_code_of_a_failed_check(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = move_next_to_a_training_sample(own)
+    said = command(capsys, *own.options(), "data", "leaks")
+    assert said.code == 3
+    assert f"{one} is held out, {other} is not (0.000 km)" in said.out
+    assert "--set training.validation=spatial" in said.err
+    as_json = command(capsys, *own.options(), "--json", "data", "leaks").json
+    assert as_json["leaking"] == 1
+    assert as_json["leaks"] == [{"kind": "place", "held_out": one, "training": other, "value": 0.0}]
+
+
+def test_a_spatial_split_and_spatial_folds_leak_no_place(own: Country) -> None:
+    move_next_to_a_training_sample(own)
+    random = [check_leaks(own.config(training__folds=3, training__seed=seed)).leaks for seed in range(4)]
+    assert any(random)
+    for changes in ({}, {"training__folds": 3}):
+        found = check_leaks(own.config(training__validation="spatial", training__group_km=1.0, **changes))
+        assert found.held_out > 10
+        assert found.leaks == []
+
+
+def test_without_a_cache_the_check_says_that_it_compares_places_alone(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = check_leaks(own.config(paths__cache_dir="nowhere"))
+    assert not found.embeddings
+    assert "places alone are compared" in capsys.readouterr().err
