@@ -7,7 +7,7 @@ import torch
 
 from geo_embed import geography
 from geo_embed.config import Model
-from geo_embed.fitting.train import Rows
+from geo_embed.fitting.examples import Rows
 from geo_embed.heads.region import Atlas, make_atlas
 
 CLASSES = 4

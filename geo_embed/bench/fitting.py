@@ -15,11 +15,12 @@ from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
 from geo_embed.config import Config, Model, Training
 from geo_embed.devices import pick_device
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.probe import ROUNDS as PROBE_ROUNDS
 from geo_embed.fitting.probe import fit_probe
 from geo_embed.fitting.stacked import TrainingJob, train_stacked
-from geo_embed.fitting.train import Rows, dropout_of, new_heads, train
+from geo_embed.fitting.train import dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.objective import make_tables, objective

@@ -8,18 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import read_store
 from geo_embed.config import Config
 from geo_embed.console import say, warn
-from geo_embed.data.samples import Samples, load_samples, missing_images, text_ids
+from geo_embed.data.samples import Samples, missing_images, text_ids
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import Task, judge, score_held
 from geo_embed.finetuning.team import Team
-from geo_embed.fitting.fit import Data, fit_heads, join
+from geo_embed.fitting.examples import Examples, open_training_data
+from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.runs.recipe import load_heads, load_mixture
 from geo_embed.runs.run import Run, is_run, load_run
@@ -84,12 +83,8 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             "a run can't be trained from itself", where=run.path, hint="give the new one another --name"
         )
     own = own_config(config, run)
-    samples = load_samples(own, "train")
-    store = find_store(own, "train", fingerprint=run.provenance["store"]["fingerprint"])
-    check_fits(store, samples)
-    embeddings = read_store(store)
-    data = join(own, samples, slice(0, len(samples)), embeddings)
-    index = np.flatnonzero(embeddings.present.any(axis=1))
+    opened = open_training_data(own, fingerprint=run.provenance["store"]["fingerprint"])
+    samples, data, index = opened.samples, opened.examples, opened.rows
     table = run.read_split()
     if file_sha256(samples.csv) != run.provenance["data"]["sha256"]:
         raise GeoError(
@@ -122,7 +117,9 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
     )
 
 
-def _check_pictures(samples: Samples, data: Data, index: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+def _check_pictures(
+    samples: Samples, data: Examples, index: NDArray[np.int64], rows: NDArray[np.int64]
+) -> None:
     """Raise GeoError where pictures that have an embedding are no files any more: now, not hours into an epoch."""
     wanted = np.zeros((len(samples), data.present.shape[1]), dtype=bool)
     wanted[index[rows]] = data.present[rows]

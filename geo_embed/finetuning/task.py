@@ -27,7 +27,7 @@ from geo_embed.finetuning import sharding
 from geo_embed.finetuning.lora import add_lora, train_lora_only
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.team import Share, Team
-from geo_embed.fitting.fit import Data
+from geo_embed.fitting.examples import Examples
 from geo_embed.metrics import metrics
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
@@ -60,7 +60,7 @@ class Task:
     config: Config
     run: Run
     samples: Samples
-    data: Data
+    data: Examples
     index: NDArray[np.int64]
     learnt: NDArray[np.int64]
     held: NDArray[np.int64]

@@ -10,18 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed import geography
-from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth, label_encoder
-from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Embeddings, read_store
+from geo_embed.answers import Predictions, Prior
 from geo_embed.config import Config
 from geo_embed.console import progress, say, warn
-from geo_embed.data.holdout import Places, validation_masks
-from geo_embed.data.samples import Samples, load_mapping, load_samples, natural_ids, truth_of
+from geo_embed.data.holdout import validation_masks
+from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
-from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
-from geo_embed.heads.predictor import apply_heads, averaged
+from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
+from geo_embed.heads.predictor import Panel, apply_heads, averaged
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.run import (
     check_new_name,
@@ -35,10 +33,9 @@ if TYPE_CHECKING:
     import torch
 
     from geo_embed.fitting import stacked as stack
-    from geo_embed.fitting.train import Rows, Trained
+    from geo_embed.fitting.train import Trained
     from geo_embed.heads.heads import Heads
     from geo_embed.heads.mixture import Best
-    from geo_embed.heads.predictor import Panel
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,6 @@ class Fit:
     epochs: int
     val: dict[str, Any]
     parts: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Training samples with at least one view, aligned: N rows."""
-
-    sample_id: NDArray[np.object_]
-    values: NDArray[Any]
-    present: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    truth: Truth
-    encoder: LabelEncoder
 
 
 @dataclass(frozen=True)
@@ -106,11 +91,8 @@ def fit_heads(
     started = time.monotonic()
     name = name or new_run_name(config.paths.runs_dir, "heads")
     check_new_name(config.paths.runs_dir, name, overwrite=overwrite)
-    samples = load_samples(config, "train")
-    store = find_store(config, "train")
-    check_fits(store, samples)
-    rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
-    data = join(config, samples, rows, read_store(store, rows))
+    opened = open_training_data(config, limit=limit)
+    data = opened.examples
     _warn_of_ignored(config)
     splits = plan(config, data)
     learnt = np.logical_or.reduce([split.learnt for split in splits])
@@ -136,7 +118,7 @@ def fit_heads(
         data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
     )
     counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
-    provenance = describe_provenance(config, store, file_sha256(samples.csv))
+    provenance = describe_provenance(config, opened.store, file_sha256(opened.samples.csv))
     with writing_run(config.paths.runs_dir, name) as writer:
         writer.write_heads(panel)
         writer.write_centroids(data.encoder, centroids)
@@ -154,18 +136,17 @@ def fit_heads(
     return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
 
 
-def plan(config: Config, data: Data) -> list[Split]:
+def plan(config: Config, data: Examples) -> list[Split]:
     """Which rows each set of heads learns from: one split per seed, or per fold and seed."""
     training = config.training
     seeds = range(training.seed, training.seed + training.seeds)
-    places = Places(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
-    parts = validation_masks(places, training)
+    parts = validation_masks(data.places, training)
     if not parts[0].any():
         warn("too few samples to hold any out: no validation score, no early stopping")
     return [Split(seed, k, ~part, part) for k, part in enumerate(parts) for seed in seeds]
 
 
-def fit_splits(config: Config, data: Data, splits: Sequence[Split], prior: Prior) -> list[Fitted]:
+def fit_splits(config: Config, data: Examples, splits: Sequence[Split], prior: Prior) -> list[Fitted]:
     """Fit every set of heads, by the recipe that the settings name.
 
     The plain recipe keeps the epoch with the best score on the judged rows. `best` doesn't look at them: they choose
@@ -193,7 +174,7 @@ def fit_splits(config: Config, data: Data, splits: Sequence[Split], prior: Prior
     return fitted
 
 
-def _race(config: Config, data: Data, split: Split, device: "torch.device") -> Fitted:
+def _race(config: Config, data: Examples, split: Split, device: "torch.device") -> Fitted:
     from geo_embed.fitting.race import fit_best
 
     best, race = fit_best(to_rows(data, split.learnt, device), len(data.encoder), config, seed=split.seed)
@@ -202,7 +183,12 @@ def _race(config: Config, data: Data, split: Split, device: "torch.device") -> F
 
 
 def make_training(
-    config: Config, data: Data, split: Split, prior: Prior, device: "torch.device", rows: "Rows | None" = None
+    config: Config,
+    data: Examples,
+    split: Split,
+    prior: Prior,
+    device: "torch.device",
+    rows: Rows | None = None,
 ) -> "stack.TrainingJob":
     """A training of the plain recipe on a split; `rows` are `to_rows` of those it learns from, where several share them."""
     from geo_embed.fitting import stacked as stack
@@ -221,7 +207,9 @@ def make_training(
     )
 
 
-def _fitted(config: Config, data: Data, one: "stack.TrainingJob", split: Split, trained: "Trained") -> Fitted:
+def _fitted(
+    config: Config, data: Examples, one: "stack.TrainingJob", split: Split, trained: "Trained"
+) -> Fitted:
     from geo_embed.fitting.train import find_refiner, gallery_of
 
     if config.training.refine and split.judged.any():
@@ -245,61 +233,17 @@ def _warn_of_ignored(config: Config) -> None:
         warn(f"--preset best chooses {', '.join(given)} by itself; --preset pigeon follows the settings")
 
 
-def to_rows(data: Data, mask: NDArray[np.bool_], device: "torch.device") -> "Rows":
-    """Some of the samples as tensors on a device."""
-    import torch
-
-    from geo_embed.fitting.train import Rows
-
-    kept = np.flatnonzero(mask)
-    points = geography.to_unit_vectors(data.truth.latitude[kept], data.truth.longitude[kept])
-    return Rows(
-        torch.from_numpy(data.values[kept]).to(device),
-        torch.from_numpy(data.present[kept]).to(device),
-        torch.from_numpy(data.labels[kept]).to(device),
-        torch.from_numpy(points).to(device),
-    )
-
-
-def join(config: Config, samples: Samples, rows: slice, embeddings: Embeddings) -> Data:
-    """Labels and truth beside the embeddings; samples without a picture are left out, and said."""
-    seen = embeddings.present.any(axis=1)
-    if not seen.all():
-        warn(f"{int((~seen).sum()):,} samples have no picture and are left out of training")
-    partly = int((seen & ~embeddings.present.all(axis=1)).sum())
-    if partly:
-        warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
-    if not seen.any():
-        raise GeoError("no sample has a picture", where=embeddings.store.path)
-    finite = np.isfinite(embeddings.values).all(axis=(1, 2))
-    if not finite.all():
-        first = embeddings.sample_id[~finite][0]
-        raise GeoError(
-            f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
-            where=embeddings.store.path,
-            hint="geo cache verify",
-        )
-    truth = truth_of(samples).take(rows).take(np.flatnonzero(seen))
-    encoder = label_encoder(truth.state_idx, load_mapping(config))
-    labels = encoder.encode(truth.state_idx)
-    ids = embeddings.sample_id[seen]
-    values = embeddings.values if seen.all() else embeddings.values[seen]
-    return Data(ids, values, embeddings.present[seen], labels, truth, encoder)
-
-
 def _validate(
     config: Config,
-    data: Data,
+    data: Examples,
     splits: Sequence[Split],
     heads: "Sequence[Heads | Best]",
     answers: Sequence[Predictions],
-) -> "tuple[Predictions, NDArray[np.bool_], Panel]":
+) -> tuple[Predictions, NDArray[np.bool_], Panel]:
     """Predictions for every row that was held out, in order; which rows those are; and all heads, calibrated.
 
     A row's probabilities come from a calibration that hasn't seen it: what is reported holds for new samples.
     """
-    from geo_embed.heads.predictor import Panel
-
     judged = np.logical_or.reduce([split.judged for split in splits])
     n, classes = len(judged), len(data.encoder)
     probabilities = np.zeros((n, classes), dtype=np.float32)
@@ -320,10 +264,8 @@ def _validate(
 
 
 def _answer(
-    heads: "Heads | Best", config: Config, prior: Prior, data: Data, mask: NDArray[np.bool_]
+    heads: "Heads | Best", config: Config, prior: Prior, data: Examples, mask: NDArray[np.bool_]
 ) -> Predictions:
-    from geo_embed.heads.predictor import Panel
-
     return apply_heads(
         Panel([heads]),
         config,
@@ -335,23 +277,15 @@ def _answer(
     )
 
 
-def find_prior(data: Data, learnt: NDArray[np.bool_]) -> Prior:
-    """The answer without pictures, from the rows (N,) that are learnt from."""
-    lat, lon, labels = data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt]
-    counts = np.bincount(labels, minlength=len(data.encoder))
-    middle = geography.to_degrees(geography.to_unit_vectors(lat, lon).sum(axis=0))
-    return Prior(counts / counts.sum(), float(middle[0]), float(middle[1]))
-
-
-def _score(predictions: Predictions, data: Data, mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _score(predictions: Predictions, data: Examples, mask: NDArray[np.bool_]) -> dict[str, Any]:
     return metrics(predictions, data.truth.take(mask))
 
 
-def _reliability(panel: "Panel") -> dict[str, Any]:
+def _reliability(panel: Panel) -> dict[str, Any]:
     return {} if panel.reliability is None else {"calibration": panel.reliability}
 
 
-def _split_table(data: Data, splits: Sequence[Split], judged: NDArray[np.bool_]) -> pd.DataFrame:
+def _split_table(data: Examples, splits: Sequence[Split], judged: NDArray[np.bool_]) -> pd.DataFrame:
     table = pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": np.where(judged, "val", "train")})
     if len({split.fold for split in splits}) > 1:
         fold = np.full(len(judged), -1)

@@ -16,7 +16,8 @@ from torch import Tensor
 from geo_embed.config import Config, Fusion
 from geo_embed.console import say
 from geo_embed.data.holdout import class_folds
-from geo_embed.fitting.train import Rows, find_refiner, gallery_of, train
+from geo_embed.fitting.examples import Rows
+from geo_embed.fitting.train import find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide, mix_logs

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
     Judge,
     Keeper,
-    Rows,
     Source,
     Trained,
     check_finite,

@@ -27,16 +27,15 @@ from numpy.typing import NDArray
 
 from geo_embed import __version__
 from geo_embed.answers import Prior
-from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Store, read_store
+from geo_embed.cache.store import Store
 from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
-from geo_embed.data.holdout import Places, inner_held_out
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, write_json
-from geo_embed.fitting.fit import Data, Split, find_prior, fit_heads, join, make_training, plan, to_rows
+from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
+from geo_embed.fitting.fit import Split, fit_heads, make_training, plan
 from geo_embed.runs.run import check_new_name, load_run
 from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     import torch
 
     from geo_embed.fitting import stacked as stack
-    from geo_embed.fitting.train import Rows
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
@@ -203,11 +201,11 @@ class _State:
 class _Bench:
     """What every configuration is tried on."""
 
-    data: Data
+    data: Examples
     split: Split
     prior: Prior
     device: "torch.device"
-    rows: "Rows"
+    rows: Rows
 
     def training(self, config: Config) -> "stack.TrainingJob":
         return make_training(config, self.data, self.split, self.prior, self.device, self.rows)
@@ -257,10 +255,8 @@ def sweep(
     base = plain(config)
     space = space or parse_space(SPACE, config)
     drawn = draw(space, base, trials)
-    samples = load_samples(config, "train")
-    store = find_store(config, "train")
-    check_fits(store, samples)
-    header = _header(base, space, trials, eta, limit, store, samples.csv)
+    opened = open_training_data(config, limit=limit)
+    header = _header(base, space, trials, eta, limit, opened.store, opened.samples.csv)
     state = _open_state(runs_dir / f"{name}.sweep.json", header, fresh)
     if not state.results and not state.replace and (runs_dir / name).exists():
         raise GeoError(
@@ -271,7 +267,7 @@ def sweep(
     found = len(state.results)
     if found:
         say(f"sweep: going on after {found:,} trainings, from {state.path}")
-    _climb(_set_up(base, samples, store, limit), base, drawn, eta, state)
+    _climb(_set_up(base, opened.examples), base, drawn, eta, state)
     standing = _standing(state)
     if standing[0].error is not None:
         raise GeoError(
@@ -281,7 +277,7 @@ def sweep(
         )
     described = [{"settings": drawn[result.trial], **asdict(result)} for result in standing]
     winner = with_changes(base, drawn[standing[0].trial])
-    val = _finish(winner, name, limit, state, store)
+    val = _finish(winner, name, limit, state, opened.store)
     if state.replace:
         # Only the run that was there before.
         state.replace = False
@@ -382,14 +378,13 @@ def rungs(trials: int, epochs: int, eta: int) -> list[tuple[int, int]]:
     return [(trials // eta**k, max(1, round(epochs / eta ** (steps - k)))) for k in range(steps + 1)]
 
 
-def inner_split(data: Data, learnt: NDArray[np.bool_], training: Training) -> Split:
+def inner_split(data: Examples, learnt: NDArray[np.bool_], training: Training) -> Split:
     """Of the rows (N,) that a run may learn from, those that a configuration is judged on, held out as the run's own are.
 
     Raises:
         GeoError: none can be held out.
     """
-    places = Places(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude)
-    judged = inner_held_out(places, learnt, training)
+    judged = inner_held_out(data.places, learnt, training)
     if not judged.any():
         raise GeoError(
             f"{len(learnt):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
@@ -421,9 +416,7 @@ def command(
     return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
 
 
-def _set_up(base: Config, samples: Samples, store: Store, limit: int | None) -> _Bench:
-    rows = slice(0, len(samples) if limit is None else min(limit, len(samples)))
-    data = join(base, samples, rows, read_store(store, rows))
+def _set_up(base: Config, data: Examples) -> _Bench:
     split = inner_split(data, plan(base, data)[0].learnt, base.training)
     device = pick_device(base.model.device)
     return _Bench(data, split, find_prior(data, split.learnt), device, to_rows(data, split.learnt, device))

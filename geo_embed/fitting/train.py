@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.probe import fit_probe
 from geo_embed.heads.decision import Decision, decide_cells
 from geo_embed.heads.heads import Heads, answer_of, in_parts
@@ -27,30 +28,6 @@ _ORDER, _DROPOUT, _VIEWS = range(3)
 
 # After an epoch: the heads, to what there is to say of them; a `val_score` among it decides which epoch is kept.
 Judge = Callable[[Heads], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Samples to learn from, on one device.
-
-    Attributes:
-        views: (N, V, D) float16 or float32.
-        present: (N, V) bool, at least one True in each row.
-        labels: (N,) classes.
-        points: (N, 3) float64 unit vectors of the true places.
-    """
-
-    views: Tensor
-    present: Tensor
-    labels: Tensor
-    points: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> "Rows":
-        """Some of them."""
-        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index])
 
 
 @dataclass

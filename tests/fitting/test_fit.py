@@ -17,13 +17,13 @@ import torch
 from small import saved_predictions
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.find import find_store
-from geo_embed.cache.store import MISSING, open_store, read_store
+from geo_embed.cache.store import MISSING, open_store
 from geo_embed.config import Config
 from geo_embed.data.holdout import folds, stratified_split
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
-from geo_embed.fitting.fit import Data, find_prior, fit_heads, fit_splits, join, plan
+from geo_embed.fitting.examples import Examples, find_prior, open_training_data
+from geo_embed.fitting.fit import fit_heads, fit_splits, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km
 from geo_embed.heads.predictor import Panel
 from geo_embed.metrics import metrics
@@ -282,86 +282,11 @@ def test_the_backbone_need_not_be_on_this_machine(own: Country) -> None:
     assert fit_heads(with_training(own.config(), epochs=1), name="bare").epochs == 1
 
 
-def edited(own: Country, change: str) -> Config:
-    table = pd.read_csv(own.train_csv, dtype=str)
-    if change == "a row removed":
-        table = table.drop(index=5)
-    elif change == "rows reordered":
-        table = table.iloc[::-1]
-    elif change == "a picture renamed":
-        table.loc[5, "image_east"] = "another.jpg"
-    elif change == "an id changed":
-        table.loc[5, "sample_id"] = "new-id"
-    elif change == "views swapped":
-        table = table.rename(columns={"image_east": "image_west", "image_west": "image_east"})
-    table.to_csv(own.train_csv, index=False)
-    return own.config()
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ("a row removed", "the store holds 128 samples, the CSV 127"),
-        ("rows reordered", "the order of samples differs from row 2 on"),
-        ("a picture renamed", "the same samples name other images"),
-        ("an id changed", "the CSV's sample 'new-id' is not in the store"),
-        ("views swapped", "the same samples name other images"),
-    ],
-)
-def test_a_store_that_no_longer_fits_the_csv_is_refused_with_the_command_that_mends_it(
-    own: Country, change: str, what: str
-) -> None:
-    with pytest.raises(GeoError, match=what) as caught:
-        fit_heads(edited(own, change), name="x")
-    assert str(own.train_csv) in str(caught.value)
-    assert caught.value.where == str(own.store())
-    assert caught.value.hint.startswith("geo extract --split train")
-    assert not (own.root / "runs").exists()
-
-
 def test_truth_may_be_corrected_without_extracting_again(own: Country) -> None:
     table = pd.read_csv(own.train_csv)
     table["latitude"] += 0.001
     table.assign(note="x")[["note", *table.columns[::-1]]].to_csv(own.train_csv, index=False)
     assert fit_heads(with_training(own.config(), epochs=1), name="x").epochs == 1
-
-
-def test_where_no_store_fits_the_command_that_makes_one_is_named_backbone_and_all(
-    country: Country, tmp_path: Path
-) -> None:
-    config = country.config(tmp_path, paths__cache_dir=str(tmp_path / "nothing"))
-    with pytest.raises(GeoError, match="no embeddings of the train split") as caught:
-        fit_heads(config, name="x")
-    assert caught.value.hint == f"geo extract --split train --backbone {country.backbone}"
-    default = config.model_copy(
-        update={"model": config.model.model_copy(update={"backbone_name": "geolocal/StreetCLIP"})}
-    )
-    with pytest.raises(GeoError) as caught:
-        fit_heads(default, name="x")
-    assert caught.value.hint == "geo extract --split train"
-
-
-def test_a_store_that_is_half_extracted_is_refused_with_the_command(own: Country) -> None:
-    from geo_embed.extraction.extract import extract
-
-    shutil.rmtree(own.cache)
-    extract(own.config(inference__chunk_rows=16), "train", limit=20)
-    with pytest.raises(GeoError, match="108 of 128 samples are not extracted yet") as caught:
-        fit_heads(own.config(), name="x")
-    assert caught.value.hint.startswith("geo extract --split train")
-    assert fit_heads(with_training(own.config(), epochs=1), name="y", limit=20).run == "y"
-
-
-def test_a_nan_among_the_embeddings_is_named_by_sample(own: Country) -> None:
-    store = open_store(own.store())
-    values = np.asarray(store.embeddings[:])
-    values[17, 2, 300] = np.nan
-    store.embeddings[:] = values
-    with pytest.raises(
-        GeoError, match=f"embeddings of 1 samples are NaN or infinite, sample {store.sample_id[17]} first"
-    ):
-        fit_heads(own.config(), name="x")
-    assert not (own.root / "runs").exists()
 
 
 # ---------------------------------------------------------------- too little
@@ -438,16 +363,10 @@ class Saved:
         return cls(run, predictions, truth, learnt(run.path), described)
 
 
-def data_of(config: Config, limit: int | None = None) -> Data:
-    samples = load_samples(config, "train")
-    rows = slice(0, limit or len(samples))
-    return join(config, samples, rows, read_store(find_store(config, "train"), rows))
-
-
-def fitted_as(config: Config, **training: object) -> tuple[Config, Saved, Data]:
+def fitted_as(config: Config, **training: object) -> tuple[Config, Saved, Examples]:
     config = with_training(config, **({"epochs": 2, "batch_size": 32} | training))
     fit_heads(config, name="x")
-    return config, Saved.of(config, "x"), data_of(config)
+    return config, Saved.of(config, "x"), open_training_data(config).examples
 
 
 SHAPES = [{"seeds": 2}, {"folds": 3}, {"folds": 3, "seeds": 2}]
@@ -483,7 +402,7 @@ def test_out_of_fold_every_sample_is_held_out_once_but_those_that_never_can_be(
     config: Config, training: dict[str, object]
 ) -> None:
     config, saved, data = fitted_as(config, **training)
-    wanted = folds(data.sample_id, data.labels, data.truth.latitude, data.truth.longitude, config.training)
+    wanted = folds(data.places, config.training)
     assert saved.split["sample_id"].astype(str).tolist() == data.sample_id.tolist()
     assert saved.split["fold"].tolist() == wanted.tolist()
     assert ((saved.split["part"] == "val") == (wanted >= 0)).all()
@@ -685,6 +604,7 @@ def test_embeddings_of_nan_are_refused_by_either_recipe(own: Country, preset: st
     store.embeddings[:] = values
     with pytest.raises(GeoError, match="embeddings of 1 samples are NaN or infinite"):
         fit_heads(with_training(own.config(), preset=preset), name="x")
+    assert not (own.root / "runs").exists()
 
 
 def test_a_failed_fold_leaves_no_run(config: Config) -> None:

@@ -15,7 +15,8 @@ from geo_embed import geography
 from geo_embed.bench.planted import planted
 from geo_embed.config import Config, Model, Training
 from geo_embed.fitting import race as best
-from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.fitting.examples import Rows
+from geo_embed.fitting.train import Trained, train
 from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
 from geo_embed.heads.decision import Answer, Decision

@@ -11,8 +11,9 @@ from rows import atlas_of, rows_of, tiny
 
 from geo_embed.config import Fusion, HeadKind, Training
 from geo_embed.errors import GeoError
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
-from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.fitting.train import Trained, train
 from geo_embed.heads.heads import Heads
 
 ROWS = rows_of()

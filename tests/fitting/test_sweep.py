@@ -18,6 +18,7 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.fitting import fit
 from geo_embed.fitting import stacked as stack
+from geo_embed.fitting.examples import Examples, find_prior, open_training_data, to_rows
 from geo_embed.fitting.sweep import SPACE, Range, Sweep, draw, parse_space, read_space, rungs, sweep
 from geo_embed.runs.run import load_run
 from geo_embed.settings import resolve, with_changes
@@ -133,7 +134,7 @@ def test_the_samples_that_the_score_is_reported_on_take_no_part_in_the_choice(
     splits = []
     made = room.make_training
 
-    def watched(config: Config, data: fit.Data, split: fit.Split, *rest: Any) -> stack.TrainingJob:
+    def watched(config: Config, data: Examples, split: fit.Split, *rest: Any) -> stack.TrainingJob:
         splits.append((data, split))
         training: stack.TrainingJob = made(config, data, split, *rest)
         return training
@@ -288,16 +289,10 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     """Here on a CPU that is taken for one: the stacking is the same."""
     import torch
 
-    from geo_embed.cache.find import find_store
-    from geo_embed.cache.store import read_store
-    from geo_embed.data.samples import load_samples
-
-    samples = load_samples(config, "train")
-    rows = slice(0, len(samples))
-    data = fit.join(config, samples, rows, read_store(find_store(config, "train"), rows))
+    data = open_training_data(config).examples
     split = room.inner_split(data, fit.plan(config, data)[0].learnt, config.training)
-    tensors = fit.to_rows(data, split.learnt, torch.device("cpu"))
-    prior = fit.find_prior(data, split.learnt)
+    tensors = to_rows(data, split.learnt, torch.device("cpu"))
+    prior = find_prior(data, split.learnt)
     changes: list[dict[str, Any]] = [
         {"training.learning_rate": 1e-3},
         {"model.head": "dual"},

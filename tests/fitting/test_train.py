@@ -13,8 +13,8 @@ from rows import atlas_of, rows_of, tiny
 
 from geo_embed.config import Fusion, HeadKind, Model, Training
 from geo_embed.errors import GeoError
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
-    Rows,
     Trained,
     find_refiner,
     gallery_of,

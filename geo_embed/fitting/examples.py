@@ -1,0 +1,179 @@
+"""Training examples: the train split's cached embeddings beside its truth. Samples, store and truth are joined here alone."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed import geography
+from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
+from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.store import Embeddings, Store, read_store
+from geo_embed.config import Config
+from geo_embed.console import warn
+from geo_embed.data.holdout import Places
+from geo_embed.data.samples import Samples, load_mapping, load_samples, truth_of
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training samples with at least one view, aligned.
+
+    Attributes:
+        sample_id: (N,) text.
+        values: (N, V, D) as stored, finite; zeros where `present` is False.
+        present: (N, V) True where a view has an embedding.
+        labels: (N,) classes of `encoder`.
+        truth: of the N samples.
+        encoder: the states that occur among them.
+    """
+
+    sample_id: NDArray[np.object_]
+    values: NDArray[Any]
+    present: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    truth: Truth
+    encoder: LabelEncoder
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    @property
+    def places(self) -> Places:
+        """What a split is dealt by."""
+        return Places(self.sample_id, self.labels, self.truth.latitude, self.truth.longitude)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The train split, opened.
+
+    Attributes:
+        samples: all of the CSV.
+        store: their embeddings, on disk.
+        examples: the N samples that can be trained on, in memory.
+        rows: (N,) for each example its row in `samples`.
+    """
+
+    samples: Samples
+    store: Store
+    examples: Examples
+    rows: NDArray[np.int64]
+
+
+def open_training_data(
+    config: Config, *, limit: int | None = None, fingerprint: str | None = None
+) -> TrainingData:
+    """Read the train split: its CSV, the store that belongs to the settings, and both joined.
+
+    Samples without a picture are left out, with a warning.
+
+    Args:
+        config: paths and the `model` group.
+        limit: only the first samples of the CSV.
+        fingerprint: of the store to take; by default the one that fits the settings.
+
+    Raises:
+        GeoError: the CSV is at fault, no store fits, it no longer fits the CSV or is damaged, or embeddings aren't finite.
+    """
+    samples = load_samples(config, "train")
+    store = find_store(config, "train", fingerprint=fingerprint)
+    check_fits(store, samples)
+    head = slice(0, len(samples) if limit is None else min(limit, len(samples)))
+    embeddings = read_store(store, head)
+    rows = np.flatnonzero(embeddings.present.any(axis=1))
+    return TrainingData(samples, store, join(embeddings, truth_of(samples), load_mapping(config)), rows)
+
+
+def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examples:
+    """The samples that have an embedding, with their truth; the others are left out, with a warning.
+
+    Args:
+        embeddings: of the first n samples of the split.
+        truth: of the split.
+        mapping: state_idx to state name.
+
+    Raises:
+        GeoError: no sample has an embedding, or one of them isn't finite.
+    """
+    seen = embeddings.present.any(axis=1)
+    if not seen.all():
+        warn(f"{int((~seen).sum()):,} samples have no picture and are left out of training")
+    partly = int((seen & ~embeddings.present.all(axis=1)).sum())
+    if partly:
+        warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
+    if not seen.any():
+        raise GeoError("no sample has a picture", where=embeddings.store.path)
+    finite = np.isfinite(embeddings.values).all(axis=(1, 2))
+    if not finite.all():
+        first = embeddings.sample_id[~finite][0]
+        raise GeoError(
+            f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
+            where=embeddings.store.path,
+            hint="geo cache verify",
+        )
+    rows = np.flatnonzero(seen)
+    truth = truth.take(rows)
+    encoder = label_encoder(truth.state_idx, mapping)
+    return Examples(
+        embeddings.sample_id[seen],
+        # A copy of all embeddings only where it must be.
+        embeddings.values if seen.all() else embeddings.values[seen],
+        embeddings.present[seen],
+        encoder.encode(truth.state_idx),
+        truth,
+        encoder,
+    )
+
+
+def find_prior(examples: Examples, train: NDArray[np.bool_]) -> Prior:
+    """The answer without pictures, from the examples (N,) that are trained on: their share of each class, and their middle."""
+    truth, labels = examples.truth.take(train), examples.labels[train]
+    counts = np.bincount(labels, minlength=len(examples.encoder))
+    middle = geography.to_degrees(geography.to_unit_vectors(truth.latitude, truth.longitude).sum(axis=0))
+    return Prior(counts / counts.sum(), float(middle[0]), float(middle[1]))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples as tensors on one device.
+
+    Attributes:
+        views: (N, V, D) float16 or float32.
+        present: (N, V) bool, at least one True in each row.
+        labels: (N,) classes.
+        points: (N, 3) float64 unit vectors of the true places.
+    """
+
+    views: "Tensor"
+    present: "Tensor"
+    labels: "Tensor"
+    points: "Tensor"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: "Tensor") -> "Rows":
+        """Some of them."""
+        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index])
+
+
+def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device") -> Rows:
+    """Some of the examples, those where the mask (N,) is True, as tensors on a device."""
+    import torch
+
+    kept = np.flatnonzero(mask)
+    truth = examples.truth.take(kept)
+    points = geography.to_unit_vectors(truth.latitude, truth.longitude)
+    return Rows(
+        torch.from_numpy(examples.values[kept]).to(device),
+        torch.from_numpy(examples.present[kept]).to(device),
+        torch.from_numpy(examples.labels[kept]).to(device),
+        torch.from_numpy(points).to(device),
+    )
