@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from geo_embed import __version__
+from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
 from geo_embed.errors import GeoError
@@ -123,6 +124,7 @@ def _demo(
     seed: SeedOption = None,
 ) -> None:
     """Run everything on a small synthetic country: no data, no weights, no GPU needed."""
+    wait_passively()
     from geo_embed.synthetic.demo import RECIPE, demo, demo_settings
 
     recipe, given = (
@@ -181,6 +183,7 @@ def _data_leaks(
     ] = 0.999,
 ) -> None:
     """Look for held-out samples that training samples give away. Exits with 3 where there are some."""
+    wait_passively()
     from geo_embed.fitting.leaks import check_leaks
 
     config = _globals.config(model__backbone_name=backbone, training__seed=seed)
@@ -225,6 +228,7 @@ def _extract(
     seed: SeedOption = None,
 ) -> None:
     """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice."""
+    wait_passively()
     from geo_embed.extraction.extract import extract
 
     config = _globals.config(
@@ -281,6 +285,7 @@ def _cache_info(
     store: StoreOption = None,
 ) -> None:
     """Print what made the store that the settings choose, and where it stands."""
+    wait_passively()
     from geo_embed.cache.tidy import choose_stores, summarise_store
     from geo_embed.runs.run import run_stores
 
@@ -310,6 +315,7 @@ def _cache_verify(
     ] = False,
 ) -> None:
     """Read every byte against its checksum. Exits with 3 where something is damaged."""
+    wait_passively()
     from geo_embed.cache.tidy import choose_stores, verify, verify_deep
 
     config = _globals.config(model__backbone_name=backbone, model__device=device)
@@ -358,6 +364,7 @@ def _cache_import(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an import of this name.")] = False,
 ) -> None:
     """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
+    wait_passively()
     from geo_embed.cache.tidy import import_embeddings
 
     config = _globals.config(model__dtype=dtype)
@@ -372,6 +379,7 @@ def _cache_export(
     backbone: BackboneOption = None,
 ) -> None:
     """Write a split's embeddings to a file for other tools."""
+    wait_passively()
     from geo_embed.cache.tidy import export_embeddings
 
     embeddings = export_embeddings(_globals.config(model__backbone_name=backbone), split, out)
@@ -409,6 +417,7 @@ def _fit_heads(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Stage 2: store to heads, in seconds. Reads no image."""
+    spin_briefly()
     from geo_embed.fitting.fit import fit_heads
 
     config = _globals.config(
@@ -457,6 +466,7 @@ def _sweep(
 
     Run it again at any time: it goes on from what was tried. Held-out samples don't choose; they say how good the winner is.
     """
+    spin_briefly()
     from geo_embed.fitting.sweep import read_space, sweep
 
     config = _globals.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
@@ -499,6 +509,7 @@ def _finetune(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Stage 3: images to an unfrozen backbone and heads. Interrupted, the same command goes on from its last checkpoint."""
+    spin_briefly()
     from geo_embed.finetuning.finetune import finetune
     from geo_embed.finetuning.team import speaks
 
@@ -540,6 +551,7 @@ def _evaluate(
     by: Annotated[list[_By] | None, typer.Option("--by", help="Also a table by this; repeatable.")] = None,
 ) -> None:
     """Print the metrics of a run."""
+    wait_passively()
     from geo_embed.prediction.evaluate import evaluate
     from geo_embed.runs.run import load_run
 
@@ -570,6 +582,7 @@ def _ensemble(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Combine runs, made anywhere on the same held-out samples, into a run of its own."""
+    wait_passively()
     from geo_embed.prediction.ensemble import ensemble
 
     made = ensemble(_globals.config(), runs, method=method, name=name, overwrite=overwrite)
@@ -589,6 +602,7 @@ def _predict(
     device: DeviceOption = None,
 ) -> None:
     """Predict a cached split into the run's prediction table, or one place from its pictures."""
+    wait_passively()
     from geo_embed.prediction.predict import predict_images, predict_split
     from geo_embed.runs.run import load_run
 
@@ -613,6 +627,7 @@ def _submit(
     out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
 ) -> None:
     """Write a competition file and validate it."""
+    wait_passively()
     from geo_embed.prediction.submission import submit
     from geo_embed.runs.run import load_run
 
@@ -677,6 +692,7 @@ def _bench(
     workers: WorkersOption = None,
 ) -> None:
     """Measure speed on this machine, against baselines timed in the same run."""
+    spin_briefly() if name in ("heads", "finetune") else wait_passively()
     from geo_embed.bench.extract import bench_extract
     from geo_embed.bench.finetune import bench_finetune
     from geo_embed.bench.heads import bench_heads
@@ -708,12 +724,6 @@ def _bench(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit as the contract says."""
     words = sys.argv[1:] if arguments is None else arguments
-    # How torch's threads wait for each other; it counts from the first import of torch on. Spinning, they would take the
-    # cores from threads that decode: 0.89 of the bare model's speed, 0.96 without. Where little or nothing decodes, a few
-    # microseconds of it save up to a fifth of training's time; more would lose it on shared cores.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        spins = {"fit-heads", "sweep", "heads", "finetune"} & set(words)
-        os.environ |= {"GOMP_SPINCOUNT": "1000"} if spins else {"OMP_WAIT_POLICY": "PASSIVE"}
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(_spread_images(words), prog_name="geo")

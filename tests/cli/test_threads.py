@@ -1,0 +1,65 @@
+"""How torch's threads wait is chosen by the command that runs, before torch reads it, and never against the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Prints what torch finds when it is first imported, or would find where the command ended before.
+_WATCHED = """
+import atexit, os, sys
+
+def settings():
+    return [f"{key}={os.environ.get(key)}" for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")]
+
+class Watch:
+    seen = None
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and Watch.seen is None:
+            Watch.seen = settings()
+
+sys.meta_path.insert(0, Watch())
+atexit.register(lambda: print("torch found", *(Watch.seen or settings())))
+from geo_embed.cli import main
+main(sys.argv[1:])
+"""
+PASSIVE, SPINNING = "OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=None", "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=1000"
+
+
+def found_by_torch(*words: str, **env: str) -> str:
+    bare = {
+        key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, *words], env=bare | env, capture_output=True, text=True, check=False
+    )
+    told = [line for line in done.stdout.splitlines() if line.startswith("torch found ")]
+    assert len(told) == 1, done.stderr
+    return told[0].removeprefix("torch found ")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["extract", "--split", "train"], PASSIVE),
+        (["fit-heads"], SPINNING),
+        (["sweep", "--name", "evaluate"], SPINNING),
+        (["finetune"], SPINNING),
+        # A run's name is no command.
+        (["evaluate", "heads"], PASSIVE),
+        (["submit", "finetune"], PASSIVE),
+        (["--set", "model.device=none", "bench", "heads"], SPINNING),
+        (["--set", "model.device=none", "bench", "extract"], PASSIVE),
+    ],
+)
+def test_the_command_decides_and_not_a_word_of_the_command_line(words: list[str], wanted: str) -> None:
+    assert found_by_torch(*words) == wanted
+
+
+def test_what_the_environment_says_stands() -> None:
+    told = found_by_torch("evaluate", "first", GOMP_SPINCOUNT="7")
+    assert told == "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=7"
