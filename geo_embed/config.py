@@ -1,15 +1,26 @@
 """Every setting of the system: typed, with its unit and default, in six groups under one `Config`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from geo_embed.registry import CALIBRATIONS, FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 
 DEFAULT_BACKBONE = "geolocal/StreetCLIP"
 
-Fusion = Literal["average", "concat", "attention", "weighted", "transformer", "evidence"]
-HeadKind = Literal["separate", "dual", "hierarchical", "geocells", "probe"]
+# Names that a registry knows: built-in ones, and those that plugins have registered.
+Fusion = Annotated[str, AfterValidator(FUSIONS.check)]
+HeadKind = Annotated[str, AfterValidator(HEADS.check)]
+StateLoss = Annotated[str, AfterValidator(STATE_LOSSES.check)]
+GpsLoss = Annotated[str, AfterValidator(GPS_LOSSES.check)]
+CalibrationKind = Annotated[str, AfterValidator(CALIBRATIONS.check)]
+
 CellKind = Literal["kmeans", "quad", "voronoi"]
+Preset = Literal["pigeon", "best"]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+OnBadImage = Literal["fail", "skip"]
 EnsembleMethod = Literal["average", "weighted", "voting", "rrf", "stacking"]
 
 
@@ -86,12 +97,17 @@ class Model(_Group):
     exact: bool = Field(
         False, description="resize with PIL, bit-equal to transformers; slower than the default resize"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "auto",
         description="precision of the backbone; auto: bfloat16 on CUDA, float32 on CPU. "
         "Stored as float16, as float32 only where float32 is asked for by name",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
+    device: Device = Field("auto", description="where models run")
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Python files or modules whose import registers fusions, heads, losses or calibrations to be "
+        "named here; they run as you do, and a run's own are not loaded for it",
+    )
     fusion: Fusion | None = Field(
         None,
         description="how the views of a sample become one vector; "
@@ -125,6 +141,11 @@ class Model(_Group):
         GpsBox(), description="range of the GPS head, and of a submission's points before they draw a warning"
     )
 
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _one_plugin(cls, plugins: object) -> object:
+        return (plugins,) if isinstance(plugins, str) else plugins
+
     @field_validator("view_names")
     @classmethod
     def _views_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,7 +157,7 @@ class Model(_Group):
 class Training(_Group):
     """How heads are fitted."""
 
-    preset: Literal["pigeon", "best"] = Field(
+    preset: Preset = Field(
         "best",
         description="best: chooses its own recipe by inner validation, within budget_seconds; "
         "pigeon: the plain one, which the settings below belong to",
@@ -155,7 +176,7 @@ class Training(_Group):
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
     tau_km: float = Field(300.0, gt=0, description="temperature of the haversine soft labels (km)")
-    state_loss: Literal["haversine", "pigeon", "cross_entropy"] = Field(
+    state_loss: StateLoss = Field(
         "haversine",
         description="haversine: soft labels from the distances between the states' centres; pigeon: from those "
         "between the sample and the centres; cross_entropy: hard labels",
@@ -165,7 +186,7 @@ class Training(_Group):
     )
     class_weights: bool = Field(False, description="weigh each state by the inverse of its samples")
     state_weight: float = Field(0.8, ge=0, description="weight of the states' loss")
-    gps_loss: Literal["mse", "mae", "smooth_l1", "haversine"] = Field(
+    gps_loss: GpsLoss = Field(
         "mse",
         description="of the point: in degrees², degrees, degrees, or great-circle km / 5000",
     )
@@ -181,7 +202,7 @@ class Training(_Group):
         lt=1,
         description="chance that a view is taken from another training sample of the same cell (geocells)",
     )
-    calibration: Literal["none", "temperature", "vector"] = Field(
+    calibration: CalibrationKind = Field(
         "none",
         description="of the states' probabilities, fitted on the held-out samples: one temperature, or a factor "
         "and an offset per state",
@@ -285,7 +306,7 @@ class Inference(_Group):
         False,
         description="average over a few sure variants of each picture, where pictures are read for prediction",
     )
-    on_bad_image: Literal["fail", "skip"] = Field(
+    on_bad_image: OnBadImage = Field(
         "fail", description="fail: list bad pictures and stop; skip: record them in the store and go on"
     )
     max_state_idx: int = Field(

@@ -11,15 +11,13 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
-
-if TYPE_CHECKING:
-    pass
+from geo_embed.plugins import load_plugins
 
 DEFAULT_FILE = Path("geo.toml")
 ENV_PREFIX = "GEO_"
@@ -69,6 +67,8 @@ def resolve(
         settings: `dotted.key=value` texts; the value is JSON where it parses as JSON, else a string.
         overrides: values by group or dotted key; None values are skipped.
 
+    Plugins that the settings name are loaded before names are judged: see `plugins.py`.
+
     Returns:
         The configuration, and for each dotted key where its value came from.
     """
@@ -78,6 +78,10 @@ def resolve(
         for key, value in _flatten(layer, origin).items():
             values[key] = value
             origins[key] = origin
+    named = values.get("model.plugins", ())
+    plugins = [named] if isinstance(named, str) else named
+    if isinstance(plugins, list | tuple) and all(isinstance(plugin, str) for plugin in plugins):
+        load_plugins(plugins, where=origins["model.plugins"])
     try:
         return Config.model_validate(_nest(values)), origins
     except ValidationError as error:

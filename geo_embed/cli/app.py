@@ -19,9 +19,10 @@ import typer
 
 from geo_embed import __version__
 from geo_embed.cli.threads import spin_briefly, wait_passively
-from geo_embed.config import Config
+from geo_embed.config import Config, Device, Dtype, EnsembleMethod, OnBadImage, Preset
 from geo_embed.console import set_quiet
 from geo_embed.errors import GeoError
+from geo_embed.registry import FUSIONS
 from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
 
 FAULT, CHECK_FAILED = 1, 3
@@ -43,11 +44,9 @@ SplitOption = Annotated[Split, typer.Option("--split", help="Which samples.")]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id, model directory, or the name of an import.")
 ]
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where models run.")
-]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where models run.")]
 DtypeOption = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    Dtype | None,
     typer.Option("--dtype", help="Precision of the backbone."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
@@ -87,6 +86,15 @@ class _Globals:
 
 
 _globals = _Globals(None, [], False, False)
+
+
+def _known_fusion(name: str | None) -> str | None:
+    """A fusion's name: a built-in one, or one that the settings' plugins or a package bring."""
+    if name is not None and name not in FUSIONS:
+        _globals.config()
+    if name is not None and name not in FUSIONS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, FUSIONS.names()))}.")
+    return name
 
 
 def _version(asked: bool) -> None:
@@ -220,7 +228,7 @@ def _extract(
         bool | None, typer.Option("--exact", help="PIL's resize, bit-equal to transformers; slower.")
     ] = None,
     on_bad_image: Annotated[
-        Literal["fail", "skip"] | None, typer.Option(help="What to do with pictures that can't be read.")
+        OnBadImage | None, typer.Option(help="What to do with pictures that can't be read.")
     ] = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
@@ -398,7 +406,7 @@ def _cache_export(
 @app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
 def _fit_heads(
     name: NameOption = None,
-    preset: Annotated[Literal["pigeon", "best"] | None, typer.Option(help="Recipe.")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="Recipe.")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fit so many times from other seeds, and average.")
     ] = None,
@@ -406,8 +414,12 @@ def _fit_heads(
         int | None, typer.Option(min=1, help="Hold every sample out once, in so many parts.")
     ] = None,
     fusion: Annotated[
-        Literal["average", "concat", "attention", "weighted", "transformer", "evidence"] | None,
-        typer.Option(help="How views become one vector."),
+        str | None,
+        typer.Option(
+            help="How views become one vector; a plugin's name, too.",
+            metavar=f"[{'|'.join(FUSIONS.built_in)}]",
+            callback=_known_fusion,
+        ),
     ] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
@@ -572,7 +584,7 @@ def _evaluate(
 def _ensemble(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more, by name or directory.")],
     method: Annotated[
-        Literal["average", "weighted", "voting", "rrf", "stacking"],
+        EnsembleMethod,
         typer.Option(
             help="average: of the probabilities; weighted: by squared validation score; voting: top-5 lists; "
             "rrf: reciprocal rank fusion; stacking: weights that maximise the score."

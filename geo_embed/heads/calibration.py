@@ -1,8 +1,11 @@
-"""Probabilities that mean what they say: one temperature, or a factor and an offset per class, fitted on held-out rows."""
+"""Calibration of the states' probabilities: one temperature, or a factor and an offset per class, fitted on held-out rows.
+
+A new kind is a function here, or in a file named by `model.plugins`, with `@CALIBRATIONS.register(name)`: from
+log-probabilities (n, C) and labels (n,), n > 0, to a `Calibration`.
+"""
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,13 +14,15 @@ from torch.nn import functional as F
 from geo_embed.data.holdout import random_folds
 from geo_embed.errors import GeoError
 from geo_embed.metrics import calibration_error
-
-Kind = Literal["none", "temperature", "vector"]
+from geo_embed.registry import CALIBRATIONS
 
 # Probabilities below this one are taken for it, as in the metrics.
 _LEAST_LOG = math.log(1e-12)
 # The prior of vector scaling: as strong as this much curvature of the summed likelihood, around factor 1 and offset 0.
 _PRIOR = 1.0
+_VECTOR_ROUNDS = 100
+# The range of temperatures, and how exactly the logarithm of one is sought.
+_COLDEST, _HOTTEST, _LOG_TOLERANCE = 0.3, 5.0, 1e-5
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,18 @@ class Calibration:
     Raises ValueError for an unknown kind, another number of factors than of offsets, or one that is not finite.
 
     Attributes:
-        kind: how it was fitted.
+        kind: how it was fitted: a name in `CALIBRATIONS`.
         scale: C factors; 1/T each for a temperature.
         offset: C offsets; 0 each for a temperature.
     """
 
-    kind: Kind
+    kind: str
     scale: tuple[float, ...]
     offset: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if (
-            self.kind not in get_args(Kind)
+            self.kind not in CALIBRATIONS
             or len(self.scale) != len(self.offset)
             or not all(map(math.isfinite, (*self.scale, *self.offset)))
         ):
@@ -47,40 +52,97 @@ class Calibration:
             )
 
 
-def fit_calibration(log_probabilities: Tensor, labels: Tensor, kind: Kind) -> Calibration:
-    """A calibration of least negative log-likelihood.
+def fit_calibration(log_probabilities: Tensor, labels: Tensor, kind: str) -> Calibration:
+    """Fit a calibration of a kind.
 
     Args:
         log_probabilities: (n, C) of rows that the model wasn't fitted on.
         labels: (n,) true classes.
-        kind: `none` changes nothing; so does any kind where there are no rows.
+        kind: a name in `CALIBRATIONS`; where there are no rows, any kind changes nothing.
     """
+    if not len(labels):
+        return _unchanged(kind, log_probabilities.shape[1])
+    fitted: Calibration = CALIBRATIONS[kind].make(log_probabilities, labels)
+    return fitted
+
+
+def _unchanged(kind: str, classes: int) -> Calibration:
+    return Calibration(kind, (1.0,) * classes, (0.0,) * classes)
+
+
+@CALIBRATIONS.register("none")
+def fit_none(log_probabilities: Tensor, labels: Tensor) -> Calibration:
+    """Probabilities stay as they are.
+
+    >>> fit_none(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0]))
+    Calibration(kind='none', scale=(1.0, 1.0), offset=(0.0, 0.0))
+    """
+    return _unchanged("none", log_probabilities.shape[1])
+
+
+@CALIBRATIONS.register("temperature")
+def fit_one_temperature(log_probabilities: Tensor, labels: Tensor) -> Calibration:
+    """One temperature for all classes: `fit_temperature`.
+
+    >>> sure = torch.tensor([[0.9, 0.1]] * 4).log()  # nine in ten, they say; three in four are right
+    >>> fitted = fit_one_temperature(sure, torch.tensor([0, 0, 0, 1]))
+    >>> apply(fitted, sure[:1]).exp().round(decimals=2).tolist()
+    [[0.75, 0.25]]
+    """
+    scale = 1 / fit_temperature(log_probabilities.clamp_min(_LEAST_LOG), labels)
     classes = log_probabilities.shape[1]
-    if kind == "vector" and len(labels):
-        return _fit_vector(log_probabilities, labels)
-    scale = 1.0
-    if kind == "temperature" and len(labels):
-        scale = 1 / fit_temperature(log_probabilities.clamp_min(_LEAST_LOG), labels)
-    return Calibration(kind, (scale,) * classes, (0.0,) * classes)
+    return Calibration("temperature", (scale,) * classes, (0.0,) * classes)
+
+
+@CALIBRATIONS.register("vector")
+def fit_vector(log_probabilities: Tensor, labels: Tensor) -> Calibration:
+    """A factor and an offset per class: vector scaling (Guo et al., ICML 2017, section 4.2), softmax(w ∘ z + b).
+
+    L-BFGS from w = 1, b = 0 minimises the mean negative log-likelihood + (|w − 1|² + |b|²) / 2n. A class that no row has
+    keeps w = 1, b = 0.
+
+    >>> logs = torch.tensor([[0.5, 0.5, 0.0]] * 8).log()
+    >>> fitted = fit_vector(logs, torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]))
+    >>> fitted.offset[0] > fitted.offset[1], fitted.offset[2]
+    (True, 0.0)
+    """
+    z = log_probabilities.detach().double().clamp_min(_LEAST_LOG)
+    n, classes = z.shape
+    seen = torch.bincount(labels, minlength=classes) > 0
+    change = torch.zeros(2, classes, dtype=z.dtype, device=z.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [change], max_iter=_VECTOR_ROUNDS, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        w, b = change * seen
+        loss = F.cross_entropy(z + z * w + b, labels) + _PRIOR / (2 * n) * change.square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    w, b = change.detach().tolist()
+    return Calibration("vector", tuple(1 + x for x in w), tuple(b))
 
 
 def fit_temperature(log_probabilities: Tensor, targets: Tensor) -> float:
-    """Temperature of least negative log-likelihood (Guo et al., ICML 2017), by golden-section search over [0.3, 5].
+    """Temperature of least negative log-likelihood (Guo et al., ICML 2017), in [0.3, 5].
 
     Args:
         log_probabilities: (n, C).
         targets: (n,) true classes.
     """
-    low, high = math.log(0.3), math.log(5.0)
-    golden = (math.sqrt(5) - 1) / 2
+    from scipy.optimize import minimize_scalar
+
+    z = log_probabilities.double()
 
     def loss(log_temperature: float) -> float:
-        return float(F.nll_loss(F.log_softmax(log_probabilities / math.exp(log_temperature), 1), targets))
+        return float(F.nll_loss(F.log_softmax(z / math.exp(log_temperature), 1), targets))
 
-    for _ in range(20):
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return math.exp((low + high) / 2)
+    bounds = math.log(_COLDEST), math.log(_HOTTEST)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _LOG_TOLERANCE})
+    return math.exp(float(found.x))
 
 
 def apply(calibration: Calibration, log_probabilities: Tensor) -> Tensor:
@@ -100,7 +162,7 @@ def apply(calibration: Calibration, log_probabilities: Tensor) -> Tensor:
 
 
 def cross_fitted(
-    log_probabilities: Tensor, labels: Tensor, kind: Kind, *, folds: int = 5, seed: int = 0
+    log_probabilities: Tensor, labels: Tensor, kind: str, *, folds: int = 5, seed: int = 0
 ) -> Tensor:
     """Log-probabilities (n, C), each row calibrated by a calibration that hasn't seen it.
 
@@ -122,7 +184,7 @@ def cross_fitted(
 
 
 def reliability(
-    log_probabilities: Tensor, labels: Tensor, kind: Kind, *, folds: int = 5, seed: int = 0
+    log_probabilities: Tensor, labels: Tensor, kind: str, *, folds: int = 5, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """What a calibration is worth: `{before: {ece, nll}, after: {ece, nll}}`, the latter cross-fitted.
 
@@ -137,26 +199,3 @@ def _measure(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     correct = (chosen == labels).cpu().numpy()
     ece = calibration_error(confidence.exp().double().cpu().numpy(), correct)
     return {"ece": ece, "nll": float(F.nll_loss(log_probabilities.clamp_min(_LEAST_LOG), labels))}
-
-
-def _fit_vector(log_probabilities: Tensor, labels: Tensor, *, rounds: int = 100) -> Calibration:
-    """Vector scaling (Guo et al., ICML 2017, section 4.2), softmax(w ∘ z + b), with L-BFGS from w = 1, b = 0.
-
-    Minimises the mean negative log-likelihood + (|w − 1|² + |b|²) / 2n. A class that no row has keeps w = 1, b = 0.
-    """
-    z = log_probabilities.detach().double().clamp_min(_LEAST_LOG)
-    n, classes = z.shape
-    seen = torch.bincount(labels, minlength=classes) > 0
-    change = torch.zeros(2, classes, dtype=z.dtype, device=z.device, requires_grad=True)
-    solver = torch.optim.LBFGS([change], max_iter=rounds, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        w, b = change * seen
-        loss = F.cross_entropy(z + z * w + b, labels) + _PRIOR / (2 * n) * change.square().sum()
-        torch.autograd.backward(loss)
-        return loss
-
-    solver.step(closure)  # type: ignore[no-untyped-call]
-    w, b = change.detach().tolist()
-    return Calibration("vector", tuple(1 + x for x in w), tuple(b))

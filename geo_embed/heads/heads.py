@@ -15,6 +15,7 @@ from geo_embed.heads.fusion import build_fusion
 from geo_embed.heads.layers import Drop, Trunk, keep
 from geo_embed.heads.refine import Gallery, Refiner, blank_gallery, refine
 from geo_embed.heads.region import Atlas, blank_atlas
+from geo_embed.registry import Size
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
 # A small last layer starts the classifier near the uniform distribution.
@@ -100,7 +101,9 @@ class Heads(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
         self.register_buffer("shift", torch.zeros(dim))
         self.direction = nn.Parameter(torch.randn(views, dim) * 0.02) if model.directional else None
-        self.fusion = build_fusion(model.fusion or "average", dim, views, hidden, model.head_depth)
+        self.fusion = build_fusion(
+            model.fusion or "average", Size(dim, views, hidden, model.head_depth, classes)
+        )
         width = self.fusion.out_dim
         self.register_buffer("centroids", torch.from_numpy(atlas.centroids).float())
         self.states: nn.Module

@@ -16,7 +16,7 @@ from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
-from geo_embed.heads.calibration import Calibration, Kind
+from geo_embed.heads.calibration import Calibration
 from geo_embed.heads.heads import Heads, build_heads
 from geo_embed.heads.mixture import Best, build_best
 from geo_embed.sphere import geometric_median_of, unit_to_degrees
@@ -40,7 +40,7 @@ class Panel(nn.Module):
         self.reliability: dict[str, Any] | None = None
 
     def calibrate(
-        self, probabilities: NDArray[np.float32], labels: NDArray[np.int64], kind: Kind, *, seed: int
+        self, probabilities: NDArray[np.float32], labels: NDArray[np.int64], kind: str, *, seed: int
     ) -> NDArray[np.float32]:
         """Fit the calibration on the panel's probabilities (n, C) for held-out samples of these labels (n,).
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from rows import atlas_of, rows_of, tiny
 
-from geo_embed.config import Fusion, HeadKind, Training
+from geo_embed.config import Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
 from geo_embed.fitting.train import Trained, train
 from geo_embed.heads.heads import Heads
+from geo_embed.registry import FUSIONS, HEADS
 
 ROWS = rows_of()
 # What may differ between jobs, all of it at once.
@@ -76,7 +77,7 @@ def close(stacked: Trained, wanted: Trained, tolerance: float = 2e-4) -> None:
 
 @pytest.mark.parametrize(
     ("fusion", "kind"),
-    itertools.product(get_args(Fusion), [kind for kind in get_args(HeadKind) if kind != "probe"]),
+    itertools.product(tuple(FUSIONS.built_in), [kind for kind in tuple(HEADS.built_in) if kind != "probe"]),
 )
 def test_seeds_rates_decays_and_weights_side_by_side_are_three_trainings(fusion: str, kind: str) -> None:
     jobs = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rows import atlas_of, rows_of, tiny
 
-from geo_embed.config import Fusion, HeadKind, Model, Training
+from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
@@ -26,6 +26,7 @@ from geo_embed.fitting.train import (
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import keep_mask
 from geo_embed.optim import make_adamw, warmup_cosine
+from geo_embed.registry import FUSIONS, HEADS
 
 ROWS = rows_of()
 DRAWN = {"dropout": 0.3, "fusion": "evidence", "head": "geocells"}
@@ -50,8 +51,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # ---------------------------------------------------------------- the loop
 
 
-@pytest.mark.parametrize("fusion", get_args(Fusion))
-@pytest.mark.parametrize("kind", get_args(HeadKind))
+@pytest.mark.parametrize("fusion", tuple(FUSIONS.built_in))
+@pytest.mark.parametrize("kind", tuple(HEADS.built_in))
 def test_every_head_over_every_fusion_learns(kind: str, fusion: str) -> None:
     trained = fit(tiny(head=kind, fusion=fusion, dropout=0.1), settings(epochs=6, batch_size=16))
     with torch.no_grad():
@@ -62,7 +63,7 @@ def test_every_head_over_every_fusion_learns(kind: str, fusion: str) -> None:
         assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"]
 
 
-@pytest.mark.parametrize("kind", get_args(HeadKind))
+@pytest.mark.parametrize("kind", tuple(HEADS.built_in))
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) -> None:
     model = tiny(**(DRAWN | {"head": kind}))
     training = settings(view_dropout=0.2, view_swap=0.3)
@@ -76,7 +77,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
         assert not torch.equal(weights(first)["fusion.gate.weight"], weights(other)["fusion.gate.weight"])
 
 
-@pytest.mark.parametrize("kind", get_args(HeadKind))
+@pytest.mark.parametrize("kind", tuple(HEADS.built_in))
 def test_training_leaves_everybodys_random_numbers_alone(kind: str) -> None:
     def draws() -> tuple[Any, ...]:
         return random.random(), float(np.random.rand()), torch.rand(3).tolist()
@@ -333,7 +334,7 @@ def test_a_refiner_is_found_where_neighbours_tell_the_place_and_never_for_a_prob
 
 
 def test_one_class_and_one_sample_are_no_faults() -> None:
-    for kind in get_args(HeadKind):
+    for kind in tuple(HEADS.built_in):
         rows = rows_of(1, classes=1)
         model = tiny(head=kind, standardise=True)
         trained = train(rows, atlas_of(rows, model, 1), model, settings(), seed=0)

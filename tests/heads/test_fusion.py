@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from geo_embed.config import Fusion
 from geo_embed.heads.fusion import build_fusion, fuse_average
+from geo_embed.registry import FUSIONS, Size
 
-NAMES = get_args(Fusion)
+NAMES = tuple(FUSIONS.built_in)
 DIM, WIDTH, DEPTH = 6, 8, 3
 Floats = NDArray[np.float64]
 Slow = Callable[[dict[str, Floats], Floats, list[int]], tuple[Floats, Floats]]
@@ -110,7 +110,7 @@ SLOW: dict[str, Slow] = {
 
 def made(name: str, views: int, seed: int = 0) -> Any:
     """A fusion in float64 with weights that are all of them random, so that none hides behind its start."""
-    fusion = build_fusion(name, DIM, views, WIDTH, DEPTH).double()  # type: ignore[arg-type]
+    fusion = build_fusion(name, Size(DIM, views, WIDTH, DEPTH)).double()
     generator = torch.Generator().manual_seed(seed)
     for parameter in fusion.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7
@@ -199,13 +199,13 @@ def test_a_fusion_that_knows_its_views_minds_their_order(name: str) -> None:
 
 def test_learnt_scalars_start_as_the_average() -> None:
     x, present = batch(4)
-    fresh = build_fusion("weighted", DIM, 4, WIDTH, DEPTH).double()
+    fresh = build_fusion("weighted", Size(DIM, 4, WIDTH, DEPTH)).double()
     torch.testing.assert_close(fresh(x, present)[0], fuse_average(x, present))
 
 
 def test_the_gate_starts_half_open() -> None:
     x, present = batch(4)
-    fresh = build_fusion("evidence", DIM, 4, WIDTH, DEPTH).double()
+    fresh = build_fusion("evidence", Size(DIM, 4, WIDTH, DEPTH)).double()
     nn.init.zeros_(fresh.gate.bias)  # type: ignore[arg-type, union-attr]
     assert (fresh(x, present)[1][present] == 0.5).all()
 
@@ -225,7 +225,7 @@ def test_dropout_is_the_one_that_is_handed_in(name: str) -> None:
 
 def test_a_width_that_four_heads_don_t_divide_is_attended_by_one() -> None:
     x, present = batch(3)
-    fusion = build_fusion("transformer", DIM, 3, 7, 1).double()
+    fusion = build_fusion("transformer", Size(DIM, 3, 7, 1)).double()
     assert fusion.heads == 1
     assert fusion(x, present)[0].shape == (9, 7)
 

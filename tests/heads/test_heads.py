@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from rows import CLASSES, atlas_of, rows_of, tiny
 from torch import Tensor
 
-from geo_embed.config import Fusion, GpsBox, HeadKind, Model
+from geo_embed.config import GpsBox, Model
 from geo_embed.fitting.train import gallery_of
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.heads.decision import Answer, Decision, decide_cells
@@ -21,9 +21,10 @@ from geo_embed.heads.heads import ClassificationHead, GpsHead, Heads, build_head
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import gps_mse, soft_cross_entropy
 from geo_embed.heads.refine import Refiner
+from geo_embed.registry import FUSIONS, HEADS
 from geo_embed.sphere import geometric_median
 
-KINDS, FUSIONS = get_args(HeadKind), get_args(Fusion)
+KINDS, FUSIONS = tuple(HEADS.built_in), tuple(FUSIONS.built_in)
 ROWS = rows_of()
 DIM, VIEWS = ROWS.views.shape[2], ROWS.views.shape[1]
 FULL = torch.ones(5, 4, dtype=torch.bool)
