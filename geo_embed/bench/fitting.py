@@ -23,7 +23,7 @@ from geo_embed.fitting.stacked import TrainingJob, train_stacked
 from geo_embed.fitting.train import dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.layers import dropping
-from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.seeding import get_generator, seed_worker
 from geo_embed.settings import resolve
@@ -117,7 +117,7 @@ def _loader_epoch(rows: Rows, vectors: Tensor, atlas: Atlas) -> None:
 
     device, training = rows.views.device, Training()
     heads = new_heads(rows, atlas, Model(), seed=0)
-    tables = make_tables(atlas, training, device)
+    tables = make_tables(atlas.centroids, atlas.counts, atlas.centres, training, device)
     drop = dropping(Model().dropout, dropout_of(0, device))
     solver = torch.optim.AdamW(heads.parameters())
     loader = DataLoader(

@@ -11,12 +11,9 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.config import Finetune, Training
 from geo_embed.devices import count_parameters
-from geo_embed.heads.cells import Cells
-from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep
-from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.predictor import Panel, together
-from geo_embed.heads.region import Atlas
 
 Drops = Callable[[float], Drop]
 
@@ -64,7 +61,14 @@ class GeoModel(nn.Module):
             for heads, weight, own in panel.leaves(training)
         ]
         self._tables = [
-            make_tables(_atlas(heads, counts), own, backbone.device) for heads, _, own in self._leaves
+            make_tables(
+                heads.centroids.double().cpu().numpy(),
+                counts.numpy(),
+                heads.centres if heads.kind in ("geocells", "probe") else None,
+                own,
+                backbone.device,
+            )
+            for heads, _, own in self._leaves
         ]
 
     def encode_views(self, pixels: Tensor, present: Tensor) -> Tensor:
@@ -147,13 +151,3 @@ class GeoModel(nn.Module):
             {"params": params, "lr": rate, "peak": rate, "weight_decay": how.weight_decay if decays else 0.0}
             for (rate, decays), params in groups.items()
         ]
-
-
-def _atlas(heads: Heads, counts: Tensor) -> Atlas:
-    """What heads remember of the training places: enough for the losses."""
-    cells = None
-    if heads.kind in ("geocells", "probe"):
-        nothing = torch.zeros(0, dtype=torch.int64)
-        cells = Cells(heads.centres, nothing, heads.to_state, heads.to_state.T)
-    box = torch.zeros(2)
-    return Atlas(heads.centroids.double().cpu().numpy(), counts.numpy(), box, box, box, cells)

@@ -28,7 +28,7 @@ from geo_embed.fitting.train import (
 )
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep, keep_mask
-from geo_embed.heads.objective import NUMBERS, make_tables, objective
+from geo_embed.heads.losses import NUMBERS, make_tables, objective
 from geo_embed.heads.region import Atlas
 from geo_embed.optim import make_adamw, warmup_cosine
 
@@ -72,7 +72,10 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[Trained]:
     ]
     steppers = [_Stepper(own, source.fused) for own, source in zip(heads, sources, strict=True)]
     parameters, buffers = torch.func.stack_module_state(steppers)
-    tables = [make_tables(job.atlas, job.training, device) for job in jobs]
+    tables = [
+        make_tables(job.atlas.centroids, job.atlas.counts, job.atlas.centres, job.training, device)
+        for job in jobs
+    ]
     stacked_tables = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
     shapes = _dropout_shapes(steppers[0], sources[0])
     rates = torch.tensor([job.training.learning_rate for job in jobs], device=device)

@@ -14,7 +14,7 @@ from geo_embed.fitting.probe import fit_probe
 from geo_embed.heads.decision import Decision, decide_cells
 from geo_embed.heads.heads import Heads, answer_of, in_parts
 from geo_embed.heads.layers import dropping
-from geo_embed.heads.objective import make_tables, objective
+from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
 from geo_embed.heads.region import Atlas
 from geo_embed.optim import make_adamw, warmup_cosine
@@ -57,7 +57,7 @@ def train(
         said = judge(heads.eval()) if judge else {}
         return Trained(heads.eval(), [{"epoch": 1.0, **said}])
 
-    tables = make_tables(atlas, training, rows.views.device)
+    tables = make_tables(atlas.centroids, atlas.counts, atlas.centres, training, rows.views.device)
     source = make_source(heads, rows, atlas, model, training, seed)
     drop = dropping(model.dropout, dropout_of(seed, rows.views.device))
     parameters = list(heads.parameters())

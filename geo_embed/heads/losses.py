@@ -1,19 +1,147 @@
-"""What the heads are trained to make small: pure functions of tensors.
+"""The training loss: of the states, of the point or the cells, and their sum as the settings weigh it.
 
-Targets that know distances come from elsewhere: rows of `geography.soft_labels` between the states' centroids, and
-`sphere.soft_targets` from the sample's own place.
+A new loss is a function here, or in a file named by `model.plugins`:
+
+- of the states, `@STATE_LOSSES.register(name)`: from logits (B, C), labels (B,), true places (B, 3) as unit vectors and the
+  training's tables (`make_tables`) to a loss per sample (B,);
+- of the point, `@GPS_LOSSES.register(name)`: from points (B, 2) and true places (B, 2), latitudes and longitudes in degrees,
+  longitudes of points not wrapped, to the mean loss of the batch.
+
+All of them are pure functions of tensors, so that they can run over stacked models (`torch.func.vmap`).
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from geo_embed.errors import GeoError
-from geo_embed.geography import EARTH_RADIUS_KM
+from geo_embed.config import Training
+from geo_embed.geography import EARTH_RADIUS_KM, distance_matrix_km, soft_labels, to_unit_vectors
 from geo_embed.metrics import GPS_RANGE_KM, RANK_CREDIT
+from geo_embed.registry import GPS_LOSSES, STATE_LOSSES
+from geo_embed.sphere import soft_targets
 
 # sin²(d/2R) is kept this far from 0 and 1, 13 m in distance, where the arcsine has no finite slope.
 _OFF_THE_EDGE = 1e-12
+
+
+# Numbers that may differ between trainings that share a program (`fitting/stacked.py`); other settings choose code.
+NUMBERS = ("tau_km", "label_smoothing", "state_weight", "cell_weight", "gps_weight", "score_weight")
+
+
+def make_tables(
+    centroids: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    centres: Tensor | None,
+    training: Training,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """What a batch's loss is looked up in: numbers and targets that hold for a whole training.
+
+    Args:
+        centroids: (C, 2) latitudes and longitudes of the states' centres, degrees.
+        counts: (C,) training samples of each state.
+        centres: (K, 3) unit vectors of the cells, for heads that have cells.
+        training: the losses' numbers.
+        device: of the tables.
+
+    Returns:
+        Each of `NUMBERS` as a scalar; `soft` (C, C) haversine labels of each state; `class_weights` (C,); `centroids`
+        (C, 3) unit vectors; and `centres`, where given.
+    """
+    tables = {name: torch.tensor(float(getattr(training, name))) for name in NUMBERS}
+    tables |= {
+        "soft": torch.from_numpy(soft_labels(distance_matrix_km(centroids), training.tau_km)).float(),
+        "class_weights": inverse_frequency(torch.from_numpy(counts)),
+        "centroids": torch.from_numpy(to_unit_vectors(*centroids.T)).float(),
+    }
+    if centres is not None:
+        tables["centres"] = centres
+    return {name: table.to(device) for name, table in tables.items()}
+
+
+def objective(
+    out: Mapping[str, Tensor],
+    labels: Tensor,
+    points: Tensor,
+    tables: Mapping[str, Tensor],
+    training: Training,
+) -> Tensor:
+    """The mean training loss of a batch.
+
+    It is `state_weight` × the states' loss + `cell_weight` × the cells' cross-entropy with PIGEON's soft labels, or
+    `gps_weight` × the point's loss, + `score_weight` × (1 − the expected score of the states).
+
+    Args:
+        out: of `Heads.forward`: `logits`, and `cells` or `points`.
+        labels: (B,) classes.
+        points: (B, 3) float32 unit vectors of the true places.
+        tables: of `make_tables`.
+        training: which losses there are.
+    """
+    logits = out["logits"]
+    each = STATE_LOSSES[training.state_loss].make(logits, labels, points, tables)
+    state_loss = (tables["class_weights"][labels] * each).mean() if training.class_weights else each.mean()
+    loss: Tensor = tables["state_weight"] * state_loss
+    if "cells" in out:
+        near = soft_targets(points, tables["centres"], tables["tau_km"])
+        loss = loss + tables["cell_weight"] * soft_cross_entropy(out["cells"], near)
+    else:
+        x, y, z = points.unbind(-1)
+        truth = torch.stack([torch.asin(z.clamp(-1, 1)), torch.atan2(y, x)], dim=-1).rad2deg()
+        loss = loss + tables["gps_weight"] * gps_loss(training.gps_loss, out["points"], truth)
+    if training.score_weight:
+        loss = loss + tables["score_weight"] * expected_score_loss(logits, labels)
+    return loss
+
+
+@STATE_LOSSES.register("haversine", settings={"training.tau_km"})
+def state_haversine(logits: Tensor, labels: Tensor, points: Tensor, tables: Mapping[str, Tensor]) -> Tensor:
+    """(B,) cross-entropies with soft labels from the distances between the states' centres: exp(−d(cᵢ, c_true)/τ).
+
+    >>> tables = {"soft": torch.tensor([[0.8, 0.2], [0.2, 0.8]])}
+    >>> loss = state_haversine(torch.zeros(3, 2), torch.tensor([0, 1, 1]), torch.zeros(3, 3), tables)
+    >>> [round(x, 3) for x in loss.tolist()]
+    [0.693, 0.693, 0.693]
+    """
+    return soft_cross_entropies(logits, tables["soft"][labels])
+
+
+@STATE_LOSSES.register("pigeon", settings={"training.tau_km"})
+def state_pigeon(logits: Tensor, labels: Tensor, points: Tensor, tables: Mapping[str, Tensor]) -> Tensor:
+    """(B,) cross-entropies with soft labels from the distances between the sample and the states' centres.
+
+    (PIGEON; Haas et al., CVPR 2024, eq. 2.)
+
+    >>> poles = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    >>> tables = {"centroids": poles, "tau_km": torch.tensor(75.0)}
+    >>> loss = state_pigeon(torch.tensor([[1.0, 0.0]] * 2), torch.tensor([0, 1]), poles, tables)
+    >>> [round(x, 3) for x in loss.tolist()]
+    [0.313, 1.313]
+    """
+    return soft_cross_entropies(logits, soft_targets(points, tables["centroids"], tables["tau_km"]))
+
+
+@STATE_LOSSES.register("cross_entropy", settings={"training.label_smoothing"})
+def state_cross_entropy(
+    logits: Tensor, labels: Tensor, points: Tensor, tables: Mapping[str, Tensor]
+) -> Tensor:
+    """(B,) cross-entropies with hard labels, smoothed by `label_smoothing`.
+
+    >>> tables = {"label_smoothing": torch.tensor(0.0)}
+    >>> loss = state_cross_entropy(torch.tensor([[1.0, 0.0]] * 2), torch.tensor([0, 1]), torch.zeros(2, 3), tables)
+    >>> [round(x, 3) for x in loss.tolist()]
+    [0.313, 1.313]
+    """
+    return soft_cross_entropies(logits, smoothed(labels, logits.shape[-1], tables["label_smoothing"]))
+
+
+def soft_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B,) cross-entropies of logits (B, C) against distributions (B, C) over classes."""
+    return -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -25,7 +153,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None =
         weights: (B,) of the samples, mean 1 over the training set: `inverse_frequency(counts)[labels]`. The mean is over
             B, not over the weights, so that a batch of rare samples counts as much as it should.
     """
-    each = -(targets * torch.log_softmax(logits, dim=1)).sum(dim=1)
+    each = soft_cross_entropies(logits, targets)
     return each.mean() if weights is None else (weights * each).mean()
 
 
@@ -37,8 +165,8 @@ def smoothed(labels: Tensor, classes: int, smoothing: float | Tensor) -> Tensor:
         classes: C.
         smoothing: s in [0, 1).
     """
-    own = labels[:, None] == torch.arange(classes, device=labels.device)
-    return own.float() * (1 - smoothing) + smoothing / classes
+    true = labels[:, None] == torch.arange(classes, device=labels.device)
+    return true.float() * (1 - smoothing) + smoothing / classes
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
@@ -52,48 +180,61 @@ def inverse_frequency(counts: Tensor) -> Tensor:
 
 
 def gps_loss(name: str, points: Tensor, truth: Tensor) -> Tensor:
-    """`mse`, `mae`, `smooth_l1` or `haversine` of points (B, 2) against true latitudes and longitudes (B, 2) in degrees.
+    """The loss of a name in `GPS_LOSSES`, of points (B, 2) against true latitudes and longitudes (B, 2) in degrees.
 
     Raises:
         GeoError: there is no such loss.
     """
-    if name not in _GPS_LOSSES:
-        raise GeoError(
-            f"no such loss of the point: {name!r}", where="training.gps_loss", hint=", ".join(_GPS_LOSSES)
-        )
-    return _GPS_LOSSES[name](points, truth)
+    loss: Tensor = GPS_LOSSES[name].make(points, truth)
+    return loss
 
 
+@GPS_LOSSES.register("mse")
 def gps_mse(points: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error in degrees² of points (B, 2) against true latitudes and longitudes (B, 2)."""
+    """Mean squared error in degrees² of points (B, 2) against true latitudes and longitudes (B, 2).
+
+    >>> float(gps_mse(torch.tensor([[0.0, 179.0]]), torch.tensor([[0.0, -179.0]])))
+    2.0
+    """
     return degrees_apart(points, truth).square().mean()
 
 
+@GPS_LOSSES.register("mae")
 def gps_mae(points: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error in degrees of points (B, 2) against true latitudes and longitudes (B, 2)."""
+    """Mean absolute error in degrees of points (B, 2) against true latitudes and longitudes (B, 2).
+
+    >>> float(gps_mae(torch.tensor([[1.0, 179.0]]), torch.tensor([[0.0, -179.0]])))
+    1.5
+    """
     return degrees_apart(points, truth).abs().mean()
 
 
+@GPS_LOSSES.register("smooth_l1")
 def gps_smooth_l1(points: Tensor, truth: Tensor) -> Tensor:
-    """Squared/2 below one degree, absolute − 1/2 above (Girshick, ICCV 2015, eq. 3), of (B, 2) against (B, 2) degrees."""
+    """Squared/2 below one degree, absolute − 1/2 above (Girshick, ICCV 2015, eq. 3), of (B, 2) against (B, 2) degrees.
+
+    >>> float(gps_smooth_l1(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)))
+    1.5
+    """
     apart = degrees_apart(points, truth)
     return F.smooth_l1_loss(apart, torch.zeros_like(apart))
 
 
+@GPS_LOSSES.register("haversine")
 def gps_haversine(points: Tensor, truth: Tensor) -> Tensor:
     """Mean great-circle distance, in units of the score's 5000 km, of (B, 2) against (B, 2) degrees.
 
     The formula of `geography.haversine_km`, in float64. Its gradient is finite everywhere, and 0 within 13 m of the truth
     and of its antipode, where the true one has a kink.
+
+    >>> round(float(gps_haversine(torch.tensor([[90.0, 0.0]]), torch.tensor([[0.0, 0.0]]))), 3)  # a quarter of 40,030 km
+    2.002
     """
     (phi1, lam1), (phi2, lam2) = (torch.deg2rad(x.double()).unbind(dim=-1) for x in (points, truth))
     half = torch.sin((phi2 - phi1) / 2).square()
     half = half + torch.cos(phi1) * torch.cos(phi2) * torch.sin((lam2 - lam1) / 2).square()
     km = 2 * EARTH_RADIUS_KM * torch.asin(half.clamp(_OFF_THE_EDGE, 1 - _OFF_THE_EDGE).sqrt())
     return (km.mean() / GPS_RANGE_KM).to(points.dtype)
-
-
-_GPS_LOSSES = {"mse": gps_mse, "mae": gps_mae, "smooth_l1": gps_smooth_l1, "haversine": gps_haversine}
 
 
 def degrees_apart(points: Tensor, truth: Tensor) -> Tensor:

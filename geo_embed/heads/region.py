@@ -46,6 +46,11 @@ class Atlas:
         """C."""
         return len(self.counts)
 
+    @property
+    def centres(self) -> Tensor | None:
+        """(K, 3) unit vectors of the cells; None without cells."""
+        return None if self.cells is None else self.cells.centres
+
 
 def make_atlas(
     points: NDArray[np.float64], labels: NDArray[np.int64], classes: int, model: Model, *, seed: int

@@ -13,7 +13,7 @@ from torch import Tensor
 from geo_embed import geography
 from geo_embed.config import Training
 from geo_embed.heads import losses
-from geo_embed.heads.objective import NUMBERS, make_tables, objective
+from geo_embed.heads.losses import NUMBERS, make_tables, objective
 from geo_embed.sphere import soft_targets
 
 ROWS = rows_of()
@@ -35,7 +35,13 @@ def said(*, cells: bool = False) -> dict[str, Tensor]:
 def loss(out: Mapping[str, Tensor], **settings: object) -> Tensor:
     training = Training.model_validate(settings)
     atlas = CELLS if "cells" in out else FLAT
-    return objective(out, ROWS.labels, POINTS, make_tables(atlas, training, torch.device("cpu")), training)
+    return objective(
+        out,
+        ROWS.labels,
+        POINTS,
+        make_tables(atlas.centroids, atlas.counts, atlas.centres, training, torch.device("cpu")),
+        training,
+    )
 
 
 ALONE = {"state_weight": 1.0, "gps_weight": 0.0, "cell_weight": 0.0}
@@ -111,7 +117,7 @@ def test_the_expected_score_joins_with_its_weight() -> None:
 
 def test_every_number_of_a_training_is_in_its_tables() -> None:
     training = Training(tau_km=41, label_smoothing=0.1, state_weight=2, cell_weight=3, score_weight=0.5)
-    tables = make_tables(CELLS, training, torch.device("cpu"))
+    tables = make_tables(CELLS.centroids, CELLS.counts, CELLS.centres, training, torch.device("cpu"))
     for name in NUMBERS:
         assert float(tables[name]) == pytest.approx(getattr(training, name))
 
