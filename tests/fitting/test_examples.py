@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from geo_embed.answers import Truth
-from geo_embed.cache.store import MISSING, Embeddings, open_store
+from geo_embed.cache.store import MISSING, open_store, read_store
 from geo_embed.config import Config
+from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import find_prior, join, open_training_data, to_rows
 from geo_embed.geography import haversine_km, to_degrees
@@ -144,6 +145,7 @@ def test_a_nan_among_the_embeddings_is_named_by_sample(own: Country) -> None:
 
 def test_where_no_sample_has_a_picture_there_is_nothing_to_join(config: Config) -> None:
     store = open_training_data(config).store
-    bare = Embeddings(np.array(["a"], dtype=object), np.zeros((1, 2, 4)), np.zeros((1, 2), dtype=bool), store)
+    embeddings = read_store(store)
+    bare = replace(embeddings, present=np.zeros_like(embeddings.present))
     with pytest.raises(GeoError, match="no sample has a picture"):
-        join(bare, Truth(np.array([0]), np.array([0.0]), np.array([0.0])), {0: "a"})
+        join(bare, truth_of(load_samples(config, "train")), load_mapping(config))

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Country
 from small import command
 
+from geo_embed.cache.store import open_store
+from geo_embed.cache.tidy import import_embeddings
 from geo_embed.config import Config
 from geo_embed.data.holdout import stratified_split
-from geo_embed.fitting.leaks import check_leaks, leaks
+from geo_embed.data.samples import load_samples, truth_of
+from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import extract
+from geo_embed.fitting.leaks import CachedViews, check_leaks, leaks
 
 # Along a meridian.
 KM = 1 / 111.19492664455873
 
 
-def strangers(n: int = 40, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def strangers(n: int = 40, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray, np.ndarray, CachedViews]:
     """Held out: every fourth. Places a degree apart, embeddings at random about a large common part."""
-    embeddings = np.random.default_rng(0).normal(5, 1, (n, 3, 16)).astype(dtype)
-    return np.arange(n) % 4 == 0, np.arange(n, dtype=float), np.zeros(n), embeddings
+    values = np.random.default_rng(0).normal(5, 1, (n, 3, 16)).astype(dtype)
+    hashes = np.random.default_rng(1).permutation(n * 3).reshape(n, 3).astype(np.uint64)
+    views = CachedViews(values, np.ones((n, 3), dtype=bool), hashes)
+    return np.arange(n) % 4 == 0, np.arange(n, dtype=float), np.zeros(n), views
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_strangers_do_not_leak_though_their_embeddings_share_a_large_common_part(dtype: str) -> None:
-    val, latitude, longitude, embeddings = strangers(dtype=dtype)
-    assert leaks(val, latitude, longitude, embeddings) == []
+    val, latitude, longitude, views = strangers(dtype=dtype)
+    assert leaks(val, latitude, longitude, views) == []
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_planted_leak_of_each_kind_is_found_and_nothing_else(dtype: str) -> None:
-    val, latitude, longitude, embeddings = strangers(dtype=dtype)
+    val, latitude, longitude, views = strangers(dtype=dtype)
     latitude[8] = latitude[13] + 0.05 * KM
-    embeddings[4] = embeddings[21] + np.random.default_rng(1).normal(0, 0.004, (3, 16)).astype(dtype)
-    embeddings[12, 0] = embeddings[30, 2]
+    views.values[4] = views.values[21] + np.random.default_rng(1).normal(0, 0.004, (3, 16)).astype(dtype)
+    views.content_hash[12, 0] = views.content_hash[30, 2]
     # Alike and close, but on the same side of the split.
-    embeddings[17], latitude[17] = embeddings[18], latitude[18]
-    embeddings[20], latitude[20] = embeddings[24], latitude[24]
-    place, embedding, view = leaks(val, latitude, longitude, embeddings)
+    for row, twin in ((17, 18), (20, 24)):
+        views.values[row], latitude[row], views.content_hash[row] = (
+            views.values[twin],
+            latitude[twin],
+            views.content_hash[twin],
+        )
+    place, embedding, view = leaks(val, latitude, longitude, views)
     assert (place.kind, place.held_out, place.training) == ("place", 8, 13)
     assert place.value == pytest.approx(0.05, rel=1e-6)
     assert (embedding.kind, embedding.held_out, embedding.training) == ("embedding", 4, 21)
@@ -46,31 +60,31 @@ def test_a_planted_leak_of_each_kind_is_found_and_nothing_else(dtype: str) -> No
 
 
 def test_the_limits_of_a_leak_are_the_callers() -> None:
-    val, latitude, longitude, embeddings = strangers()
+    val, latitude, longitude, views = strangers()
     latitude[8] = latitude[13] + 0.5 * KM
-    embeddings[4] = embeddings[21] + np.random.default_rng(1).normal(0, 0.1, (3, 16))
-    assert leaks(val, latitude, longitude, embeddings) == []
-    assert leaks(val, latitude, longitude, embeddings, km=0.4) == []
-    found = leaks(val, latitude, longitude, embeddings, km=0.6, cosine=0.95)
+    views.values[4] = views.values[21] + np.random.default_rng(1).normal(0, 0.1, (3, 16))
+    assert leaks(val, latitude, longitude, views) == []
+    assert leaks(val, latitude, longitude, views, km=0.4) == []
+    found = leaks(val, latitude, longitude, views, km=0.6, cosine=0.95)
     assert [(leak.kind, leak.held_out) for leak in found] == [("place", 8), ("embedding", 4)]
 
 
 def test_views_that_are_missing_on_both_sides_are_no_leak() -> None:
-    val, latitude, longitude, embeddings = strangers()
-    present = np.ones(embeddings.shape[:2], dtype=bool)
+    val, latitude, longitude, views = strangers()
+    present = views.present.copy()
     present[::3, 1] = False
     present[[4, 5]] = False
-    embeddings[~present] = 0
-    assert leaks(val, latitude, longitude, embeddings, present=present) == []
-    assert {leak.kind for leak in leaks(val, latitude, longitude, embeddings)} == {"view", "embedding"}
+    views.values[~present], views.content_hash[~present] = 0, 0
+    assert leaks(val, latitude, longitude, replace(views, present=present)) == []
+    assert {leak.kind for leak in leaks(val, latitude, longitude, views)} == {"view", "embedding"}
 
 
 def test_without_embeddings_places_are_compared_alone_and_an_empty_part_leaks_nothing() -> None:
-    val, latitude, longitude, embeddings = strangers()
-    latitude[8], embeddings[4] = latitude[13], embeddings[21]
+    val, latitude, longitude, views = strangers()
+    latitude[8], views.values[4] = latitude[13], views.values[21]
     assert [leak.kind for leak in leaks(val, latitude, longitude, None)] == ["place"]
-    assert leaks(np.zeros(40, dtype=bool), latitude, longitude, embeddings) == []
-    assert leaks(np.ones(40, dtype=bool), latitude, longitude, embeddings) == []
+    assert leaks(np.zeros(40, dtype=bool), latitude, longitude, views) == []
+    assert leaks(np.ones(40, dtype=bool), latitude, longitude, views) == []
 
 
 # ---------------------------------------------------------------- the command
@@ -111,6 +125,46 @@ def test_a_leak_is_named_with_both_samples_and_the_exit_code_of_a_failed_check(
     assert as_json["leaks"] == [{"kind": "place", "held_out": one, "training": other, "value": 0.0}]
 
 
+def one_of_each_part(config: Config) -> tuple[int, int]:
+    """Rows of a random split: one held out, one in training."""
+    samples = load_samples(config, "train")
+    labels = np.unique(truth_of(samples).state_idx, return_inverse=True)[1]
+    val = stratified_split(samples.sample_id, labels, config.training.val_split, config.training.seed)
+    return int(np.flatnonzero(val)[0]), int(np.flatnonzero(~val)[0])
+
+
+def test_the_same_image_on_both_sides_is_found_whichever_way_it_looks(own: Country) -> None:
+    held_out, training = one_of_each_part(own.config())
+    samples = load_samples(own.config(), "train")
+    north, west = (samples.view_names.index(view) for view in ("north", "west"))
+    image = samples.image_root / str(samples.images[held_out, west])
+    image.write_bytes((samples.image_root / str(samples.images[training, north])).read_bytes())
+    extract(own.config(), "train")
+    leak = {
+        "kind": "view",
+        "held_out": samples.sample_id[held_out],
+        "training": samples.sample_id[training],
+        "value": 1.0,
+    }
+    assert [leak for leak in check_leaks(own.config(), km=0).leaks if leak["kind"] == "view"] == [leak]
+
+
+def test_the_same_embedding_imported_on_both_sides_is_found(config: Config, tmp_path: Path) -> None:
+    held_out, training = one_of_each_part(config)
+    samples = load_samples(config, "train")
+    values = np.random.default_rng(0).normal(size=(*samples.images.shape, 8)).astype(np.float16)
+    values[held_out, 3] = values[training, 0]
+    np.save(tmp_path / "train.npy", values)
+    paths = config.paths.model_copy(update={"cache_dir": tmp_path / "cache"})
+    model = config.model.model_copy(update={"backbone_name": "mine"})
+    config = config.model_copy(update={"paths": paths, "model": model})
+    import_embeddings(config, tmp_path / "train.npy", "train", "mine")
+    found = [leak for leak in check_leaks(config, km=0).leaks if leak["kind"] == "view"]
+    assert [(leak["held_out"], leak["training"]) for leak in found] == [
+        (samples.sample_id[held_out], samples.sample_id[training])
+    ]
+
+
 def test_a_spatial_split_and_spatial_folds_leak_no_place(own: Country) -> None:
     move_next_to_a_training_sample(own)
     random = [check_leaks(own.config(training__folds=3, training__seed=seed)).leaks for seed in range(4)]
@@ -127,3 +181,17 @@ def test_without_a_cache_the_check_says_that_it_compares_places_alone(
     found = check_leaks(own.config(paths__cache_dir="nowhere"))
     assert not found.embeddings
     assert "places alone are compared" in capsys.readouterr().err
+
+
+def test_a_store_of_another_csv_is_an_error_and_one_that_cannot_be_compared_a_warning(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(own.store())
+    values = np.asarray(store.embeddings[:])
+    values[7, 0, 0] = np.nan
+    store.embeddings[:] = values
+    assert not check_leaks(own.config()).embeddings
+    assert "NaN or infinite" in capsys.readouterr().err
+    pd.read_csv(own.train_csv).iloc[::-1].to_csv(own.train_csv, index=False)
+    with pytest.raises(GeoError, match="no longer fits"):
+        check_leaks(own.config())
