@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
 
-.PHONY: demo test check format house clean
+.PHONY: demo test check format house gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
@@ -25,12 +25,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Every test and bench on a GPU, and a table in docs/gpu: docs/benchmarks.md. GPU_PYTHON has the torch that sees it, and keeps it.
+GPU_PYTHON ?= python3
+gpu:
+	@$(GPU_PYTHON) tools/gpu_report.py
+
 # The drawing in CONTRIBUTING.md, from the code.
 house:
 	$(PYTHON) tools/draw_house.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .gpu demo
 
 # timm imports torchvision's transforms, and no torchvision is built for a CPU-only torch of this version. An old one serves without its
 # compiled parts; it stays out of everybody else's sight, since transformers would use it as well.

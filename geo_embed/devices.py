@@ -36,13 +36,20 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return _half_precision()
 
 
 def amp_dtype(device: "torch.device") -> "torch.dtype | None":
     """What training computes in: bfloat16 on a GPU, float16 where it lacks that; None, for float32, on a CPU."""
-    import torch
 
     if device.type == "cpu":
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return _half_precision()
+
+
+def _half_precision() -> "torch.dtype":
+    import torch
+
+    # A card of before 2020 emulates bfloat16, several times slower than float16, and torch counts that as support.
+    supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if supported else torch.float16

@@ -208,14 +208,6 @@ def test_every_random_generator_goes_on_where_it_was() -> None:
         restore_rng(state, {"other": own})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_generators_of_a_gpu_go_on_too() -> None:
-    state = capture_rng()
-    first = torch.rand(3, device="cuda")
-    restore_rng(state)
-    assert torch.equal(torch.rand(3, device="cuda"), first)
-
-
 def test_nothing_is_pickled_and_the_state_is_strict_json(tmp_path: Path) -> None:
     training = Training(fused=False)
     training.run(2)
