@@ -65,7 +65,10 @@ def apart(module: str, function: str, *arguments: str) -> float:
     own = {
         name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
-    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"{function} failed: {why[0]}")
     return float(done.stdout.splitlines()[-1])
 
 
