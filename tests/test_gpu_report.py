@@ -128,6 +128,21 @@ def test_what_is_lacking_comes_as_pinned_and_torch_is_left_alone() -> None:
     assert lacks == ["annotated-types==0.8.0", "numcodecs==0.16.6", "packaging", "typer==0.29.2"]
 
 
+def test_tests_that_take_too_long_still_tell_what_they_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(60)\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(tool, "TESTS", str(tmp_path))
+    *_, quick, ended = [test for test in tool._run_tests(10.0) if "slow" not in test.name]
+    assert (quick.outcome, ended.outcome, ended.note) == ("passed", "failed", "took longer than 10 s")
+
+
+def test_a_bench_without_time_left_is_not_begun() -> None:
+    assert tool._run_bench("store", 0.2) == tool.BenchOutcome("store", 0.0, error="no time was left for it")
+
+
 def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     code, *_ = tool._run([sys.executable, "-c", child], 1.0, stdout=subprocess.PIPE)

@@ -12,6 +12,7 @@ Only the standard library is imported here, since nothing else may be there yet.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,9 @@ def _env() -> dict[str, str]:
 
 # Running
 
+# Seconds that an interrupted process has to end by itself.
+_GRACE = 15
+
 
 def _look() -> dict[str, Any] | None:
     """The card, and the torch that sees it; None where there is none."""
@@ -221,15 +226,31 @@ def _look() -> dict[str, Any] | None:
 
 
 def _run(command: Sequence[str], seconds: float, **options: Any) -> tuple[int | None, str, str]:
-    """Exit code, None where it took longer than `seconds`; stdout and stderr. Nothing of it is left running."""
+    """Exit code, None where it took longer than `seconds`; stdout and stderr. Nothing of it is left running.
+
+    What takes too long is interrupted first, so that pytest can still tell what it had found.
+    """
+    # What a shell starts in the background ignores SIGINT, and so would its children.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        command, cwd=ROOT, env=_env(), text=True, encoding="utf-8", start_new_session=True, **options
+        command,
+        preexec_fn=listen,
+        cwd=ROOT,
+        env=_env(),
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+        **options,
     )
     try:
-        out, err = process.communicate(timeout=max(seconds, 1))
+        out, err = process.communicate(timeout=seconds)
         return process.returncode, out or "", err or ""
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.send_signal(signal.SIGINT)
+            process.wait(_GRACE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         return None, out or "", err or ""
 
@@ -251,9 +272,9 @@ def _run_tests(seconds: float) -> list[TestOutcome]:
         ]
         code, *_ = _run([sys.executable, "-m", "pytest", *options, TESTS], seconds)
         took = time.monotonic() - started
-        if code is None:
-            return [TestOutcome(TESTS, "failed", took, f"took longer than {seconds:.0f} s")]
         outcomes = read_junit(results.read_text(encoding="utf-8")) if results.is_file() else []
+        if code is None:
+            return [*outcomes, TestOutcome(TESTS, "failed", took, f"took longer than {seconds:.0f} s")]
         return outcomes or [TestOutcome(TESTS, "failed", took, f"pytest ended with {code} and ran nothing")]
 
 
@@ -285,6 +306,8 @@ def _spoken(name: str) -> str:
 
 
 def _run_bench(name: str, seconds: float) -> BenchOutcome:
+    if seconds < 1:
+        return BenchOutcome(name, 0.0, error="no time was left for it")
     started = time.monotonic()
     options = [] if name == "store" else ["--device", "cuda"]
     options += ["--samples", str(SAMPLES[name])] if name in SAMPLES else []
