@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from rows import atlas_of, rows_of, tiny
 
-from geo_embed.config import Config, Fusion, HeadKind, Training
+from geo_embed.config import Config, Training
+from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
-from geo_embed.fitting.train import Rows, Trained, train
+from geo_embed.fitting.train import Trained, train
 from geo_embed.prediction.predict import predict_split
+from geo_embed.registry import FUSIONS, HEADS
 from geo_embed.runs.run import load_run
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ PAIRS = (
 
 
 def test_every_fusion_and_kind_of_heads_is_among_the_pairs() -> None:
-    assert {fusion for fusion, _ in PAIRS} == set(get_args(Fusion))
-    assert {kind for _, kind in PAIRS} == set(get_args(HeadKind)) - {"probe"}
+    assert {fusion for fusion, _ in PAIRS} == set(FUSIONS.built_in)
+    assert {kind for _, kind in PAIRS} == set(HEADS.built_in) - {"probe"}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_a_card_shares_a_program_where_it_can(rows: Rows, device: torch.device) 
         assert got.history == wanted.history
 
 
-@pytest.mark.parametrize("kind", get_args(HeadKind))
+@pytest.mark.parametrize("kind", tuple(HEADS.built_in))
 def test_heads_fitted_on_a_card_answer_alike_on_the_cpu(
     country: Country,
     on_card: Config,
