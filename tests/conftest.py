@@ -6,11 +6,12 @@
 - `fitted`: a run over the country, made once; `run` is a copy of it in the test's own runs directory.
 - `geo`: runs a command in a process of its own, in the test's directory.
 - `geo_in`: the same, in any directory; for fixtures that live longer than a test.
-- `nursery`: processes that run a command and can be killed; a module's own.
+- `nursery`: processes that run a command and can be killed.
 - `copy_country`: a copy of the country at any place; for fixtures that live longer than a test.
 
 Every test runs in an empty directory, without `GEO_*` and without a network, so that no geo.toml, run or model of
-this machine can leak in.
+this machine can leak in. Where pytest-xdist runs tests in several processes, what a session makes once is made by the
+first that asks for it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 _hugging_face = tempfile.TemporaryDirectory(prefix="geo-tests-hf-")
 for _name in [name for name in os.environ if name.startswith(("GEO_", "HF_"))]:
@@ -39,15 +41,26 @@ from geo_embed.runs.run import Run, load_run  # noqa: E402
 from geo_embed.synthetic import country as synthetic  # noqa: E402
 
 LOCATIONS = 160
-
-
-GEO = (sys.executable, "-m", "geo_embed")
 Geo = Callable[..., Ran]
 
 
-def _run(
-    directory: Path, *arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] = GEO
-) -> Ran:
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory that `make` fills, once for all processes that share this session's tests."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    directory, whole = root / name, root / f"{name}.whole"
+    with FileLock(root / f"{name}.lock"):
+        if not whole.exists():
+            # Half of it lies there where another process failed.
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            make(directory)
+            whole.touch()
+    return directory
+
+
+def _run(directory: Path, *arguments: object, command: Sequence[str], env: Mapping[str, str] | None) -> Ran:
     done = subprocess.run(
         [*command, *map(str, arguments)],
         cwd=directory,
@@ -67,17 +80,25 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_running(nursery: Nursery) -> Iterator[None]:
+    yield
+    nursery.clear()
+
+
 @pytest.fixture(scope="session")
 def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
-    root = tmp_path_factory.mktemp("country")
-    made = Country(root, root / "backbone")
-    synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
-    synthetic.write_backbone(made.backbone)
     from geo_embed.extraction.extract import extract
 
-    for split in ("train", "test"):
-        extract(made.config(), split)
-    return made
+    def make(root: Path) -> None:
+        made = Country(root, root / "backbone")
+        synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
+        synthetic.write_backbone(made.backbone)
+        for split in ("train", "test"):
+            extract(made.config(), split)
+
+    root = _made_once(tmp_path_factory, "country", make)
+    return Country(root, root / "backbone")
 
 
 @pytest.fixture
@@ -103,8 +124,9 @@ def own(copy_country: Callable[[Path], Country], tmp_path: Path) -> Country:
 def fitted(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from geo_embed.fitting.fit import fit_heads
 
-    work = tmp_path_factory.mktemp("fitted")
-    fit_heads(country.config(work), name="first")
+    work = _made_once(
+        tmp_path_factory, "fitted", lambda work: fit_heads(country.config(work), name="first") and None
+    )
     return work / "runs" / "first"
 
 
@@ -115,19 +137,28 @@ def run(fitted: Path, config: Config) -> Run:
 
 
 @pytest.fixture(scope="session")
-def geo_in() -> Geo:
-    return _run
+def geo_in(nursery: Nursery) -> Geo:
+    """`command` in place of `geo` gives it a process that has imported nothing yet."""
 
-
-@pytest.fixture
-def geo(tmp_path: Path) -> Iterator[Geo]:
-    def run(*arguments: object, env: Mapping[str, str] | None = None, command: Sequence[str] = GEO) -> Ran:
-        return _run(tmp_path, *arguments, env=env, command=command)
+    def run(
+        directory: Path,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+    ) -> Ran:
+        if command is not None:
+            return _run(directory, *arguments, command=command, env=env)
+        return nursery.start_in(directory, *arguments, environment=env).end()
 
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def geo(geo_in: Geo, tmp_path: Path) -> Geo:
+    return partial(geo_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     made = Nursery()
     yield made

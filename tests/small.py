@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,60 +226,112 @@ if os.geteuid() == 0:
     assert libc.capset(ctypes.byref(header), data) == 0
 """
 
+
+def hear_signals() -> None:
+    """For a process that begins: end at Ctrl-C and SIGTERM, though a shell has its background jobs ignore them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 _NURSERY = """
-import json, os, sys
+import atexit, json, os, signal, sys, threading
 import google_crc32c, pandas, simplejpeg, torch, xxhash, zarr
 import geo_embed.cache.tidy, geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction.submission
 from geo_embed.cli import main
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 for line in sys.stdin:
-    arguments, directory, before = json.loads(line)
+    what, job = json.loads(line)
+    if what == "wait for":
+        print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), flush=True)
+        continue
     child = os.fork()
     if child == 0:
-        os.chdir(directory)
-        for number, name in ((1, "out.txt"), (2, "err.txt")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        exec(before)
-        main(arguments)
+        # As Python begins, whatever this process was begun with: a shell has its background jobs ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.chdir(job["directory"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number in (1, 2):
+            os.dup2(os.open(job["streams"][number - 1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        sys.argv = ["geo", *job["arguments"]]
+        exec(job["before"])
+        try:
+            main(job["arguments"])
+        except SystemExit as end:
+            # Python's own end, less the two seconds in which it takes everything imported apart.
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
     print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 class Nursery:
     """Processes that run `geo …` while the test goes on, to be killed, stopped or starved.
 
-    They are forks of one process that has imported everything, so that each is at work within a moment.
+    They are forks of a process that has imported everything, so that each is at work within a moment. It is there from
+    the first command on.
     """
 
     def __init__(self) -> None:
-        self._parent = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._parent: subprocess.Popen[str] | None = None
+        self._streams = tempfile.TemporaryDirectory(prefix="geo-tests-streams-")
+        self._running: list[Running] = []
 
-        self._last: Running | None = None
-
-    def close(self) -> None:
-        self._clear()
-        self._parent.communicate(timeout=120)
-
-    def _clear(self) -> None:
-        """End what a failed test left running."""
-        if self._last is not None and not self._last.ended:
-            self._last.signal(signal.SIGKILL)
-            self._last.end()
-
-    def start(self, small: Small, *arguments: object, before: str = "") -> Running:
-        """Begin a command over a small country; `before` is Python that the process runs first."""
-        self._clear()
+    def _ask(self, what: str, job: object) -> int:
+        if self._parent is None:
+            self._parent = subprocess.Popen(
+                [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
-        job = ([*small.options(), *map(str, arguments)], str(small.root), before)
-        self._parent.stdin.write(json.dumps(job) + "\n")
+        self._parent.stdin.write(json.dumps([what, job]) + "\n")
         self._parent.stdin.flush()
-        self._last = Running(int(self._parent.stdout.readline()), small.root, self._parent.stdout.readline)
-        return self._last
+        return int(self._parent.stdout.readline())
+
+    def close(self) -> None:
+        self.clear()
+        if self._parent is not None:
+            self._parent.kill()
+            self._parent.communicate()
+        self._streams.cleanup()
+
+    def clear(self) -> None:
+        """End what a test left running."""
+        while self._running:
+            process = self._running.pop()
+            if not process.ended:
+                process.signal(signal.SIGKILL)
+                process.end()
+
+    def start_in(
+        self,
+        directory: Path,
+        *arguments: object,
+        before: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Running:
+        """Begin a command in a directory; `before` is Python that the process runs first."""
+        streams = [Path(self._streams.name, f"{len(self._running)}.{name}") for name in ("out", "err")]
+        job = {
+            "directory": str(directory),
+            "arguments": [str(argument) for argument in arguments],
+            "before": before,
+            "streams": [str(path) for path in streams],
+            "environment": os.environ | (environment or {}),
+        }
+        pid = self._ask("start", job)
+        self._running.append(Running(pid, *streams, lambda: self._ask("wait for", pid)))
+        return self._running[-1]
+
+    def start(self, small: Small, *arguments: object, before: str = "") -> Running:
+        """Begin a command over a small country, in its directory."""
+        return self.start_in(small.root, *small.options(), *arguments, before=before)
 
     def run(self, small: Small, *arguments: object, before: str = "") -> Ran:
         """The same, and wait for its end."""
@@ -288,23 +341,36 @@ class Nursery:
 class Running:
     """A command at work."""
 
-    def __init__(self, pid: int, root: Path, exit_code: Callable[[], str]) -> None:
+    def __init__(self, pid: int, out: Path, err: Path, exit_code: Callable[[], int]) -> None:
         self.pid, self.ended = pid, False
-        self._root, self._exit_code = root, exit_code
+        self._out, self._err, self._exit_code = out, err, exit_code
 
     def wait_for(self, seen: Callable[[], bool]) -> bool:
         """True once `seen`, False where the process ended before. Looks closely: it may be there for a moment only."""
         deadline = time.monotonic() + 120
         while not seen():
-            if not Path(f"/proc/{self.pid}").exists() or time.monotonic() > deadline:
+            if self._is_over() or time.monotonic() > deadline:
                 return False
         return True
+
+    def _is_over(self) -> bool:
+        """Whether the process has ended, waited for or not."""
+        try:
+            return (
+                Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                == "Z"
+            )
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    def err(self) -> str:
+        """What it has told so far."""
+        return self._err.read_text(encoding="utf-8")
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def end(self) -> Ran:
-        code, self.ended = int(self._exit_code()), True
-        texts = [(self._root / name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt")]
-        return Ran(code, *texts)
+        code, self.ended = self._exit_code(), True
+        return Ran(code, self._out.read_text(encoding="utf-8"), self.err())

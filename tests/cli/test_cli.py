@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+from small import Small, hear_signals
 
 if TYPE_CHECKING:
     from conftest import Country, Geo, Ran
@@ -300,34 +301,37 @@ def test_submission_validate_says_no_with_3_and_its_findings_on_stdout(
 # ---------------------------------------------------------------- 130: interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupt_ends_with_130_and_what_is_committed_stays(own: Country, number: int) -> None:
+def test_ctrl_c_ends_with_130_and_what_is_committed_stays(country: Country, tmp_path: Path) -> None:
+    """A process begun as a user begins it; faults/test_kill.py has SIGTERM, and the store to the last bit."""
     from geo_embed.extraction.extract import extract
 
-    shutil.rmtree(own.cache)
-    slow = ["--set", "inference.chunk_rows=2", "--set", "tracking.progress_seconds=0.000001"]
-    command = [*own.options(), *slow, "extract", "--split", "train", "--batch-size", "1", "--workers", "1"]
+    few = Small.cut(country, tmp_path / "few", train=40)
     process = subprocess.Popen(
-        [sys.executable, "-m", "geo_embed", *command],
+        [
+            *(sys.executable, "-m", "geo_embed", *few.options()),
+            *("--set", "tracking.progress_seconds=0.000001", "extract", "--split", "train"),
+            *("--batch-size", "1", "--workers", "1"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_signals,
     )
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if re.search(r"extract train: [3-9]\d of 512", line):
+            if re.search(r"extract train: [3-9]\d of 160", line):
                 break
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
-    again = extract(own.config(), "train")
-    assert 24 <= again.reused < 512
-    assert again.reused + again.computed == 512
+    again = extract(few.config(), "train")
+    assert 24 <= again.reused < 160
+    assert again.reused + again.computed == 160
 
 
 # ---------------------------------------------------------------- help
