@@ -18,13 +18,17 @@ DINOv3's processor makes floats before it resizes; pixels here are resized as by
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.errors import GeoError
 from geo_embed.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 if TYPE_CHECKING:
     import torch
@@ -439,3 +443,19 @@ TIMM = Family(
     dim=_timm_dim,
 )
 FAMILIES = (CLIP, SIGLIP, SIGLIP2, DINOV2, DINOV2_REGISTERS, DINOV3, TIMM)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load reports and progress bars off people's screens."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

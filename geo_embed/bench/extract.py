@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.backbones.backbone import Backbone, quiet_transformers
+from geo_embed.backbones.backbone import Backbone
+from geo_embed.backbones.families import quiet_transformers
+from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config
@@ -182,7 +184,7 @@ def _preprocessing(data: list[bytes], backbone: Path) -> list[Measurement]:
     with quiet_transformers():
         whole = CLIPImageProcessorPil.from_pretrained(backbone)
         part = CLIPImageProcessorPil.from_pretrained(backbone, do_rescale=False, do_normalize=False)
-    spec = backbones.read_preprocessing(backbone, exact=False)
+    spec = read_preprocessing(backbone, exact=False)
     out = torch.empty(1, 3, spec.height, spec.width)
 
     def per_second(action: Callable[[bytes], object]) -> Callable[[], float]:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.backbones.backbone import quiet_transformers
+from geo_embed.backbones.families import quiet_transformers
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config

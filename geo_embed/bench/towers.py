@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from geo_embed.backbones.backbone import quiet_transformers
+from geo_embed.backbones.families import quiet_transformers
 
 VIT_B_32 = {
     "hidden_size": 768,

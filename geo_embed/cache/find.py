@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.preprocessing import read_preprocessing
+from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
 from geo_embed.config import Config
 from geo_embed.data.samples import Samples
@@ -98,9 +99,9 @@ def _wanted(config: Config) -> dict[str, Any]:
         wanted |= {"dtype": model.dtype, "stored": stored_dtype(model.dtype)}
     # The name decides only where the weights themselves can't.
     with contextlib.suppress(GeoError):
-        directory = backbones.find_backbone(model.backbone_name, download=False)
-        wanted["weights_sha256"] = backbones.hash_weights(directory)
-        wanted["preprocessing"] = backbones.read_preprocessing(directory, exact=model.exact).to_dict()
+        directory = find_backbone(model.backbone_name, download=False)
+        wanted["weights_sha256"] = hash_weights(directory)
+        wanted["preprocessing"] = read_preprocessing(directory, exact=model.exact).to_dict()
     return wanted
 
 
@@ -123,11 +124,11 @@ def store_attributes(config: Config, directory: Path, dtype: "torch.dtype") -> d
     """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
     model = config.model
     made_by = {
-        "weights_sha256": backbones.hash_weights(directory),
-        "preprocessing": backbones.read_preprocessing(directory, exact=model.exact).to_dict(),
+        "weights_sha256": hash_weights(directory),
+        "preprocessing": read_preprocessing(directory, exact=model.exact).to_dict(),
         "feature": model.feature,
         "view_names": list(model.view_names),
         "dtype": str(dtype).removeprefix("torch."),
         "stored": stored_dtype(model.dtype),
     }
-    return {"backbone": model.backbone_name, "fingerprint": backbones.fingerprint(made_by)} | made_by
+    return {"backbone": model.backbone_name, "fingerprint": fingerprint_of(made_by)} | made_by

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.weights import fingerprint_of
 from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import (
     MISSING,
@@ -306,7 +307,7 @@ def import_embeddings(
         "stored": stored,
         "dim": values.shape[2],
     }
-    fingerprint = backbones.fingerprint(made_by)
+    fingerprint = fingerprint_of(made_by)
     path = store_path(config.paths.cache_dir, name, fingerprint, split)
     source = {"source": file.name, "source_sha256": file_sha256(file)}
     attrs = made_by | source | {"fingerprint": fingerprint, "feature": None, "weights_sha256": None}

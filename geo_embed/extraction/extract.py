@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
+from geo_embed.backbones.preprocessing import read_preprocessing
+from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
 from geo_embed.cache.store import (
     MISSING,
@@ -139,7 +141,7 @@ def extract(config: Config, split: str, *, limit: int | None = None) -> Extracti
     started = time.monotonic()
     samples = load_samples(config, split)
     device = pick_device(config.model.device)
-    directory = backbones.find_backbone(config.model.backbone_name)
+    directory = find_backbone(config.model.backbone_name)
     attrs = store_attributes(config, directory, pick_dtype(config.model.dtype, device))
     path = store_path(config.paths.cache_dir, config.model.backbone_name, attrs["fingerprint"], split)
     last = len(samples) if limit is None else min(limit, len(samples))
@@ -301,8 +303,8 @@ def _run(config: Config, store: Store, samples: Samples, last: int) -> Extractio
 
 def _fill(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
     device = pick_device(config.model.device)
-    directory = backbones.find_backbone(config.model.backbone_name)
-    spec = backbones.read_preprocessing(directory, exact=config.model.exact)
+    directory = find_backbone(config.model.backbone_name)
+    spec = read_preprocessing(directory, exact=config.model.exact)
     started = time.monotonic()
     result = Extraction(store.split, store.path, store.fingerprint, *store.shape)
     sources = _gather_sources(store.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, missing_images, text_ids
@@ -64,8 +64,8 @@ def _backbone_name(config: Config, run: Run) -> str:
     asked = config.model.backbone_name
     for name in dict.fromkeys((asked, run.config.model.backbone_name)):
         with suppress(GeoError):
-            directory = backbones.find_backbone(name, download=False)
-            if backbones.hash_weights(directory) == run.provenance["store"]["weights_sha256"]:
+            directory = find_backbone(name, download=False)
+            if hash_weights(directory) == run.provenance["store"]["weights_sha256"]:
                 return name
     return asked
 

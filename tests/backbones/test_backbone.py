@@ -20,19 +20,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from geo_embed.backbones.backbone import (
-    Backbone,
-    embed,
-    embedding_dim,
-    find_backbone,
-    fingerprint,
-    freeze,
-    hash_weights,
-    load_backbone,
-    quiet_transformers,
-    read_preprocessing,
-    unfreeze,
-)
+from geo_embed.backbones.backbone import Backbone, embed, embedding_dim, freeze, load_backbone, unfreeze
+from geo_embed.backbones.families import quiet_transformers
+from geo_embed.backbones.preprocessing import read_preprocessing
+from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.cache.find import store_attributes
 from geo_embed.config import Config, Model
 from geo_embed.devices import count_parameters, pick_device, pick_dtype
@@ -243,17 +234,17 @@ def test_another_precision_on_disk_is_other_weights(tower: Path) -> None:
 
 def test_a_fingerprint_is_16_hex_digits_of_everything_and_of_no_order() -> None:
     fields = {"weights_sha256": "ab", "dtype": "float32", "preprocessing": {"height": 336}}
-    first = fingerprint(fields)
+    first = fingerprint_of(fields)
     assert len(first) == 16
     assert int(first, 16) >= 0
-    assert fingerprint(dict(reversed(fields.items()))) == first
+    assert fingerprint_of(dict(reversed(fields.items()))) == first
     others = [
         {"weights_sha256": "ac"},
         {"dtype": "bfloat16"},
         {"preprocessing": {"height": 224}},
         {"more": 1},
     ]
-    assert len({first, *(fingerprint(fields | other) for other in others)}) == 5
+    assert len({first, *(fingerprint_of(fields | other) for other in others)}) == 5
 
 
 GOLDEN = {

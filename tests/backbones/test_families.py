@@ -24,15 +24,14 @@ from geo_embed.backbones.backbone import (
     embed,
     embedding_dim,
     freeze,
-    hash_weights,
     layer_groups,
     load_backbone,
-    quiet_transformers,
-    read_preprocessing,
     save_backbone,
     unfreeze,
 )
-from geo_embed.backbones.families import FAMILIES, family_of, mlp_tensors
+from geo_embed.backbones.families import FAMILIES, family_of, mlp_tensors, quiet_transformers
+from geo_embed.backbones.preprocessing import read_preprocessing
+from geo_embed.backbones.weights import hash_weights
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import read_store
 from geo_embed.config import Model

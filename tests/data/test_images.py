@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from small import encode
 from transformers import CLIPImageProcessorPil
 
-from geo_embed.backbones.backbone import read_preprocessing
+from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.data.images import (
     MAX_PIXELS,
     Pixels,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small import Small
 
-from geo_embed.backbones.backbone import read_preprocessing
+from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.data import images
 from geo_embed.data.loader import read_batches
 from geo_embed.data.samples import Samples, load_samples

@@ -15,6 +15,7 @@ from small import VIEWS, Small, command, content
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.weights import hash_weights
 from geo_embed.cache.store import OK, PENDING, open_store, read_store
 from geo_embed.extraction.extract import extract
 
@@ -193,7 +194,7 @@ def test_the_store_records_what_made_it(small: Small) -> None:
     done = extract(small.config(), "train")
     attrs = json.loads((done.store / "zarr.json").read_text())["attributes"]
     assert attrs["fingerprint"] == done.fingerprint
-    assert attrs["weights_sha256"] == backbones.hash_weights(small.backbone)
+    assert attrs["weights_sha256"] == hash_weights(small.backbone)
     assert attrs["dtype"] == "float32"
     assert attrs["preprocessing"]["resize"] == "torch"
     assert {"backbone", "feature", "view_names", "versions", "format_version"} <= attrs.keys()
