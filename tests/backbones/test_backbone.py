@@ -23,7 +23,7 @@ from transformers import (
 from geo_embed.backbones.backbone import Backbone, embed, embedding_dim, freeze, load_backbone, unfreeze
 from geo_embed.backbones.families import quiet_transformers
 from geo_embed.backbones.preprocessing import read_preprocessing
-from geo_embed.backbones.weights import find_backbone, hash_weights
+from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.find import store_attributes
 from geo_embed.config import Config, Model
 from geo_embed.devices import count_parameters, pick_device, pick_dtype
