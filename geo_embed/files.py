@@ -84,14 +84,15 @@ def is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def lock(path: Path, *, busy: str, where: Path, hint: str) -> Iterator[None]:
-    """Hold a lock file while the block runs. The kernel lets go of a dead holder's; the file stays, with no holder in it.
+def lock(path: Path, *, busy: str, where: Path, hint: str, keep: bool = True) -> Iterator[None]:
+    """Hold a lock file while the block runs. The kernel lets go of a dead holder's.
 
     Args:
         path: the lock file; its folder is made.
         busy: what to say of another holder, as in "another extraction is writing to this store".
         where: what is locked, for people.
         hint: what to do about the other holder.
+        keep: whether the file stays afterwards, with no holder in it.
 
     Raises:
         GeoError: somebody else holds it, by process, host and time; or the file can't be written.
@@ -112,8 +113,12 @@ def lock(path: Path, *, busy: str, where: Path, hint: str) -> Iterator[None]:
             path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         yield
     finally:
+        # Who has opened the file meanwhile finds, once it has its lock, that it has no name any more, and opens the next one.
         with suppress(OSError):
-            path.write_text("")
+            if keep:
+                path.write_text("")
+            else:
+                path.unlink()
         handle.release()
 
 

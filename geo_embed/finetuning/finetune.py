@@ -1,7 +1,5 @@
-"""Stage 3: from a run's heads and pictures to a run with a backbone of its own, in one command that can be begun again."""
+"""Stage 3: from a run's heads and images to a run with a backbone of its own, in one command that can be begun again."""
 
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,13 +18,14 @@ from geo_embed.config import Config
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, restore_replaced
+from geo_embed.files import file_sha256, is_locked, lock, restore_replaced
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
-from geo_embed.finetuning.loop import State, train_unfrozen
+from geo_embed.finetuning.loop import Progress, train_unfrozen
 from geo_embed.finetuning.model import GeoModel
-from geo_embed.finetuning.prepare import fit_own_heads, own_config, prepare
-from geo_embed.finetuning.task import Task, answer
+from geo_embed.finetuning.prepare import fit_initial_heads, merge_config, prepare
+from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team, join_team
+from geo_embed.finetuning.validate import predict_val
 from geo_embed.metrics import final_metrics
 from geo_embed.runs.run import (
     Run,
@@ -44,7 +43,7 @@ from geo_embed.runs.run import (
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What `finetune` made.
+    """A run that `finetune` made.
 
     Attributes:
         samples_per_second: of the steps since this start, without the first, in which memory is found and code compiled, and
@@ -68,7 +67,7 @@ def finetune(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> Finetuned:
-    """Train backbone, fusion and heads from pictures, starting where a run's heads stand.
+    """Train backbone, fusion and heads from images, starting where a run's heads stand.
 
     An unfinished training of the same name and settings goes on from its last checkpoint.
 
@@ -80,7 +79,7 @@ def finetune(
         overwrite: replace a run, or an unfinished training, of this name.
 
     Raises:
-        GeoError: no pictures, no backbone, heads that don't fit; a first validation that differs from the run's cached score;
+        GeoError: no images, no backbone, heads that don't fit; a first validation that differs from the run's cached score;
             a loss that stays NaN; a full disk. The last checkpoint is kept.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
@@ -90,7 +89,7 @@ def finetune(
         with join_team(config.model.device) as team:
             if team.first:
                 restore_replaced(runs)
-            name = team.agree(
+            name = team.broadcast(
                 (name or _unfinished(config, runs, init, limit) or new_run_name(runs, "finetune"))
                 if team.first
                 else None
@@ -99,13 +98,13 @@ def finetune(
             if is_run(directory) or not checkpoints_dir(directory).is_dir():
                 check_new_name(runs, name, overwrite=overwrite)
             if init is None and team.first:
-                fit_own_heads(config, f"{name}-heads", overwrite=overwrite)
+                fit_initial_heads(config, f"{name}-heads", overwrite=overwrite)
             team.wait()
             task = prepare(config, load_run(runs, init or f"{name}-heads"), directory, limit, team)
-            with _only_one(directory, team, afresh=overwrite):
+            with _one_writer(directory, team, afresh=overwrite):
                 team.wait()
-                model, work = train_unfrozen(task, _settings(task.config, task.run, limit))
-                val = _write(task, model, work.state, started)
+                model, state = train_unfrozen(task, _settings(task.config, task.run, limit))
+                val = _write(task, model, state.progress, started)
     except torch.OutOfMemoryError as error:
         raise GeoError(
             f"out of memory: {error}".splitlines()[0],
@@ -115,17 +114,17 @@ def finetune(
     return Finetuned(
         name,
         time.monotonic() - started,
-        len(work.state.history),
+        len(state.progress.history),
         val,
         backbone_dir(directory),
-        work.state.frozen_score,
-        work.samples / work.seconds if work.samples else None,
+        state.progress.frozen_score,
+        state.samples / state.seconds if state.samples else None,
     )
 
 
 @contextmanager
-def _only_one(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
-    """Hold the directory of a training, emptied first if it is to begin afresh. The kernel lets go of a dead holder's.
+def _one_writer(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
+    """Hold the directory of a training, emptied first if it is to begin afresh.
 
     Raises:
         GeoError: another process trains there.
@@ -133,41 +132,29 @@ def _only_one(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
     if not team.first:
         yield
         return
-    with disk_errors(directory):
-        checkpoints_dir(directory).mkdir(parents=True, exist_ok=True)
-    if _is_busy(directory):
-        raise GeoError(
-            "another process is training this run now",
-            where=directory,
-            hint="wait until it is done, or choose another --name",
-        )
-    if afresh:
+    with lock(
+        _lock_file(directory),
+        busy="another process is training this run now",
+        where=directory,
+        hint="wait until it is done, or choose another --name",
+        keep=False,
+    ):
         with disk_errors(directory):
-            shutil.rmtree(directory)
-            checkpoints_dir(directory).mkdir(parents=True)
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with disk_errors(directory):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-        # Where nothing was saved, nothing is left.
-        with suppress(OSError):
-            checkpoints_dir(directory).rmdir()
-            directory.rmdir()
+            if afresh and directory.exists():
+                shutil.rmtree(directory)
+            checkpoints_dir(directory).mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            # Where nothing was saved, nothing is left.
+            with suppress(OSError):
+                checkpoints_dir(directory).rmdir()
+                directory.rmdir()
 
 
-def _is_busy(directory: Path) -> bool:
-    """Whether another process trains there now."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+def _lock_file(directory: Path) -> Path:
+    """Beside the directory, which a finished run replaces."""
+    return directory.with_name(f".{directory.name}.lock")
 
 
 def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
@@ -193,31 +180,28 @@ def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
 def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None) -> str | None:
     """The name of a training that was interrupted with these very settings, the newest first."""
     for path in unfinished_runs(runs):
-        if _is_busy(path):
+        if is_locked(_lock_file(path)):
             continue
         try:
             latest = latest_checkpoint(checkpoints_dir(path))
             run = load_run(runs, init or f"{path.name}-heads")
-            own = own_config(config, run)
-            if latest and read_state(latest)["settings"] == _settings(own, run, limit):
+            settings = _settings(merge_config(config, run), run, limit)
+            if latest and read_state(latest)["settings"] == settings:
                 return path.name
         except GeoError:
             continue
     return None
 
 
-def _write(task: Task, model: GeoModel, state: State, started: float) -> dict[str, Any]:
+def _write(task: Task, model: GeoModel, progress: Progress, started: float) -> dict[str, Any]:
     """The run, in place of its checkpoints; and its scores."""
-    config, truth = task.config, task.data.truth.take(task.held)
-    said = answer(task, model, tta=config.inference.tta)
-    assert said is not None
-    scores = final_metrics(
-        said,
-        truth,
-        groups=resampling_groups(truth.latitude, truth.longitude, config.training),
-    )
+    config, truth = task.config, task.val_truth
+    predictions = predict_val(task, model, tta=config.inference.tta)
+    assert predictions is not None
+    groups = resampling_groups(truth.latitude, truth.longitude, config.training)
+    scores = final_metrics(predictions, truth, groups=groups)
     if task.team.first:
-        _write_files(task, model, state, said, scores, started)
+        _write_files(task, model, progress, predictions, scores, started)
     task.team.wait()
     return scores
 
@@ -225,8 +209,8 @@ def _write(task: Task, model: GeoModel, state: State, started: float) -> dict[st
 def _write_files(
     task: Task,
     model: GeoModel,
-    state: State,
-    said: Predictions,
+    progress: Progress,
+    predictions: Predictions,
     scores: dict[str, Any],
     started: float,
 ) -> None:
@@ -238,7 +222,7 @@ def _write_files(
     store = find_store(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
     provenance = describe_provenance(tuned, store, run.provenance["data"]["sha256"])
     provenance |= {"init": run.name, "seconds": time.monotonic() - started}
-    skipped = sum(int(entry["skipped_steps"] or 0) for entry in state.history)
+    skipped = sum(int(entry["skipped_steps"] or 0) for entry in progress.history)
     with writing_run(config.paths.runs_dir, task.directory.name) as writer:
         written = writer.write_backbone(model.backbone)
         attrs = store_attributes(tuned, written, pick_dtype(config.model.dtype, task.device))
@@ -250,13 +234,12 @@ def _write_files(
         writer.write_heads(model.panel)
         writer.copy_places(run)
         described = {
-            "frozen_score": state.frozen_score,
-            "best_epoch": state.best_epoch,
+            "frozen_score": progress.frozen_score,
+            "best_epoch": progress.best_epoch,
             "skipped_steps": skipped,
         }
         writer.write_metrics({"val": scores, **described})
-        writer.write_history(pd.DataFrame(state.history))
-        truth = task.data.truth.take(task.held)
-        writer.write_predictions("val", said, truth)
-        counts = np.bincount(task.data.labels[task.learnt], minlength=len(run.labels))
+        writer.write_history(pd.DataFrame(progress.history))
+        writer.write_predictions("val", predictions, task.val_truth)
+        counts = np.bincount(task.data.labels[task.train_rows], minlength=len(run.labels))
         writer.write_description(tuned, run.labels, counts, run.prior, provenance)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geo_embed.config import Finetune
-from geo_embed.console import progress, say, warn
+from geo_embed.console import progress as progress_bar
+from geo_embed.console import say, warn
 from geo_embed.devices import amp_dtype
 from geo_embed.errors import GeoError
 from geo_embed.finetuning import sharding
@@ -36,20 +37,18 @@ from geo_embed.finetuning.checkpoint import (
     save_checkpoint,
 )
 from geo_embed.finetuning.lora import is_lora_a, merge_lora
-from geo_embed.finetuning.model import GeoModel
+from geo_embed.finetuning.model import GeoModel, Summary
 from geo_embed.finetuning.prepare import check_first_score
+from geo_embed.finetuning.step import OutOfMemory, accumulate_gradients, read_images
 from geo_embed.finetuning.task import (
-    ORDER,
-    OutOfMemory,
+    ORDER_STREAM,
     Task,
-    accumulate_gradients,
-    batch_size,
-    judge,
-    let_train,
     new_model,
     passes_per_step,
-    read_pixels,
+    samples_per_pass,
+    unfreeze_for,
 )
+from geo_embed.finetuning.validate import validate
 from geo_embed.optim import BETAS, warmup_cosine
 from geo_embed.seeding import get_generator
 
@@ -57,8 +56,20 @@ _MOST_BAD_STEPS = 3
 
 
 @dataclass
-class State:
-    """Where the training stands; with the weights and moments, all that a checkpoint holds."""
+class Progress:
+    """How far a training is; with the weights and moments, all that a checkpoint holds.
+
+    Attributes:
+        step: steps that are done, over all epochs.
+        epoch: epochs that are done.
+        step_rows, pass_rows: samples per step and per pass, of all processes together.
+        frozen_score: on the validation samples, before any step.
+        best_score, best_epoch: of the best epoch so far, counted from 1; 0 is the frozen run.
+        history: a row per epoch.
+        loss, good_steps, skipped_steps: of the epoch under way: the sum of its losses, its steps that counted, and those that
+            were skipped.
+        skipped_in_a_row: steps that were skipped since the last that counted.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -68,7 +79,6 @@ class State:
     best_score: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, float | None]] = field(default_factory=list)
-    # Of the epoch under way: the sum of its losses, its steps that counted, and those that were skipped.
     loss: float = 0.0
     good_steps: int = 0
     skipped_steps: int = 0
@@ -76,110 +86,139 @@ class State:
 
 
 @dataclass
-class Work:
+class TrainingState:
     """What a training changes.
 
     Attributes:
-        names: the model's parameters.
-        average: of each, where there is one.
-        start: what each was before any step, where the result is to lie between.
+        parameters: the model's, by name.
+        average: of each, where there is one (`finetune.ema`).
+        start: what each was before any step, where the result is to lie between (`finetune.wise_ft`).
+        progress: how far it is.
         samples, seconds: what the steps since this start, but the first, saw and took.
         warm: whether there was a first.
     """
 
     model: GeoModel
-    names: dict[str, nn.Parameter]
-    solver: torch.optim.AdamW
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor]
     start: dict[str, Tensor]
-    state: State
+    progress: Progress
     samples: int = 0
     seconds: float = 0.0
     warm: bool = False
 
 
-def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Work]:
-    """Train, or go on training, to the end; the model as it was at its best, and what was done."""
-    team, how = task.team, task.how
-    found = latest_checkpoint(task.checkpoints) if team.first and task.checkpoints.is_dir() else None
-    latest = team.agree(found)
-    model = new_model(task)
-    counts = model.summary()
-    if task.sharded:
-        sharding.shard(model, task.device, team.size)
-    names = dict(model.named_parameters())
-    work = Work(
-        model,
-        names,
-        torch.optim.AdamW(model.parameter_groups(how), betas=BETAS, fused=True),
-        torch.amp.GradScaler(task.device.type, enabled=amp_dtype(task.device) == torch.float16),
-        {key: p.detach().clone() for key, p in names.items()} if how.ema else {},
-        _start(names) if how.wise_ft < 1 else {},
-        State(step_rows=batch_size(task) * passes_per_step(task), pass_rows=batch_size(task)),
-    )
+Save = Callable[..., None]
+
+
+def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, TrainingState]:
+    """Train, or go on training, to the end; the model as it was at its best, and what was done.
+
+    Args:
+        task: what is trained on what.
+        settings: kept in each checkpoint; a training goes on with the very same only.
+
+    Raises:
+        GeoError: other settings than the checkpoint's; a first validation that differs from the run's cached score; a loss
+            that stays NaN; no memory for a single sample; a full disk.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    team, finetune = task.team, task.finetune
+    latest = latest_checkpoint(task.checkpoints) if team.first and task.checkpoints.is_dir() else None
+    latest = team.broadcast(latest)
+    state, counts = _new_state(task)
 
     def save(*, best: bool = False) -> None:
         if task.sharded or team.first:
-            checkpoint = _checkpoint(task, work, settings)
+            checkpoint = _checkpoint(task, state, settings)
         if team.first:
-            save_checkpoint(task.checkpoints, checkpoint, keep_last=how.keep_checkpoints, best=best)
+            save_checkpoint(task.checkpoints, checkpoint, keep_last=finetune.keep_checkpoints, best=best)
 
     with _stopping() as stop:
+        # From the start: images and cache must agree before any step is taken, and the frozen run is the score to beat.
+        # The gallery of a refiner counts in that score, and is forgotten after it: it lies in the frozen backbone's space.
         if latest is None:
             if team.first:
                 say(
                     f"parameters: backbone {counts.backbone:,}, fusion {counts.fusion:,}, heads {counts.heads:,}; "
                     f"{counts.trainable:,} trained"
                 )
-            score = check_first_score(task, model, stop)
+            score = check_first_score(task, state.model, stop)
             if score is not None:
-                work.state.frozen_score = work.state.best_score = score
-            model.forget_gallery()
+                state.progress.frozen_score = state.progress.best_score = score
+            state.model.forget_gallery()
             save()
+        # From a checkpoint: weights, moments, averages and counters as they were.
         else:
-            model.forget_gallery()
+            state.model.forget_gallery()
             loaded = load_checkpoint(latest, "cpu" if task.sharded else task.device)
-            _go_on(task, work, loaded, settings)
-        state = work.state
-        while state.epoch < how.epochs and state.epoch - state.best_epoch < how.patience:
-            let_train(model, how, state.epoch)
-            _learn_epoch(task, work, stop, save)
-            with _as_output(work, how):
-                scores = judge(task, model, stop)
+            _resume(task, state, loaded, settings)
+
+        # Epochs, until there are enough or the score hasn't risen for `patience` of them. Each is validated with the
+        # weights that would be written, and leaves a checkpoint.
+        progress = state.progress
+        while progress.epoch < finetune.epochs and progress.epoch - progress.best_epoch < finetune.patience:
+            unfreeze_for(state.model, finetune, progress.epoch)
+            _train_epoch(task, state, stop, save)
+            with _output_in_place(state, finetune):
+                scores = validate(task, state.model, stop)
             if scores is None:
-                _leave(task, state, save)
+                _interrupt(task, progress, save)
             assert scores is not None
-            save(best=_end_epoch(task, state, scores))
+            save(best=_end_epoch(task, progress, scores))
             if team.any(stop.is_set()):
-                _leave(task, state, save, saved=True)
-    best = _at_its_best(task, work)
-    if how.lora_rank:
-        merge_lora(best.tower)
-    return best, work
+                _interrupt(task, progress, save, saved=True)
+
+    # The best epoch's weights, from its checkpoint; low-rank updates become part of the weights that they belong to.
+    model = _best_model(task, state)
+    if finetune.lora_rank:
+        merge_lora(model.tower)
+    return model, state
 
 
-def _checkpoint(task: Task, work: Work, settings: dict[str, Any]) -> Checkpoint:
+def _new_state(task: Task) -> tuple[TrainingState, Summary]:
+    """The state before any step, in every process, and the counts of the whole model's parameters."""
+    finetune = task.finetune
+    model = new_model(task)
+    counts = model.summary()
+    if task.sharded:
+        sharding.shard(model, task.device, task.team.size)
+    parameters = dict(model.named_parameters())
+    state = TrainingState(
+        model,
+        parameters,
+        torch.optim.AdamW(model.parameter_groups(finetune), betas=BETAS, fused=True),
+        torch.amp.GradScaler(task.device.type, enabled=amp_dtype(task.device) == torch.float16),
+        {key: p.detach().clone() for key, p in parameters.items()} if finetune.ema else {},
+        _wise_ft_start(parameters) if finetune.wise_ft < 1 else {},
+        Progress(step_rows=samples_per_pass(task) * passes_per_step(task), pass_rows=samples_per_pass(task)),
+    )
+    return state, counts
+
+
+def _checkpoint(task: Task, state: TrainingState, settings: dict[str, Any]) -> Checkpoint:
     """All that the next step depends on, whole; of a divided model in the first process only, with the others' help."""
-    moments, described = optimizer_tensors(work.solver, work.names)
-    tensors = {f"model/{key}": value for key, value in work.model.state_dict().items()} | moments
-    tensors |= {f"average/{key}": value for key, value in work.average.items()}
+    moments, described = optimizer_tensors(state.optimizer, state.parameters)
+    tensors = {f"model/{key}": value for key, value in state.model.state_dict().items()} | moments
+    tensors |= {f"average/{key}": value for key, value in state.average.items()}
     if task.sharded:
         # One at a time, and out of the device's memory, which needn't hold them all.
         each = ((key, sharding.whole(value)) for key, value in tensors.items())
         tensors = {key: value.cpu() for key, value in each if task.team.first}
     content = {
         "settings": settings,
-        "training": dataclasses.asdict(work.state),
+        "training": dataclasses.asdict(state.progress),
         "optimizer": described,
-        "scaler": work.scaler.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "rng": capture_rng(),
     }
-    return Checkpoint(work.state.step, tensors, content)
+    return Checkpoint(state.progress.step, tensors, content)
 
 
-def _go_on(task: Task, work: Work, loaded: Checkpoint, settings: dict[str, Any]) -> None:
-    """Stand where a checkpoint stands."""
+def _resume(task: Task, state: TrainingState, loaded: Checkpoint, settings: dict[str, Any]) -> None:
+    """Stand where a checkpoint stands. Raises GeoError where it was made with other settings."""
     saved = loaded.state["settings"]
     if saved != settings:
         changed = [key for key, value in settings.items() if saved.get(key) != value]
@@ -188,114 +227,135 @@ def _go_on(task: Task, work: Work, loaded: Checkpoint, settings: dict[str, Any])
             where=task.directory,
             hint="give it the same ones, choose another --name, or start it again with --overwrite",
         )
-    work.state = State(**loaded.state["training"])
+    state.progress = Progress(**loaded.state["training"])
     tensors = {
-        key: sharding.divide(value, work.names.get(_owner(key))) for key, value in loaded.tensors.items()
+        key: sharding.divide(value, state.parameters.get(_owner(key)))
+        for key, value in loaded.tensors.items()
     }
-    work.model.load_state_dict(_named(tensors, "model/"))
-    load_optimizer_tensors(work.solver, work.names, tensors, loaded.state["optimizer"])
-    work.scaler.load_state_dict(loaded.state["scaler"])
-    work.average = _named(tensors, "average/")
+    state.model.load_state_dict(_below(tensors, "model/"))
+    load_optimizer_tensors(state.optimizer, state.parameters, tensors, loaded.state["optimizer"])
+    state.scaler.load_state_dict(loaded.state["scaler"])
+    state.average = _below(tensors, "average/")
     restore_rng(loaded.state["rng"])
     if task.team.first:
-        say(f"going on from step {work.state.step:,}, epoch {work.state.epoch + 1}")
+        say(f"going on from step {state.progress.step:,}, epoch {state.progress.epoch + 1}")
 
 
-def _leave(task: Task, state: State, save: Callable[[], None], *, saved: bool = False) -> None:
+def _interrupt(task: Task, progress: Progress, save: Save, *, saved: bool = False) -> None:
     """End, because somebody asked for it, with everything saved."""
     if not saved:
         save()
     if task.team.first:
-        warn(f"interrupted: {state.step:,} steps are done and saved; the same command goes on from there")
+        warn(f"interrupted: {progress.step:,} steps are done and saved; the same command goes on from there")
     raise KeyboardInterrupt
 
 
-def _learn_epoch(task: Task, work: Work, stop: threading.Event, save: Callable[[], None]) -> None:
+def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: Save) -> None:
     """The steps of an epoch that are still to be done."""
-    team, state, n = task.team, work.state, len(task.learnt)
-    per_epoch = -(-n // state.step_rows)
-    drawn = torch.randperm(n, generator=get_generator(task.config.training.seed, ORDER, state.epoch))
-    order = task.learnt[drawn.numpy()]
-    steps = [order[start : start + state.step_rows] for start in range(0, n, state.step_rows)]
-    begun = state.epoch * per_epoch
+    team, progress, n = task.team, state.progress, len(task.train_rows)
+    # The epoch's order follows from the seed and its number, and so does each step's part of the samples: whoever goes
+    # on in the middle of an epoch finds the same steps.
+    steps_per_epoch = -(-n // progress.step_rows)
+    drawn = torch.randperm(n, generator=get_generator(task.seed, ORDER_STREAM, progress.epoch))
+    order = task.train_rows[drawn.numpy()]
+    steps = [order[start : start + progress.step_rows] for start in range(0, n, progress.step_rows)]
+    first = progress.epoch * steps_per_epoch
+    end = first + steps_per_epoch
+    total = steps_per_epoch * task.finetune.epochs
     saved_at = time.monotonic()
-    work.model.train()
+    state.model.train()
     every = task.config.tracking.progress_seconds
-    with progress(f"epoch {state.epoch + 1}", begun + per_epoch - state.step, "steps", every) as advance:
-        while state.step < begun + per_epoch:
-            left = steps[state.step - begun :]
-            passes = [team.passes(rows, state.pass_rows) for rows in left]
+    with progress_bar(f"epoch {progress.epoch + 1}", end - progress.step, "steps", every) as advance:
+        # Once around, but for each time that memory runs out: the step at work is begun again, in smaller passes.
+        while progress.step < end:
+            remaining = steps[progress.step - first :]
+            passes = [team.passes(rows, progress.pass_rows) for rows in remaining]
             try:
-                with read_pixels(task, work.model, [one for own in passes for one in own]) as pictures:
-                    for rows, own in zip(left, passes, strict=True):
+                with read_images(
+                    task, state.model, [share for shares in passes for share in shares]
+                ) as batches:
+                    for rows, shares in zip(remaining, passes, strict=True):
                         began = time.perf_counter()
-                        loss = accumulate_gradients(task, work.model, work.scaler, state.step, pictures, own)
-                        _apply(task, work, loss, rows, per_epoch * task.how.epochs)
-                        if work.warm:
-                            work.samples += len(rows)
-                            work.seconds += time.perf_counter() - began
-                        work.warm = True
-                        state.step += 1
+                        loss = accumulate_gradients(
+                            task, state.model, state.scaler, progress.step, batches, shares
+                        )
+                        _optimizer_step(task, state, loss, rows, total)
+                        if state.warm:
+                            state.samples += len(rows)
+                            state.seconds += time.perf_counter() - began
+                        state.warm = True
+                        progress.step += 1
                         advance(1)
                         if team.any(stop.is_set()):
-                            _leave(task, state, save)
-                        if team.any(time.monotonic() - saved_at > 60 * task.how.checkpoint_minutes):
+                            _interrupt(task, progress, save)
+                        if team.any(time.monotonic() - saved_at > 60 * task.finetune.checkpoint_minutes):
                             save()
                             saved_at = time.monotonic()
             except OutOfMemory:
-                _halve_passes(task, state)
+                _halve_passes(task, progress)
 
 
-def _apply(task: Task, work: Work, loss: float, rows: NDArray[np.int64], steps: int) -> None:
-    """One step along the gradients, unless there is something wrong with them."""
-    how, state, solver, scaler = task.how, work.state, work.solver, work.scaler
+def _optimizer_step(
+    task: Task, state: TrainingState, loss: float, rows: NDArray[np.int64], steps: int
+) -> None:
+    """One step along the gradients, unless there is something wrong with them.
+
+    Args:
+        loss: of the step.
+        rows: of its samples.
+        steps: of the whole training.
+    """
+    finetune, progress, optimizer, scaler = task.finetune, state.progress, state.optimizer, state.scaler
     good = math.isfinite(loss)
     if good:
-        scaler.unscale_(solver)
-        norm = sharding.whole(nn.utils.clip_grad_norm_(work.names.values(), how.clip_norm, foreach=True))
+        scaler.unscale_(optimizer)
+        norm = sharding.whole(
+            nn.utils.clip_grad_norm_(state.parameters.values(), finetune.clip_norm, foreach=True)
+        )
         # With float16, gradients overflow now and then; the scaler then skips the step, and lowers its scale.
         good = scaler.is_enabled() or bool(norm.isfinite())
     if good:
-        factor = warmup_cosine(state.step, steps, how.warmup)
-        for group in solver.param_groups:
+        factor = warmup_cosine(progress.step, steps, finetune.warmup)
+        for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        scaler.step(solver)
+        scaler.step(optimizer)
         scaler.update()
-        state.skipped_in_a_row = 0
-        state.loss += loss
-        state.good_steps += 1
+        progress.skipped_in_a_row = 0
+        progress.loss += loss
+        progress.good_steps += 1
         with torch.no_grad():
-            for key, mean in work.average.items():
-                mean.lerp_(work.names[key], 1 - how.ema)
+            for key, mean in state.average.items():
+                mean.lerp_(state.parameters[key], 1 - finetune.ema)
     else:
-        _skip_step(task, state, rows)
-    solver.zero_grad(set_to_none=True)
+        _skip_step(task, progress, rows)
+    optimizer.zero_grad(set_to_none=True)
 
 
-def _halve_passes(task: Task, state: State) -> None:
+def _halve_passes(task: Task, progress: Progress) -> None:
     """Less at once, more often: a step's samples, and what they are changed to, stay the same."""
-    if state.pass_rows <= task.team.size:
+    if progress.pass_rows <= task.team.size:
         raise GeoError(
             "out of memory even with one sample per pass",
             where="finetune.batch_size",
             hint="use --set finetune.checkpointing=true, or fewer finetune.last_layers",
         )
-    state.pass_rows = -(-state.pass_rows // 2)
+    progress.pass_rows = -(-progress.pass_rows // 2)
     if task.team.first:
         warn(
-            f"out of memory: {state.pass_rows} samples per pass from now on, "
-            f"{-(-state.step_rows // state.pass_rows)} passes per step; steps stay as large as they were"
+            f"out of memory: {progress.pass_rows} samples per pass from now on, "
+            f"{-(-progress.step_rows // progress.pass_rows)} passes per step; steps stay as large as they were"
         )
 
 
-def _skip_step(task: Task, state: State, rows: NDArray[np.int64]) -> None:
+def _skip_step(task: Task, progress: Progress, rows: NDArray[np.int64]) -> None:
     """A step without finite loss and gradients is left out; several in a row end the training."""
-    ids = ", ".join(str(one) for one in task.data.sample_id[rows][:10]) + (", …" if len(rows) > 10 else "")
-    state.skipped_steps += 1
-    state.skipped_in_a_row += 1
+    ids = ", ".join(str(sample) for sample in task.data.sample_id[rows][:10])
+    ids += ", …" if len(rows) > 10 else ""
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
     if task.team.first:
-        warn(f"step {state.step + 1} is skipped: its loss is NaN or infinite (samples {ids})")
-    if state.skipped_in_a_row >= _MOST_BAD_STEPS:
+        warn(f"step {progress.step + 1} is skipped: its loss is NaN or infinite (samples {ids})")
+    if progress.skipped_in_a_row >= _MOST_BAD_STEPS:
         raise GeoError(
             f"the loss was NaN or infinite {_MOST_BAD_STEPS} steps in a row, last for samples {ids}",
             where=task.checkpoints,
@@ -303,93 +363,96 @@ def _skip_step(task: Task, state: State, rows: NDArray[np.int64]) -> None:
         )
 
 
-def _end_epoch(task: Task, state: State, scores: dict[str, float]) -> bool:
+def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> bool:
     """Note what the epoch was worth; whether it is the best so far."""
-    state.epoch += 1
-    loss = state.loss / state.good_steps if state.good_steps else None
-    state.history.append(
+    progress.epoch += 1
+    loss = progress.loss / progress.good_steps if progress.good_steps else None
+    progress.history.append(
         {
-            "epoch": float(state.epoch),
+            "epoch": float(progress.epoch),
             "train_loss": loss,
-            "skipped_steps": float(state.skipped_steps),
+            "skipped_steps": float(progress.skipped_steps),
             **scores,
         }
     )
-    state.loss, state.good_steps, state.skipped_steps = 0.0, 0, 0
+    progress.loss, progress.good_steps, progress.skipped_steps = 0.0, 0, 0
     score = scores.get("val_score")
     if task.team.first:
         say(
-            f"epoch {state.epoch}: loss {'–' if loss is None else f'{loss:.4f}'}"
+            f"epoch {progress.epoch}: loss {'–' if loss is None else f'{loss:.4f}'}"
             + ("" if score is None else f", score {score:.4f}")
         )
     # Where nothing is held out, the last epoch is taken.
-    if score is not None and score <= state.best_score:
+    if score is not None and score <= progress.best_score:
         return False
-    state.best_score, state.best_epoch = -1.0 if score is None else score, state.epoch
+    progress.best_score, progress.best_epoch = -1.0 if score is None else score, progress.epoch
     return True
 
 
-def _at_its_best(task: Task, work: Work) -> GeoModel:
+def _best_model(task: Task, state: TrainingState) -> GeoModel:
     """The model, whole, with the weights of its best epoch; as it was before any step, if no epoch was better."""
-    state = work.state
-    if state.best_epoch == 0:
+    progress = state.progress
+    if progress.best_epoch == 0:
         if task.team.first:
             warn("no epoch was better than the frozen backbone: the run is the one that it started from")
         return new_model(task)
-    model = work.model
+    # A divided model can't take whole weights: a new one does.
+    model = state.model
     if task.sharded:
         model = new_model(task)
         model.forget_gallery()
-    names = dict(model.named_parameters())
-    best = task.team.agree(best_checkpoint(task.checkpoints) if task.team.first else None)
+    parameters = dict(model.named_parameters())
+    best = task.team.broadcast(best_checkpoint(task.checkpoints) if task.team.first else None)
     loaded = None if best is None else load_checkpoint(best, task.device)
-    if loaded is None or loaded.state["training"]["epoch"] != state.best_epoch:
+    if loaded is None or loaded.state["training"]["epoch"] != progress.best_epoch:
         if task.team.first:
-            warn(f"the checkpoint of the best epoch, {state.best_epoch}, is lost; the last epoch is taken")
-        weights, average = work.model.state_dict(), work.average
+            warn(f"the checkpoint of the best epoch, {progress.best_epoch}, is lost; the last epoch is taken")
+        weights, average = state.model.state_dict(), state.average
     else:
-        weights, average = _named(loaded.tensors, "model/"), _named(loaded.tensors, "average/")
+        weights, average = _below(loaded.tensors, "model/"), _below(loaded.tensors, "average/")
     weights, average, start = (
         {key: sharding.whole(value) for key, value in tensors.items()}
-        for tensors in (weights, average, work.start)
+        for tensors in (weights, average, state.start)
     )
     model.load_state_dict(weights)
     with torch.no_grad():
-        for key, value in _output(names, average, start, task.how.wise_ft).items():
-            names[key].copy_(value)
+        for key, value in _output_weights(parameters, average, start, task.finetune.wise_ft).items():
+            parameters[key].copy_(value)
     return model
 
 
-def _output(
-    names: Mapping[str, Tensor], average: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float
+def _output_weights(
+    trained: Mapping[str, Tensor], average: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
     """The weights that a run would have if it ended now, where they aren't the model's own: the average's, and by WiSE-FT
     (Wortsman et al., CVPR 2022, eq. 1) that share of the way from where they started.
     """
-    ends = average or names
+    # θ = θ_start + share · (θ_end − θ_start), where θ_end is the average over steps, if there is one. Averages of what
+    # isn't interpolated (the A of a low-rank update) are taken as they are.
+    ends = average or trained
     between = {key: torch.lerp(begun, ends[key].detach(), share) for key, begun in start.items()}
     return {**average, **between}
 
 
-def _start(names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _wise_ft_start(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """What to start between from: of a low-rank update B·A, B alone, so that the whole lies between."""
-    return {key: p.detach().clone() for key, p in names.items() if not is_lora_a(key)}
+    return {key: p.detach().clone() for key, p in parameters.items() if not is_lora_a(key)}
 
 
 @contextmanager
-def _as_output(work: Work, how: Finetune) -> Iterator[None]:
-    """The model as it would be written."""
-    given = _output(work.names, work.average, work.start, how.wise_ft)
-    own = {key: work.names[key].detach().clone() for key in given}
+def _output_in_place(state: TrainingState, finetune: Finetune) -> Iterator[None]:
+    """The model as it would be written, while the block runs."""
+    output = _output_weights(state.parameters, state.average, state.start, finetune.wise_ft)
+    trained = {key: state.parameters[key].detach().clone() for key in output}
     with torch.no_grad():
-        for key, value in given.items():
-            work.names[key].copy_(value)
+        for key, value in output.items():
+            state.parameters[key].copy_(value)
     try:
         yield
     finally:
         with torch.no_grad():
-            for key, value in own.items():
-                work.names[key].copy_(value)
+            for key, value in trained.items():
+                state.parameters[key].copy_(value)
 
 
 def _owner(key: str) -> str:
@@ -398,7 +461,8 @@ def _owner(key: str) -> str:
     return name.rpartition("/")[0] if kind == "optimizer" else name
 
 
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 

@@ -64,6 +64,6 @@ def merge_lora(tower: nn.Module) -> None:
             layer.merge()
             parent, _, last = name.rpartition(".")
             setattr(tower.get_submodule(parent), last, layer.get_base_layer())
-    for left in ("peft_config", "_hf_peft_config_loaded"):
-        if left in vars(tower):
-            delattr(tower, left)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):
+        if mark in vars(tower):
+            delattr(tower, mark)

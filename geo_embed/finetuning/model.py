@@ -1,4 +1,4 @@
-"""Backbone, fusion and heads as one model, from pictures to an answer: what stage 3 trains."""
+"""Backbone, fusion and heads as one model, from images to predictions: what stage 3 trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Summary:
 
 
 class GeoModel(nn.Module):
-    """Pictures to embeddings to answers, with the heads, the losses and the predictions of stage 2.
+    """Images to embeddings to predictions, with the heads, the losses and the decisions of stage 2.
 
     Args:
         backbone: its tower is trained in place.
@@ -56,27 +56,27 @@ class GeoModel(nn.Module):
             (
                 heads,
                 weight,
-                own.model_copy(update={"class_weights": own.class_weights or training.class_weights}),
+                fitted.model_copy(update={"class_weights": fitted.class_weights or training.class_weights}),
             )
-            for heads, weight, own in panel.leaves(training)
+            for heads, weight, fitted in panel.leaves(training)
         ]
         self._tables = [
             make_tables(
                 heads.centroids.double().cpu().numpy(),
                 counts.numpy(),
                 heads.centres if heads.kind in ("geocells", "probe") else None,
-                own,
+                fitted,
                 backbone.device,
             )
-            for heads, _, own in self._leaves
+            for heads, _, fitted in self._leaves
         ]
 
     def encode_views(self, pixels: Tensor, present: Tensor) -> Tensor:
         """Normalised pixels (B, V, 3, H, W) and (B, V) bool to embeddings (B, V, D) float32, 0 where a view is absent."""
         flat = pixels.flatten(0, 1)
         embedded = backbones.embed(self.backbone, flat if present.all() else flat[present.flatten()]).float()
-        nothing = embedded.new_zeros(*present.shape, embedded.shape[1])
-        return nothing.masked_scatter(present[..., None], embedded)
+        absent = embedded.new_zeros(*present.shape, embedded.shape[1])
+        return absent.masked_scatter(present[..., None], embedded)
 
     def forward(self, pixels: Tensor, present: Tensor, drops: Drops = no_drop) -> dict[str, Any]:
         """Normalised pixels (B, V, 3, H, W) and (B, V) bool to `embeddings` (B, V, D), and `heads`: what each set of heads
@@ -95,7 +95,7 @@ class GeoModel(nn.Module):
             }
 
     def loss(self, out: Mapping[str, Any], labels: Tensor, points: Tensor) -> Tensor:
-        """The mean loss of a batch: each set of heads' own, by its weight in the answer.
+        """The mean loss of a batch: each set of heads' own, by its weight in the prediction.
 
         Args:
             out: of `forward`.
@@ -103,8 +103,8 @@ class GeoModel(nn.Module):
             points: (B, 3) float32 unit vectors of the true places.
         """
         parts = [
-            weight * objective(said, labels, points, tables, training)
-            for said, tables, (_, weight, training) in zip(
+            weight * objective(predicted, labels, points, tables, training)
+            for predicted, tables, (_, weight, training) in zip(
                 out["heads"], self._tables, self._leaves, strict=True
             )
         ]
@@ -114,8 +114,8 @@ class GeoModel(nn.Module):
         """Normalised pixels (B, V, 3, H, W) to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
         return self.panel.predict(self.encode_views(pixels, present), present)
 
-    def answer(self, variants: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, V, D) and `present` of a batch's variants (`augment.tta_views`) to one answer, as in `predict`."""
+    def predict_variants(self, variants: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, V, D) and `present` of a batch's variants (`augment.tta_views`) to one prediction, as in `predict`."""
         return together([self.panel.predict(embeddings, present) for embeddings, present in variants])
 
     def forget_gallery(self) -> None:
@@ -135,19 +135,28 @@ class GeoModel(nn.Module):
         fusion = sum(count_parameters(heads.fusion)[0] for heads, _, _ in self._leaves)
         return Summary(tower, fusion, panel - fusion, tower_trained + panel_trained)
 
-    def parameter_groups(self, how: Finetune) -> list[dict[str, Any]]:
+    def parameter_groups(self, settings: Finetune) -> list[dict[str, Any]]:
         """Groups for AdamW, every parameter once: heads at `head_lr`, the backbone at `backbone_lr`, times `layer_decay`
         for each layer between it and the output. Norms, biases and embeddings don't decay.
         """
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        # Layer k of n, from the images to the output, learns at backbone_lr · layer_decay^(n − 1 − k): what is general
+        # and lies deep moves least. One group for each rate and kind of decay; `peak` is the rate that the schedule scales.
         names = {id(p): name for name, p in self.named_parameters()}
         layers = backbones.layer_groups(self.tower)
-        rates = [how.backbone_lr * how.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
-        for rate, members in [*zip(rates, layers, strict=True), (how.head_lr, list(self.panel.parameters()))]:
-            for p in members:
+        top = len(layers) - 1
+        rates = [settings.backbone_lr * settings.layer_decay ** (top - k) for k in range(len(layers))]
+        heads = list(self.panel.parameters())
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for rate, parameters in [*zip(rates, layers, strict=True), (settings.head_lr, heads)]:
+            for p in parameters:
                 decays = p.ndim > 1 and not any(part in names[id(p)] for part in _NO_DECAY)
                 groups.setdefault((rate, decays), []).append(p)
         return [
-            {"params": params, "lr": rate, "peak": rate, "weight_decay": how.weight_decay if decays else 0.0}
-            for (rate, decays), params in groups.items()
+            {
+                "params": parameters,
+                "lr": rate,
+                "peak": rate,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
+            for (rate, decays), parameters in groups.items()
         ]

@@ -1,4 +1,6 @@
-"""The frozen phase: heads from the cache, the samples as they were split for them, and the proof that pictures and cache agree."""
+"""What comes before any step: heads from the cache, the samples as they were split for them, and the proof that images and cache
+agree.
+"""
 
 import threading
 from contextlib import suppress
@@ -15,20 +17,21 @@ from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.finetuning.model import GeoModel
-from geo_embed.finetuning.task import Task, judge, score_held
+from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team
-from geo_embed.fitting.examples import Examples, open_training_data
+from geo_embed.finetuning.validate import score_val, validate
+from geo_embed.fitting.examples import open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.runs.recipe import load_heads, load_mixture
 from geo_embed.runs.run import Run, is_run, load_run
 
-# The cached embeddings are float16: what the pictures give anew may score this much otherwise, and no more; but for what a
+# The cached embeddings are float16: what the images give anew may score this much otherwise, and no more; but for what a
 # single sample weighs whose state moves from rank 1 to 2, where there are few.
 _SAME_SCORE, _ONE_RANK = 0.002, 0.28
 
 
-def fit_own_heads(config: Config, name: str, *, overwrite: bool) -> None:
+def fit_initial_heads(config: Config, name: str, *, overwrite: bool) -> None:
     """The frozen phase; heads of the same settings that an interrupted training fitted are taken as they are."""
     path = config.paths.runs_dir / name
     if overwrite or not is_run(path):
@@ -44,19 +47,16 @@ def fit_own_heads(config: Config, name: str, *, overwrite: bool) -> None:
         )
 
 
-def own_config(config: Config, run: Run) -> Config:
+def merge_config(config: Config, run: Run) -> Config:
     """The initial run's settings, but for where things lie, what is random, and how the backbone is trained."""
     model = run.config.model.model_copy(
         update={"device": config.model.device, "backbone_name": _backbone_name(config, run)}
     )
-    asked, own = config.training, run.config.training
-    training = own.model_copy(
-        update={"seed": asked.seed, "class_weights": own.class_weights or asked.class_weights}
+    asked, fitted = config.training, run.config.training
+    training = fitted.model_copy(
+        update={"seed": asked.seed, "class_weights": fitted.class_weights or asked.class_weights}
     )
-    given = {"paths": config.paths, "finetune": config.finetune, "inference": config.inference}
-    return run.config.model_copy(
-        update=given | {"model": model, "training": training, "tracking": config.tracking}
-    )
+    return config.model_copy(update={"model": model, "training": training})
 
 
 def _backbone_name(config: Config, run: Run) -> str:
@@ -71,7 +71,7 @@ def _backbone_name(config: Config, run: Run) -> str:
 
 
 def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: Team) -> Task:
-    """The samples with their pictures, split as the initial run split them."""
+    """The samples with their images, split as the initial run split them."""
     if load_mixture(run) is not None or run.config.training.folds > 1:
         raise GeoError(
             "an ensemble, or a run made of folds, has no held-out samples of its own to go on with",
@@ -82,8 +82,8 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
         raise GeoError(
             "a run can't be trained from itself", where=run.path, hint="give the new one another --name"
         )
-    own = own_config(config, run)
-    opened = open_training_data(own, fingerprint=run.provenance["store"]["fingerprint"])
+    merged = merge_config(config, run)
+    opened = open_training_data(merged, fingerprint=run.provenance["store"]["fingerprint"])
     samples, data, index = opened.samples, opened.examples, opened.rows
     table = run.read_split()
     if file_sha256(samples.csv) != run.provenance["data"]["sha256"]:
@@ -92,42 +92,41 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             where=samples.csv,
             hint="fit heads again: geo fit-heads",
         )
-    part = dict(zip(text_ids(table["sample_id"]), table["part"], strict=True))
-    parts = np.array([part.get(one, "") for one in data.sample_id])
-    learnt = np.flatnonzero(parts == "train")[:limit]
-    if not len(learnt) or not np.array_equal(data.encoder.state_idx, run.labels.state_idx):
+    part_of = dict(zip(text_ids(table["sample_id"]), table["part"], strict=True))
+    parts = np.array([part_of.get(sample, "") for sample in data.sample_id])
+    train_rows, val_rows = np.flatnonzero(parts == "train")[:limit], np.flatnonzero(parts == "val")
+    if not len(train_rows) or not np.array_equal(data.encoder.state_idx, run.labels.state_idx):
         raise GeoError(
             "the run was fitted on other samples, or other states, than the training CSV has now",
             where=run.path,
             hint="fit heads again: geo fit-heads",
         )
-    held = np.flatnonzero(parts == "val")
-    _check_pictures(samples, data, index, np.concatenate([learnt, held]))
+    _check_images(samples, data, index, np.concatenate([train_rows, val_rows]))
     return Task(
-        own,
+        merged,
         run,
         samples,
         data,
         index,
-        learnt,
-        held,
+        train_rows,
+        val_rows,
         pick_device(config.model.device),
         team,
         directory,
     )
 
 
-def _check_pictures(
+def _check_images(
     samples: Samples, data: Examples, index: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> None:
-    """Raise GeoError where pictures that have an embedding are no files any more: now, not hours into an epoch."""
+    """Raise GeoError where images that have an embedding are no files any more: now, not hours into an epoch."""
     wanted = np.zeros((len(samples), data.present.shape[1]), dtype=bool)
     wanted[index[rows]] = data.present[rows]
-    gone = [(i, v, reason) for i, v, reason in missing_images(samples) if wanted[i, v]]
-    if gone:
-        i, v, reason = gone[0]
+    missing = [(i, v, reason) for i, v, reason in missing_images(samples) if wanted[i, v]]
+    if missing:
+        i, v, reason = missing[0]
         raise GeoError(
-            f"{len(gone):,} pictures that the run was fitted on are gone, first sample {samples.sample_id[i]}, "
+            f"{len(missing):,} pictures that the run was fitted on are gone, first sample {samples.sample_id[i]}, "
             f"view {samples.view_names[v]}: {reason}",
             where=samples.image_root,
             hint="put them back, or run geo extract --on-bad-image skip, and fit heads again",
@@ -135,9 +134,14 @@ def _check_pictures(
 
 
 def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> float | None:
-    """Before any step the pictures must score what the cache scores, and the run scored: else they don't belong together."""
-    run, held = task.run, task.held
-    if not len(held):
+    """The score on the validation samples before any step; None where there are none.
+
+    Raises:
+        GeoError: the images don't score what the cache scores, or that isn't what the run scored: they don't belong together.
+        KeyboardInterrupt: `stop` was set meanwhile.
+    """
+    run, rows = task.run, task.val_rows
+    if not len(rows):
         if task.team.first:
             warn("nothing is held out: pictures and cache can't be compared, and the last epoch is taken")
         return None
@@ -147,11 +151,11 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
         task.config,
         run.prior,
         run.labels,
-        task.data.sample_id[held],
-        task.data.values[held],
-        task.data.present[held],
+        task.data.sample_id[rows],
+        task.data.values[rows],
+        task.data.present[rows],
     )
-    score, tolerance = score_held(task, cached)["score"], max(_SAME_SCORE, _ONE_RANK / len(held))
+    score, tolerance = score_val(task, cached)["score"], max(_SAME_SCORE, _ONE_RANK / len(rows))
     recorded = float(run.read_metrics()["score"] or 0)
     # A calibrated run was scored by calibrations that hadn't seen the samples; one that looked at variants, by those.
     alike = panel.calibration is None and not run.config.inference.tta
@@ -161,16 +165,16 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
             where=run.path,
             hint="cache or heads have changed since: geo cache verify --deep, then geo fit-heads",
         )
-    said = judge(task, model, stop)
-    if said is None:
+    scores = validate(task, model, stop)
+    if scores is None:
         raise KeyboardInterrupt
-    if abs(said["val_score"] - score) > tolerance:
+    if abs(scores["val_score"] - score) > tolerance:
         raise GeoError(
-            f"before any step the pictures score {said['val_score']:.4f}, where run {run.name} scores {score:.4f} "
+            f"before any step the pictures score {scores['val_score']:.4f}, where run {run.name} scores {score:.4f} "
             "from the cache",
             where=task.samples.image_root,
             hint="pictures have changed since they were cached: geo extract, then geo fit-heads",
         )
     if task.team.first:
-        say(f"frozen: score {said['val_score']:.4f}, from the cache {score:.4f}")
-    return said["val_score"]
+        say(f"frozen: score {scores['val_score']:.4f}, from the cache {score:.4f}")
+    return scores["val_score"]

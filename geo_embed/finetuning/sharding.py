@@ -49,7 +49,7 @@ def shard(model: GeoModel, device: torch.device, processes: int) -> None:
         fsdp.fully_shard(layer, mesh=mesh)
     # Heads and losses read weights after the tower is done; those outside its layers stay whole until the pass is over.
     fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for name in ("encode_views", "answer"):
+    for name in ("encode_views", "predict_variants"):
         fsdp.register_fsdp_forward_method(model, name)
     for module in model.modules():
         if isinstance(module, kind):
@@ -58,11 +58,11 @@ def shard(model: GeoModel, device: torch.device, processes: int) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def forget_whole(model: GeoModel) -> None:
+def reshard(model: GeoModel) -> None:
     """Drop whole weights that a pass without gradients left behind, so that the parts may change; nothing in a whole model."""
-    reshard: Any = getattr(model, "reshard", None)
-    if reshard is not None:
-        reshard()
+    drop_whole: Any = getattr(model, "reshard", None)
+    if drop_whole is not None:
+        drop_whole()
 
 
 def whole(tensor: Tensor) -> Tensor:

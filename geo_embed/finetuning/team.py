@@ -89,27 +89,27 @@ class Team:
         """
         shares = []
         for start in range(0, len(rows), size):
-            together = np.arange(start, min(start + size, len(rows)))
-            own = np.array_split(together, self.size)[self.rank]
-            weight = 1.0 if len(own) else 0.0
-            own = own if len(own) else together[:1]
-            shares.append(Share(rows[own], int(own[0]), len(rows), weight))
+            of_pass = np.arange(start, min(start + size, len(rows)))
+            mine = np.array_split(of_pass, self.size)[self.rank]
+            weight = 1.0 if len(mine) else 0.0
+            mine = mine if len(mine) else of_pass[:1]
+            shares.append(Share(rows[mine], int(mine[0]), len(rows), weight))
         return shares
 
-    def agree(self, said: Any) -> Any:
-        """What the first process says."""
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, in every process."""
         if self.size == 1:
-            return said
-        heard = [said]
-        dist.broadcast_object_list(heard, src=0)
-        return heard[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def gather(self, said: Any) -> list[Any]:
-        """What every process says, in order of rank."""
-        heard = [said] * self.size
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in order of rank."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(heard, said)
-        return heard
+            dist.all_gather_object(values, value)
+        return values
 
     def sum(self, value: Tensor) -> float:
         """The sum of a number over all processes."""
@@ -129,7 +129,7 @@ class Team:
         bucket: list[Tensor] = []
         for gradient in (p.grad for p in parameters if p.grad is not None):
             bucket.append(gradient)
-            if sum(one.numel() for one in bucket) >= _AT_ONCE:
+            if sum(waiting.numel() for waiting in bucket) >= _AT_ONCE:
                 _add_up(bucket)
                 bucket = []
         _add_up(bucket)
@@ -185,7 +185,8 @@ def _tells_of_a_loss(error: RuntimeError) -> bool:
 def _add_up(gradients: list[Tensor]) -> None:
     if not gradients:
         return
-    flat = torch.cat([one.flatten() for one in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for one, part in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
-        one.copy_(part.view_as(one))
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, total in zip(gradients, torch.split(flat, sizes), strict=True):
+        gradient.copy_(total.view_as(gradient))

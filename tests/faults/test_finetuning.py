@@ -113,7 +113,7 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
     kills = inside = 0
     while kills < KILLS or (made.root / "runs" / "tuned").exists():
         # In a pass, or at one of the four times that each checkpoint is forced to the disk: before it has its name, or after.
-        function = rng.choice(("finetuning.task._pass", "finetuning.checkpoint._force_to_disk"))
+        function = rng.choice(("finetuning.step.backward_pass", "finetuning.checkpoint._force_to_disk"))
         before = dying(function, rng.randint(1, 9)) if kills < KILLS else ""
         said = start(made, nursery, before=before, checkpoint_minutes=rng.choice((1e-9, 10.0))).end()
         if said.code == 0:
@@ -130,10 +130,10 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
 def test_a_training_without_a_name_finds_its_own_beginning(made: Small, nursery: Nursery) -> None:
     runs = made.root / "runs"
     before = set(runs.iterdir())
-    assert start(made, nursery, None, dying("finetuning.task._pass", 9)).end().code == -signal.SIGKILL
+    assert start(made, nursery, None, dying("finetuning.step.backward_pass", 9)).end().code == -signal.SIGKILL
     # One of other settings isn't taken for it.
     assert (
-        start(made, nursery, None, dying("finetuning.task._pass", 2), head_lr=2e-3).end().code
+        start(made, nursery, None, dying("finetuning.step.backward_pass", 2), head_lr=2e-3).end().code
         == -signal.SIGKILL
     )
     (unfinished, _) = sorted(set(runs.iterdir()) - before, key=lambda path: path.stat().st_mtime_ns)
@@ -149,7 +149,10 @@ def test_a_signal_saves_at_once_and_ends_with_130(
 ) -> None:
     name = f"stopped-{number.name.lower()}"
     said = start(
-        made, nursery, name, dying("finetuning.task._pass", 11, f"os.kill(os.getpid(), {int(number)})")
+        made,
+        nursery,
+        name,
+        dying("finetuning.step.backward_pass", 11, f"os.kill(os.getpid(), {int(number)})"),
     ).end()
     assert said.code == 130, said.err
     assert said.out == ""
@@ -164,7 +167,7 @@ def test_a_signal_saves_at_once_and_ends_with_130(
 
 
 def test_a_signal_during_validation_saves_as_well(made: Small, nursery: Nursery) -> None:
-    before = dying("finetuning.loop.judge", 1, f"os.kill(os.getpid(), {int(signal.SIGTERM)})")
+    before = dying("finetuning.loop.validate", 1, f"os.kill(os.getpid(), {int(signal.SIGTERM)})")
     said = start(made, nursery, "judged", before).end()
     assert said.code == 130, said.err
     assert "interrupted: 3 steps are done and saved" in said.err
@@ -216,7 +219,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(made: Small, nursery
 
 
 def test_a_damaged_checkpoint_is_passed_over(made: Small, nursery: Nursery) -> None:
-    assert start(made, nursery, "bitten", dying("finetuning.task._pass", 16)).end().code == -signal.SIGKILL
+    assert (
+        start(made, nursery, "bitten", dying("finetuning.step.backward_pass", 16)).end().code
+        == -signal.SIGKILL
+    )
     assert newest(made, "bitten") == "step-00000006"
     tensors = made.root / "runs" / "bitten" / "checkpoints" / "step-00000006" / "tensors.safetensors"
     data = bytearray(tensors.read_bytes())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +22,11 @@ from geo_embed.config import Config
 from geo_embed.data.augment import tta_views
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
+from geo_embed.files import lock
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
 from geo_embed.finetuning.model import GeoModel
-from geo_embed.finetuning.prepare import own_config
+from geo_embed.finetuning.prepare import merge_config
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.refine import Refiner
 from geo_embed.prediction.ensemble import ensemble
@@ -39,11 +38,11 @@ from geo_embed.runs.run import Run, load_run
 if TYPE_CHECKING:
     from conftest import Country
 
-passes, frozen, unfrozen = (
-    import_module(f"geo_embed.finetuning.{name}") for name in ("task", "prepare", "loop")
+prepare, step, loop, validation = (
+    import_module(f"geo_embed.finetuning.{name}") for name in ("prepare", "step", "loop", "validate")
 )
 
-LEARNT = 32
+TRAINED = 32
 # An embedding in float16, and heads over it, in place of the pixels' own: nobody's probability moves by more.
 CACHED = 2e-3
 
@@ -63,7 +62,7 @@ def having(config: Config, *, training: dict[str, Any] | None = None, **changes:
 
 
 def tune(
-    config: Config, name: str = "tuned", *, limit: int | None = LEARNT, init: str = "first"
+    config: Config, name: str = "tuned", *, limit: int | None = TRAINED, init: str = "first"
 ) -> Finetuned:
     return finetune(config, name=name, init=init, limit=limit)
 
@@ -87,12 +86,12 @@ def scores(config: Config, name: str = "tuned") -> dict[str, Any]:
 
 def always_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch passes for the best, so that the run is what was trained, however little it was."""
-    end = unfrozen._end_epoch
+    end = loop._end_epoch
 
-    def ended(task: Any, state: Any, said: dict[str, float]) -> bool:
-        return end(task, state, said | {"val_score": 2.0 + state.epoch})
+    def ended(task: Any, progress: Any, scores: dict[str, float]) -> bool:
+        return end(task, progress, scores | {"val_score": 2.0 + progress.epoch})
 
-    monkeypatch.setattr(unfrozen, "_end_epoch", ended)
+    monkeypatch.setattr(loop, "_end_epoch", ended)
 
 
 # How it begins
@@ -112,7 +111,7 @@ def refused(config: Config, **how: Any) -> GeoError:
         raise AssertionError("it began to train")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unfrozen, "_learn_epoch", never)
+        patch.setattr(loop, "_train_epoch", never)
         with pytest.raises(GeoError) as caught:
             finetune(config, **{"name": "tuned", "init": "first", **how})
     assert not (config.paths.runs_dir / "tuned" / "provenance.json").exists()
@@ -228,19 +227,19 @@ def refused_but_there(config: Config) -> str:
 
 
 def test_without_a_run_heads_are_fitted_first(config: Config) -> None:
-    done = finetune(having(config, training={"epochs": 1}), name="tuned", limit=LEARNT)
+    done = finetune(having(config, training={"epochs": 1}), name="tuned", limit=TRAINED)
     assert load_run(config.paths.runs_dir, "tuned").provenance["init"] == "tuned-heads"
     assert done.frozen_score == pytest.approx(scores(config, "tuned-heads")["val"]["score"], abs=0.002)
     shutil.rmtree(config.paths.runs_dir / "tuned")
     with pytest.raises(GeoError, match="heads of other training settings"):
-        finetune(having(config, training={"epochs": 2}), name="tuned", limit=LEARNT)
+        finetune(having(config, training={"epochs": 2}), name="tuned", limit=TRAINED)
 
 
 def test_other_settings_do_not_go_on_with_an_unfinished_training(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(unfrozen, "_learn_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(loop, "_train_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             tune(having(config))
     with pytest.raises(GeoError, match=r"other settings: finetune\.ema"):
@@ -249,22 +248,23 @@ def test_other_settings_do_not_go_on_with_an_unfinished_training(
 
 
 def test_a_run_that_another_process_trains_now_is_left_alone(config: Config, run: Run) -> None:
-    directory = config.paths.runs_dir / "tuned"
-    (directory / "checkpoints").mkdir(parents=True)
-    held = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another process is training this run" in refused(having(config)).what
-        assert "another process is training this run" in refused(having(config), overwrite=True).what
-    finally:
-        os.close(held)
+    runs = config.paths.runs_dir
+    (runs / "tuned" / "checkpoints").mkdir(parents=True)
+    with lock(runs / ".tuned.lock", busy="busy", where=runs, hint=""):
+        for overwrite in (False, True):
+            error = refused(having(config), overwrite=overwrite)
+            assert error.what.startswith("another process is training this run now: process ")
+            assert error.hint == "wait until it is done, or choose another --name"
     assert tune(having(config), limit=8).epochs == 1
+    assert sorted(path.name for path in runs.iterdir()) == ["first", "tuned"], (
+        "the lock went with the training"
+    )
 
 
 def test_a_refused_beginning_leaves_nothing(config: Config, run: Run) -> None:
     (run.path / "metrics.json").write_text("{}", encoding="utf-8")
     assert "the run's score can't be read" in refused(having(config)).what
-    assert not (config.paths.runs_dir / "tuned").exists()
+    assert [path.name for path in config.paths.runs_dir.iterdir()] == ["first"]
 
 
 def test_overwriting_begins_afresh_and_a_name_is_taken_without_it(config: Config, run: Run) -> None:
@@ -349,7 +349,7 @@ def test_every_sample_is_learnt_from_once_an_epoch(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    accumulated = unfrozen.accumulate_gradients
+    accumulated = loop.accumulate_gradients
 
     def watched(*arguments: Any) -> float:
         for share in arguments[-1]:
@@ -357,7 +357,7 @@ def test_every_sample_is_learnt_from_once_an_epoch(
         loss: float = accumulated(*arguments)
         return loss
 
-    monkeypatch.setattr(unfrozen, "accumulate_gradients", watched)
+    monkeypatch.setattr(loop, "accumulate_gradients", watched)
     tune(having(config, epochs=2), limit=21)
     first, second = seen[:21], seen[21:]
     assert sorted(first) == sorted(second)
@@ -368,13 +368,13 @@ def test_every_sample_is_learnt_from_once_an_epoch(
 def test_a_nan_is_skipped_counted_and_named(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    accumulated, calls = unfrozen.accumulate_gradients, iter(range(100))
+    accumulated, calls = loop.accumulate_gradients, iter(range(100))
 
     def odd(*arguments: Any) -> float:
         loss = accumulated(*arguments)
         return float("nan") if next(calls) == 1 else loss
 
-    monkeypatch.setattr(unfrozen, "accumulate_gradients", odd)
+    monkeypatch.setattr(loop, "accumulate_gradients", odd)
     tune(having(config, epochs=2))
     assert scores(config)["skipped_steps"] == 1
     assert history(config)["skipped_steps"].tolist() == [1.0, 0.0]
@@ -386,7 +386,7 @@ def test_a_nan_is_skipped_counted_and_named(
 def test_gradients_that_are_not_finite_skip_the_step_too(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accumulated, calls = unfrozen.accumulate_gradients, iter(range(100))
+    accumulated, calls = loop.accumulate_gradients, iter(range(100))
 
     def odd(task: Any, model: GeoModel, *arguments: Any) -> float:
         loss = accumulated(task, model, *arguments)
@@ -394,7 +394,7 @@ def test_gradients_that_are_not_finite_skip_the_step_too(
             next(p.grad for p in model.parameters() if p.grad is not None).fill_(torch.inf)
         return loss
 
-    monkeypatch.setattr(unfrozen, "accumulate_gradients", odd)
+    monkeypatch.setattr(loop, "accumulate_gradients", odd)
     tune(having(config))
     assert scores(config)["skipped_steps"] == 1
 
@@ -444,15 +444,15 @@ def test_the_average_of_the_weights_is_what_its_decay_says(
 ) -> None:
     always_better(monkeypatch)
     path: list[dict[str, Tensor]] = []
-    apply = unfrozen._apply
+    take_step = loop._optimizer_step
 
-    def watched(task: Any, work: Any, *arguments: Any) -> None:
+    def watched(task: Any, state: Any, *arguments: Any) -> None:
         if not path:
-            path.append({key: p.detach().clone() for key, p in work.names.items()})
-        apply(task, work, *arguments)
-        path.append({key: p.detach().clone() for key, p in work.names.items()})
+            path.append({key: p.detach().clone() for key, p in state.parameters.items()})
+        take_step(task, state, *arguments)
+        path.append({key: p.detach().clone() for key, p in state.parameters.items()})
 
-    monkeypatch.setattr(unfrozen, "_apply", watched)
+    monkeypatch.setattr(loop, "_optimizer_step", watched)
     tune(having(config, ema=0.75))
     key = next(key for key in path[0] if key.endswith("hidden.weight"))
     mean = path[0][key]
@@ -473,17 +473,17 @@ def test_no_epoch_that_is_worse_than_the_frozen_run_is_taken(config: Config, run
 def test_the_best_epoch_is_taken_not_the_last(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, given = unfrozen.judge, iter([0.0, 0.1, 0.3, 0.2, 0.25, 0.0])
+    validate, scripted = loop.validate, iter([0.0, 0.1, 0.3, 0.2, 0.25, 0.0])
     kept: list[dict[str, Tensor]] = []
 
-    def judged(task: Any, model: GeoModel, stop: Any) -> dict[str, float] | None:
+    def validated(task: Any, model: GeoModel, stop: Any) -> dict[str, float] | None:
         kept.append({key: value.clone() for key, value in model.panel.state_dict().items()})
-        said = judge(task, model, stop)
-        return said and said | {"val_score": said["val_score"] * 0 + next(given)}
+        measured = validate(task, model, stop)
+        return measured and measured | {"val_score": next(scripted)}
 
-    for room in (frozen, unfrozen):
-        monkeypatch.setattr(room, "judge", judged)
-    monkeypatch.setattr(frozen, "_SAME_SCORE", 1.0)
+    for module in (prepare, loop):
+        monkeypatch.setattr(module, "validate", validated)
+    monkeypatch.setattr(prepare, "_SAME_SCORE", 1.0)
     done = tune(having(config, epochs=9, patience=2), limit=16)
     assert done.epochs == 4
     assert scores(config)["best_epoch"] == 2
@@ -506,8 +506,8 @@ def test_a_gallery_is_kept_where_no_epoch_is_better(config: Config, monkeypatch:
 
 
 def in_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (passes, unfrozen):
-        monkeypatch.setattr(room, "amp_dtype", lambda _: dtype)
+    for module in (step, loop):
+        monkeypatch.setattr(module, "amp_dtype", lambda _: dtype)
 
 
 def test_bfloat16_learns_about_the_same(config: Config, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,13 +569,13 @@ def test_gradual_unfreezing_begins_with_the_last_layers(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
-    learn = unfrozen._learn_epoch
+    train_epoch = loop._train_epoch
 
-    def watched(task: Any, work: Any, *arguments: Any) -> None:
-        trained.append(sum(p.requires_grad for p in work.model.tower.parameters()))
-        learn(task, work, *arguments)
+    def watched(task: Any, state: Any, *arguments: Any) -> None:
+        trained.append(sum(p.requires_grad for p in state.model.tower.parameters()))
+        train_epoch(task, state, *arguments)
 
-    monkeypatch.setattr(unfrozen, "_learn_epoch", watched)
+    monkeypatch.setattr(loop, "_train_epoch", watched)
     tune(having(config, gradual=True, epochs=2), limit=8)
     assert (
         trained[0]
@@ -588,13 +588,13 @@ def test_the_rate_rises_then_falls_to_nothing(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    apply = unfrozen._apply
+    take_step = loop._optimizer_step
 
-    def watched(task: Any, work: Any, *arguments: Any) -> None:
-        apply(task, work, *arguments)
-        rates.append(max(group["lr"] for group in work.solver.param_groups))
+    def watched(task: Any, state: Any, *arguments: Any) -> None:
+        take_step(task, state, *arguments)
+        rates.append(max(group["lr"] for group in state.optimizer.param_groups))
 
-    monkeypatch.setattr(unfrozen, "_apply", watched)
+    monkeypatch.setattr(loop, "_optimizer_step", watched)
     tune(having(config, batch_size=2, accumulate=1, epochs=2, warmup=0.3, head_lr=0.5), limit=10)
     assert len(rates) == 10
     assert rates[0] < rates[1] < rates[2] < rates[3] == pytest.approx(0.5)
@@ -714,7 +714,7 @@ def test_variants_at_the_end_are_those_of_the_training(
         assert len(found) == 3
         return found
 
-    monkeypatch.setattr(passes, "tta_views", watched)
+    monkeypatch.setattr(validation, "tta_views", watched)
     looking = config.model_copy(update={"inference": config.inference.model_copy(update={"tta": True})})
     done = tune(having(looking, augment={"crop": 0.5, "flip": 0.5}), limit=8)
     assert set(crops) == {0.5}
@@ -722,6 +722,6 @@ def test_variants_at_the_end_are_those_of_the_training(
 
 
 def test_class_weights_and_seed_are_those_asked_for_now(config: Config, run: Run) -> None:
-    plain = own_config(config, run).training
-    asked = own_config(having(config, training={"class_weights": True, "seed": 5}), run).training
+    plain = merge_config(config, run).training
+    asked = merge_config(having(config, training={"class_weights": True, "seed": 5}), run).training
     assert (plain.class_weights, asked.class_weights, asked.seed) == (False, True, 5)

@@ -21,7 +21,7 @@ from geo_embed.finetuning.task import Task
 from geo_embed.runs.run import Run
 
 # The package's own attribute of this name is the verb.
-unfrozen = importlib.import_module("geo_embed.finetuning.loop")
+loop = importlib.import_module("geo_embed.finetuning.loop")
 
 NO_PEFT = importlib.util.find_spec("peft") is None
 needs_peft = pytest.mark.skipif(NO_PEFT, reason="peft is not installed")
@@ -46,11 +46,11 @@ def train_somewhat(backbone: Backbone) -> None:
     unfreeze(backbone.module)
     train_lora_only(backbone.module)
     trained = [p for p in backbone.module.parameters() if p.requires_grad]
-    solver = torch.optim.AdamW(trained, lr=0.05)
+    optimizer = torch.optim.AdamW(trained, lr=0.05)
     for _ in range(3):
         embed(backbone, pixels()).square().mean().backward()  # type: ignore[no-untyped-call]
-        solver.step()
-        solver.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def linear_layers(tower: nn.Module) -> int:
@@ -152,13 +152,13 @@ def tower_of(config: Config, name: str) -> dict[str, Tensor]:
 @pytest.fixture
 def taken_as_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last epoch is the result, however it scores: that is about training, not about so few places."""
-    end = unfrozen._end_epoch
+    end = loop._end_epoch
 
-    def better(task: Task, state: unfrozen.State, scores: dict[str, float]) -> bool:
-        state.best_score = -1.0
-        return end(task, state, scores)
+    def better(task: Task, progress: loop.Progress, scores: dict[str, float]) -> bool:
+        progress.best_score = -1.0
+        return end(task, progress, scores)
 
-    monkeypatch.setattr(unfrozen, "_end_epoch", better)
+    monkeypatch.setattr(loop, "_end_epoch", better)
 
 
 @needs_peft
@@ -187,16 +187,16 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 ) -> None:
     how = having(config, checkpoint_minutes=1e-9)
     finetune(how, name="whole", init="first")
-    apply = unfrozen._apply
+    take_step = loop._optimizer_step
     steps: list[None] = []
 
-    def fail(*given: object) -> None:
+    def fail(*arguments: object) -> None:
         if len(steps) == 4:
             raise GeoError("pulled the plug")
-        steps.append(apply(*given))  # type: ignore[arg-type]
+        steps.append(take_step(*arguments))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(unfrozen, "_apply", fail)
+        patch.setattr(loop, "_optimizer_step", fail)
         with pytest.raises(GeoError, match="pulled the plug"):
             finetune(how, name="halted", init="first")
     finetune(how, name="halted", init="first")

@@ -80,7 +80,7 @@ def test_variants_are_averaged(model: GeoModel) -> None:
     other, _ = scene(model, seed=1)
     with torch.no_grad():
         embedded = [(model.encode_views(one, present), present) for one in (pixels, other)]
-        states, points = model.answer(embedded)
+        states, points = model.predict_variants(embedded)
         each = [model.predict(one, present) for one in (pixels, other)]
     torch.testing.assert_close(states, (each[0][0] + each[1][0]) / 2)
     assert points.shape == (SAMPLES, 2)

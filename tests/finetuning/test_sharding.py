@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.model import GeoModel
-from geo_embed.finetuning.sharding import divide, forget_whole, shard, whole
+from geo_embed.finetuning.sharding import divide, reshard, shard, whole
 
 if TYPE_CHECKING:
     from geo_embed.runs.run import Run
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def team() -> Iterator[None]:
-    """Of one process; test_parallel.py has two."""
+    """Of one process; test_team.py has two."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -50,7 +50,8 @@ def test_it_answers_and_learns_as_the_whole_model_does(divided: GeoModel, run: R
             torch.testing.assert_close(whole(p.grad), expected)
     with torch.no_grad():
         one, two = (
-            model.answer([(model.encode_views(pixels, present), present)]) for model in (plain, divided)
+            model.predict_variants([(model.encode_views(pixels, present), present)])
+            for model in (plain, divided)
         )
     for expected, given in zip(one, two, strict=True):
         torch.testing.assert_close(given, expected)
@@ -62,8 +63,8 @@ def test_weights_that_change_after_an_answer_count_in_the_next(divided: GeoModel
 
     def answer() -> torch.Tensor:
         with torch.no_grad():
-            states, _ = divided.answer([(divided.encode_views(pixels, present), present)])
-        forget_whole(divided)
+            states, _ = divided.predict_variants([(divided.encode_views(pixels, present), present)])
+        reshard(divided)
         return states
 
     before = answer()

@@ -77,7 +77,7 @@ def test_dropout_of_a_sample_is_the_same_however_a_step_is_divided() -> None:
 def test_a_team_of_one_needs_nobody() -> None:
     with join_team("cpu") as team:
         assert (team.first, team.size) == (True, 1)
-        assert team.agree("said") == "said"
+        assert team.broadcast("value") == "value"
         assert team.gather(3) == [3]
         assert team.any(True)
         assert not team.any(False)
@@ -193,7 +193,7 @@ GeoModel.forward = tight
 def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
     tune: Any, work: Path, tmp_path: Path
 ) -> None:
-    code = at_call("finetuning.task._pass", 5, 1, DIES)
+    code = at_call("finetuning.step.backward_pass", 5, 1, DIES)
     said = tune("lost", "--seed", 3, command=patched(tmp_path, code))
     assert said.code not in (0, None)
     assert "error: another process of this training has ended (process 0 of 2)" in said.err
@@ -260,7 +260,7 @@ def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any, tmp_path: Pat
 
 @pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
-    code = at_call("finetuning.task._pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
+    code = at_call("finetuning.step.backward_pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
     said = tune("stopped", "--seed", 4, command=patched(tmp_path, code))
     assert said.code != 0
     assert "the same command goes on from there" in said.err
