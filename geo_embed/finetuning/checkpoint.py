@@ -5,19 +5,15 @@ each. It is written under a hidden name, forced to the disk, and renamed: whatev
 Damage from later is found by the checksums, and the checkpoint before is taken.
 """
 
-import base64
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -162,148 +158,69 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def capture_rng(generators: Mapping[str, torch.Generator] | None = None) -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, of each GPU's, and of `generators`, as JSON."""
-    version, words, gauss = random.getstate()
-    mt19937 = np.random.get_state(legacy=False)
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """An optimizer's moments and counters by the names of its parameters, not by their positions.
+
+    Its groups aren't kept: rates and decays follow from the settings and the step. Nor is it left to torch's own
+    `get_optimizer_state_dict`: before the first step that takes one with zero gradients, which counts in the bias correction
+    of all that follow, and what is frozen for now loses its moments.
+
+    Args:
+        optimizer: any whose state is tensors; a parameter that never had a gradient has none.
+        parameters: by name, as `dict(model.named_parameters())`.
+
+    Returns:
+        Tensors named `optimizer/<parameter>/<key>`, as in `optimizer/tower.proj.weight/exp_avg`.
+    """
     return {
-        "python": [version, list(words), gauss],
-        "numpy": {
-            "key": _to_text(mt19937["state"]["key"].astype("<u4").tobytes()),
-            "pos": int(mt19937["state"]["pos"]),
-            "has_gauss": int(mt19937["has_gauss"]),
-            "gauss": float(mt19937["gauss"]),
-        },
-        "torch": _pack(torch.get_rng_state()),
-        "cuda": [_pack(state) for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
-        "generators": {name: _pack(generator.get_state()) for name, generator in (generators or {}).items()},
+        f"{_OPTIMIZER}{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_rng(state: Mapping[str, Any], generators: Mapping[str, torch.Generator] | None = None) -> None:
-    """Put back what `capture_rng` took. GPUs that this machine lacks, or has more of, are left alone.
-
-    Raises:
-        GeoError: one of `generators` was not captured.
-    """
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    numpy = state["numpy"]
-    np.random.set_state(
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": np.frombuffer(_to_bytes(numpy["key"]), "<u4"), "pos": numpy["pos"]},
-            "has_gauss": numpy["has_gauss"],
-            "gauss": numpy["gauss"],
-        }
-    )
-    torch.set_rng_state(_unpack(state["torch"]))
-    if torch.cuda.is_available():
-        for index, packed in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(_unpack(packed), index)
-    for name, generator in (generators or {}).items():
-        if name not in state["generators"]:
-            raise GeoError(
-                f"the checkpoint has no random generator {name!r}",
-                hint="it is from another version: train from the start",
-            )
-        generator.set_state(_unpack(state["generators"][name]))
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as flat tensors and JSON, by the names of its parameters, not by their positions.
-
-    Args:
-        optimizer: any whose state is tensors and plain values.
-        names: name → parameter, as `dict(model.named_parameters())`.
-
-    Returns:
-        Tensors named `optimizer/<parameter>/<key>`, or `optimizer/group-<i>/<key>` for a learning rate that is one; and
-        `{"groups": […], "values": {…}}`, for `load_optimizer_tensors`.
-    """
-    name_of = {id(parameter): name for name, parameter in names.items()}
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    groups: list[dict[str, Any]] = []
-    for i, group in enumerate(optimizer.param_groups):
-        plain: dict[str, Any] = {"params": [name_of[id(parameter)] for parameter in group["params"]]}
-        _part(f"group-{i}", {key: group[key] for key in group if key != "params"}, tensors, plain)
-        groups.append(plain)
-        for name, parameter in zip(plain["params"], group["params"], strict=True):
-            if parameter in optimizer.state:
-                values[name] = {}
-                _part(name, optimizer.state[parameter], tensors, values[name])
-    return tensors, {"groups": groups, "values": values}
-
-
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    described: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` gave, bit for bit, into a fresh optimizer over the same parameters.
 
     Args:
-        optimizer: with the same groups; the order of the parameters in each may differ.
-        names: name → parameter.
+        optimizer: its groups stay as they are; they and the order in them may differ from those that were saved.
+        parameters: by name.
         tensors: by name, such as all of a checkpoint's; those that aren't the optimizer's are ignored.
-        described: the JSON part.
 
     Raises:
-        GeoError: the groups hold other parameters than those that were saved.
+        GeoError: there are moments of a parameter that the optimizer doesn't have.
     """
-    name_of = {id(parameter): name for name, parameter in names.items()}
-    own = [[name_of[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    saved = [group["params"] for group in described["groups"]]
-    if [sorted(group) for group in own] != [sorted(group) for group in saved]:
-        odd = sorted(set(chain(*own)) ^ set(chain(*saved)))
+    saved: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(_OPTIMIZER):
+            name, _, key = full_name.removeprefix(_OPTIMIZER).rpartition("/")
+            saved.setdefault(name, {})[key] = tensor
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    in_order = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    unknown = sorted(saved.keys() - set(in_order))
+    if unknown:
         raise GeoError(
-            f"the checkpoint's optimizer holds other parameters: {', '.join(odd[:3]) or 'grouped otherwise'}",
+            f"the checkpoint's optimizer holds other parameters: {', '.join(unknown[:3])}",
             hint="resume with the settings of the run that wrote it, or train from the start",
         )
-    position = {name: i for i, name in enumerate(chain(*own))}
-    by_owner = _by_owner(tensors)
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Any]] = {}
-    for name, plain in described["values"].items():
-        parameter, kept = names[name], dict(plain)
-        for key, tensor in by_owner.get(name, {}).items():
-            # In the parameter's own memory layout: a fused kernel walks both alike. Counters start on the CPU;
-            # the optimizer itself takes them to the GPU where it wants them there.
-            like = parameter if tensor.shape == parameter.shape else tensor
-            device = "cpu" if key == "step" else parameter.device
-            kept[key] = torch.empty_like(like, dtype=tensor.dtype, device=device).copy_(tensor)
-        state[position[name]] = kept
-    for i, (group, plain) in enumerate(zip(whole["param_groups"], described["groups"], strict=True)):
-        for key, value in plain.items():
-            if key != "params":
-                group[key] = tuple(value) if isinstance(value, list) else value
-        group.update({key: tensor.clone() for key, tensor in by_owner.get(f"group-{i}", {}).items()})
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    # torch knows parameters by their positions, and takes counters to the device where its kernel wants them.
+    state = {
+        position: {key: _laid_out_like(parameters[name], tensor) for key, tensor in saved[name].items()}
+        for position, name in enumerate(in_order)
+        if name in saved
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _part(owner: str, mixed: Mapping[str, Any], tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Tensors to one side, all else to the other."""
-    for key, value in mixed.items():
-        if isinstance(value, Tensor):
-            tensors[f"{_OPTIMIZER}{owner}/{key}"] = value
-        else:
-            plain[key] = value
-
-
-def _by_owner(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's tensors by parameter or group, then by key."""
-    owned: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(_OPTIMIZER):
-            owner, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
-            owned.setdefault(owner, {})[key] = tensor
-    return owned
+def _laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A copy of a moment in its parameter's own memory layout: a fused kernel walks both alike."""
+    if moment.shape != parameter.shape:
+        return moment.clone()
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _as_json(body: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -408,19 +325,3 @@ def _damaged(path: Path, reason: str) -> GeoError:
     return GeoError(
         f"this checkpoint is damaged: {reason}", where=path, hint="resume from another checkpoint"
     )
-
-
-def _pack(state: Tensor) -> str:
-    return _to_text(state.numpy().tobytes())
-
-
-def _unpack(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(_to_bytes(text)), dtype=torch.uint8)
-
-
-def _to_text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _to_bytes(text: str) -> bytes:
-    return base64.b64decode(text)

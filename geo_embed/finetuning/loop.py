@@ -28,12 +28,10 @@ from geo_embed.finetuning import sharding
 from geo_embed.finetuning.checkpoint import (
     Checkpoint,
     best_checkpoint,
-    capture_rng,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
-    restore_rng,
     save_checkpoint,
 )
 from geo_embed.finetuning.lora import is_lora_a, merge_lora
@@ -200,8 +198,8 @@ def _new_state(task: Task) -> tuple[TrainingState, Summary]:
 
 def _checkpoint(task: Task, state: TrainingState, settings: dict[str, Any]) -> Checkpoint:
     """All that the next step depends on, whole; of a divided model in the first process only, with the others' help."""
-    moments, described = optimizer_tensors(state.optimizer, state.parameters)
-    tensors = {f"model/{key}": value for key, value in state.model.state_dict().items()} | moments
+    tensors = {f"model/{key}": value for key, value in state.model.state_dict().items()}
+    tensors |= optimizer_tensors(state.optimizer, state.parameters)
     tensors |= {f"average/{key}": value for key, value in state.average.items()}
     if task.sharded:
         # One at a time, and out of the device's memory, which needn't hold them all.
@@ -210,9 +208,7 @@ def _checkpoint(task: Task, state: TrainingState, settings: dict[str, Any]) -> C
     content = {
         "settings": settings,
         "training": dataclasses.asdict(state.progress),
-        "optimizer": described,
         "scaler": state.scaler.state_dict(),
-        "rng": capture_rng(),
     }
     return Checkpoint(state.progress.step, tensors, content)
 
@@ -233,10 +229,9 @@ def _resume(task: Task, state: TrainingState, loaded: Checkpoint, settings: dict
         for key, value in loaded.tensors.items()
     }
     state.model.load_state_dict(_below(tensors, "model/"))
-    load_optimizer_tensors(state.optimizer, state.parameters, tensors, loaded.state["optimizer"])
+    load_optimizer_tensors(state.optimizer, state.parameters, tensors)
     state.scaler.load_state_dict(loaded.state["scaler"])
     state.average = _below(tensors, "average/")
-    restore_rng(loaded.state["rng"])
     if task.team.first:
         say(f"going on from step {state.progress.step:,}, epoch {state.progress.epoch + 1}")
 

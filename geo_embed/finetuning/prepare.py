@@ -20,7 +20,7 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team
 from geo_embed.finetuning.validate import score_val, validate
-from geo_embed.fitting.examples import open_training_data
+from geo_embed.fitting.examples import Examples, open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.runs.recipe import load_heads, load_mixture

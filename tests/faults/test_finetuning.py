@@ -129,14 +129,14 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
 
 def test_a_training_without_a_name_finds_its_own_beginning(made: Small, nursery: Nursery) -> None:
     runs = made.root / "runs"
-    before = set(runs.iterdir())
+    before = set(runs.glob("[!.]*"))
     assert start(made, nursery, None, dying("finetuning.step.backward_pass", 9)).end().code == -signal.SIGKILL
     # One of other settings isn't taken for it.
     assert (
         start(made, nursery, None, dying("finetuning.step.backward_pass", 2), head_lr=2e-3).end().code
         == -signal.SIGKILL
     )
-    (unfinished, _) = sorted(set(runs.iterdir()) - before, key=lambda path: path.stat().st_mtime_ns)
+    (unfinished, _) = sorted(set(runs.glob("[!.]*")) - before, key=lambda path: path.stat().st_mtime_ns)
     said = start(made, nursery, None).end()
     assert said.code == 0, said.err
     assert said.json["run"] == unfinished.name

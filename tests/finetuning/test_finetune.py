@@ -23,7 +23,7 @@ from geo_embed.data.augment import tta_views
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.files import lock
-from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
+from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.prepare import merge_config
@@ -34,6 +34,7 @@ from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import predict_images, predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run, load_run
+from geo_embed.seeding import set_seed
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -343,6 +344,52 @@ def test_out_of_memory_for_a_single_sample_ends_with_advice(
     with pytest.raises(GeoError, match="out of memory even with one sample per pass") as caught:
         tune(having(config))
     assert "finetune.checkpointing" in caught.value.hint
+
+
+def test_interrupted_it_goes_on_to_the_same_bits_whatever_was_drawn_meanwhile(
+    config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tower's own dropout draws from the global generator, whose state no checkpoint holds."""
+    always_better(monkeypatch)
+    new_model, take_step = loop.new_model, loop._optimizer_step
+
+    def with_dropout(task: Any) -> GeoModel:
+        model: GeoModel = new_model(task)
+        for module in model.tower.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.3  # type: ignore[assignment]
+        return model
+
+    monkeypatch.setattr(loop, "new_model", with_dropout)
+    how = having(config, epochs=2, checkpoint_minutes=1e-9, ema=0.5)
+    set_seed(1)
+    tune(how, "whole")
+
+    done: list[None] = []
+
+    def halt(*arguments: Any) -> None:
+        if len(done) == 3:
+            raise GeoError("pulled the plug")
+        done.append(take_step(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_optimizer_step", halt)
+        with pytest.raises(GeoError, match="pulled the plug"):
+            tune(how, "halted")
+    # A checkpoint of the version before held more than is needed.
+    runs = config.paths.runs_dir
+    shutil.copytree(runs / "halted", runs / "older")
+    latest = latest_checkpoint(runs / "older" / "checkpoints")
+    assert latest is not None
+    saved = load_checkpoint(latest)
+    older = {**saved.state, "rng": {"torch": "AAAA"}, "optimizer": {"groups": [], "values": {}}}
+    save_checkpoint(latest.parent, dataclasses.replace(saved, step=3, state=older), keep_last=2, best=False)
+    for name in ("halted", "older"):
+        set_seed(2)
+        tune(how, name)
+        assert history(config, name).equals(history(config, "whole"))
+        for key, value in weights(config, "whole").items():
+            assert torch.equal(weights(config, name)[key], value), key
 
 
 def test_every_sample_is_learnt_from_once_an_epoch(
