@@ -4,16 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
+# Processes that run tests, each on one thread.
+WORKERS ?= 2
 
-.PHONY: demo test check format house gpu clean
+.PHONY: demo test quick check format house gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
 
 test: check $(TIMM)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
 	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
+
+# The tests of the files that changed, or T="heads tests/test_config.py".
+quick: $(INSTALLED)
+	@$(BIN)/python tools/quick.py $(T)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
