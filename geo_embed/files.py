@@ -3,11 +3,13 @@
 `replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Hidden names beside what they are to become, or were.
 _WRITING, _REPLACED = ".writing", ".replaced"
+# What is younger may belong to a writer at work.
+LEFTOVER_SECONDS = 3600
 
 
 @contextmanager
@@ -48,7 +52,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """An empty directory to write into, which takes its place once the block ends well; a reader never sees half of one.
 
     A directory can't replace another in one step: what was there waits under a hidden name between the two renames, where
-    `restore_replaced` finds it if the process dies just then.
+    `restore_replaced` finds it if the process dies just then. What a killed writer left under way goes after an hour.
 
     Raises:
         GeoError: for every OSError, also of the block; what was there before stays.
@@ -57,6 +61,9 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     replaced = path.with_name(f".{path.name}{_REPLACED}")
     with disk_errors(path):
         temporary.mkdir(parents=True)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_WRITING}"):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     try:
         with disk_errors(path):
             yield temporary

@@ -137,6 +137,16 @@ def test_a_directory_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: 
     assert names(tmp_path) == [".other.replaced", "other", "run"]
 
 
+def test_what_a_killed_writer_left_goes_once_it_is_old_and_never_what_may_be_at_work(tmp_path: Path) -> None:
+    old, young = tmp_path / ".run.00000000.writing", tmp_path / ".run.11111111.writing"
+    for left in (old, young):
+        (left / "half").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with replacing_directory(tmp_path / "run"):
+        pass
+    assert names(tmp_path) == [".run.11111111.writing", "run"]
+
+
 def test_the_names_of_what_is_being_written_are_known_as_leftovers(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.csv") as file, replacing_directory(tmp_path / "b.zarr") as folder:
         file.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -533,8 +534,9 @@ def test_a_trained_tower_is_saved_and_loaded_to_the_last_bit(made: Path, family:
     saved = tmp_path / "out" / "backbone"
     for _ in range(2):
         # What a save that was killed may have left.
-        for end in ("writing", "replaced"):
-            (saved.parent / f".backbone.{end}" / "litter").mkdir(parents=True)
+        for name in (".backbone.0a1b2c3d.writing", ".backbone.replaced"):
+            (saved.parent / name / "litter").mkdir(parents=True)
+            os.utime(saved.parent / name, (0, 0))
         save_backbone(backbone, saved)
     again = load(saved)
     assert torch.equal(embedded(again), wanted)
