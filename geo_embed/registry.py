@@ -32,6 +32,7 @@ class Size:
         dim: D, width of an embedding; for a head, of the fused vector it reads.
         views: V of a sample.
         width, depth: of hidden layers (`model.head_hidden`, `model.head_depth`).
+        gps_width: of the second hidden layer of a GPS head (`model.gps_hidden`).
         classes: C.
         cells: K; 0 for heads without cells.
         deep: whether the fused vector has passed through hidden layers already.
@@ -41,6 +42,7 @@ class Size:
     views: int
     width: int
     depth: int
+    gps_width: int = 0
     classes: int = 0
     cells: int = 0
     deep: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from geo_embed.errors import GeoError
-from geo_embed.registry import CALIBRATIONS, FUSIONS, GPS_LOSSES, STATE_LOSSES, Registry, Size
+from geo_embed.registry import REGISTRIES, Registry, Size
 from geo_embed.settings import known_keys, resolve
 
 
@@ -21,9 +21,7 @@ def make() -> str:
     return "made"
 
 
-@pytest.mark.parametrize(
-    "registry", [CALIBRATIONS, FUSIONS, GPS_LOSSES, STATE_LOSSES], ids=lambda registry: registry.setting
-)
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.setting)
 def test_every_built_in_name_is_registered_by_its_module_and_no_other_is(registry: Registry[Any]) -> None:
     for name in registry.built_in:
         entry = registry[name]
@@ -32,9 +30,7 @@ def test_every_built_in_name_is_registered_by_its_module_and_no_other_is(registr
     assert registry.names() == tuple(registry.built_in)
 
 
-@pytest.mark.parametrize(
-    "registry", [CALIBRATIONS, FUSIONS, GPS_LOSSES, STATE_LOSSES], ids=lambda registry: registry.setting
-)
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.setting)
 def test_every_built_in_entry_declares_settings_that_exist_and_a_docstring(registry: Registry[Any]) -> None:
     for name in registry.built_in:
         assert registry[name].settings <= set(known_keys())

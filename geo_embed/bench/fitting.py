@@ -17,13 +17,13 @@ from geo_embed.config import Config, Model, Training
 from geo_embed.devices import pick_device
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.fitting.probe import ROUNDS as PROBE_ROUNDS
-from geo_embed.fitting.probe import fit_probe
 from geo_embed.fitting.stacked import TrainingJob, train_stacked
 from geo_embed.fitting.train import dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import make_tables, objective
+from geo_embed.heads.probe import ROUNDS as PROBE_ROUNDS
+from geo_embed.heads.probe import fit_probe
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.seeding import get_generator, seed_worker
 from geo_embed.settings import resolve

@@ -11,6 +11,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.config import Finetune, Training
 from geo_embed.devices import count_parameters
+from geo_embed.heads.heads import CellHeads
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.predictor import Panel, together
@@ -64,7 +65,7 @@ class GeoModel(nn.Module):
             make_tables(
                 heads.centroids.double().cpu().numpy(),
                 counts.numpy(),
-                heads.centres if heads.kind in ("geocells", "probe") else None,
+                heads.centres if isinstance(heads, CellHeads) else None,
                 fitted,
                 backbone.device,
             )

@@ -211,12 +211,13 @@ def _fitted(
     config: Config, data: Examples, one: "stack.TrainingJob", split: Split, trained: "Trained"
 ) -> Fitted:
     from geo_embed.fitting.train import find_refiner, gallery_of
+    from geo_embed.heads.heads import CellHeads
 
     if config.training.refine and split.judged.any():
         held = to_rows(data, split.judged, one.rows.views.device)
         refiner = find_refiner(trained.heads, one.atlas, one.rows, held)
         say("points are refined among the training samples" if refiner else "refining points doesn't help")
-        if refiner is not None:
+        if refiner is not None and isinstance(trained.heads, CellHeads):
             trained.heads.look_up(gallery_of(trained.heads, one.rows, one.atlas), refiner)
     return Fitted(trained.heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
 

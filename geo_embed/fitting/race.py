@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geo_embed.config import Config, Fusion
+from geo_embed.config import Config, Fusion, Model, Training
 from geo_embed.console import say
 from geo_embed.data.holdout import class_folds
 from geo_embed.fitting.examples import Rows
@@ -21,11 +21,12 @@ from geo_embed.fitting.train import find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
-from geo_embed.heads.heads import Heads
+from geo_embed.heads.heads import CellHeads, step_flop
 from geo_embed.heads.mixture import Best, Member
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Atlas, make_atlas
 from geo_embed.metrics import competition_score, top_states
+from geo_embed.registry import HEADS
 from geo_embed.sphere import great_circle_km
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
@@ -122,33 +123,28 @@ def fit_best(rows: Rows, classes: int, config: Config, *, seed: int) -> tuple[Be
         epochs = most if not each else int(min(most, max(3, budget / len(members) / each)))
         fitted.append(member.but("", epochs=epochs))
         race.epochs = max(race.epochs, epochs)
-        parts.append(train(rows, atlas, member.model, fitted[-1].training, seed=seed).heads)
+        parts.append(_train(rows, atlas, member.model, fitted[-1].training, seed))
     if refiner is not None:
         parts[0].look_up(gallery_of(parts[0], rows, atlas), refiner)
     return Best(fitted, parts, decision), race
 
 
 def epoch_seconds(member: Member, rows: Rows, atlas: Atlas) -> float:
-    """What an epoch costs, about: its arithmetic, 2 FLOP per multiply-add, forward and both gradients, none towards the
-    input; and its steps. 0 for a probe.
-    """
-    if member.model.head == "probe":
-        return 0.0
+    """What an epoch costs, about: its arithmetic, as fusion and head declare it, and its steps. 0 for a probe."""
     n, views, dim = rows.views.shape
-    width, depth = member.model.head_hidden, member.model.head_depth
-    assert atlas.cells is not None
-    trunk = 4 * dim * width + 6 * (depth - 1) * width**2
-    per_view = {
-        "evidence": trunk,
-        "transformer": 4 * dim * width + 6 * 16 * width**2,
-        "attention": 4 * dim * width,
-        "concat": 6 * dim**2,
-    }
-    fusion = member.model.fusion or "average"
-    last = 6 * width * (len(atlas.cells.centres) + atlas.classes)
-    last += 0 if fusion in ("evidence", "transformer") else trunk
-    gflop = (views * per_view.get(fusion, 0) + last) * n / 1e9
+    cells = 0 if atlas.centres is None else len(atlas.centres)
+    flop = step_flop(member.model, dim, views, atlas.classes, cells)
+    if not flop:
+        return 0.0
+    gflop = flop * n / 1e9
     return gflop / _GFLOP_PER_SECOND + _STEP_SECONDS * math.ceil(n / member.training.batch_size)
+
+
+def _train(rows: Rows, atlas: Atlas, model: Model, training: Training, seed: int) -> CellHeads:
+    """Heads of a member, all epochs of it."""
+    heads = train(rows, atlas, model, training, seed=seed).heads
+    assert isinstance(heads, CellHeads)
+    return heads
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ def _race_small(
         )
         for part, rest, tables in zip(parts, without, counted, strict=True):
             own = replace(atlas, cells=tables)
-            heads = train(rows.take(rest), own, member.model, member.training, seed=seed).heads
+            heads = _train(rows.take(rest), own, member.model, member.training, seed)
             out = heads.answer(rows.views[part], rows.present[part])
             given.cells[part], given.states[part] = out.cells, out.states
         answers.append(given)
@@ -224,7 +220,7 @@ def _race_large(
     everyone = torch.arange(len(truth), device=rows.labels.device)
     members: list[Member] = []
     scores: list[float] = []
-    winner: tuple[Heads, Atlas] | None = None
+    winner: tuple[CellHeads, Atlas] | None = None
     spent = 0.0
 
     def run(member: Member) -> None:
@@ -234,7 +230,7 @@ def _race_large(
         scaled = member.but("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
         atlas = _atlas(part, scaled, classes, seed)
         assert atlas.cells is not None
-        heads = train(part, atlas, scaled.model, scaled.training, seed=seed).heads
+        heads = _train(part, atlas, scaled.model, scaled.training, seed)
         inner = _Inner(truth, atlas.cells.centres, [everyone], [atlas.cells.to_state])
         score = inner.score([heads.answer(truth.views, truth.present)], Decision())
         if score[0] > max(scores, default=-1.0):
@@ -247,7 +243,7 @@ def _race_large(
     for member in _large_members(base, fusion):
         run(member)
     leader = members[int(np.argmax(scores))]
-    if leader.model.head != "probe":
+    if HEADS[leader.model.head].make.by_steps:
         run(leader.but(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
         run(leader.but("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None

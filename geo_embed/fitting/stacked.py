@@ -31,6 +31,7 @@ from geo_embed.heads.layers import Drop, keep, keep_mask
 from geo_embed.heads.losses import NUMBERS, make_tables, objective
 from geo_embed.heads.region import Atlas
 from geo_embed.optim import make_adamw, warmup_cosine
+from geo_embed.registry import HEADS
 
 _FREE = {"seed", "learning_rate", "weight_decay", *NUMBERS}
 
@@ -49,7 +50,9 @@ class TrainingJob:
 
 def stackable(jobs: Sequence[TrainingJob]) -> bool:
     """Whether these trainings can share a program: the same network, the same number of samples, the same losses."""
-    return len({_shape(job) for job in jobs}) == 1 and all(job.model.head != "probe" for job in jobs)
+    return len({_shape(job) for job in jobs}) == 1 and all(
+        HEADS[job.model.head].make.by_steps for job in jobs
+    )
 
 
 def train_all(jobs: Sequence[TrainingJob]) -> list[Trained]:

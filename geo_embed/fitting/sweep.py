@@ -36,6 +36,7 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, write_json
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
 from geo_embed.fitting.fit import Split, fit_heads, make_training, plan
+from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 from geo_embed.runs.run import check_new_name, load_run
 from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
 
@@ -57,25 +58,10 @@ _FIXED = {
     *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
     *("model.dtype", "model.device", "training.preset", "training.budget_seconds", "training.seed"),
     *("training.val_split", "training.epochs", "training.validation", "training.group_km", "training.folds"),
-    *("training.seeds", "training.calibration", "training.refine"),
+    *("training.seeds", "training.calibration", "training.refine", "model.plugins"),
 }
-_NETWORKS = frozenset({"separate", "dual", "hierarchical", "geocells"})
-_POINTED, _CELLED = _NETWORKS - {"geocells"}, frozenset({"geocells", "probe"})
-# Heads in which a setting has an effect; one that has none isn't set. Not listed: every network, not the probe.
-_HEADS = {
-    "model.head": _NETWORKS | _CELLED,
-    "model.standardise": _NETWORKS | _CELLED,
-    "model.point": _POINTED,
-    "model.gps_hidden": _POINTED - {"dual"},
-    "model.cells": _CELLED,
-    "model.cell_samples": _CELLED,
-    "model.most_cells": _CELLED,
-    "training.l2": frozenset({"probe"}),
-    "training.gps_loss": _POINTED,
-    "training.gps_weight": _POINTED,
-    "training.cell_weight": frozenset({"geocells"}),
-    "training.view_swap": frozenset({"geocells"}),
-}
+# Settings by which a configuration's parts are chosen: what each declares has an effect.
+_PARTS = tuple(registry.setting for registry in (HEADS, FUSIONS, STATE_LOSSES, GPS_LOSSES))
 
 
 @dataclass(frozen=True)
@@ -346,18 +332,18 @@ def parse_space(given: Mapping[str, Any], config: Config, *, where: str = "the s
 def draw(space: Space, config: Config, trials: int) -> list[dict[str, Any]]:
     """Different configurations, as what each changes in `config`: nothing first, then at random from `training.seed`.
 
-    A setting without effect in a configuration's head is left as it is. The first n of more trials are the n of fewer.
+    A setting without effect in a configuration is left as it is, by what its head, fusion and losses declare. The first n of more trials are the n of fewer.
     """
+    from geo_embed.heads.heads import effective_settings
+
     random = np.random.default_rng(config.training.seed)
     drawn: list[dict[str, Any]] = [{}]
     fruitless = 0
     while len(drawn) < trials and fruitless < _FRUITLESS:
-        one = {key: options.draw(random) for key, options in space.items()}
-        head = one.get("model.head", config.model.head)
+        values = {key: options.draw(random) for key, options in space.items()}
+        effective = effective_settings({key: values.get(key, value_at(config, key)) for key in _PARTS})
         changes = {
-            key: value
-            for key, value in one.items()
-            if head in _HEADS.get(key, _NETWORKS) and value != value_at(config, key)
+            key: value for key, value in values.items() if key in effective and value != value_at(config, key)
         }
         fruitless = 0 if changes not in drawn else fruitless + 1
         if not fruitless:
@@ -424,14 +410,14 @@ def _set_up(base: Config, data: Examples) -> _Bench:
 
 def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
     """Train what the state doesn't have, rung by rung."""
-    heads = [changes.get("model.head", base.model.head) for changes in drawn]
-    standing = [trial for trial, head in enumerate(heads) if head != "probe"]
+    by_steps = [HEADS[changes.get("model.head", base.model.head)].make.by_steps for changes in drawn]
+    standing = [trial for trial, stepping in enumerate(by_steps) if stepping]
     steps = rungs(len(standing), base.training.epochs, eta)
     with _board(drawn, len(steps), state) as tell:
         for rung, (count, epochs) in enumerate(steps):
             standing = standing[:count]
             if rung == len(steps) - 1:
-                standing += [trial for trial, head in enumerate(heads) if head == "probe"]
+                standing += [trial for trial, stepping in enumerate(by_steps) if not stepping]
             configs = {
                 trial: with_changes(base, {**drawn[trial], "training.epochs": epochs}) for trial in standing
             }
@@ -545,7 +531,10 @@ def _header(
     settings = {
         key: value_at(base, key)
         for key in known_keys()
-        if key.split(".")[0] in ("model", "training") and key != "model.device"
+        if key.split(".")[0] in ("model", "training")
+        and key != "model.device"
+        # A sweep begun before there were plugins goes on.
+        and (key != "model.plugins" or base.model.plugins)
     }
     header = {
         "trials": trials,

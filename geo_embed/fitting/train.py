@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
-from geo_embed.fitting.probe import fit_probe
 from geo_embed.heads.decision import Decision, decide_cells
-from geo_embed.heads.heads import Heads, answer_of, in_parts
+from geo_embed.heads.heads import CellHeads, Heads, answer_of, in_parts, make_heads
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
@@ -50,10 +49,8 @@ def train(
         GeoError: the loss or a weight became NaN or infinite.
     """
     heads = new_heads(rows, atlas, model, seed)
-    if model.head == "probe":
-        vectors = _fuse_all(heads, rows)
-        weight, bias = fit_probe(vectors, rows.labels, atlas.classes, training.l2)
-        heads.states.weight.data, heads.states.bias.data = weight, bias
+    if not heads.by_steps:
+        heads.solve(_fuse_all(heads, rows), rows.labels, training)
         said = judge(heads.eval()) if judge else {}
         return Trained(heads.eval(), [{"epoch": 1.0, **said}])
 
@@ -96,7 +93,7 @@ def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
 
 def find_refiner(heads: Heads, atlas: Atlas, learnt: Rows, held: Rows) -> Refiner | None:
     """How refinement helps most on samples that the heads weren't fitted on; None where it doesn't."""
-    if heads.kind != "geocells":
+    if not (isinstance(heads, CellHeads) and heads.refinable):
         return None
     vectors, cells = [], []
     for out in heads.walk(held.views, held.present):
@@ -144,7 +141,7 @@ def new_heads(rows: Rows, atlas: Atlas, model: Model, seed: int) -> Heads:
     device = rows.views.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        heads = Heads(rows.views.shape[2], rows.views.shape[1], model, atlas)
+        heads = make_heads(rows.views.shape[2], rows.views.shape[1], model, atlas)
     if model.standardise:
         heads.scale, heads.shift = scale_and_shift(rows)
     return heads.to(device)

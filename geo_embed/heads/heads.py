@@ -1,27 +1,46 @@
-"""From the views of a sample to state logits and a place. The same heads serve stages 2 and 3."""
+"""Heads: from the views of a sample to state logits and a place. The same ones serve stages 2 and 3.
+
+A kind of head is a class in a file of its own, here or named by `model.plugins`, with `@HEADS.register(name, settings=…,
+flop=…)`. It is a `PointHeads`, which answers with a point, or `CellHeads`, which answer with a distribution over cells; it
+adds its layers and reads fused vectors.
+"""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geo_embed.config import Model
+from geo_embed.config import Model, Training
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import build_fusion
-from geo_embed.heads.layers import Drop, Trunk, keep
+from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.refine import Gallery, Refiner, blank_gallery, refine
-from geo_embed.heads.region import Atlas, blank_atlas
-from geo_embed.registry import Size
+from geo_embed.heads.region import Atlas
+from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES, Size
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
-# A small last layer starts the classifier near the uniform distribution.
-_LAST_LAYER_GAIN = 0.01
 # Samples that pass through at once where no gradient is wanted: bounded memory, no measurable cost.
 _ROWS = 2048
+
+# Settings with an effect in any head that is trained by steps, by itself or through its fusion and its losses.
+TRAINED = frozenset(
+    {
+        *("model.head", "model.standardise", "model.fusion", "model.directional"),
+        *("model.head_hidden", "model.head_depth", "model.dropout"),
+        *(f"model.gps_box.{edge}" for edge in ("lat_min", "lat_max", "lon_min", "lon_max")),
+        *("training.batch_size", "training.learning_rate", "training.weight_decay", "training.warmup"),
+        *("training.clip_norm", "training.patience", "training.view_dropout"),
+        *("training.state_loss", "training.tau_km", "training.label_smoothing", "training.class_weights"),
+        *("training.state_weight", "training.score_weight"),
+    }
+)
+# Those of heads that answer with a point, and of heads that answer over cells.
+POINTED = frozenset({"model.point", "training.gps_loss", "training.gps_weight"})
+CELLED = frozenset({"model.cells", "model.cell_samples", "model.most_cells"})
 
 
 def in_parts(views: Tensor, present: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -30,105 +49,69 @@ def in_parts(views: Tensor, present: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def answer_of(out: Mapping[str, Tensor]) -> Answer:
-    """What `Heads.forward` gave, as log-probabilities over cells and states; for heads that have cells."""
+    """What `CellHeads.forward` gave, as log-probabilities over cells and states."""
     return Answer(F.log_softmax(out["cells"], 1), F.log_softmax(out["logits"], 1))
 
 
-class ClassificationHead(nn.Module):
-    """D → hidden → GELU → dropout → C logits."""
-
-    def __init__(self, dim: int, hidden: int, classes: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(dim, hidden)
-        self.out = nn.Linear(hidden, classes)
-        nn.init.xavier_uniform_(self.out.weight, gain=_LAST_LAYER_GAIN)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, vectors: Tensor, drop: Drop = keep) -> Tensor:
-        """(B, D) to logits (B, C)."""
-        logits: Tensor = self.out(drop(F.gelu(self.hidden(vectors))))
-        return logits
-
-
-class GpsHead(nn.Module):
-    """D → hidden → GELU → dropout → second → GELU → 2 → tanh: a place in a box, its edges at ±1."""
-
-    def __init__(self, dim: int, hidden: int, second: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(dim, hidden)
-        self.second = nn.Linear(hidden, second)
-        self.out = nn.Linear(second, 2)
-
-    def forward(self, vectors: Tensor, drop: Drop = keep) -> Tensor:
-        """(B, D) to (B, 2) in (−1, 1)."""
-        hidden = drop(F.gelu(self.hidden(vectors)))
-        return torch.tanh(self.out(F.gelu(self.second(hidden))))
-
-
 class Heads(nn.Module):
-    """Fusion and heads, as `model.fusion` and `model.head` say.
+    """Fusion and heads: base class of all kinds.
 
-    - separate: a `ClassificationHead` and a `GpsHead` over the fused vector.
-    - dual: a shared `Trunk`, then one linear layer for the states and one for the point.
-    - hierarchical: a `ClassificationHead`; the point is the likeliest state's centre, moved by a `GpsHead` whose box is as
-      large as the widest state.
-    - geocells: a shared `Trunk`, then one linear layer for the states and one for the cells.
-    - probe: one linear layer for the states; cells by P(cell | state).
-
-    A fusion with hidden layers of its own (`evidence`, `transformer`) takes the trunk's place.
+    A new one has the right sizes and knows no place: `settle` tells it where states, cells and the region lie, or a state
+    dict does.
 
     Args:
-        dim, views: D and V.
-        model: what to build.
-        atlas: where states, cells and the region lie; kept in the state dict.
+        size: of embeddings, and how many classes and cells there are.
+        model: the fusion and everything else that the kind reads.
+
+    Attributes:
+        celled: whether answers are over cells: whether it is a `CellHeads`.
+        by_steps: whether it is trained by gradient steps; else `solve` fits it at once.
+        refinable: whether `vector` is a learnt space that training samples can be looked up in.
     """
+
+    celled = False
+    by_steps = True
+    refinable = False
 
     scale: Tensor
     shift: Tensor
-    middle: Tensor
-    reach: Tensor
     centroids: Tensor
-    centres: Tensor
-    to_state: Tensor
-    in_state: Tensor
-    gallery_cells: Tensor
 
-    def __init__(self, dim: int, views: int, model: Model, atlas: Atlas) -> None:
+    def __init__(self, size: Size, model: Model) -> None:
         super().__init__()
-        self.model, self.kind = model, model.head
-        self.refiner: Refiner | None = None
-        classes, hidden = atlas.classes, model.head_hidden
-        self.register_buffer("scale", torch.ones(dim))
-        self.register_buffer("shift", torch.zeros(dim))
-        self.direction = nn.Parameter(torch.randn(views, dim) * 0.02) if model.directional else None
-        self.fusion = build_fusion(
-            model.fusion or "average", Size(dim, views, hidden, model.head_depth, classes)
-        )
-        width = self.fusion.out_dim
-        self.register_buffer("centroids", torch.from_numpy(atlas.centroids).float())
-        self.states: nn.Module
-        if self.kind in ("dual", "geocells"):
-            self.trunk = nn.Identity() if self.fusion.deep else Trunk(width, hidden, model.head_depth)
-            self.states = nn.Linear(hidden, classes)
-        elif self.kind == "probe":
-            self.states = nn.Linear(width, classes)
-        else:
-            self.states = ClassificationHead(width, hidden, classes)
-        if self.kind in ("geocells", "probe"):
-            assert atlas.cells is not None
-            self.register_buffer("centres", atlas.cells.centres.clone())
-            self.register_buffer("to_state", atlas.cells.to_state.clone())
-            if self.kind == "geocells":
-                self.cells = nn.Linear(hidden, len(atlas.cells.centres))
-            else:
-                self.register_buffer("in_state", atlas.cells.in_state.clone())
-        else:
-            self.gps = (
-                nn.Linear(hidden, 2) if self.kind == "dual" else GpsHead(width, hidden, model.gps_hidden)
-            )
-            self.register_buffer("middle", atlas.middle.clone())
-            reach = atlas.reach if self.kind != "hierarchical" else atlas.state_reach
-            self.register_buffer("reach", reach.clone())
+        self.size, self.model = size, model
+        # The order is part of what a seed means: weights are drawn from one generator.
+        self.register_buffer("scale", torch.ones(size.dim))
+        self.register_buffer("shift", torch.zeros(size.dim))
+        self.direction = nn.Parameter(torch.randn(size.views, size.dim) * 0.02) if model.directional else None
+        self.fusion = build_fusion(model.fusion or "average", size)
+        self.register_buffer("centroids", torch.zeros(size.classes, 2))
+        self.add_layers(replace(size, dim=self.fusion.out_dim, deep=self.fusion.deep))
+
+    def add_layers(self, size: Size) -> None:
+        """Make the layers and buffers of this kind. `size.dim` is W, the width of the fused vector."""
+        raise NotImplementedError
+
+    def settle(self, atlas: Atlas) -> None:
+        """Take over where states, cells and the region lie; kept in the state dict from now on."""
+        self.centroids.copy_(torch.from_numpy(atlas.centroids))
+
+    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
+        """Fused vectors (B, W) to `logits`, `vector`, and `cells` or `points`, as in `forward`."""
+        raise NotImplementedError
+
+    def conclude(self, out: Mapping[str, Tensor], decision: Decision | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` gave, to P(state) (B, C) and latitude, longitude (B, 2) in degrees.
+
+        Args:
+            out: of `forward`.
+            decision: how states and cells are brought together, for heads that have cells.
+        """
+        raise NotImplementedError
+
+    def solve(self, vectors: Tensor, labels: Tensor, training: Training) -> None:
+        """Fit at once, for heads that aren't trained by steps: fused vectors (N, W) and classes (N,)."""
+        raise NotImplementedError(f"{type(self).__name__} is trained by steps")
 
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         """Raw embeddings (B, V, D) of any float type and (B, V) bool to everything there is to know.
@@ -150,45 +133,107 @@ class Heads(nn.Module):
         vector, weights = self.fusion(x, present, drop)
         return vector, weights
 
-    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
-        """Fused vectors (B, W) to `logits`, `vector`, and `cells` or `points`, as in `forward`."""
-        if self.kind in ("dual", "geocells"):
-            vector = vector if self.fusion.deep else self.trunk(vector, drop)
-            logits = self.states(vector)
-        else:
-            logits = self.states(vector) if self.kind == "probe" else self.states(vector, drop)
-        out = {"logits": logits, "vector": vector}
-        if self.kind == "geocells":
-            return out | {"cells": self.cells(vector)}
-        if self.kind == "probe":
-            return out | {"cells": (torch.softmax(logits, -1) @ self.in_state + 1e-9).log()}
-        where = torch.tanh(self.gps(vector)) if self.kind == "dual" else self.gps(vector, drop)
-        if self.kind == "hierarchical":
-            return out | {"points": self.centroids[logits.argmax(-1)] + self.reach * where}
-        return out | {"points": self.middle + self.reach * where}
+    @torch.no_grad()
+    def walk(self, views: Tensor, present: Tensor) -> Iterator[dict[str, Tensor]]:
+        """What `forward` gives for any number of samples, part after part, without gradients."""
+        for x, is_there in in_parts(views, present):
+            yield self(x, is_there)
+
+    def forget_gallery(self) -> None:
+        """Let no point be refined any more, where one was."""
+
+    def description(self) -> dict[str, Any]:
+        """What the state dict doesn't say, as plain values."""
+        # Plugins are named by the run's settings, and loaded from the user's.
+        model = self.model.model_dump(mode="json", exclude={"plugins"})
+        return {"model": model, "cells": self.size.cells, "refiner": None}
+
+    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
+        return self.conclude(self(views, present))
+
+
+class PointHeads(Heads):
+    """Base class of heads that answer with a point in a box.
+
+    Attributes:
+        middle, reach: (2,) centre and half extent of the box, degrees of latitude and longitude.
+    """
+
+    middle: Tensor
+    reach: Tensor
+
+    def add_box(self) -> None:
+        """Make the buffers of the box."""
+        self.register_buffer("middle", torch.zeros(2))
+        self.register_buffer("reach", torch.zeros(2))
+
+    def settle(self, atlas: Atlas) -> None:
+        super().settle(atlas)
+        self.middle.copy_(atlas.middle)
+        self.reach.copy_(atlas.reach)
+
+    def conclude(self, out: Mapping[str, Tensor], decision: Decision | None = None) -> tuple[Tensor, Tensor]:
+        states = torch.softmax(out["logits"], dim=1)
+        if self.model.point == "median":
+            centres = torch.from_numpy(to_unit_vectors(*self.centroids.cpu().double().numpy().T))
+            return states, unit_to_degrees(geometric_median(states, centres.to(states.device)))
+        latitude, longitude = out["points"].unbind(dim=1)
+        return states, torch.stack([latitude, torch.remainder(longitude + 180, 360) - 180], dim=1)
+
+
+class CellHeads(Heads):
+    """Base class of heads that answer over cells: the point is the cells' geometric median, refined where a gallery helps.
+
+    Attributes:
+        centres: (K, 3) unit vectors.
+        to_state: (K, C) P(state | cell).
+        refiner: how points are refined among the training samples in `gallery_…`; None where they are not.
+    """
+
+    celled = True
+
+    centres: Tensor
+    to_state: Tensor
+    gallery_cells: Tensor
+
+    def __init__(self, size: Size, model: Model) -> None:
+        super().__init__(size, model)
+        self.refiner: Refiner | None = None
+
+    def add_cells(self, size: Size) -> None:
+        """Make the buffers of the cells."""
+        self.register_buffer("centres", torch.zeros(size.cells, 3))
+        self.register_buffer("to_state", torch.zeros(size.cells, size.classes))
+
+    def settle(self, atlas: Atlas) -> None:
+        super().settle(atlas)
+        assert atlas.cells is not None
+        self.centres.copy_(atlas.cells.centres)
+        self.to_state.copy_(atlas.cells.to_state)
 
     def answer(self, views: Tensor, present: Tensor) -> Answer:
         """`answer_of` any number of samples, without gradients."""
         parts = [answer_of(out) for out in self.walk(views, present)]
         return Answer(torch.cat([part.cells for part in parts]), torch.cat([part.states for part in parts]))
 
-    @torch.no_grad()
-    def walk(self, views: Tensor, present: Tensor) -> Iterator[dict[str, Tensor]]:
-        """What `forward` gives for any number of samples, part after part, without gradients."""
-        for x, there in in_parts(views, present):
-            yield self(x, there)
-
     def look_up(self, gallery: Gallery, refiner: Refiner) -> None:
-        """Let the point be refined among training samples from now on (`retrieval.refine`)."""
+        """Let the point be refined among training samples from now on (`refine.refine`)."""
         self.refiner = refiner
         for field in fields(Gallery):
             self.register_buffer(f"gallery_{field.name}", getattr(gallery, field.name))
 
     def forget_gallery(self) -> None:
-        """Let no point be refined any more."""
         self.refiner = None
         for field in fields(Gallery):
             self._buffers.pop(f"gallery_{field.name}", None)
+
+    def description(self) -> dict[str, Any]:
+        if self.refiner is None:
+            return super().description()
+        return super().description() | {
+            "refiner": asdict(self.refiner) | {"samples": len(self.gallery_cells)}
+        }
 
     def locate(self, vector: Tensor, cells: Tensor) -> Tensor:
         """Samples in the learnt space (n, W) and their cells' probabilities (n, K) to points (n, 3), unit vectors."""
@@ -199,38 +244,69 @@ class Heads(nn.Module):
         return refine(gallery, vector, cells, points, **asdict(self.refiner))
 
     def conclude(self, out: Mapping[str, Tensor], decision: Decision | None = None) -> tuple[Tensor, Tensor]:
-        """What `forward` gave, to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
-        states = torch.softmax(out["logits"], dim=1)
-        if "cells" in out:
-            states, cells = decide_cells([answer_of(out)], decision or Decision(), self.to_state)
-            points = self.locate(out["vector"], cells)
-        elif self.model.point == "median":
-            centres = torch.from_numpy(to_unit_vectors(*self.centroids.cpu().double().numpy().T))
-            points = geometric_median(states, centres.to(states.device))
-        else:
-            return states, torch.stack(
-                [out["points"][:, 0], torch.remainder(out["points"][:, 1] + 180, 360) - 180], dim=1
-            )
-        return states, unit_to_degrees(points)
+        states, cells = decide_cells([answer_of(out)], decision or Decision(), self.to_state)
+        return states, unit_to_degrees(self.locate(out["vector"], cells))
 
-    def description(self) -> dict[str, Any]:
-        """What the state dict doesn't say, as plain values."""
-        cells = len(self.centres) if self.kind in ("geocells", "probe") else 0
-        found = None
-        if self.refiner is not None:
-            found = asdict(self.refiner) | {"samples": len(self.gallery_cells)}
-        return {"model": self.model.model_dump(mode="json"), "cells": cells, "refiner": found}
 
-    def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
-        return self.conclude(self(views, present))
+def size_of(model: Model, dim: int, views: int, classes: int = 0, cells: int = 0) -> Size:
+    """The sizes of heads over embeddings of V views and D numbers, by the settings."""
+    return Size(dim, views, model.head_hidden, model.head_depth, model.gps_hidden, classes, cells)
+
+
+def make_heads(dim: int, views: int, model: Model, atlas: Atlas) -> Heads:
+    """Untrained heads that know where states, cells and the region lie; weights come from torch's global generator.
+
+    Args:
+        dim, views: D and V.
+        model: the kind, the fusion, their sizes.
+        atlas: of the training places.
+
+    Raises:
+        GeoError: there is no such head or fusion.
+    """
+    cells = 0 if atlas.centres is None else len(atlas.centres)
+    heads: Heads = HEADS[model.head].make(size_of(model, dim, views, atlas.classes, cells), model)
+    heads.settle(atlas)
+    return heads
 
 
 def build_heads(description: Mapping[str, Any], dim: int, views: int, classes: int) -> Heads:
     """Heads whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
     model = Model.model_validate(description["model"])
-    heads = Heads(dim, views, model, blank_atlas(classes, int(description["cells"])))
+    size = size_of(model, dim, views, classes, int(description["cells"]))
+    heads: Heads = HEADS[model.head].make(size, model)
     if description["refiner"] is not None:
         refiner = dict(description["refiner"])
+        if not isinstance(heads, CellHeads):
+            raise ValueError(f"points of a {model.head!r} head can't be refined")
         heads.look_up(blank_gallery(int(refiner.pop("samples")), model.head_hidden), Refiner(**refiner))
     return heads
+
+
+def step_flop(model: Model, dim: int, views: int, classes: int, cells: int) -> int:
+    """What a training step costs per sample, about: what fusion and head say, the fused vector taken to be as wide as an
+    embedding where the fusion has no hidden layers. 0 for heads that aren't trained by steps.
+    """
+    head, fusion = HEADS[model.head], FUSIONS[model.fusion or "average"]
+    if not head.make.by_steps:
+        return 0
+    assert head.flop is not None
+    assert fusion.flop is not None
+    size = size_of(model, dim, views, classes, cells)
+    return fusion.flop(size) + head.flop(replace(size, deep=fusion.make.deep))
+
+
+def effective_settings(chosen: Mapping[str, str | None]) -> frozenset[str]:
+    """Dotted settings that have an effect in heads: those that the head declares, and where it has a fusion, a loss of the
+    states or a loss of the point to choose, those that the chosen one declares.
+
+    Args:
+        chosen: names by `model.head`, `model.fusion`, `training.state_loss` and `training.gps_loss`.
+    """
+    settings: frozenset[str] = HEADS[chosen[HEADS.setting] or ""].settings
+    entries = [
+        registry[chosen[registry.setting] or "average"].settings
+        for registry in (FUSIONS, STATE_LOSSES, GPS_LOSSES)
+        if registry.setting in settings
+    ]
+    return settings.union(*entries)

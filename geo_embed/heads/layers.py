@@ -9,6 +9,8 @@ from torch.nn import functional as F
 # Dropout is handed in as a function of a hidden tensor: modules then keep no random state, so that one module can be run
 # for many stacked sets of weights (torch.func), each with the masks that it would have drawn alone.
 Drop = Callable[[Tensor], Tensor]
+# A small last layer starts the classifier near the uniform distribution.
+_LAST_LAYER_GAIN = 0.01
 
 
 def keep(hidden: Tensor) -> Tensor:
@@ -58,3 +60,44 @@ def trunk_flop(dim: int, width: int, depth: int) -> int:
     and between its layers, none towards its input.
     """
     return 4 * dim * width + 6 * (depth - 1) * width**2
+
+
+class ClassificationHead(nn.Module):
+    """D → hidden → GELU → dropout → C logits."""
+
+    def __init__(self, dim: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden)
+        self.out = nn.Linear(hidden, classes)
+        nn.init.xavier_uniform_(self.out.weight, gain=_LAST_LAYER_GAIN)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, vectors: Tensor, drop: Drop = keep) -> Tensor:
+        """(B, D) to logits (B, C)."""
+        logits: Tensor = self.out(drop(F.gelu(self.hidden(vectors))))
+        return logits
+
+
+class GpsHead(nn.Module):
+    """D → hidden → GELU → dropout → second → GELU → 2 → tanh: a place in a box, its edges at ±1."""
+
+    def __init__(self, dim: int, hidden: int, second: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden)
+        self.second = nn.Linear(hidden, second)
+        self.out = nn.Linear(second, 2)
+
+    def forward(self, vectors: Tensor, drop: Drop = keep) -> Tensor:
+        """(B, D) to (B, 2) in (−1, 1)."""
+        hidden = drop(F.gelu(self.hidden(vectors)))
+        return torch.tanh(self.out(F.gelu(self.second(hidden))))
+
+
+def classification_flop(dim: int, hidden: int, classes: int) -> int:
+    """What a `ClassificationHead` costs, counted as in `trunk_flop`."""
+    return 4 * dim * hidden + 6 * hidden * classes
+
+
+def gps_flop(dim: int, hidden: int, second: int) -> int:
+    """What a `GpsHead` costs, counted as in `trunk_flop`."""
+    return 4 * dim * hidden + 6 * hidden * second + 6 * second * 2

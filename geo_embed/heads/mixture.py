@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
 from geo_embed.heads.decision import Decision, decide
-from geo_embed.heads.heads import Heads, build_heads
+from geo_embed.heads.heads import CellHeads, build_heads
 from geo_embed.sphere import unit_to_degrees
 
 
@@ -32,7 +32,7 @@ class Member:
 class Best(nn.Module):
     """Members with their decision over the cells that they share."""
 
-    def __init__(self, members: Sequence[Member], parts: Sequence[Heads], decision: Decision) -> None:
+    def __init__(self, members: Sequence[Member], parts: Sequence[CellHeads], decision: Decision) -> None:
         super().__init__()
         self.members, self.decision = list(members), decision
         self.parts = nn.ModuleList(parts)
@@ -48,9 +48,9 @@ class Best(nn.Module):
         return states, unit_to_degrees(points)
 
     @property
-    def heads(self) -> list[Heads]:
+    def heads(self) -> list[CellHeads]:
         """The members' heads."""
-        return [part for part in self.parts if isinstance(part, Heads)]
+        return [part for part in self.parts if isinstance(part, CellHeads)]
 
     def description(self) -> dict[str, Any]:
         """What the state dict doesn't say, as plain values."""
@@ -76,9 +76,12 @@ def build_best(description: dict[str, Any], dim: int, views: int, classes: int) 
     """A `Best` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
     given = description["members"]
     parts = [build_heads(entry, dim, views, classes) for entry in given]
+    cells = [part for part in parts if isinstance(part, CellHeads)]
+    if len(cells) < len(parts):
+        raise ValueError("a member without cells")
     members = [
         Member(entry["name"], heads.model, Training.model_validate(entry["training"]))
         for entry, heads in zip(given, parts, strict=True)
     ]
     decision = dict(description["decision"])
-    return Best(members, parts, Decision(tuple(decision.pop("weights")), **decision))
+    return Best(members, cells, Decision(tuple(decision.pop("weights")), **decision))

@@ -1,13 +1,60 @@
 """Logistic regression over fused embeddings, solved by L-BFGS: convex, so no seed and no step size to choose."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from geo_embed.config import Training
+from geo_embed.heads.heads import CELLED, CellHeads
+from geo_embed.heads.layers import Drop, keep
+from geo_embed.heads.region import Atlas
+from geo_embed.registry import HEADS, Size
 
 ROUNDS = 60
 _HISTORY = 10
 # Of the features' mean standard deviation.
 _LEAST_STD = 1e-3
+
+
+@HEADS.register(
+    "probe",
+    settings=CELLED | {"model.head", "model.standardise", "training.l2"},
+    # Solved in seconds, whatever the budget.
+    flop=lambda size: 0,
+)
+class Probe(CellHeads):
+    """One linear layer for the states, fitted at once; cells by P(cell | state).
+
+    >>> from geo_embed.config import Model
+    >>> heads = Probe(Size(dim=2, views=1, width=8, depth=1, classes=2, cells=3), Model())
+    >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)
+    >>> heads.solve(vectors, torch.tensor([0, 1] * 20), Training())
+    >>> heads.read(vectors[:2])["logits"].argmax(dim=1).tolist()
+    [0, 1]
+    """
+
+    by_steps = False
+
+    in_state: Tensor
+
+    def add_layers(self, size: Size) -> None:
+        self.states = nn.Linear(size.dim, size.classes)
+        self.add_cells(size)
+        self.register_buffer("in_state", torch.zeros(size.classes, size.cells))
+
+    def settle(self, atlas: Atlas) -> None:
+        super().settle(atlas)
+        assert atlas.cells is not None
+        self.in_state.copy_(atlas.cells.in_state)
+
+    def solve(self, vectors: Tensor, labels: Tensor, training: Training) -> None:
+        weight, bias = fit_probe(vectors, labels, self.size.classes, training.l2)
+        self.states.weight.data, self.states.bias.data = weight, bias
+
+    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
+        logits = self.states(vector)
+        cells = (torch.softmax(logits, -1) @ self.in_state + 1e-9).log()
+        return {"logits": logits, "vector": vector, "cells": cells}
 
 
 def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
@@ -28,16 +75,16 @@ def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tenso
     x = (x - mean) / std
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
-    solver = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=ROUNDS, history_size=_HISTORY, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
-        solver.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(x @ weight + bias, labels) + 0.5 * l2 * weight.square().sum()
         torch.autograd.backward(loss)
         return loss
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     folded = weight.detach() / std[:, None]
     return folded.T.contiguous(), bias.detach() - mean @ folded

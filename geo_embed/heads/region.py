@@ -17,6 +17,7 @@ from geo_embed.geography import (
     wrap_longitude,
 )
 from geo_embed.heads.cells import Cells, make_cells
+from geo_embed.registry import HEADS
 
 # Few samples make few cells: below a dozen samples a cell learns nothing, and below so many cells a point is vague.
 _FEWEST_CELLS = 16
@@ -67,7 +68,7 @@ def make_atlas(
     latitude, longitude = to_degrees(points)
     middle, reach = _box(latitude, longitude, model.gps_box)
     cells = None
-    if model.head in ("geocells", "probe"):
+    if HEADS[model.head].make.celled:
         count = int(min(model.most_cells, max(_FEWEST_CELLS, len(points) / model.cell_samples)))
         cells = make_cells(points, labels, count, classes, seed=seed, kind=model.cells)
     centroids = class_centroids(latitude, longitude, labels, classes)
@@ -80,24 +81,6 @@ def make_atlas(
         reach,
         torch.from_numpy(state_reach).float(),
         cells,
-    )
-
-
-def blank_atlas(classes: int, cells: int) -> Atlas:
-    """An atlas of the right sizes and no content, for heads whose state dict is still to be loaded."""
-    blank = Cells(
-        torch.zeros(cells, 3),
-        torch.zeros(0, dtype=torch.int64),
-        torch.zeros(cells, classes),
-        torch.zeros(classes, cells),
-    )
-    return Atlas(
-        np.zeros((classes, 2)),
-        np.zeros(classes, dtype=np.int64),
-        torch.zeros(2),
-        torch.zeros(2),
-        torch.zeros(2),
-        blank,
     )
 
 

@@ -16,7 +16,7 @@ from geo_embed.bench.fitting import flop_per_sample, peak_bytes
 from geo_embed.bench.heads import bench_heads
 from geo_embed.bench.measure import Bench, gemm_rate, in_turn
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image
-from geo_embed.heads.heads import ClassificationHead, GpsHead
+from geo_embed.heads.layers import ClassificationHead, GpsHead
 from geo_embed.settings import resolve
 
 if TYPE_CHECKING:

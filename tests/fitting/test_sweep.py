@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ from geo_embed.fitting import fit
 from geo_embed.fitting import stacked as stack
 from geo_embed.fitting.examples import Examples, find_prior, open_training_data, to_rows
 from geo_embed.fitting.sweep import SPACE, Range, Sweep, draw, parse_space, read_space, rungs, sweep
+from geo_embed.heads.heads import effective_settings
+from geo_embed.registry import FUSIONS, STATE_LOSSES
 from geo_embed.runs.run import load_run
-from geo_embed.settings import resolve, with_changes
+from geo_embed.settings import known_keys, resolve, with_changes
 
 if TYPE_CHECKING:
     from conftest import Country, Geo
@@ -508,3 +511,30 @@ def test_a_terminal_sees_a_table(
     assert shown.split()[:5] == ["trial", "rung", "epochs", "score", "settings"]
     assert f"{found.best['score']:.4f}" in shown
     assert "2/2" in shown
+
+
+def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> None:
+    # A sweep that is gone on with draws the configurations that it drew: by the table of the version that began it.
+    networks = {"separate", "dual", "hierarchical", "geocells"}
+    pointed, celled = networks - {"geocells"}, {"geocells", "probe"}
+    table = {
+        "model.head": networks | celled,
+        "model.standardise": networks | celled,
+        "model.point": pointed,
+        "model.gps_hidden": pointed - {"dual"},
+        "model.cells": celled,
+        "model.cell_samples": celled,
+        "model.most_cells": celled,
+        "training.l2": {"probe"},
+        "training.gps_loss": pointed,
+        "training.gps_weight": pointed,
+        "training.cell_weight": {"geocells"},
+        "training.view_swap": {"geocells"},
+    }
+    varying = {key for key in known_keys() if key.split(".")[0] in ("model", "training")} - room._FIXED
+    for head, fusion, loss in itertools.product(
+        [*networks, "probe"], FUSIONS.built_in, STATE_LOSSES.built_in
+    ):
+        names = {"model.head": head, "model.fusion": fusion, "training.state_loss": loss}
+        effective = effective_settings({**names, "training.gps_loss": "mse"})
+        assert effective == {key for key in varying if head in table.get(key, networks)}

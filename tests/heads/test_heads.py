@@ -17,8 +17,8 @@ from geo_embed.fitting.train import gallery_of
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import fuse_average
-from geo_embed.heads.heads import ClassificationHead, GpsHead, Heads, build_heads
-from geo_embed.heads.layers import dropping
+from geo_embed.heads.heads import Heads, build_heads, make_heads
+from geo_embed.heads.layers import ClassificationHead, GpsHead, dropping
 from geo_embed.heads.losses import gps_mse, soft_cross_entropy
 from geo_embed.heads.refine import Refiner
 from geo_embed.registry import FUSIONS, HEADS
@@ -37,14 +37,14 @@ def _seeded() -> None:
 
 def heads_of(rows: Any = ROWS, **changes: object) -> Heads:
     model = tiny(**changes)
-    return Heads(rows.views.shape[2], rows.views.shape[1], model, atlas_of(rows, model)).eval()
+    return make_heads(rows.views.shape[2], rows.views.shape[1], model, atlas_of(rows, model)).eval()
 
 
 def plain(**changes: object) -> Heads:
     """The plain recipe's heads over a wide embedding, for 33 states."""
     rows = rows_of(99, classes=33, middle=(0.0, 0.0))
     model = Model.model_validate(changes)
-    return Heads(768, 4, model, atlas_of(rows, model, 33)).eval()
+    return make_heads(768, 4, model, atlas_of(rows, model, 33)).eval()
 
 
 # ---------------------------------------------------------------- the plain recipe

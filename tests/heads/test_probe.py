@@ -7,8 +7,8 @@ import pytest
 import torch
 from rows import CLASSES, rows_of
 
-from geo_embed.fitting.probe import fit_probe
 from geo_embed.heads.fusion import fuse_average
+from geo_embed.heads.probe import fit_probe
 
 ROWS = rows_of(200, noise=1.0)
 X = fuse_average(ROWS.views.float(), ROWS.present) * 3 + 10

@@ -9,7 +9,7 @@ from rows import CLASSES, atlas_of, rows_of, tiny
 
 from geo_embed.errors import GeoError
 from geo_embed.geography import class_centroids, region_box, to_degrees, to_unit_vectors, wrap_longitude
-from geo_embed.heads.region import blank_atlas, make_atlas
+from geo_embed.heads.region import make_atlas
 
 LATITUDE, LONGITUDE = np.array([10.0, 20.0, 14.0, 10.0]), np.array([-60.0, -50.0, -52.0, -54.0])
 LABELS = np.array([0, 0, 1, 1])
@@ -116,13 +116,3 @@ def test_cells_are_of_the_kind_that_is_asked_for(kind: str) -> None:
 def test_heads_without_cells_get_none() -> None:
     for head in ("separate", "dual", "hierarchical"):
         assert atlas_of(rows_of(), tiny(head=head)).cells is None
-
-
-def test_a_blank_atlas_has_the_sizes_alone() -> None:
-    blank = blank_atlas(5, 7)
-    assert blank.classes == 5
-    assert blank.centroids.shape == (5, 2)
-    assert blank.cells is not None
-    assert blank.cells.centres.shape == (7, 3)
-    assert blank.cells.to_state.shape == (7, 5)
-    assert blank.cells.in_state.shape == (5, 7)
