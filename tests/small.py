@@ -236,7 +236,8 @@ def hear_signals() -> None:
 _NURSERY = """
 import atexit, json, os, signal, sys, threading
 import google_crc32c, pandas, simplejpeg, torch, xxhash, zarr
-import geo_embed.cache.tidy, geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction.submission
+import geo_embed.cache.exchange, geo_embed.cache.tidy, geo_embed.cache.verify
+import geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction.submission
 from geo_embed.cli import main
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 

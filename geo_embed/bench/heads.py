@@ -10,7 +10,7 @@ import pandas as pd
 
 from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
-from geo_embed.cache.tidy import import_embeddings
+from geo_embed.cache.exchange import import_embeddings
 from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
 from geo_embed.geography import haversine_km

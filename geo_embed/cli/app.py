@@ -269,10 +269,12 @@ def _extract(
 @cache_app.command("ls", epilog="Example: `geo cache ls`")
 def _cache_ls() -> None:
     """List every store: what made it, how complete it is, which runs were fitted on it."""
-    from geo_embed.cache.tidy import summarise, unreadable_stores
+    from geo_embed.cache.tidy import summarise
+    from geo_embed.cache.verify import unreadable_stores
+    from geo_embed.runs.run import run_stores
 
     config = _globals.config()
-    stores = summarise(config)
+    stores = summarise(config.paths.cache_dir, run_stores(config.paths.runs_dir))
     problems = unreadable_stores(config.paths.cache_dir)
     rows = [
         (
@@ -294,7 +296,8 @@ def _cache_info(
 ) -> None:
     """Print what made the store that the settings choose, and where it stands."""
     wait_passively()
-    from geo_embed.cache.tidy import choose_stores, summarise_store
+    from geo_embed.cache.tidy import summarise_store
+    from geo_embed.cache.verify import choose_stores
     from geo_embed.runs.run import run_stores
 
     config = _globals.config(model__backbone_name=backbone)
@@ -324,7 +327,7 @@ def _cache_verify(
 ) -> None:
     """Read every byte against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
-    from geo_embed.cache.tidy import choose_stores, verify, verify_deep
+    from geo_embed.cache.verify import choose_stores, verify, verify_deep
 
     config = _globals.config(model__backbone_name=backbone, model__device=device)
     stores, problems = choose_stores(config, split, store)
@@ -354,8 +357,11 @@ def _cache_gc(
 ) -> None:
     """List what nothing needs any more; delete it with --yes."""
     from geo_embed.cache.tidy import collect_garbage
+    from geo_embed.runs.run import run_stores
 
-    garbage = collect_garbage(_globals.config(), unused=unused, delete=yes)
+    config = _globals.config()
+    runs = run_stores(config.paths.runs_dir) if unused else None
+    garbage = collect_garbage(config, runs=runs, delete=yes)
     rows = [(_size(one["bytes"]), f"{one['path']}: {one['reason']}") for one in garbage.stores]
     end = "deleted" if yes else "can go; delete with --yes"
     _print(garbage, [*rows, (_size(garbage.bytes), end)] if rows else [("", "nothing to delete")])
@@ -373,7 +379,7 @@ def _cache_import(
 ) -> None:
     """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
     wait_passively()
-    from geo_embed.cache.tidy import import_embeddings
+    from geo_embed.cache.exchange import import_embeddings
 
     config = _globals.config(model__dtype=dtype)
     done = import_embeddings(config, file, split, backbone, overwrite=overwrite)
@@ -388,7 +394,7 @@ def _cache_export(
 ) -> None:
     """Write a split's embeddings to a file for other tools."""
     wait_passively()
-    from geo_embed.cache.tidy import export_embeddings
+    from geo_embed.cache.exchange import export_embeddings
 
     embeddings = export_embeddings(_globals.config(model__backbone_name=backbone), split, out)
     samples, views, dim = embeddings.values.shape

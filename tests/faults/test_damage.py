@@ -12,7 +12,7 @@ import pytest
 from small import Small, command, content
 
 from geo_embed.cache.store import PENDING, open_store, read_store
-from geo_embed.cache.tidy import verify
+from geo_embed.cache.verify import verify
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 

@@ -15,7 +15,7 @@ import pytest
 from small import UNPRIVILEGED, Nursery, Small, command, content, files
 
 from geo_embed.cache.store import OK, open_store, read_store
-from geo_embed.cache.tidy import verify
+from geo_embed.cache.verify import verify
 from geo_embed.extraction.extract import extract
 
 if TYPE_CHECKING:

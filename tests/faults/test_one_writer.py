@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from small import Nursery, Small, command, content
 
-from geo_embed.cache.tidy import collect_garbage, import_embeddings
+from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.tidy import collect_garbage
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 
@@ -90,9 +91,7 @@ def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Smal
     assert any(small.cache.glob("*/train.zarr.1"))
     for path in small.cache.glob("*/*"):
         os.utime(path, (0, 0))
-    assert (
-        collect_garbage(small.config(model__backbone_name="another"), unused=True, delete=True).stores == []
-    )
+    assert collect_garbage(small.config(model__backbone_name="another"), runs={}, delete=True).stores == []
     (small.root / "go").touch()
     said = writer.end()
     assert (said.json["computed"], said.json["reused"]) == (0, 32)
@@ -103,7 +102,7 @@ def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Smal
 def test_a_second_import_is_refused_likewise(small: Small, nursery: Nursery, tmp_path: Path) -> None:
     file = tmp_path / "train.npy"
     np.save(file, np.ones((8, 4, 5), dtype=np.float32))
-    hold = HOLD.replace("geo_embed.extraction.extract", "geo_embed.cache.tidy")
+    hold = HOLD.replace("geo_embed.extraction.extract", "geo_embed.cache.exchange")
     first = nursery.start(
         small, "cache", "import", file, "--split", "train", "--backbone", "mine", before=hold
     )

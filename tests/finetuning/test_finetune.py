@@ -204,7 +204,7 @@ def test_an_ensemble_is_refused(config: Config, run: Run) -> None:
 
 
 def test_imported_embeddings_are_refused(config: Config, country: Country, tmp_path: Path) -> None:
-    from geo_embed.cache.tidy import import_embeddings
+    from geo_embed.cache.exchange import import_embeddings
 
     cached = np.asarray(open_store(country.store(), writable=False).embeddings[:])
     np.save(tmp_path / "all.npy", cached)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from small import command
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.tidy import export_embeddings, import_embeddings
+from geo_embed.cache.exchange import export_embeddings, import_embeddings
 from geo_embed.config import Config, EnsembleMethod
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError

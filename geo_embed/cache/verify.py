@@ -1,0 +1,187 @@
+"""Whether a store is whole: every byte against its checksum, and embeddings against their pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.store import (
+    PENDING,
+    UNREADABLE,
+    Store,
+    chunks_of,
+    damaged_chunks,
+    forget_chunk,
+    has_chunk,
+    hash_content,
+    metadata_faults,
+    only_writer,
+    open_store,
+    read_ids,
+    read_store,
+)
+from geo_embed.config import Config
+from geo_embed.data import images
+from geo_embed.data.samples import SPLITS, load_samples
+from geo_embed.devices import pick_device
+from geo_embed.errors import GeoError
+
+# How alike a picture embedded again must be; bfloat16 on another device stays above it, another picture doesn't.
+_SAME_COSINE = 0.999
+_DEEP_PICTURES = 32
+
+
+@dataclass(frozen=True)
+class StoreProblem:
+    """What is wrong with a store, and which of its rows are concerned."""
+
+    store: Path
+    where: str
+    message: str
+
+
+def choose_stores(
+    config: Config, split: str, path: Path | None = None
+) -> tuple[list[Store], list[StoreProblem]]:
+    """The stores to look after, and what is there but can't be opened at all.
+
+    Args:
+        config: the settings that choose, where no path is given.
+        split: `train`, `test`, or `all` for as many of them as there are.
+        path: one store, whatever the settings.
+
+    Raises:
+        GeoError: there is neither.
+    """
+    if path is not None:
+        problems = _unreadable(path) if path.exists() else []
+        return ([] if problems else [open_store(path)]), problems
+    splits = SPLITS if split == "all" else (split,)
+    problems = unreadable_stores(config.paths.cache_dir, splits)
+    stores: list[Store] = []
+    absent: list[GeoError] = []
+    for one in splits:
+        try:
+            stores.append(find_store(config, one))
+        except GeoError as error:
+            absent.append(error)
+    if not stores and not problems:
+        raise absent[0]
+    return stores, problems
+
+
+def unreadable_stores(cache_dir: Path, splits: Sequence[str] = SPLITS) -> list[StoreProblem]:
+    """Stores of these splits that can't be opened."""
+    paths = [path for split in splits for path in sorted(cache_dir.glob(f"*/{split}.zarr"))]
+    return [problem for path in paths for problem in _unreadable(path)]
+
+
+def _unreadable(path: Path) -> list[StoreProblem]:
+    try:
+        open_store(path, writable=False)
+    except GeoError as error:
+        return [StoreProblem(path, "the whole store", error.what)]
+    return []
+
+
+def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
+    """Read every byte of a store against its checksums.
+
+    Args:
+        store: any store.
+        repair: let the rows of damaged chunks be pending again, so that `geo extract` computes them anew. Damaged ids
+            it writes again by itself.
+    """
+    problems = [StoreProblem(store.path, where, message) for where, message in metadata_faults(store)]
+    damaged: list[slice] = []
+    for rows in chunks_of(store):
+        faults = list(_chunk_faults(store, rows))
+        if faults:
+            damaged.append(rows)
+        where = f"rows {rows.start}–{rows.stop - 1}"
+        problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
+    try:
+        read_ids(store)
+    except GeoError as error:
+        problems.append(StoreProblem(store.path, "sample_id", error.what))
+    if repair and damaged:
+        with only_writer(store.path):
+            writable = open_store(store.path)
+            for rows in damaged:
+                forget_chunk(writable, rows)
+    return problems
+
+
+def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES) -> list[StoreProblem]:
+    """Embed a sample of pictures again, and compare file and embedding with what the store says.
+
+    Args:
+        config: paths, device, and the backbone's place.
+        store: a store that was extracted, not imported.
+        pictures: how many, spread evenly over the store.
+
+    Raises:
+        GeoError: the backbone is not the store's.
+    """
+    import torch
+
+    if store.attrs.get("imported"):
+        raise GeoError("an imported store can't be embedded again", where=store.path)
+    samples = load_samples(config, store.split)
+    check_fits(store, samples)
+    device = pick_device(config.model.device)
+    model = config.model.model_copy(update={"feature": store.attrs["feature"]})
+    backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
+    if backbone.weights_sha256 != store.attrs["weights_sha256"]:
+        raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
+    spec = images.Preprocessing(**store.attrs["preprocessing"])
+    embeddings = read_store(store)
+    rows, views = np.nonzero(embeddings.present)
+    problems = []
+    for k in np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int):
+        i, v = rows[k], views[k]
+        where = f"sample {samples.sample_id[i]}, view {samples.view_names[v]}"
+        path = samples.image_root / samples.images[i, v]
+        try:
+            data = path.read_bytes()
+            pixels = images.resize(images.decode(data), spec)
+        except (OSError, images.UnreadableImage) as error:
+            problems.append(StoreProblem(store.path, where, f"the picture can't be read any more: {error}"))
+            continue
+        if hash_content(data) != int(np.asarray(store.content_hash[i])[v]):
+            problems.append(StoreProblem(store.path, where, f"the picture changed on disk: {path}"))
+            continue
+        with torch.inference_mode():
+            batch = images.normalise(torch.from_numpy(pixels)[None].to(device), spec, backbone.dtype)
+            again = backbones.embed(backbone, batch)[0].float().cpu().numpy()
+        cosine = _cosine(again, embeddings.values[i, v].astype(np.float32))
+        if cosine < _SAME_COSINE:
+            problems.append(
+                StoreProblem(store.path, where, f"embedded again it differs: cosine {cosine:.4f}")
+            )
+    return problems
+
+
+def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
+    committed = True
+    for name in ("status", "content_hash", "embeddings"):
+        try:
+            with damaged_chunks(store.path):
+                block = np.asarray(getattr(store, name)[rows])
+        except GeoError as error:
+            yield name, error.what
+            continue
+        if name == "status":
+            committed = bool((block != PENDING).any())
+            if block.max() > UNREADABLE:
+                yield name, f"unknown status {block.max()}"
+        elif committed and not has_chunk(store, name, rows):
+            yield name, "the chunk is gone from the disk"
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
