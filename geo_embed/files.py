@@ -90,8 +90,18 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and (_WRITING in path.suffixes[-2:] or path.suffix == _REPLACED)
 
 
+def remove_directory(path: Path) -> None:
+    """Delete a directory. It loses its name first: a reader, or the next command after a kill, never sees half of one."""
+    doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}")
+    with disk_errors(path):
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 @contextmanager
-def lock(path: Path, *, busy: str, where: Path, hint: str, keep: bool = True) -> Iterator[None]:
+def lock(
+    path: Path, *, busy: str, where: Path, hint: str, keep: bool = True, wait_seconds: float = 0
+) -> Iterator[None]:
     """Hold a lock file while the block runs. The kernel lets go of a dead holder's.
 
     Args:
@@ -100,20 +110,21 @@ def lock(path: Path, *, busy: str, where: Path, hint: str, keep: bool = True) ->
         where: what is locked, for people.
         hint: what to do about the other holder.
         keep: whether the file stays afterwards, with no holder in it.
+        wait_seconds: how long to wait for the other holder to let go.
 
     Raises:
         GeoError: somebody else holds it, by process, host and time; or the file can't be written.
     """
     from filelock import FileLock, Timeout
 
-    handle = FileLock(path, timeout=0)
+    handle = FileLock(path, timeout=wait_seconds, poll_interval=0.01)
     with disk_errors(where):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle.acquire()
         # A kind of OSError, too.
         except Timeout as error:
-            raise GeoError(f"{busy}: {_holder(path)}", where=where, hint=hint) from error
+            raise GeoError(f"{busy}: {lock_holder(path)}", where=where, hint=hint) from error
     try:
         with disk_errors(where):
             since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -144,7 +155,8 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-def _holder(path: Path) -> str:
+def lock_holder(path: Path) -> str:
+    """Who holds a lock file, for people: process, host and time."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"

@@ -1,6 +1,5 @@
 """Embeddings made elsewhere, in and out."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,27 @@ from numpy.typing import NDArray
 
 from geo_embed.backbones.weights import fingerprint_of
 from geo_embed.cache.find import find_store
+from geo_embed.cache.locks import only_writer
+from geo_embed.cache.storage import creating, store_path
 from geo_embed.cache.store import (
     MISSING,
     OK,
     Embeddings,
+    Store,
     chunks_of,
     commit_chunk,
-    create_store,
     hash_content,
-    only_writer,
+    lay_out,
     open_store,
+    read_content_hash,
+    read_status,
     read_store,
-    store_path,
     stored_dtype,
 )
 from geo_embed.config import Config
 from geo_embed.data.samples import Samples, load_samples, natural_ids, text_ids
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, save_tensors
+from geo_embed.files import file_sha256, replacing, save_tensors
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 
@@ -76,28 +78,24 @@ def import_embeddings(
     source = {"source": file.name, "source_sha256": file_sha256(file)}
     attrs = made_by | source | {"fingerprint": fingerprint, "feature": None, "weights_sha256": None}
     attrs |= {"preprocessing": None, "dtype": stored}
-    with only_writer(path):
-        # Written aside and moved into place: an import that fails leaves the earlier one as it was.
-        aside = path.with_name(f".{path.name}.importing")
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            store = create_store(
-                aside,
-                samples,
-                dim=values.shape[2],
-                dtype=stored,
-                chunk_rows=config.inference.chunk_rows,
-                attrs=attrs,
-            )
-            for rows in chunks_of(store):
-                block = np.array(values[rows], dtype=stored)
-                block[~present[rows]] = 0
-                content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
-                status = np.where(present[rows], OK, MISSING).astype(np.uint8)
-                commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
-            _put_in_place(aside, path, overwrite=overwrite)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    # Written aside and moved into place: an import that fails leaves the earlier one as it was.
+    with only_writer(path), creating(path) as storage:
+        store = lay_out(
+            storage,
+            samples,
+            dim=values.shape[2],
+            dtype=stored,
+            chunk_rows=config.inference.chunk_rows,
+            attrs=attrs,
+        )
+        for rows in chunks_of(store):
+            block = np.array(values[rows], dtype=stored)
+            block[~present[rows]] = 0
+            content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
+            status = np.where(present[rows], OK, MISSING).astype(np.uint8)
+            commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
+        if not overwrite and path.exists():
+            _refuse_other_embeddings(open_store(path), store)
     return Imported(path, fingerprint, *values.shape)
 
 
@@ -117,37 +115,22 @@ def export_embeddings(config: Config, split: str, out: Path) -> Embeddings:
         raise GeoError(f"{lacking:,} views have no embedding, which only .parquet can say", where=out)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.writing{out.suffix}")
-        try:
-            _write_file(temporary, embeddings)
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary:
+        _write_file(temporary, embeddings)
     return embeddings
 
 
 _FORMAT_HINT = "use one of " + ", ".join(FORMATS)
 
 
-def _put_in_place(aside: Path, path: Path, *, overwrite: bool) -> None:
-    if path.exists():
-        there, new = open_store(path), open_store(aside)
-        same = all(
-            np.array_equal(getattr(there, a)[:], getattr(new, a)[:]) for a in ("content_hash", "status")
+def _refuse_other_embeddings(earlier: Store, store: Store) -> None:
+    same = np.array_equal(read_content_hash(earlier), read_content_hash(store))
+    if not (same and np.array_equal(read_status(earlier), read_status(store))):
+        raise GeoError(
+            "an import of this name holds other embeddings",
+            where=earlier.path,
+            hint="choose another --backbone name, or replace it with --overwrite",
         )
-        if not (same or overwrite):
-            raise GeoError(
-                "an import of this name holds other embeddings",
-                where=path,
-                hint="choose another --backbone name, or replace it with --overwrite",
-            )
-    with disk_errors(path):
-        replaced = path.with_name(f".{path.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        aside.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _read_file(file: Path, samples: Samples) -> tuple[NDArray[Any], NDArray[np.bool_]]:

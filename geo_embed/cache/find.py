@@ -8,6 +8,7 @@ import numpy as np
 
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
+from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
 from geo_embed.config import Config
 from geo_embed.data.samples import Samples
@@ -58,7 +59,7 @@ def find_store(config: Config, split: str, fingerprint: str | None = None) -> St
         )
     near = [path for path, difference in differences.items() if difference != "backbone"]
     why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
-    damaged = set(config.paths.cache_dir.glob(f"*/{split}.zarr")) - set(differences)
+    damaged = set(store_paths(config.paths.cache_dir, split)) - set(differences)
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     raise GeoError(
         f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",

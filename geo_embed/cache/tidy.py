@@ -1,6 +1,5 @@
 """The stores of a cache at a glance, and what of it nothing needs any more."""
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -8,20 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geo_embed.cache.find import find_store
-from geo_embed.cache.store import (
-    PENDING,
-    Store,
-    damaged_chunks,
-    is_busy,
-    list_stores,
-    open_store,
-)
+from geo_embed.cache.locks import is_busy
+from geo_embed.cache.storage import all_superseded, leftovers, usage
+from geo_embed.cache.storage import delete as delete_files
+from geo_embed.cache.store import PENDING, Store, list_stores, open_store, read_status
 from geo_embed.config import Config
 from geo_embed.data.samples import SPLITS
-from geo_embed.errors import GeoError, disk_errors
+from geo_embed.errors import GeoError
 
 # Litter younger than this may belong to a writer at work.
 _LITTER_SECONDS = 3600
@@ -60,9 +53,8 @@ def summarise(cache_dir: Path, runs: Mapping[str, list[str]]) -> list[StoreSumma
 
 def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary:
     """One store at a glance; `runs` gives the names of the runs fitted on each fingerprint."""
-    files = [path.stat() for path in store.path.rglob("*") if path.is_file()]
-    with damaged_chunks(store.path):
-        complete = float((np.asarray(store.status[:]) != PENDING).mean())
+    size, last_write = store.storage.usage()
+    complete = float((read_status(store) != PENDING).mean())
     return StoreSummary(
         store.path,
         store.split,
@@ -70,8 +62,8 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
         store.fingerprint,
         *store.shape,
         complete=complete,
-        bytes=sum(file.st_size for file in files),
-        age_days=(time.time() - max(file.st_mtime for file in files)) / 86_400,
+        bytes=size,
+        age_days=(time.time() - last_write) / 86_400,
         runs=runs.get(store.fingerprint, []),
     )
 
@@ -100,43 +92,29 @@ def collect_garbage(
             if store.fingerprint not in used and not is_busy(store.path)
         ]
     for path, reason in candidates:
-        size = _size(path)
+        size, _ = usage(path)
         garbage.stores.append({"path": path, "reason": reason, "bytes": size})
         garbage.bytes += size
         if delete:
-            with disk_errors(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            delete_files(path)
     garbage.deleted = delete
     return garbage
 
 
 def _litter(cache_dir: Path) -> Iterator[tuple[Path, str]]:
+    """What killed commands left, once it is too old to be somebody's work, and superseded stores whose successor is whole."""
     now = time.time()
-    for path in sorted(cache_dir.glob("*/*")):
-        store = path.with_name(path.name.strip(".").partition(".")[0] + ".zarr")
-        if is_busy(store):
-            continue
-        if path.name.startswith(".") and path.suffix in (".creating", ".importing", ".replaced"):
-            if now - path.stat().st_mtime > _LITTER_SECONDS:
-                yield path, "left by an interrupted command"
-        elif path.name.startswith(f"{store.name}.") and path.suffix[1:].isdigit():
-            if _is_complete(store):
-                yield path, "an earlier state of the split, whose successor is whole"
-        elif path == store:
-            for part in sorted(path.rglob("*.partial")):
-                if now - part.stat().st_mtime > _LITTER_SECONDS:
-                    yield part, "left by an interrupted write"
+    for path, store in leftovers(cache_dir):
+        if now - usage(path)[1] > _LITTER_SECONDS and not is_busy(store):
+            inside = store in path.parents
+            yield path, f"left by an interrupted {'write' if inside else 'command'}"
+    for path, store in all_superseded(cache_dir):
+        if not is_busy(store) and _is_complete(store):
+            yield path, "an earlier state of the split, whose successor is whole"
 
 
 def _is_complete(path: Path) -> bool:
     try:
-        store = open_store(path, writable=False)
-        with damaged_chunks(path):
-            return bool((np.asarray(store.status[:]) != PENDING).all())
+        return bool((read_status(open_store(path, writable=False)) != PENDING).all())
     except GeoError:
         return False
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

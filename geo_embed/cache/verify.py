@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.locks import only_writer
+from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import (
     PENDING,
     UNREADABLE,
@@ -19,8 +21,8 @@ from geo_embed.cache.store import (
     has_chunk,
     hash_content,
     metadata_faults,
-    only_writer,
     open_store,
+    read_content_hash,
     read_ids,
     read_store,
 )
@@ -76,7 +78,7 @@ def choose_stores(
 
 def unreadable_stores(cache_dir: Path, splits: Sequence[str] = SPLITS) -> list[StoreProblem]:
     """Stores of these splits that can't be opened."""
-    paths = [path for split in splits for path in sorted(cache_dir.glob(f"*/{split}.zarr"))]
+    paths = [path for split in splits for path in store_paths(cache_dir, split)]
     return [problem for path in paths for problem in _unreadable(path)]
 
 
@@ -139,7 +141,7 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:
         raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
     spec = images.Preprocessing(**store.attrs["preprocessing"])
-    embeddings = read_store(store)
+    embeddings, content = read_store(store), read_content_hash(store)
     rows, views = np.nonzero(embeddings.present)
     problems = []
     for k in np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int):
@@ -152,7 +154,7 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
         except (OSError, images.UnreadableImage) as error:
             problems.append(StoreProblem(store.path, where, f"the picture can't be read any more: {error}"))
             continue
-        if hash_content(data) != int(np.asarray(store.content_hash[i])[v]):
+        if hash_content(data) != content[i, v]:
             problems.append(StoreProblem(store.path, where, f"the picture changed on disk: {path}"))
             continue
         with torch.inference_mode():

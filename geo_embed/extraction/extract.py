@@ -6,7 +6,6 @@ fingerprint, is copied, not computed.
 """
 
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ from geo_embed.backbones.backbone import Backbone
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
+from geo_embed.cache.locks import only_writer
+from geo_embed.cache.storage import discard, sibling_paths, store_path, supersede, superseded_paths
 from geo_embed.cache.store import (
     MISSING,
     OK,
@@ -33,14 +34,13 @@ from geo_embed.cache.store import (
     chunks_of,
     commit_chunk,
     create_store,
-    damaged_chunks,
     hash_content,
     is_whole,
     manifest_sha256,
-    only_writer,
     open_store,
     read_chunk,
-    store_path,
+    read_content_hash,
+    read_status,
     write_ids,
 )
 from geo_embed.config import Config
@@ -48,7 +48,7 @@ from geo_embed.console import progress, say, warn
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples, missing_images
 from geo_embed.devices import pick_device, pick_dtype
-from geo_embed.errors import GeoError, disk_errors
+from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
     import torch
@@ -158,8 +158,8 @@ def extract(config: Config, split: str, *, limit: int | None = None) -> Extracti
         if result.skipped and config.inference.on_bad_image == "fail":
             raise _bad_images(result.skipped)
         if last == len(samples):
-            for old in _superseded(path):
-                _discard(old)
+            for old in superseded_paths(path):
+                discard(old)
     result.seconds = time.monotonic() - started
     return result
 
@@ -179,7 +179,7 @@ def _matching_store(path: Path, samples: Samples) -> Store | None:
 def _new_store(path: Path, samples: Samples, attrs: dict[str, Any], config: Config, directory: Path) -> Store:
     """An empty store at `path`; one that is there is moved aside, as a source."""
     if path.exists():
-        _supersede(path)
+        supersede(path)
     return create_store(
         path,
         samples,
@@ -190,25 +190,6 @@ def _new_store(path: Path, samples: Samples, attrs: dict[str, Any], config: Conf
     )
 
 
-def _supersede(path: Path) -> None:
-    numbers = [int(old.suffix[1:]) for old in _superseded(path)]
-    with disk_errors(path):
-        path.rename(path.with_name(f"{path.name}.{max(numbers, default=0) + 1}"))
-
-
-def _superseded(path: Path) -> list[Path]:
-    """Earlier stores of this split, moved aside until the one that replaces them is whole."""
-    return sorted(old for old in path.parent.glob(f"{path.name}.*") if old.suffix[1:].isdigit())
-
-
-def _discard(old: Path) -> None:
-    """Delete a superseded store; renamed first, so that half of one is never taken for a source."""
-    doomed = old.with_name(f".{old.name}.replaced")
-    shutil.rmtree(doomed, ignore_errors=True)
-    old.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _gather_sources(path: Path) -> _Sources:
     """Every embedding that stores of this fingerprint hold: other splits, superseded stores, and this one.
 
@@ -217,12 +198,11 @@ def _gather_sources(path: Path) -> _Sources:
     stores: list[Store] = []
     hashes: list[NDArray[np.uint64]] = []
     places: list[NDArray[np.int64]] = []
-    for other in [*sorted(path.parent.glob("*.zarr")), *_superseded(path)]:
+    for other in sibling_paths(path):
         try:
             store = open_store(other, writable=False)
-            with damaged_chunks(other):
-                ok = np.asarray(store.status[:]) == OK
-                content = np.asarray(store.content_hash[:])
+            ok = read_status(store) == OK
+            content = read_content_hash(store)
         except GeoError:
             continue
         rows, views = np.nonzero(ok)
@@ -244,8 +224,7 @@ def _refuse_bad_images(config: Config, store: Store | None, samples: Samples, la
     if store is None:
         pending = np.argwhere(np.ones((last, len(samples.view_names)), dtype=bool))
     else:
-        with damaged_chunks(store.path):
-            pending = np.argwhere(np.asarray(store.status[:last]) != OK)
+        pending = np.argwhere(read_status(store)[:last] != OK)
 
     def look(place: NDArray[np.int64]) -> BadImage | None:
         i, v = place
@@ -293,7 +272,7 @@ def _run(config: Config, store: Store, samples: Samples, last: int) -> Extractio
     try:
         return _fill(config, store, samples, last)
     except KeyboardInterrupt:
-        done = int((np.asarray(store.status[:]) != PENDING).all(axis=1).sum())
+        done = int((read_status(store) != PENDING).all(axis=1).sum())
         warn(
             f"interrupted: {done:,} of {len(samples):,} {store.split} samples are done and stay; "
             "the same command goes on from there"
@@ -311,8 +290,7 @@ def _fill(config: Config, store: Store, samples: Samples, last: int) -> Extracti
     embedder = _Embedder(config, device, spec)
     skip = config.inference.on_bad_image == "skip"
     views = len(samples.view_names)
-    with damaged_chunks(store.path):
-        hashes, statuses = np.asarray(store.content_hash[:]), np.asarray(store.status[:])
+    hashes, statuses = read_content_hash(store), read_status(store)
 
     def prepare(i: int, v: int) -> _Picture:
         return _prepare(samples, i, v, spec, sources, int(hashes[i, v]) if statuses[i, v] == OK else None)
@@ -400,11 +378,10 @@ def _write(
     samples: Samples,
 ) -> None:
     """Put a chunk together and commit it. Runs on the writing thread, where waiting for the device costs nothing."""
-    with damaged_chunks(store.path):
-        committed = (np.asarray(store.status[rows]) != PENDING).any()
-        shape = (rows.stop - rows.start, *store.shape[1:])
-        # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
-        values = read_chunk(store, rows) if committed else np.zeros(shape, store.embeddings.dtype)
+    committed = (read_status(store, rows) != PENDING).any()
+    shape = (rows.stop - rows.start, *store.shape[1:])
+    # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
+    values = read_chunk(store, rows) if committed else np.zeros(shape, store.embeddings.dtype)
     for places, embeddings in computed:
         at = np.array(places)
         values[at[:, 0], at[:, 1]] = embeddings.cpu().numpy()

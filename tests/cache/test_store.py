@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from small import Small
 
 from geo_embed.cache.find import check_fits
+from geo_embed.cache.locks import only_writer
 from geo_embed.cache.store import (
     MISSING,
     OK,
@@ -141,12 +142,12 @@ def test_any_zarr_reader_can_read_a_store(tmp_path: Path, samples: Samples) -> N
 
 
 def test_a_store_appears_whole_or_not_at_all(tmp_path: Path, samples: Samples) -> None:
-    left = tmp_path / ".train.zarr.creating"
-    left.mkdir()
-    (left / "half").write_text("left by a kill")
-    new(tmp_path / "train.zarr", samples)
+    for name in (".train.zarr.creating", ".train.zarr.0123abcd.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("left by a kill")
+    with only_writer(tmp_path / "train.zarr"):
+        new(tmp_path / "train.zarr", samples)
     assert sorted(path.name for path in tmp_path.glob("*.zarr*")) == ["train.zarr"]
-    assert not left.exists()
     assert not (tmp_path / "train.zarr" / "half").exists()
 
 

@@ -63,7 +63,7 @@ def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
     assert said.code == 0, said.err
     assert (said.json["computed"], said.json["reused"]) == (160 - 4 * rows, 4 * rows)
     assert content(small.store()) == whole(small)
-    assert not any(small.cache.rglob("*.partial"))
+    assert not any(small.cache.rglob(".*.writing"))
 
 
 def test_a_write_that_the_system_refuses_stops_an_extraction_likewise(small: Small, nursery: Nursery) -> None:

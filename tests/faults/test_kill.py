@@ -51,7 +51,7 @@ import pathlib, time
 rename = pathlib.Path.replace
 
 def slow(path, target):
-    if path.suffix == ".partial":
+    if path.suffix == ".writing":
         time.sleep(0.03)
     return rename(path, target)
 
@@ -72,7 +72,7 @@ def start_and_kill(small: Small, nursery: Nursery, rng: random.Random) -> Ran:
         (
             (lambda: time.monotonic() > end, ""),
             (lambda: count(f"{array}/0") >= enough, ""),
-            (lambda: count(f"{array}/0") >= enough - 1 and count(f"{array}/*.partial") > 0, SLOW_WRITES),
+            (lambda: count(f"{array}/0") >= enough - 1 and count(f"{array}/.*.writing") > 0, SLOW_WRITES),
         )
     )
     process = nursery.start(small, "--json", "extract", "--split", "train", before=before)
@@ -104,7 +104,7 @@ def test_a_store_killed_at_random_moments_ends_bit_identical(small: Small, nurse
         else:
             assert said.code == -signal.SIGKILL, said.err
             kills += 1
-            torn += any(small.cache.rglob("*.partial"))
+            torn += any(small.cache.rglob(".*.writing"))
     assert torn >= 3, "too few kills came in the middle of a write"
 
 
@@ -153,7 +153,7 @@ def test_an_interrupt_ends_with_130_and_says_how_far_it_got(
     assert told, said.err
     assert int(told[1]) == done_rows(small) >= 3
     assert "Traceback" not in said.err
-    assert not any(small.cache.rglob("*.partial"))
+    assert not any(small.cache.rglob(".*.writing"))
 
     again = nursery.run(small, "--json", "extract", "--split", "train").json
     assert (again["computed"], again["reused"]) == (4 * (40 - int(told[1])), 4 * int(told[1]))
@@ -162,7 +162,7 @@ def test_an_interrupt_ends_with_130_and_says_how_far_it_got(
 
 def test_a_half_created_store_is_no_obstacle(small: Small, nursery: Nursery) -> None:
     process = nursery.start(small, "extract", "--split", "train")
-    process.wait_for(lambda: any(small.cache.glob("*/.train.zarr.creating")))
+    process.wait_for(lambda: any(small.cache.glob("*/.train.zarr.*.writing")))
     process.signal(signal.SIGKILL)
     process.end()
     extract(small.config(), "train")

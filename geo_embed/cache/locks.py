@@ -1,0 +1,128 @@
+"""Who may write to a store: one writer per range of rows, or one for all of it.
+
+A lock file per writer lies beside the store: `train.lock` for all of it, `train.rows-0-4096.lock` for a range. Writers come and go
+under one short lock, `train.layout.lock`: so two that overlap never both begin, and none is refused because another merely looked.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from geo_embed.cache.storage import clear_leftovers
+from geo_embed.errors import GeoError
+from geo_embed.files import is_locked, lock, lock_holder
+
+_HINT = "wait until it is done, or stop it; it loses nothing"
+# Laying out a store of a million samples takes seconds; everything else under this lock takes less.
+_LAYOUT_SECONDS = 120.0
+# Somebody may be looking at a lock file just now, for a moment.
+_LOOKED_AT_SECONDS = 1.0
+
+
+@contextmanager
+def only_writer(path: Path, rows: slice | None = None) -> Iterator[None]:
+    """Hold a store, or a range of its rows, as the only writer. The kernel lets go of a dead writer's lock.
+
+    Args:
+        path: the store's, which need not exist yet.
+        rows: the range; all of the store if left out, and whatever else is to take its place.
+
+    Raises:
+        GeoError: somebody else writes to some of these rows, by process, host and time.
+    """
+    with ExitStack() as held:
+        with changing_layout(path):
+            others = _locked(path)
+            for file, taken in others:
+                if _overlap(rows, taken):
+                    raise _busy(path, file)
+            _remove_dead(path, others)
+            held.enter_context(
+                lock(
+                    _lock_file(path, rows),
+                    busy=_BUSY,
+                    where=path,
+                    hint=_HINT,
+                    wait_seconds=_LOOKED_AT_SECONDS,
+                )
+            )
+            if not others:
+                clear_leftovers(path)
+        try:
+            yield
+        finally:
+            if rows is not None:
+                _leave(path, rows, held)
+
+
+@contextmanager
+def changing_layout(path: Path) -> Iterator[None]:
+    """Hold for a moment the right to change what store stands at `path`, or who writes to it. Others wait for it."""
+    busy = "another command has been laying out this store for minutes"
+    file = path.with_suffix(".layout.lock")
+    with lock(file, busy=busy, where=path, hint=_HINT, wait_seconds=_LAYOUT_SECONDS):
+        yield
+
+
+def is_busy(path: Path) -> bool:
+    """Whether somebody is writing to this store, or to a part of it, now."""
+    return bool(_locked(path))
+
+
+def has_other_writers(path: Path, rows: slice | None) -> bool:
+    """Whether somebody beside the writer of `rows` is writing to this store. To be asked under `changing_layout`."""
+    return any(file != _lock_file(path, rows) for file, _ in _locked(path))
+
+
+def refuse_other_writers(path: Path, rows: slice | None) -> None:
+    """Raise GeoError where somebody beside the writer of `rows` is writing. To be asked under `changing_layout`."""
+    for file, _ in _locked(path):
+        if file != _lock_file(path, rows):
+            raise _busy(path, file)
+
+
+_BUSY = "another extraction is writing to this store"
+
+
+def _busy(path: Path, file: Path) -> GeoError:
+    return GeoError(f"{_BUSY}: {lock_holder(file)}", where=path, hint=_HINT)
+
+
+def _lock_file(path: Path, rows: slice | None) -> Path:
+    return path.with_suffix(".lock" if rows is None else f".rows-{rows.start}-{rows.stop}.lock")
+
+
+def _locked(path: Path) -> list[tuple[Path, slice | None]]:
+    """Lock files of this store that somebody holds, and what they stand for."""
+    files: list[tuple[Path, slice | None]] = [(_lock_file(path, None), None)]
+    for file in sorted(path.parent.glob(f"{path.stem}.rows-*.lock")):
+        bounds = re.fullmatch(
+            r"rows-(\d+)-(\d+)", file.name.removeprefix(f"{path.stem}.").removesuffix(".lock")
+        )
+        if bounds:
+            files.append((file, slice(int(bounds[1]), int(bounds[2]))))
+    return [(file, taken) for file, taken in files if is_locked(file)]
+
+
+def _remove_dead(path: Path, others: list[tuple[Path, slice | None]]) -> None:
+    """Remove the lock files of killed writers of ranges."""
+    held = {file for file, _ in others}
+    for file in path.parent.glob(f"{path.stem}.rows-*.lock"):
+        if file not in held:
+            with suppress(OSError):
+                file.unlink()
+
+
+def _overlap(a: slice | None, b: slice | None) -> bool:
+    return a is None or b is None or (a.start < b.stop and b.start < a.stop)
+
+
+def _leave(path: Path, rows: slice, held: ExitStack) -> None:
+    """Let go of a range of rows, and of its file: only the lock of the whole store stays where it is."""
+    # Where the store was deleted under its writer, folder and all, nothing is to be left.
+    if not path.parent.is_dir():
+        return
+    with suppress(GeoError), changing_layout(path):
+        held.close()
+        _lock_file(path, rows).unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""The bytes of a store, by name below one root. Nothing else in the package touches them.
+
+A root is a folder of this machine today. Another medium, such as an object store, has to offer what `Storage` offers, and
+the functions below it that make, move and list whole roots; the rest of the package asks for no more.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.data.samples import SPLITS
+from geo_embed.errors import GeoError, disk_errors
+from geo_embed.files import file_sha256, is_leftover, remove_directory, replacing, replacing_directory
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+# Names that earlier versions gave to what they were writing, beside those that `files` gives.
+_EARLIER_LEFTOVERS = (".creating", ".importing", ".replaced")
+_EARLIER_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The bytes of one store.
+
+    Attributes:
+        root: its folder.
+    """
+
+    root: Path
+
+    def zarr(self, *, writable: bool) -> "ZarrStore":
+        """The same bytes for Zarr, which reads and writes metadata and ids by itself."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root, read_only=not writable)
+
+    def exists(self, name: str) -> bool:
+        """Whether there are bytes of this name, such as `status/c/3/0`."""
+        return (self.root / name).is_file()
+
+    def checksum(self, name: str) -> str:
+        """The sha256 of the bytes of a name."""
+        return file_sha256(self.root / name)
+
+    def write_chunk(self, name: str, block: NDArray[Any]) -> None:
+        """Write a whole chunk, little-endian and contiguous, and the CRC-32C of its bytes, in one step.
+
+        The bytes that Zarr's own codecs write, but without its half a millisecond a file and its copies: writing the full
+        train split took it nine times as long as np.save.
+
+        Raises:
+            GeoError: the disk is full or read-only.
+        """
+        import google_crc32c
+
+        raw = block.reshape(-1).view(np.uint8)
+        path = self.root / name
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # A chunk has a folder to itself and a range of chunks one writer: the rest was left by a killed one.
+            for beside in path.parent.iterdir():
+                if is_leftover(beside) or beside.suffix == _EARLIER_PARTIAL:
+                    beside.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+            # An unbuffered write may take less than all, as on a disk that fills up just now.
+            for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(4, "little"))):
+                while part:
+                    part = part[file.write(part) :]
+
+    def read_chunk(self, name: str, block: NDArray[Any]) -> None:
+        """Read a chunk into `block`, which has the size of all of it.
+
+        What Zarr would give, in a third of the time, since nothing is copied on the way.
+
+        Raises:
+            ValueError: its bytes are not those that were written.
+            OSError: it can't be read.
+        """
+        import google_crc32c
+
+        with (self.root / name).open("rb", buffering=0) as file:
+            raw = block.reshape(-1).view(np.uint8)
+            complete = file.readinto(raw.data) == len(raw)
+            checksum = file.read()
+        if not complete or google_crc32c.value(raw).to_bytes(4, "little") != checksum:
+            raise ValueError(f"the checksum of {name} does not match")
+
+    def usage(self) -> tuple[int, float]:
+        """Bytes in all, and when the last of them was written (seconds since 1970)."""
+        files = [path.stat() for path in self.root.rglob("*") if path.is_file()]
+        return sum(file.st_size for file in files), max((file.st_mtime for file in files), default=0.0)
+
+
+def store_path(cache_dir: Path, backbone_name: str, fingerprint: str, split: str) -> Path:
+    """Where a store lies. One that has this fingerprint under another name of the backbone is that store."""
+    for directory in sorted(cache_dir.glob(f"*-{fingerprint}")):
+        return directory / f"{split}.zarr"
+    tail = "--".join(Path(backbone_name).parts[-2:]) if Path(backbone_name).is_dir() else backbone_name
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", tail).strip("-.") or "backbone"
+    return cache_dir / f"{slug}-{fingerprint}" / f"{split}.zarr"
+
+
+def store_paths(cache_dir: Path, split: str | None = None) -> list[Path]:
+    """The roots of all stores below a cache, or of those of one split, sorted."""
+    return sorted(
+        path for name in ((split,) if split else SPLITS) for path in cache_dir.glob(f"*/{name}.zarr")
+    )
+
+
+def sibling_paths(path: Path) -> list[Path]:
+    """The roots of all stores of the same fingerprint, whatever their split, sorted; and the superseded ones of this split."""
+    return [*sorted(path.parent.glob("*.zarr")), *superseded_paths(path)]
+
+
+@contextmanager
+def creating(path: Path) -> Iterator[Storage]:
+    """An empty root to write into, which takes its place at `path` once the block ends well, replacing what is there.
+
+    Raises:
+        GeoError: the disk is full or read-only; what was there before stays.
+    """
+    with replacing_directory(path) as temporary:
+        yield Storage(temporary)
+
+
+def supersede(path: Path) -> None:
+    """Move a store aside, as a source of embeddings, until the one that takes its place is whole."""
+    numbers = [int(earlier.suffix[1:]) for earlier in superseded_paths(path)]
+    with disk_errors(path):
+        path.rename(path.with_name(f"{path.name}.{max(numbers, default=0) + 1}"))
+
+
+def superseded_paths(path: Path) -> list[Path]:
+    """Earlier stores of this split that were moved aside."""
+    return sorted(earlier for earlier in path.parent.glob(f"{path.name}.*") if earlier.suffix[1:].isdigit())
+
+
+def discard(path: Path) -> None:
+    """Delete a store; half of one is never taken for a source."""
+    remove_directory(path)
+
+
+def leftovers(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """(path, the store it belongs to) of whatever killed commands left beside or inside the stores of a cache, by any version."""
+    for path in sorted(cache_dir.glob("*/*")):
+        store = _store_of(path)
+        if _is_leftover_root(path):
+            yield path, store
+        elif path == store:
+            for inside in sorted(path.rglob("*")):
+                if is_leftover(inside) or inside.suffix == _EARLIER_PARTIAL:
+                    yield inside, store
+
+
+def all_superseded(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """(path, its successor) of every superseded store of a cache."""
+    for path in sorted(cache_dir.glob("*/*")):
+        store = _store_of(path)
+        if path in superseded_paths(store):
+            yield path, store
+
+
+def usage(path: Path) -> tuple[int, float]:
+    """Bytes in all of a leftover or a store, and when it was last changed (seconds since 1970)."""
+    size = Storage(path).usage()[0] if path.is_dir() else path.stat().st_size
+    return size, path.stat().st_mtime
+
+
+def delete(path: Path) -> None:
+    """Delete what `leftovers` and `all_superseded` list, or a store."""
+    if path.is_dir():
+        remove_directory(path)
+    else:
+        with disk_errors(path):
+            path.unlink()
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed commands left beside a store, which nobody else writes to now.
+
+    A store that was about to be replaced, and isn't yet, gets its name back.
+    """
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.is_dir() and not path.exists():
+        with suppress(OSError):
+            replaced.rename(path)
+    for beside in path.parent.glob(f".{path.name}.*"):
+        if _is_leftover_root(beside):
+            with suppress(GeoError):
+                delete(beside)
+
+
+def _store_of(path: Path) -> Path:
+    return path.with_name(path.name.strip(".").partition(".")[0] + ".zarr")
+
+
+def _is_leftover_root(path: Path) -> bool:
+    return path.name.startswith(".") and (is_leftover(path) or path.suffix in _EARLIER_LEFTOVERS)
