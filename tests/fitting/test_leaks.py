@@ -11,8 +11,8 @@ import pytest
 from conftest import Country
 from small import command
 
+from geo_embed.cache.exchange import import_embeddings
 from geo_embed.cache.store import open_store
-from geo_embed.cache.tidy import import_embeddings
 from geo_embed.config import Config
 from geo_embed.data.holdout import stratified_split
 from geo_embed.data.samples import load_samples, truth_of
