@@ -1,7 +1,7 @@
 """Who may write to a store: one writer per range of rows, or one for all of it.
 
-A lock file per writer lies beside the store: `train.lock` for all of it, `train.rows-0-4096.lock` for a range. Writers come and go
-under one short lock, `train.layout.lock`: so two that overlap never both begin, and none is refused because another merely looked.
+A lock file per writer lies beside the store: `train.lock` for all of it, `train.rows-0-4096.lock` for a range. Writers begin
+under one short lock, `train.layout.lock`: two that overlap never both begin, and none is refused because another merely looked.
 """
 
 import re
@@ -38,22 +38,20 @@ def only_writer(path: Path, rows: slice | None = None) -> Iterator[None]:
                 if _overlap(rows, taken):
                     raise _busy(path, file)
             _remove_dead(path, others)
+            file = _lock_file(path, rows)
             held.enter_context(
                 lock(
-                    _lock_file(path, rows),
+                    file,
                     busy=_BUSY,
                     where=path,
                     hint=_HINT,
+                    keep=rows is None,
                     wait_seconds=_LOOKED_AT_SECONDS,
                 )
             )
             if not others:
                 clear_leftovers(path)
-        try:
-            yield
-        finally:
-            if rows is not None:
-                _leave(path, rows, held)
+        yield
 
 
 @contextmanager
@@ -61,18 +59,13 @@ def changing_layout(path: Path) -> Iterator[None]:
     """Hold for a moment the right to change what store stands at `path`, or who writes to it. Others wait for it."""
     busy = "another command has been laying out this store for minutes"
     file = path.with_suffix(".layout.lock")
-    with lock(file, busy=busy, where=path, hint=_HINT, wait_seconds=_LAYOUT_SECONDS):
+    with lock(file, busy=busy, where=path, hint=_HINT, keep=False, wait_seconds=_LAYOUT_SECONDS):
         yield
 
 
 def is_busy(path: Path) -> bool:
     """Whether somebody is writing to this store, or to a part of it, now."""
     return bool(_locked(path))
-
-
-def has_other_writers(path: Path, rows: slice | None) -> bool:
-    """Whether somebody beside the writer of `rows` is writing to this store. To be asked under `changing_layout`."""
-    return any(file != _lock_file(path, rows) for file, _ in _locked(path))
 
 
 def refuse_other_writers(path: Path, rows: slice | None) -> None:
@@ -116,13 +109,3 @@ def _remove_dead(path: Path, others: list[tuple[Path, slice | None]]) -> None:
 
 def _overlap(a: slice | None, b: slice | None) -> bool:
     return a is None or b is None or (a.start < b.stop and b.start < a.stop)
-
-
-def _leave(path: Path, rows: slice, held: ExitStack) -> None:
-    """Let go of a range of rows, and of its file: only the lock of the whole store stays where it is."""
-    # Where the store was deleted under its writer, folder and all, nothing is to be left.
-    if not path.parent.is_dir():
-        return
-    with suppress(GeoError), changing_layout(path):
-        held.close()
-        _lock_file(path, rows).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Store, damaged_chunks, read_store
+from geo_embed.cache.store import Store, read_content_hash, read_store
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data.holdout import Places, validation_masks
@@ -160,8 +160,7 @@ def _open(
         try:
             embeddings = read_store(store)
             examples = join(embeddings, truth, mapping)
-            with damaged_chunks(store.path):
-                content_hash = np.asarray(store.content_hash[:])[embeddings.present.any(axis=1)]
+            content_hash = read_content_hash(store)[embeddings.present.any(axis=1)]
             return examples.places, CachedViews(examples.values, examples.present, content_hash)
         except GeoError as error:
             _warn_of_places_alone(error)
