@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from geo_embed.answers import Predictions
 from geo_embed.cache.find import find_store, store_attributes
 from geo_embed.config import Config
 from geo_embed.data.spatial import resampling_groups
@@ -100,11 +98,13 @@ def finetune(
             if init is None and team.first:
                 fit_initial_heads(config, f"{name}-heads", overwrite=overwrite)
             team.wait()
-            task = prepare(config, load_run(runs, init or f"{name}-heads"), directory, limit, team)
+            run = load_run(runs, init or f"{name}-heads")
+            merged = merge_config(config, run)
+            task = prepare(merged, run, directory, limit, team)
             with _one_writer(directory, team, afresh=overwrite):
                 team.wait()
-                model, state = train_unfrozen(task, _settings(task.config, task.run, limit))
-                val = _write(task, model, state.progress, started)
+                model, state = train_unfrozen(task, _settings(merged, run, limit))
+                val = _write_run(merged, task, model, state.progress, started)
     except torch.OutOfMemoryError as error:
         raise GeoError(
             f"out of memory: {error}".splitlines()[0],
@@ -193,53 +193,48 @@ def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None)
     return None
 
 
-def _write(task: Task, model: GeoModel, progress: Progress, started: float) -> dict[str, Any]:
-    """The run, in place of its checkpoints; and its scores."""
-    config, truth = task.config, task.val_truth
-    predictions = predict_val(task, model, tta=config.inference.tta)
+def _write_run(
+    config: Config, task: Task, model: GeoModel, progress: Progress, started: float
+) -> dict[str, Any]:
+    """The run, in place of its checkpoints; returns its scores.
+
+    Args:
+        config: as `merge_config` gives it.
+        task: what was trained on what.
+        model: as it is to be written.
+        progress: of the training.
+        started: when, by the monotonic clock.
+    """
+    # Every process predicts its part of the validation samples; the first writes.
+    predictions = predict_val(task, model, tta=task.inference.tta)
     assert predictions is not None
-    groups = resampling_groups(truth.latitude, truth.longitude, config.training)
+    truth, run = task.val_truth, task.run
+    groups = resampling_groups(truth.latitude, truth.longitude, task.training)
     scores = final_metrics(predictions, truth, groups=groups)
     if task.team.first:
-        _write_files(task, model, progress, predictions, scores, started)
+        backbone_name = str(backbone_dir(task.directory))
+        own_backbone = config.model.model_copy(update={"backbone_name": backbone_name, "fingerprint": None})
+        tuned = config.model_copy(update={"model": own_backbone})
+        store = find_store(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
+        provenance = describe_provenance(tuned, store, run.provenance["data"]["sha256"])
+        provenance |= {"init": run.name, "seconds": time.monotonic() - started}
+        with writing_run(config.paths.runs_dir, task.directory.name) as writer:
+            # The store that belongs to the new backbone: there is none until `geo extract` makes it.
+            written = writer.write_backbone(model.backbone)
+            attrs = store_attributes(tuned, written, pick_dtype(config.model.dtype, task.device))
+            of_backbone = ("backbone", "fingerprint", "weights_sha256", "preprocessing")
+            provenance["store"] |= {key: attrs[key] for key in of_backbone}
+            del provenance["store"]["path"]
+            writer.write_heads(model.panel)
+            writer.copy_places(run)
+            described = {
+                "frozen_score": progress.frozen_score,
+                "best_epoch": progress.best_epoch,
+                "skipped_steps": sum(int(entry["skipped_steps"] or 0) for entry in progress.history),
+            }
+            writer.write_metrics({"val": scores, **described})
+            writer.write_history(pd.DataFrame(progress.history))
+            writer.write_predictions("val", predictions, truth)
+            writer.write_description(tuned, run.labels, task.train_counts, run.prior, provenance)
     task.team.wait()
     return scores
-
-
-def _write_files(
-    task: Task,
-    model: GeoModel,
-    progress: Progress,
-    predictions: Predictions,
-    scores: dict[str, Any],
-    started: float,
-) -> None:
-    config, run = task.config, task.run
-    saved = backbone_dir(task.directory)
-    tuned = config.model_copy(
-        update={"model": config.model.model_copy(update={"backbone_name": str(saved), "fingerprint": None})}
-    )
-    store = find_store(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
-    provenance = describe_provenance(tuned, store, run.provenance["data"]["sha256"])
-    provenance |= {"init": run.name, "seconds": time.monotonic() - started}
-    skipped = sum(int(entry["skipped_steps"] or 0) for entry in progress.history)
-    with writing_run(config.paths.runs_dir, task.directory.name) as writer:
-        written = writer.write_backbone(model.backbone)
-        attrs = store_attributes(tuned, written, pick_dtype(config.model.dtype, task.device))
-        provenance["store"] |= {
-            key: attrs[key] for key in ("backbone", "fingerprint", "weights_sha256", "preprocessing")
-        }
-        # There is none until `geo extract` makes it.
-        del provenance["store"]["path"]
-        writer.write_heads(model.panel)
-        writer.copy_places(run)
-        described = {
-            "frozen_score": progress.frozen_score,
-            "best_epoch": progress.best_epoch,
-            "skipped_steps": skipped,
-        }
-        writer.write_metrics({"val": scores, **described})
-        writer.write_history(pd.DataFrame(progress.history))
-        writer.write_predictions("val", predictions, task.val_truth)
-        counts = np.bincount(task.data.labels[task.train_rows], minlength=len(run.labels))
-        writer.write_description(tuned, run.labels, counts, run.prior, provenance)

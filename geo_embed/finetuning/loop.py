@@ -259,7 +259,7 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
     total = steps_per_epoch * task.finetune.epochs
     saved_at = time.monotonic()
     state.model.train()
-    every = task.config.tracking.progress_seconds
+    every = task.progress_seconds
     with progress_bar(f"epoch {progress.epoch + 1}", end - progress.step, "steps", every) as advance:
         # Once around, but for each time that memory runs out: the step at work is begun again, in smaller passes.
         while progress.step < end:
@@ -344,7 +344,7 @@ def _halve_passes(task: Task, progress: Progress) -> None:
 
 def _skip_step(task: Task, progress: Progress, rows: NDArray[np.int64]) -> None:
     """A step without finite loss and gradients is left out; several in a row end the training."""
-    ids = ", ".join(str(sample) for sample in task.data.sample_id[rows][:10])
+    ids = ", ".join(str(sample) for sample in task.examples.sample_id[rows][:10])
     ids += ", …" if len(rows) > 10 else ""
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1

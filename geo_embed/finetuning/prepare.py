@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.config import Config
 from geo_embed.console import say, warn
-from geo_embed.data.samples import Samples, missing_images, text_ids
+from geo_embed.data.samples import missing_images, text_ids
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
@@ -20,7 +20,7 @@ from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team
 from geo_embed.finetuning.validate import score_val, validate
-from geo_embed.fitting.examples import Examples, open_training_data
+from geo_embed.fitting.examples import TrainingData, open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.runs.recipe import load_heads, load_mixture
@@ -50,7 +50,10 @@ def fit_initial_heads(config: Config, name: str, *, overwrite: bool) -> None:
 def merge_config(config: Config, run: Run) -> Config:
     """The initial run's settings, but for where things lie, what is random, and how the backbone is trained."""
     model = run.config.model.model_copy(
-        update={"device": config.model.device, "backbone_name": _backbone_name(config, run)}
+        update={
+            "device": config.model.device,
+            "backbone_name": _backbone_name(config.model.backbone_name, run),
+        }
     )
     asked, fitted = config.training, run.config.training
     training = fitted.model_copy(
@@ -59,9 +62,8 @@ def merge_config(config: Config, run: Run) -> Config:
     return config.model_copy(update={"model": model, "training": training})
 
 
-def _backbone_name(config: Config, run: Run) -> str:
+def _backbone_name(asked: str, run: Run) -> str:
     """Where the run's own backbone lies: where the settings say, or where it lay when the run was made."""
-    asked = config.model.backbone_name
     for name in dict.fromkeys((asked, run.config.model.backbone_name)):
         with suppress(GeoError):
             directory = find_backbone(name, download=False)
@@ -71,7 +73,19 @@ def _backbone_name(config: Config, run: Run) -> str:
 
 
 def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: Team) -> Task:
-    """The samples with their images, split as the initial run split them."""
+    """The samples with their images, split as the initial run split them.
+
+    Args:
+        config: as `merge_config` gives it.
+        run: the initial one.
+        directory: of the run that is made.
+        limit: train on so many of the training samples only.
+        team: the processes that train together.
+
+    Raises:
+        GeoError: the run can't be gone on with, the CSV or its images aren't those that it was fitted on any more, or no store
+            has its embeddings.
+    """
     if load_mixture(run) is not None or run.config.training.folds > 1:
         raise GeoError(
             "an ensemble, or a run made of folds, has no held-out samples of its own to go on with",
@@ -82,9 +96,8 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
         raise GeoError(
             "a run can't be trained from itself", where=run.path, hint="give the new one another --name"
         )
-    merged = merge_config(config, run)
-    opened = open_training_data(merged, fingerprint=run.provenance["store"]["fingerprint"])
-    samples, data, index = opened.samples, opened.examples, opened.rows
+    data = open_training_data(config, fingerprint=run.provenance["store"]["fingerprint"])
+    samples, examples = data.samples, data.examples
     table = run.read_split()
     if file_sha256(samples.csv) != run.provenance["data"]["sha256"]:
         raise GeoError(
@@ -93,35 +106,43 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             hint="fit heads again: geo fit-heads",
         )
     part_of = dict(zip(text_ids(table["sample_id"]), table["part"], strict=True))
-    parts = np.array([part_of.get(sample, "") for sample in data.sample_id])
+    parts = np.array([part_of.get(sample, "") for sample in examples.sample_id])
     train_rows, val_rows = np.flatnonzero(parts == "train")[:limit], np.flatnonzero(parts == "val")
-    if not len(train_rows) or not np.array_equal(data.encoder.state_idx, run.labels.state_idx):
+    if not len(train_rows) or not np.array_equal(examples.encoder.state_idx, run.labels.state_idx):
         raise GeoError(
             "the run was fitted on other samples, or other states, than the training CSV has now",
             where=run.path,
             hint="fit heads again: geo fit-heads",
         )
-    _check_images(samples, data, index, np.concatenate([train_rows, val_rows]))
+    _check_images(data, np.concatenate([train_rows, val_rows]))
     return Task(
-        merged,
         run,
+        config.finetune,
+        config.training,
+        config.inference,
+        config.model.backbone_name,
         samples,
-        data,
-        index,
+        examples,
+        data.rows,
         train_rows,
         val_rows,
         pick_device(config.model.device),
         team,
         directory,
+        config.tracking.progress_seconds,
     )
 
 
-def _check_images(
-    samples: Samples, data: Examples, index: NDArray[np.int64], rows: NDArray[np.int64]
-) -> None:
-    """Raise GeoError where images that have an embedding are no files any more: now, not hours into an epoch."""
-    wanted = np.zeros((len(samples), data.present.shape[1]), dtype=bool)
-    wanted[index[rows]] = data.present[rows]
+def _check_images(data: TrainingData, rows: NDArray[np.int64]) -> None:
+    """Raise GeoError where images that have an embedding are no files any more: now, not hours into an epoch.
+
+    Args:
+        data: the train split.
+        rows: of its examples, those that are needed.
+    """
+    samples = data.samples
+    wanted = np.zeros((len(samples), data.examples.present.shape[1]), dtype=bool)
+    wanted[data.rows[rows]] = data.examples.present[rows]
     missing = [(i, v, reason) for i, v, reason in missing_images(samples) if wanted[i, v]]
     if missing:
         i, v, reason = missing[0]
@@ -148,12 +169,12 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
     panel = load_heads(run)
     cached = apply_heads(
         panel,
-        task.config,
+        task.device,
         run.prior,
         run.labels,
-        task.data.sample_id[rows],
-        task.data.values[rows],
-        task.data.present[rows],
+        task.examples.sample_id[rows],
+        task.examples.values[rows],
+        task.examples.present[rows],
     )
     score, tolerance = score_val(task, cached)["score"], max(_SAME_SCORE, _ONE_RANK / len(rows))
     recorded = float(run.read_metrics()["score"] or 0)

@@ -94,13 +94,13 @@ def backward_pass(
     )
     # The backbone's own dropout, where it has some, draws from the global generator.
     torch.manual_seed(get_generator(task.seed, TOWER_STREAM, step, number, task.team.rank).initial_seed())
-    truth = task.data.truth.take(share.rows)
+    truth = task.examples.truth.take(share.rows)
     points = geography.to_unit_vectors(truth.latitude, truth.longitude)
     with autocast(device):
         out = model(normalise(model, pixels, task.finetune), present, share.drops(dropout_draws))
     mean = model.loss(
         out,
-        torch.from_numpy(task.data.labels[share.rows]).to(device),
+        torch.from_numpy(task.examples.labels[share.rows]).to(device),
         torch.from_numpy(points).float().to(device),
     )
     part = mean * (share.weight * len(share.rows) / share.total)
@@ -110,16 +110,16 @@ def backward_pass(
 
 @contextmanager
 def read_images(task: Task, model: GeoModel, shares: list[Share]) -> Iterator[Iterator[PixelBatch]]:
-    """The images of each share's rows of `data`, in order, decoded ahead."""
+    """The images of each share's rows of the examples, in order, decoded ahead."""
     present = np.zeros((len(task.samples), len(task.samples.view_names)), dtype=bool)
-    present[task.index] = task.data.present
+    present[task.sample_rows] = task.examples.present
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with read_batches(
         task.samples,
         present,
-        [task.index[share.rows] for share in shares],
+        [task.sample_rows[share.rows] for share in shares],
         model.backbone.preprocessing,
-        task.config.inference.workers or max(1, (os.cpu_count() or 1) // processes_here),
+        task.inference.workers or max(1, (os.cpu_count() or 1) // processes_here),
         pinned=task.device.type == "cuda",
     ) as batches:
         yield batches

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
 from geo_embed.backbones import backbone as backbones
-from geo_embed.config import Config, Finetune
+from geo_embed.config import Finetune, Inference, Training
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.lora import add_lora, train_lora_only
@@ -32,37 +32,38 @@ class Task:
     """What is trained on what; it stays as it is throughout.
 
     Attributes:
-        config: the initial run's settings, with those of now for places, seed and how the backbone is trained.
         run: the initial one.
+        finetune, training, inference: settings: the initial run's losses, the seed and how the backbone is trained of now.
+        backbone_name: where the initial run's backbone lies.
         samples: of the training CSV.
-        data: those of them that have embeddings.
-        index: of each row of `data`, the row of `samples`.
-        train_rows, val_rows: rows of `data` to train on, and to validate on.
+        examples: those of them that have embeddings.
+        sample_rows: of each of the examples, its row in `samples`.
+        train_rows, val_rows: rows of `examples` to train on, and to validate on.
         device: where the model is trained.
         team: the processes that train together.
         directory: of the run that is made.
+        progress_seconds: between two lines about the progress.
     """
 
-    config: Config
     run: Run
+    finetune: Finetune
+    training: Training
+    inference: Inference
+    backbone_name: str
     samples: Samples
-    data: Examples
-    index: NDArray[np.int64]
+    examples: Examples
+    sample_rows: NDArray[np.int64]
     train_rows: NDArray[np.int64]
     val_rows: NDArray[np.int64]
     device: torch.device
     team: Team
     directory: Path
-
-    @property
-    def finetune(self) -> Finetune:
-        """How the backbone is trained."""
-        return self.config.finetune
+    progress_seconds: float
 
     @property
     def seed(self) -> int:
         """What all draws follow from, with the number of the step."""
-        return self.config.training.seed
+        return self.training.seed
 
     @property
     def checkpoints(self) -> Path:
@@ -77,21 +78,23 @@ class Task:
     @property
     def val_truth(self) -> Truth:
         """Of the validation samples."""
-        return self.data.truth.take(self.val_rows)
+        return self.examples.truth.take(self.val_rows)
+
+    @property
+    def train_counts(self) -> NDArray[np.int64]:
+        """(C,) training samples of each class."""
+        return np.bincount(self.examples.labels[self.train_rows], minlength=len(self.examples.encoder))
 
 
 def new_model(task: Task) -> GeoModel:
     """The model as it is before any step, whole, in every process."""
     settings = task.finetune
-    backbone = load_backbone_of(task.config, task.run, task.config.model.backbone_name, dtype="float32")
-    counts = torch.from_numpy(
-        np.bincount(task.data.labels[task.train_rows], minlength=len(task.data.encoder))
-    )
+    backbone = load_backbone_of(task.run, task.device, task.backbone_name, dtype="float32")
     if settings.lora_rank:
         add_lora(backbone.module, settings.lora_rank, get_generator(task.seed, LORA_STREAM))
-    model = GeoModel(backbone, load_heads(task.run), task.config.training, counts)
+    model = GeoModel(backbone, load_heads(task.run), task.training, torch.from_numpy(task.train_counts))
     if settings.checkpointing:
-        _recompute_activations(backbone.module, task.config.model.backbone_name)
+        _recompute_activations(backbone.module, task.backbone_name)
     if settings.channels_last:
         backbone.module.to(memory_format=torch.channels_last)
     if settings.compile:

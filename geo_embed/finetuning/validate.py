@@ -49,6 +49,8 @@ def predict_val(
     Raises:
         GeoError: a prediction is NaN or infinite.
     """
+    # Each process predicts its part of every pass, and says which samples they are: their places in `val_rows`. All parts
+    # are gathered in all processes and put in that order.
     shares = task.team.passes(task.val_rows, samples_per_pass(task))
     order: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     probabilities: list[NDArray[np.float32]] = [np.zeros((0, len(task.run.labels)), dtype=np.float32)]
@@ -84,4 +86,4 @@ def predict_val(
         )
     in_order = np.argsort(rows)
     p, at = p[in_order], at[in_order]
-    return Predictions(task.data.sample_id[task.val_rows], p, at[:, 0], at[:, 1], task.run.labels)
+    return Predictions(task.examples.sample_id[task.val_rows], p, at[:, 0], at[:, 1], task.run.labels)

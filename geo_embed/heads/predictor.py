@@ -131,7 +131,7 @@ _ROWS = 2048
 
 def apply_heads(
     heads: Panel,
-    config: Config,
+    config: Config | torch.device,
     prior: Prior,
     labels: LabelEncoder,
     sample_id: NDArray[np.object_],
@@ -139,7 +139,7 @@ def apply_heads(
     present: NDArray[np.bool_],
 ) -> Predictions:
     """Heads over (N, V, D) embeddings; rows without any view get the prior."""
-    device = pick_device(config.model.device)
+    device = pick_device(config.model.device) if isinstance(config, Config) else config
     heads = heads.to(device).eval()
     probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
     points = np.tile([prior.latitude, prior.longitude], (len(values), 1))

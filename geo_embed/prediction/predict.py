@@ -14,6 +14,7 @@ from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data import images
 from geo_embed.data.samples import load_samples, text_ids
+from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import Answers, combine
@@ -123,7 +124,7 @@ def predict_images(
             where="--images",
             hint="give one picture per view, in this order",
         )
-    tower = load_backbone_of(config, run, backbone)
+    tower = load_backbone_of(run, pick_device(config.model.device), backbone)
     pixels = []
     for path in paths:
         try:

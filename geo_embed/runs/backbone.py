@@ -1,23 +1,25 @@
 """The backbone that a run's embeddings came from."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.config import Config
-from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.runs.recipe import load_mixture
 from geo_embed.runs.run import Run
 
+if TYPE_CHECKING:
+    import torch
+
 
 def load_backbone_of(
-    config: Config, run: Run, name: str | None = None, *, dtype: str | None = None
+    run: Run, device: "torch.device", name: str | None = None, *, dtype: str | None = None
 ) -> backbones.Backbone:
     """The very backbone that a run's embeddings came from.
 
     Args:
-        config: the device.
         run: any run.
+        device: where it is to lie.
         name: where it lies, if not under the name that it had in training.
         dtype: its precision; default: as in training.
 
@@ -31,9 +33,8 @@ def load_backbone_of(
             where=run.path,
             hint="embed the pictures as they were, import them as a test split, and predict that",
         )
-    own = run.config.model
-    model = own.model_copy(update={"backbone_name": name or own.backbone_name, "device": config.model.device})
-    device = pick_device(model.device)
+    model = run.config.model
+    model = model.model_copy(update={"backbone_name": name or model.backbone_name})
     tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
     for what, have, wanted in (
         ("weights", tower.weights_sha256, made_by["weights_sha256"]),

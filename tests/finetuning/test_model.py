@@ -23,7 +23,7 @@ SAMPLES, VIEWS = 5, 4
 
 
 def model_of(run: Run, **training: Any) -> GeoModel:
-    backbone = load_backbone_of(run.config, run)
+    backbone = load_backbone_of(run, torch.device("cpu"))
     counts = torch.arange(1, len(run.labels) + 1)
     return GeoModel(backbone, load_heads(run), run.config.training.model_copy(update=training), counts)
 
