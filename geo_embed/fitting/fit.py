@@ -2,40 +2,36 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from geo_embed import geography
 from geo_embed.answers import Predictions, Prior
-from geo_embed.config import Config
+from geo_embed.config import Config, Model, Training
 from geo_embed.console import progress, say, warn
-from geo_embed.data.holdout import validation_masks
+from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
+from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
+from geo_embed.fitting.stacked import TrainingJob, train_all
+from geo_embed.fitting.train import TrainedHeads, find_refiner, gallery_of
+from geo_embed.heads.heads import CellHeads, Heads
+from geo_embed.heads.mixture import Best
 from geo_embed.heads.predictor import Panel, apply_heads, averaged
+from geo_embed.heads.region import make_atlas
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.runs.run import (
-    check_new_name,
-    describe_provenance,
-    new_run_name,
-    writing_run,
-)
+from geo_embed.runs.run import check_new_name, describe_provenance, new_run_name, writing_run
 from geo_embed.settings import value_at
 
-if TYPE_CHECKING:
-    import torch
-
-    from geo_embed.fitting import stacked as stack
-    from geo_embed.fitting.train import Trained
-    from geo_embed.heads.heads import Heads
-    from geo_embed.heads.mixture import Best
+_VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,49 @@ class Fit:
 
 @dataclass(frozen=True)
 class Split:
-    """For one set of heads: its seed, its fold, and masks (N,) of the rows it learns from and those it is judged on."""
+    """For one set of heads: its seed, its fold, and masks (N,) of the examples that it is trained on and validated on."""
 
     seed: int
     fold: int
-    learnt: NDArray[np.bool_]
-    judged: NDArray[np.bool_]
+    train: NDArray[np.bool_]
+    val: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Dataset:
+    """N examples, the answer for one without pictures, and the device that heads are fitted on."""
+
+    examples: Examples
+    prior: Prior
+    device: torch.device
+
+    def rows(self, mask: NDArray[np.bool_]) -> Rows:
+        """The examples of a mask (N,), as tensors on the device."""
+        return to_rows(self.examples, mask, self.device)
+
+    def predict(self, heads: Heads | Best, mask: NDArray[np.bool_]) -> Predictions:
+        """Predictions of one set of heads for the examples of a mask (N,)."""
+        examples = self.examples
+        return apply_heads(
+            Panel([heads]),
+            self.device,
+            self.prior,
+            examples.encoder,
+            examples.sample_id[mask],
+            examples.values[mask],
+            examples.present[mask],
+        )
+
+    def score(self, predictions: Predictions, mask: NDArray[np.bool_]) -> dict[str, Any]:
+        """The metrics of predictions for the examples of a mask (N,)."""
+        return metrics(predictions, self.examples.truth.take(mask))
+
+
+@dataclass(frozen=True)
+class FittedHeads:
     """One set of heads; one row per epoch, or of `best` per trial of its race; and how many epochs were run."""
 
-    heads: "Heads | Best"
+    heads: Heads | Best
     history: pd.DataFrame
     epochs: int
 
@@ -89,208 +115,213 @@ def fit_heads(
         GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples.
     """
     started = time.monotonic()
-    name = name or new_run_name(config.paths.runs_dir, "heads")
-    check_new_name(config.paths.runs_dir, name, overwrite=overwrite)
-    opened = open_training_data(config, limit=limit)
-    data = opened.examples
+    runs_dir, training = config.paths.runs_dir, config.training
+    name = name or new_run_name(runs_dir, "heads")
+    check_new_name(runs_dir, name, overwrite=overwrite)
+
+    # 1. What is trained on, and what is held out.
+    data = open_training_data(config, limit=limit)
+    examples = data.examples
     _warn_of_ignored(config)
-    splits = plan(config, data)
-    learnt = np.logical_or.reduce([split.learnt for split in splits])
-    prior = find_prior(data, learnt)
+    splits = plan(examples.places, training)
+    train = np.logical_or.reduce([split.train for split in splits])
+    val = np.logical_or.reduce([split.val for split in splits])
+    prior = find_prior(examples, train)
+    dataset = Dataset(examples, prior, pick_device(config.model.device))
 
-    fitted = fit_splits(config, data, splits, prior)
-    answers = [
-        _answer(one.heads, config, prior, data, split.judged)
-        for split, one in zip(splits, fitted, strict=True)
-    ]
-    parts = []
-    for split, one, answer in zip(splits, fitted, answers, strict=True):
-        said = {"seed": split.seed, "fold": split.fold, "epochs": one.epochs}
-        if len(splits) > 1 and split.judged.any():
-            said["score"] = _score(answer, data, split.judged)["score"]
-        parts.append(said)
-    val, judged, panel = _validate(config, data, splits, [one.heads for one in fitted], answers)
-    truth = data.truth.take(judged)
-    groups = resampling_groups(truth.latitude, truth.longitude, config.training)
-    scores = final_metrics(val, truth, groups=groups)
+    # 2. A set of heads per split.
+    fitted = fit_splits(dataset, splits, config.model, training, every=config.tracking.progress_seconds)
 
+    # 3. What each predicts for the samples that it wasn't trained on.
+    predictions = [dataset.predict(part.heads, split.val) for split, part in zip(splits, fitted, strict=True)]
+    parts = _describe_parts(dataset, splits, fitted, predictions)
+    panel = Panel([part.heads for part in fitted])
+    val_predictions = _out_of_fold(examples, splits, predictions, val)
+    if training.calibration != "none" and val.any():
+        val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training)
+    truth = examples.truth.take(val)
+    groups = resampling_groups(truth.latitude, truth.longitude, training)
+    scores = final_metrics(val_predictions, truth, groups=groups)
+    measured = {"val": scores, "parts": parts}
+    if panel.reliability is not None:
+        measured["calibration"] = panel.reliability
+
+    # 4. The run.
+    train_truth, labels = examples.truth.take(train), examples.labels[train]
     centroids = geography.class_centroids(
-        data.truth.latitude[learnt], data.truth.longitude[learnt], data.labels[learnt], len(data.encoder)
+        train_truth.latitude, train_truth.longitude, labels, len(examples.encoder)
     )
-    counts = np.bincount(data.labels[learnt], minlength=len(data.encoder))
-    provenance = describe_provenance(config, opened.store, file_sha256(opened.samples.csv))
-    with writing_run(config.paths.runs_dir, name) as writer:
+    counts = np.bincount(labels, minlength=len(examples.encoder))
+    provenance = describe_provenance(config, data.store, file_sha256(data.samples.csv))
+    with writing_run(runs_dir, name) as writer:
         writer.write_heads(panel)
-        writer.write_centroids(data.encoder, centroids)
-        writer.write_metrics({"val": scores, "parts": parts, **_reliability(panel)})
-        history = [
-            one.history.assign(seed=split.seed, fold=split.fold)
-            for split, one in zip(splits, fitted, strict=True)
-        ]
-        writer.write_history(pd.concat(history))
-        writer.write_split(_split_table(data, splits, judged))
-        writer.write_predictions("val", val, truth)
+        writer.write_centroids(examples.encoder, centroids)
+        writer.write_metrics(measured)
+        writer.write_history(
+            pd.concat(
+                part.history.assign(seed=split.seed, fold=split.fold)
+                for split, part in zip(splits, fitted, strict=True)
+            )
+        )
+        writer.write_split(_split_table(examples, splits, val))
+        writer.write_predictions("val", val_predictions, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
-        writer.write_description(config, data.encoder, counts, prior, provenance)
-    return Fit(name, seconds, max(part["epochs"] for part in parts), scores, parts)
+        writer.write_description(config, examples.encoder, counts, prior, provenance)
+    return Fit(name, seconds, max(part.epochs for part in fitted), scores, parts)
 
 
-def plan(config: Config, data: Examples) -> list[Split]:
-    """Which rows each set of heads learns from: one split per seed, or per fold and seed."""
-    training = config.training
+def plan(places: Places, training: Training) -> list[Split]:
+    """What each set of heads is trained and validated on: one split per seed, or per fold and seed."""
     seeds = range(training.seed, training.seed + training.seeds)
-    parts = validation_masks(data.places, training)
-    if not parts[0].any():
+    masks = validation_masks(places, training)
+    if not masks[0].any():
         warn("too few samples to hold any out: no validation score, no early stopping")
-    return [Split(seed, k, ~part, part) for k, part in enumerate(parts) for seed in seeds]
+    return [Split(seed, fold, ~val, val) for fold, val in enumerate(masks) for seed in seeds]
 
 
-def fit_splits(config: Config, data: Examples, splits: Sequence[Split], prior: Prior) -> list[Fitted]:
-    """Fit every set of heads, by the recipe that the settings name.
+def fit_splits(
+    dataset: Dataset, splits: Sequence[Split], model: Model, training: Training, *, every: float = 0
+) -> list[FittedHeads]:
+    """Fit every set of heads, by the recipe that `training.preset` names.
 
-    The plain recipe keeps the epoch with the best score on the judged rows. `best` doesn't look at them: they choose
+    The plain recipe keeps the epoch with the best score on the validation rows. `best` doesn't look at them: they choose
     nothing, and so tell the truth. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
-    """
-    from geo_embed.fitting.stacked import train_all
 
-    device = pick_device(config.model.device)
-    every = config.tracking.progress_seconds
-    if config.training.preset != "best" and device.type == "cuda":
-        trainings = [make_training(config, data, split, prior, device) for split in splits]
+    Args:
+        dataset: the examples.
+        splits: of the examples.
+        model, training: settings.
+        every: seconds between lines of progress.
+    """
+    if training.preset != "best" and dataset.device.type == "cuda":
+        jobs = [make_job(dataset, split, model, training) for split in splits]
         return [
-            _fitted(config, data, one, split, trained)
-            for one, split, trained in zip(trainings, splits, train_all(trainings), strict=True)
+            _finish(dataset, split, job, trained)
+            for split, job, trained in zip(splits, jobs, train_all(jobs), strict=True)
         ]
     fitted = []
     with progress("fit-heads", len(splits), "fits", every) as advance:
         for split in splits:
-            if config.training.preset == "best":
-                fitted.append(_race(config, data, split, device))
+            if training.preset == "best":
+                fitted.append(_fit_best(dataset, split, model, training))
             else:
-                one = make_training(config, data, split, prior, device)
-                fitted.append(_fitted(config, data, one, split, train_all([one])[0]))
+                job = make_job(dataset, split, model, training)
+                fitted.append(_finish(dataset, split, job, train_all([job])[0]))
             advance(1)
     return fitted
 
 
-def _race(config: Config, data: Examples, split: Split, device: "torch.device") -> Fitted:
-    from geo_embed.fitting.race import fit_best
+def make_job(
+    dataset: Dataset, split: Split, model: Model, training: Training, rows: Rows | None = None
+) -> TrainingJob:
+    """A training of the plain recipe on a split, validated on it.
 
-    best, race = fit_best(to_rows(data, split.learnt, device), len(data.encoder), config, seed=split.seed)
-    say(f"chosen: {', '.join(race.chosen)}")
-    return Fitted(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
+    Args:
+        dataset: the examples.
+        split: of the examples.
+        model, training: settings.
+        rows: the split's training rows, where several trainings share them.
+    """
 
+    def validate(heads: Heads) -> dict[str, float]:
+        scores = dataset.score(dataset.predict(heads, split.val), split.val)
+        return {f"val_{key}": scores[key] for key in _VALIDATED}
 
-def make_training(
-    config: Config,
-    data: Examples,
-    split: Split,
-    prior: Prior,
-    device: "torch.device",
-    rows: Rows | None = None,
-) -> "stack.TrainingJob":
-    """A training of the plain recipe on a split; `rows` are `to_rows` of those it learns from, where several share them."""
-    from geo_embed.fitting import stacked as stack
-    from geo_embed.heads.region import make_atlas
-
-    def judge(heads: "Heads") -> dict[str, float]:
-        scores = _score(_answer(heads, config, prior, data, split.judged), data, split.judged)
-        kept = ("score", "state_score", "gps_score", "mean_km", "nll")
-        return {f"val_{key}": scores[key] for key in kept}
-
-    rows = to_rows(data, split.learnt, device) if rows is None else rows
-    points, labels = rows.points.cpu().numpy(), rows.labels.cpu().numpy()
-    atlas = make_atlas(points, labels, len(data.encoder), config.model, seed=split.seed)
-    return stack.TrainingJob(
-        rows, atlas, config.model, config.training, split.seed, judge if split.judged.any() else None
+    rows = dataset.rows(split.train) if rows is None else rows
+    atlas = make_atlas(
+        rows.points.cpu().numpy(),
+        rows.labels.cpu().numpy(),
+        len(dataset.examples.encoder),
+        model,
+        seed=split.seed,
     )
+    return TrainingJob(rows, atlas, model, training, split.seed, validate if split.val.any() else None)
 
 
-def _fitted(
-    config: Config, data: Examples, one: "stack.TrainingJob", split: Split, trained: "Trained"
-) -> Fitted:
-    from geo_embed.fitting.train import find_refiner, gallery_of
-    from geo_embed.heads.heads import CellHeads
+def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
+    best, race = fit_best(
+        dataset.rows(split.train), len(dataset.examples.encoder), model, training, seed=split.seed
+    )
+    say(f"chosen: {', '.join(race.chosen)}")
+    return FittedHeads(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
 
-    if config.training.refine and split.judged.any():
-        held = to_rows(data, split.judged, one.rows.views.device)
-        refiner = find_refiner(trained.heads, one.atlas, one.rows, held)
+
+def _finish(dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHeads) -> FittedHeads:
+    """Let trained heads refine their points among the training rows, where that is asked for and helps."""
+    heads = trained.heads
+    if job.training.refine and split.val.any():
+        refiner = find_refiner(heads, job.atlas, job.rows, dataset.rows(split.val))
         say("points are refined among the training samples" if refiner else "refining points doesn't help")
-        if refiner is not None and isinstance(trained.heads, CellHeads):
-            trained.heads.look_up(gallery_of(trained.heads, one.rows, one.atlas), refiner)
-    return Fitted(trained.heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
+        if refiner is not None and isinstance(heads, CellHeads):
+            heads.look_up(gallery_of(heads, job.rows, job.atlas), refiner)
+    return FittedHeads(heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
 
 
 def _warn_of_ignored(config: Config) -> None:
     """`best` brings its own recipe: say so where settings of the plain one were given."""
     if config.training.preset != "best":
         return
-    from geo_embed.fitting.race import OWN_SETTINGS
-
     plain = Config()
-    given = [key for key in OWN_SETTINGS if value_at(config, key) != value_at(plain, key)]
-    if given:
-        warn(f"--preset best chooses {', '.join(given)} by itself; --preset pigeon follows the settings")
+    ignored = [key for key in CHOSEN_SETTINGS if value_at(config, key) != value_at(plain, key)]
+    if ignored:
+        warn(f"--preset best chooses {', '.join(ignored)} by itself; --preset pigeon follows the settings")
 
 
-def _validate(
-    config: Config,
-    data: Examples,
+def _describe_parts(
+    dataset: Dataset,
     splits: Sequence[Split],
-    heads: "Sequence[Heads | Best]",
-    answers: Sequence[Predictions],
-) -> tuple[Predictions, NDArray[np.bool_], Panel]:
-    """Predictions for every row that was held out, in order; which rows those are; and all heads, calibrated.
-
-    A row's probabilities come from a calibration that hasn't seen it: what is reported holds for new samples.
-    """
-    judged = np.logical_or.reduce([split.judged for split in splits])
-    n, classes = len(judged), len(data.encoder)
-    probabilities = np.zeros((n, classes), dtype=np.float32)
-    points = np.zeros((n, 2))
-    for fold in sorted({split.fold for split in splits}):
-        mask = next(split.judged for split in splits if split.fold == fold)
-        said = averaged([one for split, one in zip(splits, answers, strict=True) if split.fold == fold])
-        probabilities[mask] = said.probabilities
-        points[mask] = np.stack([said.latitude, said.longitude], axis=1)
-    probabilities, points = probabilities[judged], points[judged]
-    panel = Panel(heads)
-    if config.training.calibration != "none" and judged.any():
-        probabilities = panel.calibrate(
-            probabilities, data.labels[judged], config.training.calibration, seed=config.training.seed
-        )
-    val = Predictions(data.sample_id[judged], probabilities, points[:, 0], points[:, 1], data.encoder)
-    return val, judged, panel
+    fitted: Sequence[FittedHeads],
+    predictions: Sequence[Predictions],
+) -> list[dict[str, Any]]:
+    parts = []
+    for split, part, predicted in zip(splits, fitted, predictions, strict=True):
+        described: dict[str, Any] = {"seed": split.seed, "fold": split.fold, "epochs": part.epochs}
+        if len(splits) > 1 and split.val.any():
+            described["score"] = dataset.score(predicted, split.val)["score"]
+        parts.append(described)
+    return parts
 
 
-def _answer(
-    heads: "Heads | Best", config: Config, prior: Prior, data: Examples, mask: NDArray[np.bool_]
+def _out_of_fold(
+    examples: Examples,
+    splits: Sequence[Split],
+    predictions: Sequence[Predictions],
+    val: NDArray[np.bool_],
 ) -> Predictions:
-    return apply_heads(
-        Panel([heads]),
-        config,
-        prior,
-        data.encoder,
-        data.sample_id[mask],
-        data.values[mask],
-        data.present[mask],
+    """One prediction for each example of `val` (N,), in their order: the average over the seeds of its fold."""
+    n = len(examples)
+    probabilities = np.zeros((n, len(examples.encoder)), dtype=np.float32)
+    latitude, longitude = np.zeros(n), np.zeros(n)
+    for fold in sorted({split.fold for split in splits}):
+        mask = next(split.val for split in splits if split.fold == fold)
+        average = averaged(
+            [predicted for split, predicted in zip(splits, predictions, strict=True) if split.fold == fold]
+        )
+        probabilities[mask] = average.probabilities
+        latitude[mask], longitude[mask] = average.latitude, average.longitude
+    return Predictions(examples.sample_id, probabilities, latitude, longitude, examples.encoder).take(val)
+
+
+def _calibrate(
+    panel: Panel, predictions: Predictions, labels: NDArray[np.int64], training: Training
+) -> Predictions:
+    """Calibrate a panel on validation predictions of these classes (n,); and the predictions, each by a calibration that hasn't
+    seen it, so that what is reported holds for new samples.
+    """
+    probabilities = panel.calibrate(
+        predictions.probabilities, labels, training.calibration, seed=training.seed
     )
+    return replace(predictions, probabilities=probabilities)
 
 
-def _score(predictions: Predictions, data: Examples, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    return metrics(predictions, data.truth.take(mask))
-
-
-def _reliability(panel: Panel) -> dict[str, Any]:
-    return {} if panel.reliability is None else {"calibration": panel.reliability}
-
-
-def _split_table(data: Examples, splits: Sequence[Split], judged: NDArray[np.bool_]) -> pd.DataFrame:
-    table = pd.DataFrame({"sample_id": natural_ids(data.sample_id), "part": np.where(judged, "val", "train")})
+def _split_table(examples: Examples, splits: Sequence[Split], val: NDArray[np.bool_]) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {"sample_id": natural_ids(examples.sample_id), "part": np.where(val, "val", "train")}
+    )
     if len({split.fold for split in splits}) > 1:
-        fold = np.full(len(judged), -1)
+        fold = np.full(len(val), -1)
         for split in splits:
-            fold[split.judged] = split.fold
+            fold[split.val] = split.fold
         table["fold"] = fold
     return table

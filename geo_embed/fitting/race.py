@@ -3,6 +3,16 @@
 What wins depends on the data: on weak features a linear probe or a narrow network, on views that differ in worth a gated
 one. So members race on held-out rows, and the winner, or a mixture of the best, is fitted on everything.
 docs/heads.md has the evidence.
+
+The race is an inner one: its rows are the training rows of a split, and the run's own validation rows take no part. By
+their number n:
+
+- n < 40: nothing to choose by, and one candidate with wide labels is taken.
+- n ≤ 4,000: every candidate that the budget allows is fitted once per fold and predicts the fold; out-of-fold predictions
+  choose a mixture of candidates, its temperatures and its weights.
+- more: a tenth is held out, candidates are trained briefly on a part of the rest, and the best alone goes on.
+
+Last, what was chosen is fitted on all rows, for as many epochs as the rest of the budget allows.
 """
 
 import math
@@ -13,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geo_embed.config import Config, Fusion, Model, Training
+from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import say
 from geo_embed.data.holdout import class_folds
 from geo_embed.fitting.examples import Rows
@@ -45,7 +55,7 @@ _TRAINING = {
 # Mixing and hiding views keeps a network that looks at each of them from learning them by heart.
 _MIXED_VIEWS = {"view_swap": 0.5, "view_dropout": 0.15, "batch_size": 256, "epochs": 14}
 _WIDE_TAU_KM = 100.0
-_RACE_ROWS, _RACE_HELD, _RACE_EPOCHS = 16_000, 4_000, 4
+_RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 16_000, 4_000, 4
 # Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
 _SMALL = 4000
 _SMALL_FOLDS, _SMALL_STEPS, _MOST_SMALL_EPOCHS = 4, 900, 60
@@ -60,7 +70,7 @@ _STEP_SECONDS = 0.0015
 
 
 # Settings that follow from the race, whatever the configuration says.
-OWN_SETTINGS = (
+CHOSEN_SETTINGS = (
     *(f"model.{key}" for key in _MODEL),
     "model.point",
     *(f"training.{key}" for key in {**_TRAINING, **_MIXED_VIEWS}),
@@ -80,36 +90,36 @@ class Trial:
 
 @dataclass
 class Race:
-    """What the race saw and chose; the inner score serves to choose, not to report."""
+    """The trials of a race, what it chose, and the epochs of the final fit; inner scores serve to choose, not to report."""
 
     trials: list[Trial] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     epochs: int = 0
 
 
-def fit_best(rows: Rows, classes: int, config: Config, *, seed: int) -> tuple[Best, Race]:
+def fit_best(rows: Rows, classes: int, model: Model, training: Training, *, seed: int) -> tuple[Best, Race]:
     """Race members on inner validation, then fit the winner, or a mixture, on all rows.
 
     Args:
-        rows: training samples, each with at least one view.
+        rows: training rows, each with at least one view.
         classes: C.
-        config: `training.budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs;
-            `model.fusion`, where given, is the only one to take part.
+        model: `fusion`, where given, is the only one to take part.
+        training: `budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs.
         seed: of everything random.
     """
-    base = Member("", config.model.model_copy(update=_MODEL), config.training.model_copy(update=_TRAINING))
-    budget = config.training.budget_seconds
+    base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
+    budget = training.budget_seconds
     race, refiner = Race(), None
     if len(rows) < _TOO_FEW:
-        members = _small_members(base, config.model.fusion or "average", len(rows))[-2:-1]
+        members = _small_members(base, model.fusion or "average", len(rows))[-2:-1]
         atlas = _atlas(rows, members[0], classes, seed)
         decision = Decision()
     elif len(rows) <= _SMALL:
         atlas = _atlas(rows, base, classes, seed)
-        members, decision, spent = _race_small(rows, atlas, base, config.model.fusion, seed, budget, race)
+        members, decision, spent = _race_small(rows, atlas, base, model.fusion, seed, budget, race)
         budget -= spent
     else:
-        member, refiner, spent = _race_large(rows, classes, base, config.model.fusion, seed, race)
+        member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
         members, decision = [member], Decision()
         atlas = _atlas(rows, member, classes, seed)
         budget -= spent
@@ -148,54 +158,68 @@ def _train(rows: Rows, atlas: Atlas, model: Model, training: Training, seed: int
 
 
 @dataclass(frozen=True)
-class _Inner:
-    """Rows that members are judged on, in parts, each with cell tables that its labels were not counted in."""
+class _InnerValidation:
+    """Rows that members are scored on, part by part, each part with cell tables that its own labels were not counted in.
 
-    truth: Rows
+    Attributes:
+        rows: n of them.
+        centres: (M, 3) of the cells.
+        parts: rows of each part; together all.
+        to_state: for each part P(state | cell) (M, C).
+    """
+
+    rows: Rows
     centres: Tensor
     parts: list[Tensor]
-    tables: list[Tensor]
+    to_state: list[Tensor]
 
     def score(self, answers: list[Answer], decision: Decision) -> tuple[float, float, float]:
-        classes = answers[0].states.shape[1]
-        states = torch.empty(len(self.truth), classes)
-        km = torch.empty(len(self.truth), dtype=torch.float64)
-        for part, to_state in zip(self.parts, self.tables, strict=True):
-            own = [Answer(a.cells[part], a.states[part]) for a in answers]
-            p, points = decide(own, decision, self.centres, to_state)
+        """Score, state score and GPS score of members' answers for all rows, decided together."""
+        states = torch.empty(len(self.rows), answers[0].states.shape[1])
+        km = torch.empty(len(self.rows), dtype=torch.float64)
+        for part, to_state in zip(self.parts, self.to_state, strict=True):
+            of_part = [Answer(answer.cells[part], answer.states[part]) for answer in answers]
+            p, points = decide(of_part, decision, self.centres, to_state)
             states[part.cpu()] = p.cpu()
-            km[part.cpu()] = great_circle_km(points, self.truth.points[part]).cpu().double()
-        return competition_score(top_states(states.numpy()), self.truth.labels.cpu().numpy(), km.numpy())
+            km[part.cpu()] = great_circle_km(points, self.rows.points[part]).cpu().double()
+        return competition_score(top_states(states.numpy()), self.rows.labels.cpu().numpy(), km.numpy())
 
 
 def _race_small(
     rows: Rows, atlas: Atlas, base: Member, fusion: Fusion | None, seed: int, budget: float, race: Race
 ) -> tuple[list[Member], Decision, float]:
     """Every affordable candidate, out of fold, and the mixture of them that scores best; and the seconds that it cost."""
-    cells = atlas.cells
+    # All folds share the cells of the whole, so that members' answers can be mixed. What their labels tell, P(state | cell)
+    # and P(cell | state), is counted anew without each fold.
+    cells, device = atlas.cells, rows.labels.device
     assert cells is not None
     members = _affordable(_small_members(base, fusion, len(rows)), rows, atlas, budget)
-    parts = [part.to(rows.labels.device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed)]
-    without = [_without(part, len(rows)) for part in parts]
-    counted = [
-        cell_tables(cells.centres, cells.owner[rest], rows.labels[rest], atlas.classes) for rest in without
+    val_parts = [part.to(device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed)]
+    train_parts = [_without(part, len(rows)) for part in val_parts]
+    tables = [
+        cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], atlas.classes)
+        for train_part in train_parts
     ]
-    inner = _Inner(rows, cells.centres, parts, [tables.to_state for tables in counted])
+    inner = _InnerValidation(rows, cells.centres, val_parts, [table.to_state for table in tables])
+
+    # Each member's out-of-fold answers: one training per fold, which answers for the rows that it left out.
     answers: list[Answer] = []
     spent = 0.0
     for member in members:
-        given = Answer(
-            torch.empty(len(rows), len(cells.centres), device=rows.labels.device),
-            torch.empty(len(rows), atlas.classes, device=rows.labels.device),
+        out_of_fold = Answer(
+            torch.empty(len(rows), len(cells.centres), device=device),
+            torch.empty(len(rows), atlas.classes, device=device),
         )
-        for part, rest, tables in zip(parts, without, counted, strict=True):
-            own = replace(atlas, cells=tables)
-            heads = _train(rows.take(rest), own, member.model, member.training, seed)
-            out = heads.answer(rows.views[part], rows.present[part])
-            given.cells[part], given.states[part] = out.cells, out.states
-        answers.append(given)
+        for val_part, train_part, table in zip(val_parts, train_parts, tables, strict=True):
+            fold_atlas = replace(atlas, cells=table)
+            heads = _train(rows.take(train_part), fold_atlas, member.model, member.training, seed)
+            answer = heads.answer(rows.views[val_part], rows.present[val_part])
+            out_of_fold.cells[val_part], out_of_fold.states[val_part] = answer.cells, answer.states
+        answers.append(out_of_fold)
         spent += (_SMALL_FOLDS - 1) * member.training.epochs * epoch_seconds(member, rows, atlas)
-        _note(race, member, inner.score([given], Decision()))
+        _note(race, member, inner.score([out_of_fold], Decision()))
+
+    # The mixture that scores best on them, then its temperatures and weights.
     weights = _mix(answers, inner)
     used = [i for i, weight in enumerate(weights) if weight > 0]
     shares = tuple(weights[i] for i in used)
@@ -205,19 +229,21 @@ def _race_small(
 def _race_large(
     rows: Rows, classes: int, base: Member, fusion: Fusion | None, seed: int, race: Race
 ) -> tuple[Member, Refiner | None, float]:
-    """The winner of short trainings on a part of the rows, judged on rows held out; how its points are
+    """The winner of short trainings on a part of the rows, scored on rows held out; how its points are
     refined, if that helps; and the seconds that it cost.
 
-    It ranks members, it doesn't finish them. Only what a short race judges fairly takes part: it would drop the mixing
+    It ranks members, it doesn't finish them. Only what a short race ranks fairly takes part: it would drop the mixing
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
     """
-    held, *rest = _folds(rows.labels.cpu().numpy(), 10, seed)
-    shuffled = torch.cat(rest)[
-        torch.randperm(sum(map(len, rest)), generator=torch.Generator().manual_seed(seed))
+    # A tenth is held out; of it, and of a shuffle of the rest, the first rows take part.
+    val_part, *train_parts = _folds(rows.labels.cpu().numpy(), 10, seed)
+    shuffled = torch.cat(train_parts)[
+        torch.randperm(sum(map(len, train_parts)), generator=torch.Generator().manual_seed(seed))
     ]
-    part = rows.take(shuffled[:_RACE_ROWS].sort().values.to(rows.labels.device))
-    truth = rows.take(held[:_RACE_HELD].to(rows.labels.device))
-    everyone = torch.arange(len(truth), device=rows.labels.device)
+    device = rows.labels.device
+    train_rows = rows.take(shuffled[:_RACE_ROWS].sort().values.to(device))
+    val_rows = rows.take(val_part[:_RACE_VAL_ROWS].to(device))
+    all_of_them = torch.arange(len(val_rows), device=device)
     members: list[Member] = []
     scores: list[float] = []
     winner: tuple[CellHeads, Atlas] | None = None
@@ -226,28 +252,29 @@ def _race_large(
     def run(member: Member) -> None:
         nonlocal spent, winner
         # As many cells as the final fit will have: the race is about the same task.
-        samples = max(1, round(member.model.cell_samples * len(part) / len(rows)))
+        samples = max(1, round(member.model.cell_samples * len(train_rows) / len(rows)))
         scaled = member.but("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
-        atlas = _atlas(part, scaled, classes, seed)
+        atlas = _atlas(train_rows, scaled, classes, seed)
         assert atlas.cells is not None
-        heads = _train(part, atlas, scaled.model, scaled.training, seed)
-        inner = _Inner(truth, atlas.cells.centres, [everyone], [atlas.cells.to_state])
-        score = inner.score([heads.answer(truth.views, truth.present)], Decision())
+        heads = _train(train_rows, atlas, scaled.model, scaled.training, seed)
+        inner = _InnerValidation(val_rows, atlas.cells.centres, [all_of_them], [atlas.cells.to_state])
+        score = inner.score([heads.answer(val_rows.views, val_rows.present)], Decision())
         if score[0] > max(scores, default=-1.0):
             winner = heads, atlas
         members.append(member)
         scores.append(score[0])
         _note(race, member, score)
-        spent += _RACE_EPOCHS * epoch_seconds(member, part, atlas)
+        spent += _RACE_EPOCHS * epoch_seconds(member, train_rows, atlas)
 
     for member in _large_members(base, fusion):
         run(member)
+    # The leader once more with wider labels, and with half as many cells.
     leader = members[int(np.argmax(scores))]
     if HEADS[leader.model.head].make.by_steps:
         run(leader.but(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
         run(leader.but("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None
-    return members[int(np.argmax(scores))], find_refiner(*winner, part, truth), spent
+    return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), spent
 
 
 def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
@@ -263,7 +290,7 @@ def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
 
 
 def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
-    """Candidates for few samples: probes, and networks kept narrow and wet with dropout, for some 900 steps.
+    """Candidates for few samples: probes, and networks kept narrow and with much dropout, for some 900 steps.
 
     Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
     """
@@ -284,8 +311,8 @@ def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
 
     def network(name: Fusion, tau: float) -> Member:
         average = name == "average"
-        swap, wet = (0.0, 0.5) if average else (0.5, 0.4)
-        return net.but(f"{name}-tau{tau:g}", {"fusion": name, "dropout": wet}, tau_km=tau, view_swap=swap)
+        swap, dropout = (0.0, 0.5) if average else (0.5, 0.4)
+        return net.but(f"{name}-tau{tau:g}", {"fusion": name, "dropout": dropout}, tau_km=tau, view_swap=swap)
 
     wide, narrow = 200.0, 75.0
     if fusion is None:
@@ -321,29 +348,30 @@ def _atlas(rows: Rows, member: Member, classes: int, seed: int) -> Atlas:
 
 
 def _without(part: Tensor, n: int) -> Tensor:
+    """A mask (n,) of the rows that aren't in the part."""
     rest = torch.ones(n, dtype=torch.bool, device=part.device)
     rest[part] = False
     return rest
 
 
-def _calibrate(answers: list[Answer], weights: tuple[float, ...], inner: _Inner) -> Decision:
+def _calibrate(answers: list[Answer], weights: tuple[float, ...], inner: _InnerValidation) -> Decision:
     """Temperatures by likelihood, then the head's share by score where that tells more than noise."""
-    owner = torch.from_numpy(nearest(inner.truth.points.cpu().numpy(), inner.centres.cpu().numpy()))
+    owner = torch.from_numpy(nearest(inner.rows.points.cpu().numpy(), inner.centres.cpu().numpy()))
     cell_log = mix_logs([a.cells for a in answers], weights)
     state_log = mix_logs([a.states for a in answers], weights)
     even = Decision(
         weights,
         0.5,
         fit_temperature(cell_log, owner.to(cell_log.device)),
-        fit_temperature(state_log, inner.truth.labels),
+        fit_temperature(state_log, inner.rows.labels),
     )
     options = [replace(even, head_share=share) for share in (0.5, 0.25, 0.75)]
     scores = [inner.score(answers, option)[0] for option in options]
     best = int(np.argmax(scores))
-    return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.truth)) else even
+    return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.rows)) else even
 
 
-def _mix(answers: list[Answer], inner: _Inner) -> tuple[float, ...]:
+def _mix(answers: list[Answer], inner: _InnerValidation) -> tuple[float, ...]:
     """Greedy ensemble selection with replacement (Caruana et al., ICML 2004) by score; shares are multiples of 1/6 or more.
 
     The single best comes first, so the mixture is no worse on these rows than any of its members.

@@ -2,8 +2,8 @@
 
 Each has its own samples, order, dropout, learning rate and loss weights, and ends where it would have ended alone, to float
 tolerance. It pays where a step's overhead outweighs its arithmetic: small networks, few samples, a GPU. Large ones on a CPU
-are better fitted in turn, since one's weights and moments stay in the cache (8 seeds of the plain recipe, 2 cores: 8.6 times one
-stacked, 7.8 times in turn).
+are better fitted in turn, since a single training's weights and moments stay in the cache (8 seeds of the plain recipe on 2
+cores take 8.6 times as long as one seed when stacked, 7.8 times in turn).
 """
 
 import math
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from geo_embed.config import Model, Training
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
-    Judge,
-    Keeper,
+    BestEpoch,
     Source,
-    Trained,
+    TrainedHeads,
+    Validate,
     check_finite,
     dropout_of,
     make_source,
@@ -33,19 +33,20 @@ from geo_embed.heads.region import Atlas
 from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.registry import HEADS
 
+# What may differ between jobs that share a program.
 _FREE = {"seed", "learning_rate", "weight_decay", *NUMBERS}
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One training: its samples, what they tell, its settings, and who judges its epochs."""
+    """One training: the arguments of `train`."""
 
     rows: Rows
     atlas: Atlas
     model: Model
     training: Training
     seed: int
-    judge: Judge | None = None
+    validate: Validate | None = None
 
 
 def stackable(jobs: Sequence[TrainingJob]) -> bool:
@@ -55,34 +56,40 @@ def stackable(jobs: Sequence[TrainingJob]) -> bool:
     )
 
 
-def train_all(jobs: Sequence[TrainingJob]) -> list[Trained]:
+def train_all(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     """What `train` gives for each job, by the faster way: on a GPU as one program, where they can share one; else in turn."""
     if len(jobs) > 1 and jobs[0].rows.views.device.type == "cuda" and stackable(jobs):
         return train_stacked(jobs)
     return [
-        train(job.rows, job.atlas, job.model, job.training, seed=job.seed, judge=job.judge) for job in jobs
+        train(job.rows, job.atlas, job.model, job.training, seed=job.seed, validate=job.validate)
+        for job in jobs
     ]
 
 
-def train_stacked(jobs: Sequence[TrainingJob]) -> list[Trained]:
+def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     """What `train` gives for each job, from one program. The jobs are `stackable`."""
+    # Of K jobs:
+    # 1. Heads and batches are made as if each were alone, from its own seed.
+    # 2. Parameters p → (K, *p), the losses' tables likewise: one vmapped call gives K losses. Their sum's gradient holds each
+    #    job's own gradient, since no job's loss depends on another's parameters.
+    # 3. A step: K batches side by side (K, B, …), K dropout masks from K generators, gradients clipped per job, AdamW with
+    #    each job's rate and decay.
+    # 4. After an epoch each job's slice is copied back into its heads and validated. A job that has stopped goes on being
+    #    trained, since the program has K places, but its best epoch stands. All stop when the last has.
     first = jobs[0]
     device, training = first.rows.views.device, first.training
     heads = [new_heads(job.rows, job.atlas, job.model, job.seed) for job in jobs]
     sources = [
-        make_source(own, job.rows, job.atlas, job.model, job.training, job.seed)
-        for own, job in zip(heads, jobs, strict=True)
+        make_source(job_heads, job.rows, job.atlas, job.model, job.training, job.seed)
+        for job_heads, job in zip(heads, jobs, strict=True)
     ]
-    steppers = [_Stepper(own, source.fused) for own, source in zip(heads, sources, strict=True)]
-    parameters, buffers = torch.func.stack_module_state(steppers)
+    modules = [_HeadsOnBatch(*pair) for pair in zip(heads, sources, strict=True)]
+    parameters, buffers = torch.func.stack_module_state(modules)
     tables = [
         make_tables(job.atlas.centroids, job.atlas.counts, job.atlas.centres, job.training, device)
         for job in jobs
     ]
     stacked_tables = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
-    shapes = _dropout_shapes(steppers[0], sources[0])
-    rates = torch.tensor([job.training.learning_rate for job in jobs], device=device)
-    decays = torch.tensor([job.training.weight_decay for job in jobs], device=device)
 
     def loss_of(
         p: dict[str, Tensor],
@@ -91,70 +98,67 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[Trained]:
         batch: dict[str, Tensor],
         masks: list[Tensor],
     ) -> Tensor:
-        drawn = iter(masks)
+        unused = iter(masks)
         out = torch.func.functional_call(
-            steppers[0], (p, b), (batch["views"], batch["present"], lambda h: h * next(drawn) if masks else h)
+            modules[0], (p, b), (batch["views"], batch["present"], lambda h: h * next(unused) if masks else h)
         )
         return objective(out, batch["labels"], batch["points"], table, training)
 
     losses_of = torch.func.vmap(loss_of, in_dims=(0, 0, 0, 0, 0))
     leaves = list(parameters.values())
-    solver = make_adamw(leaves, training, axes=2)
-    # The solver moves by one, without decay: each job's own rate and decay are applied around it.
-    for group in solver.param_groups:
+    optimizer = make_adamw(leaves, training, axes=2)
+    # It moves by a rate of one, without decay: each job's own rate and decay are applied around it.
+    for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 1.0, 0.0
+    rates = torch.tensor([job.training.learning_rate for job in jobs], device=device)
+    decays = torch.tensor([job.training.weight_decay for job in jobs], device=device)
+    dropout_shapes = _dropout_shapes(modules[0], sources[0])
     generators = [dropout_of(job.seed, device) for job in jobs]
-    keepers = [Keeper(own, job.training.patience) for own, job in zip(heads, jobs, strict=True)]
+    best_epochs = [
+        BestEpoch(*pair) for pair in zip(heads, (job.training.patience for job in jobs), strict=True)
+    ]
     running = [True] * len(jobs)
-    steps, done = math.ceil(len(first.rows) / training.batch_size), 0
+    steps, steps_done = math.ceil(len(first.rows) / training.batch_size), 0
     for epoch in range(1, training.epochs + 1):
         totals = torch.zeros(len(jobs), device=device)
         for batches in zip(*(source.epoch() for source in sources), strict=True):
             batch = {
-                name: torch.stack([getattr(own, name) for own in batches])
+                name: torch.stack([getattr(job_batch, name) for job_batch in batches])
                 for name in ("views", "present", "labels", "points")
             }
             size = batch["labels"].shape[1]
-            masks = [
-                torch.stack(
-                    [
-                        keep_mask(torch.Size((size, *shape)), job.model.dropout, generator)
-                        for job, generator in zip(jobs, generators, strict=True)
-                    ]
-                )
-                for shape in shapes
-            ]
+            masks = [_draw_masks(jobs, torch.Size((size, *shape)), generators) for shape in dropout_shapes]
             losses = losses_of(parameters, buffers, stacked_tables, batch, masks)
-            solver.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(losses.sum())
-            factor = warmup_cosine(done, steps * training.epochs, training.warmup)
-            _step(solver, leaves, rates * factor, decays, training.clip_norm)
-            done += 1
+            factor = warmup_cosine(steps_done, steps * training.epochs, training.warmup)
+            _step(optimizer, leaves, rates * factor, decays, training.clip_norm)
+            steps_done += 1
             totals += losses.detach() * size
-        for k, (own, job) in enumerate(zip(heads, jobs, strict=True)):
+        for k, (job_heads, job) in enumerate(zip(heads, jobs, strict=True)):
             if not running[k]:
                 continue
             with torch.no_grad():
-                for name, parameter in own.named_parameters():
+                for name, parameter in job_heads.named_parameters():
                     parameter.copy_(parameters[f"heads.{name}"][k])
             entry = {
                 "epoch": float(epoch),
                 "learning_rate": float(rates[k]) * factor,
                 "train_loss": float(totals[k]) / len(job.rows),
             }
-            check_finite(own, entry["train_loss"], epoch)
-            running[k] = not keepers[k].keep(entry, job.judge)
+            check_finite(job_heads, entry["train_loss"], epoch)
+            running[k] = not best_epochs[k].end_epoch(entry, job.validate)
         if not any(running):
             break
-    return [keeper.trained() for keeper in keepers]
+    return [best_epoch.restore() for best_epoch in best_epochs]
 
 
-class _Stepper(nn.Module):
-    """Heads over a batch of a `Source`, whichever kind it gives."""
+class _HeadsOnBatch(nn.Module):
+    """Heads over the batches of a `Source`, of views or of fused vectors."""
 
-    def __init__(self, heads: Heads, fused: bool) -> None:
+    def __init__(self, heads: Heads, source: Source) -> None:
         super().__init__()
-        self.heads, self.fused = heads, fused
+        self.heads, self.fused = heads, source.fused
 
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         if self.fused:
@@ -163,10 +167,22 @@ class _Stepper(nn.Module):
         return out
 
 
-def _dropout_shapes(stepper: _Stepper, source: Source) -> list[tuple[int, ...]]:
+def _draw_masks(
+    jobs: Sequence[TrainingJob], size: torch.Size, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """A dropout mask (K, *size): each job's with its own rate and from its own generator."""
+    return torch.stack(
+        [
+            keep_mask(size, job.model.dropout, generator)
+            for job, generator in zip(jobs, generators, strict=True)
+        ]
+    )
+
+
+def _dropout_shapes(module: _HeadsOnBatch, source: Source) -> list[tuple[int, ...]]:
     """Shapes, without the batch's axis, of the hidden tensors that dropout is applied to, in order."""
     shapes: list[tuple[int, ...]] = []
-    if not stepper.heads.model.dropout:
+    if not module.heads.model.dropout:
         return shapes
 
     def note(hidden: Tensor) -> Tensor:
@@ -174,21 +190,24 @@ def _dropout_shapes(stepper: _Stepper, source: Source) -> list[tuple[int, ...]]:
         return hidden
 
     with torch.no_grad():
-        stepper(*source.sample(), note)
+        module(*source.sample(), note)
     return shapes
 
 
 def _step(
-    solver: torch.optim.Optimizer, leaves: list[Tensor], rates: Tensor, decays: Tensor, clip: float
+    optimizer: torch.optim.Optimizer, leaves: list[Tensor], rates: Tensor, decays: Tensor, clip: float
 ) -> None:
     """Clip each job's gradient, then AdamW with each job's rate, on matrices with each job's decay.
 
     Args:
-        solver: AdamW over `leaves` that moves by one and decays nothing.
+        optimizer: AdamW over `leaves` with a rate of one and no decay.
         leaves: parameters (K, …) with gradients.
         rates, decays: (K,).
         clip: largest norm of a job's gradient.
     """
+    # One optimizer has one rate, here there are K. AdamW is p ← (1 − η λ) p − η u, where its direction u doesn't depend on
+    # the rate η. So the decay comes first, the optimizer moves p to p − u, and of that move the share η is kept:
+    # p + η ((p − u) − p).
     gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     scale = (clip / (norms + 1e-6)).clamp(max=1.0)
@@ -197,19 +216,22 @@ def _step(
             gradient.mul_(_along(scale, gradient))
         before = []
         for leaf in leaves:
+            # Only matrices decay; K of them have three axes.
             if leaf.ndim > 2:
                 leaf.mul_(_along(1 - rates * decays, leaf))
             before.append(leaf.clone())
-        solver.step()
+        optimizer.step()
         for leaf, old in zip(leaves, before, strict=True):
             torch.lerp(old, leaf, _along(rates, leaf), out=leaf)
 
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
+    """(K,) as (K, 1, …), to be multiplied with `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _shape(job: TrainingJob) -> tuple[object, ...]:
+    """What must be equal for jobs to share a program."""
     cells = 0 if job.atlas.cells is None else len(job.atlas.cells.centres)
     model = job.model.model_copy(update={"dropout": float(job.model.dropout > 0)})
     free = dict.fromkeys(_FREE & set(Training.model_fields), 0)

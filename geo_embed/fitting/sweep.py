@@ -17,16 +17,15 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from geo_embed import __version__
-from geo_embed.answers import Prior
 from geo_embed.cache.store import Store
 from geo_embed.config import Config, Training
 from geo_embed.console import on_terminal, say
@@ -34,16 +33,12 @@ from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, write_json
-from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
-from geo_embed.fitting.fit import Split, fit_heads, make_training, plan
+from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
+from geo_embed.fitting.fit import Dataset, Split, fit_heads, make_job, plan
+from geo_embed.fitting.stacked import TrainingJob, stackable, train_all
 from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 from geo_embed.runs.run import check_new_name, load_run
 from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
-
-if TYPE_CHECKING:
-    import torch
-
-    from geo_embed.fitting import stacked as stack
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
@@ -184,17 +179,16 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What every configuration is tried on."""
+class _InnerTask:
+    """What every configuration is tried on: the examples, their inner split, and its training rows."""
 
-    data: Examples
+    dataset: Dataset
     split: Split
-    prior: Prior
-    device: "torch.device"
     rows: Rows
 
-    def training(self, config: Config) -> "stack.TrainingJob":
-        return make_training(config, self.data, self.split, self.prior, self.device, self.rows)
+    def job(self, config: Config) -> TrainingJob:
+        """The training of a configuration."""
+        return make_job(self.dataset, self.split, config.model, config.training, self.rows)
 
 
 def sweep(
@@ -253,7 +247,8 @@ def sweep(
     found = len(state.results)
     if found:
         say(f"sweep: going on after {found:,} trainings, from {state.path}")
-    _climb(_set_up(base, opened.examples), base, drawn, eta, state)
+    task = _set_up(opened.examples, base.training, pick_device(base.model.device))
+    _climb(task, base, drawn, eta, state)
     standing = _standing(state)
     if standing[0].error is not None:
         raise GeoError(
@@ -364,19 +359,19 @@ def rungs(trials: int, epochs: int, eta: int) -> list[tuple[int, int]]:
     return [(trials // eta**k, max(1, round(epochs / eta ** (steps - k)))) for k in range(steps + 1)]
 
 
-def inner_split(data: Examples, learnt: NDArray[np.bool_], training: Training) -> Split:
-    """Of the rows (N,) that a run may learn from, those that a configuration is judged on, held out as the run's own are.
+def inner_split(examples: Examples, train: NDArray[np.bool_], training: Training) -> Split:
+    """Of the examples (N,) that a run may be trained on, those that a configuration is scored on, held out as the run's own are.
 
     Raises:
         GeoError: none can be held out.
     """
-    judged = inner_held_out(data.places, learnt, training)
-    if not judged.any():
+    val = inner_held_out(examples.places, train, training)
+    if not val.any():
         raise GeoError(
-            f"{len(learnt):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
+            f"{len(examples):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
             hint="geo fit-heads",
         )
-    return Split(training.seed, 0, learnt & ~judged, judged)
+    return Split(training.seed, 0, train & ~val, val)
 
 
 def command(
@@ -402,80 +397,82 @@ def command(
     return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
 
 
-def _set_up(base: Config, data: Examples) -> _Bench:
-    split = inner_split(data, plan(base, data)[0].learnt, base.training)
-    device = pick_device(base.model.device)
-    return _Bench(data, split, find_prior(data, split.learnt), device, to_rows(data, split.learnt, device))
+def _set_up(examples: Examples, training: Training, device: torch.device) -> _InnerTask:
+    split = inner_split(examples, plan(examples.places, training)[0].train, training)
+    dataset = Dataset(examples, find_prior(examples, split.train), device)
+    return _InnerTask(dataset, split, dataset.rows(split.train))
 
 
-def _climb(bench: _Bench, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
+def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
     """Train what the state doesn't have, rung by rung."""
+    # Rung 0:    all of them,            1/η^k of the epochs
+    # Rung 1:    the best 1/η of them,   1/η^(k−1)
+    # …
+    # Rung k:    the best 1/η^k,         all epochs; and what isn't trained by steps, as probes
+    # A rung is whole before the next begins, and equal scores rank by the number of the trial: who goes on depends on the
+    # scores alone, whatever was killed in between and in whatever order it ran.
     by_steps = [HEADS[changes.get("model.head", base.model.head)].make.by_steps for changes in drawn]
-    standing = [trial for trial, stepping in enumerate(by_steps) if stepping]
-    steps = rungs(len(standing), base.training.epochs, eta)
-    with _board(drawn, len(steps), state) as tell:
+    remaining = [trial for trial, stepping in enumerate(by_steps) if stepping]
+    steps = rungs(len(remaining), base.training.epochs, eta)
+    with _board(drawn, len(steps), state) as show:
         for rung, (count, epochs) in enumerate(steps):
-            standing = standing[:count]
+            remaining = remaining[:count]
             if rung == len(steps) - 1:
-                standing += [trial for trial, stepping in enumerate(by_steps) if not stepping]
+                remaining += [trial for trial, stepping in enumerate(by_steps) if not stepping]
             configs = {
-                trial: with_changes(base, {**drawn[trial], "training.epochs": epochs}) for trial in standing
+                trial: with_changes(base, {**drawn[trial], "training.epochs": epochs}) for trial in remaining
             }
-            for group in _groups(bench, configs):
+            for group in _groups(task, configs, stack=task.dataset.device.type == "cuda"):
                 # A group is done or not: shared, a training's last bits depend on its company.
                 if all((trial, rung) in state.results for trial in group):
                     continue
-                tell(list(group), rung)
-                state.add(_try(group, rung, epochs))
-                tell([], rung)
-            done = sorted((state.results[trial, rung] for trial in standing), key=_rank)
-            standing = [result.trial for result in done if result.error is None]
+                show(list(group), rung)
+                state.add(_train_group(task, configs, group, rung, epochs))
+                show([], rung)
+            ranked = sorted((state.results[trial, rung] for trial in remaining), key=_rank)
+            remaining = [result.trial for result in ranked if result.error is None]
 
 
 def _groups(
-    bench: _Bench, configs: Mapping[int, Config]
-) -> list[dict[int, Callable[[], "stack.TrainingJob"]]]:
-    """Trials to train together, each with what makes its training: on a GPU those of one shape, on a CPU each alone."""
-    if bench.device.type != "cuda":
-        return [{trial: partial(bench.training, config)} for trial, config in configs.items()]
-    from geo_embed.fitting.stacked import stackable
-
-    groups: list[dict[int, stack.TrainingJob]] = []
+    task: _InnerTask, configs: Mapping[int, Config], *, stack: bool
+) -> list[dict[int, TrainingJob | None]]:
+    """Trials to train together: stacked those of one shape, with the jobs that told their shape; else each alone."""
+    if not stack:
+        return [{trial: None} for trial in configs]
+    groups: list[dict[int, TrainingJob]] = []
     for trial, config in configs.items():
-        training = bench.training(config)
+        job = task.job(config)
         for group in groups:
-            if len(group) < _TOGETHER and stackable([*group.values(), training]):
-                group[trial] = training
+            if len(group) < _TOGETHER and stackable([*group.values(), job]):
+                group[trial] = job
                 break
         else:
-            groups.append({trial: training})
-    return [{trial: partial(_same, training) for trial, training in group.items()} for group in groups]
+            groups.append({trial: job})
+    return [dict(group) for group in groups]
 
 
-def _same(training: "stack.TrainingJob") -> "stack.TrainingJob":
-    return training
-
-
-def _try(makers: Mapping[int, Callable[[], "stack.TrainingJob"]], rung: int, epochs: int) -> list[Result]:
-    """Train configurations together; where one fails, each alone, so that the others don't fail with it."""
-    import torch
-
-    from geo_embed.fitting.stacked import train_all
-
+def _train_group(
+    task: _InnerTask,
+    configs: Mapping[int, Config],
+    group: Mapping[int, TrainingJob | None],
+    rung: int,
+    epochs: int,
+) -> list[Result]:
+    """Train the configurations of a group together; where one fails, each alone, so that the others don't fail with it."""
     started = time.monotonic()
     try:
-        trained = train_all([make() for make in makers.values()])
+        trained = train_all([job or task.job(configs[trial]) for trial, job in group.items()])
     except (GeoError, torch.OutOfMemoryError) as error:
-        if len(makers) > 1:
-            alone = [_try({trial: make}, rung, epochs) for trial, make in makers.items()]
+        if len(group) > 1:
+            alone = [_train_group(task, configs, {trial: job}, rung, epochs) for trial, job in group.items()]
             return [result for results in alone for result in results]
         why = str(error).splitlines()[0]
         seconds = time.monotonic() - started
-        return [Result(trial, rung, epochs, None, None, None, seconds, why) for trial in makers]
-    seconds = (time.monotonic() - started) / len(makers)
+        return [Result(trial, rung, epochs, None, None, None, seconds, why) for trial in group]
+    seconds = (time.monotonic() - started) / len(group)
     results = []
-    for trial, one in zip(makers, trained, strict=True):
-        best = max(one.history, key=lambda entry: entry["val_score"])
+    for trial, heads in zip(group, trained, strict=True):
+        best = max(heads.history, key=lambda entry: entry["val_score"])
         scores = (best["val_score"], best["val_state_score"], best["val_gps_score"])
         results.append(Result(trial, rung, epochs, *scores, seconds))
     return results

@@ -25,25 +25,34 @@ _LEAST_VARIANCE = 1e-6
 # Streams of a seed: what is drawn for one must not move when another draws more.
 _ORDER, _DROPOUT, _VIEWS = range(3)
 
-# After an epoch: the heads, to what there is to say of them; a `val_score` among it decides which epoch is kept.
-Judge = Callable[[Heads], dict[str, float]]
+# Called after an epoch with the heads in eval mode; gives that epoch's validation metrics, of which `val_score` decides
+# which epoch is kept.
+Validate = Callable[[Heads], dict[str, float]]
 
 
 @dataclass
-class Trained:
-    """Heads in eval mode, and one entry per epoch: epoch, learning_rate, train_loss, and what the judge said."""
+class TrainedHeads:
+    """Heads in eval mode, and one entry per epoch: epoch, learning_rate, train_loss, and the validation metrics."""
 
     heads: Heads
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(
-    rows: Rows, atlas: Atlas, model: Model, training: Training, *, seed: int, judge: Judge | None = None
-) -> Trained:
+    rows: Rows, atlas: Atlas, model: Model, training: Training, *, seed: int, validate: Validate | None = None
+) -> TrainedHeads:
     """Fit one set of heads; the same seed gives the same bits on the same machine.
 
-    With a judge, the epoch with the best `val_score` is kept, and training stops after `training.patience` epochs without
+    With validation, the epoch with the best `val_score` is kept, and training stops after `training.patience` epochs without
     a better one. Without, all epochs are run and the last is kept.
+
+    Args:
+        rows: the training set.
+        atlas: what the heads know of its places: centroids, cells.
+        model: the network.
+        training: losses, optimizer and schedule.
+        seed: of weights, order, dropout and hidden views; `training.seed` isn't looked at.
+        validate: gives an epoch's validation metrics.
 
     Raises:
         GeoError: the loss or a weight became NaN or infinite.
@@ -51,37 +60,39 @@ def train(
     heads = new_heads(rows, atlas, model, seed)
     if not heads.by_steps:
         heads.solve(_fuse_all(heads, rows), rows.labels, training)
-        said = judge(heads.eval()) if judge else {}
-        return Trained(heads.eval(), [{"epoch": 1.0, **said}])
+        metrics = validate(heads.eval()) if validate else {}
+        return TrainedHeads(heads.eval(), [{"epoch": 1.0, **metrics}])
 
     tables = make_tables(atlas.centroids, atlas.counts, atlas.centres, training, rows.views.device)
     source = make_source(heads, rows, atlas, model, training, seed)
     drop = dropping(model.dropout, dropout_of(seed, rows.views.device))
     parameters = list(heads.parameters())
-    solver = make_adamw(parameters, training)
+    optimizer = make_adamw(parameters, training)
     steps = math.ceil(len(rows) / training.batch_size)
-    keeper = Keeper(heads, training.patience)
-    done = 0
+    best_epoch = BestEpoch(heads, training.patience)
+    steps_done = 0
     for epoch in range(1, training.epochs + 1):
         heads.train()
         total = torch.zeros((), device=rows.views.device)
         for batch in source.epoch():
             out = heads.read(batch.views, drop) if source.fused else heads(batch.views, batch.present, drop)
             loss = objective(out, batch.labels, batch.points, tables, training)
-            solver.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
-            rate = training.learning_rate * warmup_cosine(done, steps * training.epochs, training.warmup)
-            for group in solver.param_groups:
+            rate = training.learning_rate * warmup_cosine(
+                steps_done, steps * training.epochs, training.warmup
+            )
+            for group in optimizer.param_groups:
                 group["lr"] = rate
-            solver.step()
-            done += 1
+            optimizer.step()
+            steps_done += 1
             total += loss.detach() * len(batch.labels)
         entry = {"epoch": float(epoch), "learning_rate": rate, "train_loss": float(total) / len(rows)}
         check_finite(heads, entry["train_loss"], epoch)
-        if keeper.keep(entry, judge):
+        if best_epoch.end_epoch(entry, validate):
             break
-    return keeper.trained()
+    return best_epoch.restore()
 
 
 def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
@@ -91,23 +102,23 @@ def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
     return make_gallery(vectors, atlas.cells.owner.to(vectors.device), rows.points)
 
 
-def find_refiner(heads: Heads, atlas: Atlas, learnt: Rows, held: Rows) -> Refiner | None:
-    """How refinement helps most on samples that the heads weren't fitted on; None where it doesn't."""
+def find_refiner(heads: Heads, atlas: Atlas, train_rows: Rows, val_rows: Rows) -> Refiner | None:
+    """How refinement helps most on validation rows, looking among the rows that the heads were fitted on; None where it doesn't."""
     if not (isinstance(heads, CellHeads) and heads.refinable):
         return None
     vectors, cells = [], []
-    for out in heads.walk(held.views, held.present):
+    for out in heads.walk(val_rows.views, val_rows.present):
         cells.append(decide_cells([answer_of(out)], Decision(), heads.to_state)[1])
         vectors.append(out["vector"])
     probabilities = torch.cat(cells)
     guess = geometric_median(probabilities, heads.centres)
     return fit_refiner(
-        gallery_of(heads, learnt, atlas), torch.cat(vectors), probabilities, guess, held.points
+        gallery_of(heads, train_rows, atlas), torch.cat(vectors), probabilities, guess, val_rows.points
     )
 
 
-class Keeper:
-    """Keeps the best epoch of a training, and its history."""
+class BestEpoch:
+    """Keeps the weights of a training's best epoch, and the history of all its epochs."""
 
     def __init__(self, heads: Heads, patience: int) -> None:
         self._heads, self._patience = heads, patience
@@ -115,12 +126,12 @@ class Keeper:
         self._best: dict[str, Tensor] = {}
         self._score, self._epoch = -math.inf, 0
 
-    def keep(self, entry: dict[str, float], judge: Judge | None) -> bool:
-        """Note an epoch; True where training should end."""
+    def end_epoch(self, entry: dict[str, float], validate: Validate | None) -> bool:
+        """Note an epoch, with its validation metrics; True where training should end."""
         self._history.append(entry)
-        if judge is None:
+        if validate is None:
             return False
-        entry |= judge(self._heads.eval())
+        entry |= validate(self._heads.eval())
         score = entry.get("val_score")
         if score is None:
             return False
@@ -129,11 +140,11 @@ class Keeper:
             self._best = {key: value.clone() for key, value in self._heads.state_dict().items()}
         return len(self._history) - self._epoch >= self._patience
 
-    def trained(self) -> Trained:
-        """The heads as they were at their best."""
+    def restore(self) -> TrainedHeads:
+        """The heads as they were in their best epoch, or in their last where none was validated."""
         if self._best:
             self._heads.load_state_dict(self._best)
-        return Trained(self._heads.eval(), self._history)
+        return TrainedHeads(self._heads.eval(), self._history)
 
 
 def new_heads(rows: Rows, atlas: Atlas, model: Model, seed: int) -> Heads:
@@ -172,13 +183,22 @@ def scale_and_shift(rows: Rows) -> tuple[Tensor, Tensor]:
         count += len(flat)
     mean = total / count
     variance = square / count - mean.square()
-    # A feature that hardly varies here would shout wherever it does.
+    # A feature that hardly varies here would drown the others wherever it does.
     scale = torch.where(variance > _LEAST_VARIANCE * variance.mean(), variance.rsqrt(), 0.0)
     return scale.float(), (-mean * scale).float()
 
 
 @dataclass(frozen=True)
 class Batch:
+    """B samples of a training set.
+
+    Attributes:
+        views: (B, V, D) embeddings, or (B, W) where they were fused once for all epochs.
+        present: (B, V) bool.
+        labels: (B,) classes.
+        points: (B, 3) float32 unit vectors.
+    """
+
     views: Tensor
     present: Tensor
     labels: Tensor
@@ -186,7 +206,7 @@ class Batch:
 
 
 class Source:
-    """Batches of an epoch, in a new order each time.
+    """Gives the batches of an epoch, in a new order each time.
 
     Where the fusion learns nothing and no view is hidden or swapped, the samples are fused once, and shuffling them once per
     epoch makes every batch a view of memory already in order.
@@ -196,7 +216,7 @@ class Source:
         self, rows: Rows, vectors: Tensor | None, atlas: Atlas, training: Training, seed: int
     ) -> None:
         self.rows, self.vectors, self.training = rows, vectors, training
-        self.order, self.chance = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
+        self.order, self.view_draws = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
         self.points = rows.points.float()
         if training.view_swap and atlas.cells is not None:
             owner = atlas.cells.owner.to(rows.views.device)
@@ -210,39 +230,40 @@ class Source:
         return self.vectors is not None
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Two samples' views and which are there, as in a batch."""
+        """Two samples' views and which are present, as in a batch."""
         views = self.rows.views[:2] if self.vectors is None else self.vectors[:2]
         return views, self.rows.present[:2]
 
     def epoch(self) -> Iterator[Batch]:
+        """Every sample once."""
         rows, size = self.rows, self.training.batch_size
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
         if self.vectors is not None:
-            x, there = self.vectors[shuffled], rows.present[shuffled]
+            x, present = self.vectors[shuffled], rows.present[shuffled]
             labels, points = rows.labels[shuffled], self.points[shuffled]
             for start in range(0, len(rows), size):
                 part = slice(start, start + size)
-                yield Batch(x[part], there[part], labels[part], points[part])
+                yield Batch(x[part], present[part], labels[part], points[part])
             return
         for index in torch.split(shuffled, size):
-            views, present = self._disturb(index)
+            views, present = self._swap_and_hide(index)
             yield Batch(views, present, rows.labels[index], self.points[index])
 
-    def _disturb(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The views of a batch, some hidden, some taken from other samples of the same cell."""
+    def _swap_and_hide(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The views (B, V, D) of a batch, some taken from other samples of the same cell, and those (B, V) that aren't hidden."""
         rows, training = self.rows, self.training
         views, present = rows.views[index], rows.present[index]
         device = views.device
         if training.view_swap and hasattr(self, "owner"):
             cell = self.owner[index]
-            pick = (torch.rand(len(index), generator=self.chance).to(device) * self.sizes[cell]).long()
-            other = self.by_cell[self.starts[cell] + pick]
-            swapped = torch.rand(present.shape, generator=self.chance).to(device) < training.view_swap
+            nth = (torch.rand(len(index), generator=self.view_draws).to(device) * self.sizes[cell]).long()
+            other = self.by_cell[self.starts[cell] + nth]
+            swapped = torch.rand(present.shape, generator=self.view_draws).to(device) < training.view_swap
             i, v = swapped.nonzero(as_tuple=True)
             views[i, v] = rows.views[other[i], v]
             present[i, v] = rows.present[other[i], v]
         if training.view_dropout:
-            kept = torch.rand(present.shape, generator=self.chance).to(device) >= training.view_dropout
+            kept = torch.rand(present.shape, generator=self.view_draws).to(device) >= training.view_dropout
             present = present & kept
         # A sample that would be left without a view keeps those that it has.
         bare = ~present.any(dim=1)

@@ -18,12 +18,12 @@ from small import saved_predictions
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import MISSING, open_store
-from geo_embed.config import Config
+from geo_embed.config import Config, Training
 from geo_embed.data.holdout import folds, stratified_split
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Examples, find_prior, open_training_data
-from geo_embed.fitting.fit import fit_heads, fit_splits, plan
+from geo_embed.fitting.fit import Dataset, fit_heads, fit_splits, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km
 from geo_embed.heads.predictor import Panel
 from geo_embed.metrics import metrics
@@ -53,7 +53,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def learnt(run: Path) -> pd.DataFrame:
+def split_of(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "split.parquet")
 
 
@@ -101,8 +101,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     first = heads("a", 3)
     assert heads("b", 3) == first
     assert heads("c", 4) != first
-    assert learnt(config.paths.runs_dir / "a").equals(learnt(config.paths.runs_dir / "b"))
-    assert not learnt(config.paths.runs_dir / "a").equals(learnt(config.paths.runs_dir / "c"))
+    assert split_of(config.paths.runs_dir / "a").equals(split_of(config.paths.runs_dir / "b"))
+    assert not split_of(config.paths.runs_dir / "a").equals(split_of(config.paths.runs_dir / "c"))
 
 
 def test_fitting_leaves_the_callers_random_numbers_alone(config: Config) -> None:
@@ -118,7 +118,7 @@ def test_fitting_leaves_the_callers_random_numbers_alone(config: Config) -> None
 def test_the_split_that_was_used_is_stratified_seeded_and_saved(config: Config, fitted: Path) -> None:
     samples = load_samples(config, "train")
     held = stratified_split(samples.sample_id, samples.truth.state_idx, 0.1, seed=0)
-    saved = learnt(fitted)
+    saved = split_of(fitted)
     assert saved["sample_id"].astype(str).tolist() == samples.sample_id.tolist()
     assert (saved["part"] == "val").tolist() == held.tolist()
     predictions, truth = saved_predictions(fitted / "val_predictions.parquet")
@@ -200,7 +200,7 @@ def test_centroids_and_the_distance_matrix_come_from_training_samples_alone(
     config: Config, fitted: Path
 ) -> None:
     samples = load_samples(config, "train")
-    kept = (learnt(fitted)["part"] == "train").to_numpy()
+    kept = (split_of(fitted)["part"] == "train").to_numpy()
     labels = json.loads((fitted / "labels.json").read_text())["classes"]
     order = [entry["state_idx"] for entry in labels]
     classes = np.searchsorted(order, samples.truth.state_idx[kept])
@@ -218,7 +218,7 @@ def test_centroids_and_the_distance_matrix_come_from_training_samples_alone(
 
 def test_the_prior_is_the_training_samples_mix_of_states_and_their_middle(config: Config, run: Run) -> None:
     samples = load_samples(config, "train")
-    kept = (learnt(run.path)["part"] == "train").to_numpy()
+    kept = (split_of(run.path)["part"] == "train").to_numpy()
     shares = pd.Series(samples.truth.state_idx[kept]).value_counts(normalize=True).sort_index()
     assert shares.index.tolist() == run.labels.state_idx.tolist()
     np.testing.assert_allclose(run.prior.probabilities, shares)
@@ -306,14 +306,14 @@ def test_where_nothing_can_be_held_out_all_epochs_are_run_and_no_score_is_claime
     assert list(history) == ["epoch", "learning_rate", "train_loss", "seed", "fold"]
     run = load_run(config.paths.runs_dir, "few")
     assert len(run.labels) == 4
-    assert learnt(run.path)["part"].tolist() == ["train"] * 4
+    assert split_of(run.path)["part"].tolist() == ["train"] * 4
     assert evaluate(config, run) == fit.val
     assert predict_split(config, run, "test")[0].probabilities.shape[1] == 4
 
 
 def test_limit_takes_the_first_samples(config: Config) -> None:
     fit_heads(with_training(config, epochs=1), name="x", limit=50)
-    saved = learnt(config.paths.runs_dir / "x")
+    saved = split_of(config.paths.runs_dir / "x")
     assert saved["sample_id"].astype(str).tolist() == load_samples(config, "train").sample_id[:50].tolist()
 
 
@@ -329,7 +329,7 @@ def test_samples_without_pictures_are_left_out_and_said(
     told = capsys.readouterr().err
     assert "1 samples have no picture and are left out of training" in told
     assert "1 samples lack some of their views" in told
-    saved = learnt(own.root / "runs" / "x")["sample_id"].astype(str).tolist()
+    saved = split_of(own.root / "runs" / "x")["sample_id"].astype(str).tolist()
     ids = load_samples(own.config(), "train").sample_id.tolist()
     assert saved == ids[:3] + ids[4:]
 
@@ -360,7 +360,7 @@ class Saved:
         predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
         assert truth is not None
         described = json.loads((run.path / "metrics.json").read_text())
-        return cls(run, predictions, truth, learnt(run.path), described)
+        return cls(run, predictions, truth, split_of(run.path), described)
 
 
 def fitted_as(config: Config, **training: object) -> tuple[Config, Saved, Examples]:
@@ -419,18 +419,19 @@ def test_each_rows_answer_comes_from_heads_that_have_not_seen_it(
     config: Config, training: dict[str, int]
 ) -> None:
     config, saved, data = fitted_as(config, **training)
-    splits = plan(config, data)
-    prior = find_prior(data, np.logical_or.reduce([split.learnt for split in splits]))
+    splits = plan(data.places, config.training)
+    prior = find_prior(data, np.logical_or.reduce([split.train for split in splits]))
+    dataset = Dataset(data, prior, torch.device("cpu"))
     place = {sample_id: row for row, sample_id in enumerate(saved.predictions.sample_id)}
     for fold in {split.fold for split in splits}:
-        own = [split for split in splits if split.fold == fold]
-        assert not any((split.learnt & split.judged).any() for split in own)
-        again = fit_splits(config, data, own, prior)
-        judged = np.flatnonzero(own[0].judged)
-        views, present = torch.from_numpy(data.values[judged]), torch.from_numpy(data.present[judged])
+        of_fold = [split for split in splits if split.fold == fold]
+        assert not any((split.train & split.val).any() for split in of_fold)
+        again = fit_splits(dataset, of_fold, config.model, config.training)
+        val = np.flatnonzero(of_fold[0].val)
+        views, present = torch.from_numpy(data.values[val]), torch.from_numpy(data.present[val])
         with torch.inference_mode():
-            states, points = Panel([one.heads for one in again]).predict(views, present)
-        rows = [place[sample_id] for sample_id in data.sample_id[judged]]
+            states, points = Panel([part.heads for part in again]).predict(views, present)
+        rows = [place[sample_id] for sample_id in data.sample_id[val]]
         np.testing.assert_allclose(saved.predictions.probabilities[rows], states, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(saved.predictions.latitude[rows], points[:, 0], rtol=1e-5)
         np.testing.assert_allclose(saved.predictions.longitude[rows], points[:, 1], rtol=1e-5)
@@ -461,8 +462,8 @@ def test_spatial_validation_holds_neighbours_out_together(config: Config) -> Non
     assert 0 < held.sum() < len(held) / 2
     km = distance_matrix_km(np.stack([data.truth.latitude, data.truth.longitude], axis=1))
     assert km[held][:, ~held].min() > 30
-    shuffled = plan(with_training(config, validation="random"), data)[0]
-    assert km[shuffled.judged][:, shuffled.learnt].min() < 30
+    shuffled = plan(data.places, Training(validation="random"))[0]
+    assert km[shuffled.val][:, shuffled.train].min() < 30
 
 
 # ---------------------------------------------------------------- calibration
@@ -556,7 +557,7 @@ def test_folds_leave_a_class_with_one_sample_in_training_always(own: Country, pr
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_one_class_only_is_certain_and_the_point_still_learnt(own: Country, preset: str) -> None:
+def test_one_class_only_is_certain_and_the_point_still_split_of(own: Country, preset: str) -> None:
     saved, predictions = answers_of(with_states(own, [0] * 50), 50, preset=preset)
     assert predictions.probabilities.tolist() == [[1.0]] * 32
     assert saved.metrics["val"]["top1"] == 1

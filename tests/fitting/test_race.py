@@ -13,10 +13,10 @@ from rows import atlas_of, rows_of
 
 from geo_embed import geography
 from geo_embed.bench.planted import planted
-from geo_embed.config import Config, Model, Training
-from geo_embed.fitting import race as best
+from geo_embed.config import Model, Training
+from geo_embed.fitting import race as room
 from geo_embed.fitting.examples import Rows
-from geo_embed.fitting.train import Trained, train
+from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
 from geo_embed.heads.decision import Answer, Decision
@@ -48,8 +48,8 @@ def planted_rows(n: int = 300, seed: int = 0, dim: int = 48) -> tuple[Rows, int]
     return rows, int(labels.max()) + 1
 
 
-def config_of(budget: float = 1e-6, **model: object) -> Config:
-    return Config.model_validate({"training": {"budget_seconds": budget}, "model": model})
+def settings(budget: float = 1e-6, **model: object) -> tuple[Model, Training]:
+    return Model.model_validate(model), Training(budget_seconds=budget)
 
 
 def cells_of(atlas: Atlas) -> Cells:
@@ -60,7 +60,7 @@ def cells_of(atlas: Atlas) -> Cells:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that a test has the time for."""
-    made = best._small_members
+    made = room._small_members
 
     def small(*arguments: Any) -> list[mixture.Member]:
         return [
@@ -68,7 +68,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
             for member in made(*arguments)
         ]
 
-    monkeypatch.setattr(best, "_small_members", small)
+    monkeypatch.setattr(room, "_small_members", small)
 
 
 @pytest.mark.parametrize("fusion", [None, "attention"])
@@ -77,8 +77,8 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 ) -> None:
     rows = rows_of(60)
 
-    def fit(seed: int) -> tuple[dict[str, torch.Tensor], best.Race]:
-        made, race = best.fit_best(rows, 4, config_of(1000.0, fusion=fusion), seed=seed)
+    def fit(seed: int) -> tuple[dict[str, torch.Tensor], room.Race]:
+        made, race = room.fit_best(rows, 4, *settings(1000.0, fusion=fusion), seed=seed)
         return made.state_dict(), race
 
     torch.manual_seed(5)
@@ -123,9 +123,9 @@ def test_a_mixture_is_no_worse_than_its_best_member() -> None:
     rows, classes = planted_rows()
     atlas = atlas_of(rows, SMALL.model, classes)
     cells = cells_of(atlas)
-    inner = best._Inner(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
+    inner = room._InnerValidation(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
     answers = out_of([SMALL.but("", epochs=1 + n) for n in range(3)], rows, atlas)
-    weights = best._mix(answers, inner)
+    weights = room._mix(answers, inner)
     assert sum(weights) == pytest.approx(1.0)
     used = [i for i, weight in enumerate(weights) if weight]
     mixture = Decision(tuple(weights[i] for i in used))
@@ -163,7 +163,7 @@ def test_below_forty_samples_there_is_no_race_but_a_network_for_all_of_them(
     n: int, fusion: str | None, narrow: None
 ) -> None:
     rows = rows_of(n)
-    made, race = best.fit_best(rows, 4, config_of(1000.0, fusion=fusion), seed=0)
+    made, race = room.fit_best(rows, 4, *settings(1000.0, fusion=fusion), seed=0)
     assert race.trials == []
     assert race.chosen == [f"{fusion or 'average'}-tau200 × 1.00"]
     assert [member.model.head for member in made.members] == ["geocells"]
@@ -175,59 +175,59 @@ def test_below_forty_samples_there_is_no_race_but_a_network_for_all_of_them(
 
 def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -> None:
     rows = rows_of(60)
-    stingy, race = best.fit_best(rows, 4, config_of(1e-6), seed=0)
+    stingy, race = room.fit_best(rows, 4, *settings(1e-6), seed=0)
     assert [trial.member for trial in race.trials] == PROBES
-    _, generous = best.fit_best(rows, 4, config_of(1000.0), seed=0)
+    _, generous = room.fit_best(rows, 4, *settings(1000.0), seed=0)
     raced = [trial.member for trial in generous.trials]
     assert raced == [*PROBES, "evidence-tau200", "average-tau200", "evidence-tau75"]
     atlas = atlas_of(rows, SMALL.model)
-    members = best._small_members(mixture.Member("", SMALL.model, SMALL.training), None, len(rows))
-    cost = best.epoch_seconds(members[3], rows, atlas) * 4 * members[3].training.epochs
+    members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, len(rows))
+    cost = room.epoch_seconds(members[3], rows, atlas) * 4 * members[3].training.epochs
     assert cost > 0
-    kept = best._affordable(members, rows, atlas, 1.01 * cost)
+    kept = room._affordable(members, rows, atlas, 1.01 * cost)
     assert [member.name for member in kept][:3] == PROBES
     assert 4 <= len(kept) < 6
     assert all(member.model.head == "probe" for member in stingy.members)
 
 
 def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
-    made, race = best.fit_best(rows_of(60), 4, config_of(1000.0, fusion="attention"), seed=0)
+    made, race = room.fit_best(rows_of(60), 4, *settings(1000.0, fusion="attention"), seed=0)
     assert [trial.member for trial in race.trials] == ["attention-tau200", "attention-tau75"]
     assert {member.model.fusion for member in made.members} == {"attention"}
 
 
-def test_a_row_is_judged_by_heads_and_tables_that_its_own_label_was_not_counted_in(
+def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_in(
     narrow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(60)
     inners: list[Any] = []
-    inner_of = best._Inner
+    inner_of = room._InnerValidation
     fits: list[tuple[Rows, Atlas]] = []
 
-    def judge(*arguments: Any) -> Any:
+    def noted(*arguments: Any) -> Any:
         inners.append(inner_of(*arguments))
         return inners[-1]
 
-    def spied(learnt: Rows, atlas: Atlas, *arguments: Any, **named: Any) -> Trained:
-        fits.append((learnt, atlas))
-        return train(learnt, atlas, *arguments, **named)
+    def spied(train_rows: Rows, atlas: Atlas, *arguments: Any, **named: Any) -> TrainedHeads:
+        fits.append((train_rows, atlas))
+        return train(train_rows, atlas, *arguments, **named)
 
-    monkeypatch.setattr(best, "_Inner", judge)
-    monkeypatch.setattr(best, "train", spied)
-    _, race = best.fit_best(rows, 4, config_of(1e-6), seed=0)
+    monkeypatch.setattr(room, "_InnerValidation", noted)
+    monkeypatch.setattr(room, "train", spied)
+    _, race = room.fit_best(rows, 4, *settings(1e-6), seed=0)
     (inner,) = inners
     assert torch.cat(inner.parts).sort().values.tolist() == list(range(60))
     whole = fits[-1][1]
     assert len(fits[-1][0]) == 60
-    for fold, (part, table) in enumerate(zip(inner.parts, inner.tables, strict=True)):
+    for fold, (part, table) in enumerate(zip(inner.parts, inner.to_state, strict=True)):
         rest = torch.tensor([row for row in range(60) if row not in set(part.tolist())])
         own = cells_of(whole)
         wanted = cell_tables(own.centres, own.owner[rest], rows.labels[rest], 4)
         assert torch.equal(table, wanted.to_state)
         assert not torch.equal(table, own.to_state)
         for trial in range(len(race.trials)):
-            learnt, atlas = fits[trial * len(inner.parts) + fold]
-            assert torch.equal(learnt.points, rows.points[rest])
+            train_rows, atlas = fits[trial * len(inner.parts) + fold]
+            assert torch.equal(train_rows.points, rows.points[rest])
             assert torch.equal(cells_of(atlas).to_state, wanted.to_state)
 
 
@@ -237,8 +237,8 @@ def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
     cells = cells_of(atlas)
     (answer,) = out_of([SMALL], rows, atlas)
     parts = [torch.arange(0, 40, 2), torch.arange(1, 40, 2)]
-    inner = best._Inner(rows, cells.centres, parts, [cells.to_state] * 2)
-    whole = best._Inner(rows, cells.centres, [torch.arange(40)], [cells.to_state])
+    inner = room._InnerValidation(rows, cells.centres, parts, [cells.to_state] * 2)
+    whole = room._InnerValidation(rows, cells.centres, [torch.arange(40)], [cells.to_state])
     assert inner.score([answer], Decision()) == pytest.approx(whole.score([answer], Decision()))
     total, state, gps = whole.score([answer], Decision())
     assert total == pytest.approx(0.7 * state + 0.3 * gps)
@@ -247,18 +247,20 @@ def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
 # ---------------------------------------------------------------- the race over many samples
 
 
-def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows, classes = planted_rows(400)
-    monkeypatch.setattr(best, "_SMALL", 100)
-    monkeypatch.setattr(best, "_MODEL", best._MODEL | {"head_hidden": 32})
+    monkeypatch.setattr(room, "_SMALL", 100)
+    monkeypatch.setattr(room, "_MODEL", room._MODEL | {"head_hidden": 32})
     fits: list[Rows] = []
 
-    def spied(learnt: Rows, *arguments: Any, **named: Any) -> Trained:
-        fits.append(learnt)
-        return train(learnt, *arguments, **named)
+    def spied(train_rows: Rows, *arguments: Any, **named: Any) -> TrainedHeads:
+        fits.append(train_rows)
+        return train(train_rows, *arguments, **named)
 
-    monkeypatch.setattr(best, "train", spied)
-    generous, race = best.fit_best(rows, classes, config_of(1000.0), seed=0)
+    monkeypatch.setattr(room, "train", spied)
+    generous, race = room.fit_best(rows, classes, *settings(1000.0), seed=0)
     raced = [trial.member for trial in race.trials]
     assert raced[:3] == ["probe", "average", "evidence"]
     assert len(race.chosen) == 1
@@ -266,7 +268,7 @@ def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch
     assert [len(one) for one in fits] == [360] * len(raced) + [400]
     winner = max(race.trials, key=lambda trial: trial.score).member
     assert race.chosen == [f"{winner} × 1.00"]
-    stingy, short = best.fit_best(rows, classes, config_of(1e-6), seed=0)
+    stingy, short = room.fit_best(rows, classes, *settings(1e-6), seed=0)
     assert short.chosen == race.chosen
     if generous.members[0].model.head != "probe":
         assert short.epochs == 3 < race.epochs
@@ -279,13 +281,13 @@ def test_the_large_race_holds_its_judges_out_and_keeps_to_its_budget(monkeypatch
 
 def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
     base = mixture.Member("", SMALL.model, SMALL.training)
-    assert [one.name for one in best._large_members(base, "attention")] == ["attention"]
-    assert [one.name for one in best._large_members(base, "average")] == ["probe", "average"]
+    assert [one.name for one in room._large_members(base, "attention")] == ["attention"]
+    assert [one.name for one in room._large_members(base, "average")] == ["probe", "average"]
 
 
 def test_folds_cover_everything_once_and_share_every_class() -> None:
     labels = np.repeat([0, 1, 2], [40, 20, 8])
-    parts = best._folds(labels, 4, seed=1)
+    parts = room._folds(labels, 4, seed=1)
     assert torch.cat(parts).sort().values.tolist() == list(range(68))
     assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
 

@@ -13,7 +13,7 @@ from geo_embed.config import Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
-from geo_embed.fitting.train import Trained, train
+from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.heads.heads import Heads
 from geo_embed.registry import FUSIONS, HEADS
 
@@ -30,8 +30,8 @@ def settings(**changes: object) -> Training:
     return Training.model_validate({"epochs": 3, "batch_size": 40, "gps_loss": "haversine"} | changes)
 
 
-class Judged:
-    """A judge with scores to give, one after the other."""
+class Scores:
+    """A validation that gives these scores, one after the other."""
 
     def __init__(self, *scores: float) -> None:
         self.scores, self.asked = list(scores), 0
@@ -42,16 +42,18 @@ class Judged:
         return {"val_score": self.scores[self.asked - 1]}
 
 
-def job(seed: int, training: Training, rows: Rows = ROWS, judge: Any = None, **model: object) -> TrainingJob:
+def job(
+    seed: int, training: Training, rows: Rows = ROWS, validate: Any = None, **model: object
+) -> TrainingJob:
     made = tiny(**model)
-    return TrainingJob(rows, atlas_of(rows, made), made, training, seed, judge)
+    return TrainingJob(rows, atlas_of(rows, made), made, training, seed, validate)
 
 
-def alone(one: TrainingJob, judge: Any = None) -> Trained:
-    return train(one.rows, one.atlas, one.model, one.training, seed=one.seed, judge=judge)
+def alone(one: TrainingJob, validate: Any = None) -> TrainedHeads:
+    return train(one.rows, one.atlas, one.model, one.training, seed=one.seed, validate=validate)
 
 
-def close(stacked: Trained, wanted: Trained, tolerance: float = 2e-4) -> None:
+def close(stacked: TrainedHeads, wanted: TrainedHeads, tolerance: float = 2e-4) -> None:
     assert len(stacked.history) == len(wanted.history)
     for got, entry in zip(stacked.history, wanted.history, strict=True):
         assert got.keys() == entry.keys()
@@ -128,21 +130,21 @@ def test_dropout_of_different_strength_is_stacked() -> None:
         close(got, alone(one))
 
 
-def test_each_stops_where_its_own_judge_says_and_keeps_its_own_best_epoch() -> None:
+def test_each_stops_where_its_own_validation_says_and_keeps_its_own_best_epoch() -> None:
     scores = ((0.9, 0.1, 0.1, 0.1, 0.1), (0.1, 0.2, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4, 0.5))
     training = settings(epochs=5, patience=2, learning_rate=1e-2)
-    judges = [Judged(*given) for given in scores]
-    jobs = [job(seed, training, judge=judge) for seed, judge in enumerate(judges)]
+    validations = [Scores(*given) for given in scores]
+    jobs = [job(seed, training, validate=validate) for seed, validate in enumerate(validations)]
     stacked = train_stacked(jobs)
     assert [len(one.history) for one in stacked] == [3, 5, 5]
-    assert [judge.asked for judge in judges] == [3, 5, 5]
+    assert [validate.asked for validate in validations] == [3, 5, 5]
     for one, got, given in zip(jobs, stacked, scores, strict=True):
-        close(got, alone(one, Judged(*given)))
+        close(got, alone(one, Scores(*given)))
 
 
 def test_all_stop_when_the_last_has_stopped() -> None:
     training = settings(epochs=50, patience=1)
-    jobs = [job(seed, training, judge=Judged(0.5, 0.4, 0.4)) for seed in range(2)]
+    jobs = [job(seed, training, validate=Scores(0.5, 0.4, 0.4)) for seed in range(2)]
     assert [len(one.history) for one in train_stacked(jobs)] == [2, 2]
 
 

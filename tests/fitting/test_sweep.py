@@ -19,7 +19,7 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.fitting import fit
 from geo_embed.fitting import stacked as stack
-from geo_embed.fitting.examples import Examples, find_prior, open_training_data, to_rows
+from geo_embed.fitting.examples import find_prior, open_training_data, to_rows
 from geo_embed.fitting.sweep import SPACE, Range, Sweep, draw, parse_space, read_space, rungs, sweep
 from geo_embed.heads.heads import effective_settings
 from geo_embed.registry import FUSIONS, STATE_LOSSES
@@ -66,7 +66,8 @@ def trainings(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[
         seen.extend(jobs)
         return train_all(jobs)
 
-    monkeypatch.setattr(stack, "train_all", watched)
+    for module in (room, fit):
+        monkeypatch.setattr(module, "train_all", watched)
     return seen
 
 
@@ -135,26 +136,26 @@ def test_the_samples_that_the_score_is_reported_on_take_no_part_in_the_choice(
 ) -> None:
     config = short(country, tmp_path, training__validation=validation, training__epochs=1)
     splits = []
-    made = room.make_training
+    made = room.make_job
 
-    def watched(config: Config, data: Examples, split: fit.Split, *rest: Any) -> stack.TrainingJob:
-        splits.append((data, split))
-        training: stack.TrainingJob = made(config, data, split, *rest)
-        return training
+    def watched(dataset: fit.Dataset, split: fit.Split, *rest: Any) -> stack.TrainingJob:
+        splits.append((dataset.examples, split))
+        job: stack.TrainingJob = made(dataset, split, *rest)
+        return job
 
-    monkeypatch.setattr(room, "make_training", watched)
+    monkeypatch.setattr(room, "make_job", watched)
     found = searched(config)
     table = pd.read_parquet(tmp_path / "runs" / "sweep" / "split.parquet")
     reported = set(table["sample_id"].astype(str)[table["part"] == "val"])
     assert len(reported) == found.best["val"]["samples"] > 0
     assert len(splits) == 4
-    for data, split in splits:
-        learnt, judged = (set(data.sample_id[rows].astype(str)) for rows in (split.learnt, split.judged))
-        assert learnt
-        assert len(judged) > 10
-        assert not learnt & judged
-        assert not (learnt | judged) & reported
-        assert learnt | judged | reported == set(data.sample_id.astype(str))
+    for examples, split in splits:
+        train, val = (set(examples.sample_id[rows].astype(str)) for rows in (split.train, split.val))
+        assert train
+        assert len(val) > 10
+        assert not train & val
+        assert not (train | val) & reported
+        assert train | val | reported == set(examples.sample_id.astype(str))
 
 
 def test_without_samples_that_choose_nothing_there_is_no_sweep(country: Country, tmp_path: Path) -> None:
@@ -289,13 +290,14 @@ def test_where_every_trial_fails_it_is_an_error_and_no_run(country: Country, tmp
 def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_alone(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here on a CPU that is taken for one: the stacking is the same."""
+    """Here on a CPU: the stacking is the same."""
     import torch
 
     data = open_training_data(config).examples
-    split = room.inner_split(data, fit.plan(config, data)[0].learnt, config.training)
-    tensors = to_rows(data, split.learnt, torch.device("cpu"))
-    prior = find_prior(data, split.learnt)
+    split = room.inner_split(data, fit.plan(data.places, config.training)[0].train, config.training)
+    tensors = to_rows(data, split.train, torch.device("cpu"))
+    prior = find_prior(data, split.train)
+    task = room._InnerTask(fit.Dataset(data, prior, torch.device("cpu")), split, tensors)
     changes: list[dict[str, Any]] = [
         {"training.learning_rate": 1e-3},
         {"model.head": "dual"},
@@ -304,11 +306,13 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     ]
     base: dict[str, Any] = {"training.epochs": 2, "training.clip_norm": 1e30, "model.head_hidden": 16}
     configs = {trial: with_changes(config, base | change) for trial, change in enumerate(changes)}
-    alone = room._groups(room._Bench(data, split, prior, torch.device("cpu"), tensors), configs)
+    alone = room._groups(task, configs, stack=False)
     assert [list(group) for group in alone] == [[0], [1], [2], [3]]
-    together = room._groups(room._Bench(data, split, prior, torch.device("cuda"), tensors), configs)
+    together = room._groups(task, configs, stack=True)
     assert [list(group) for group in together] == [[0, 2, 3], [1]]
-    expected = {result.trial: result for group in alone for result in room._try(group, 0, 2)}
+    expected = {
+        result.trial: result for group in alone for result in room._train_group(task, configs, group, 0, 2)
+    }
 
     stacked = []
 
@@ -316,14 +320,16 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
         stacked.append(len(jobs))
         return stack.train_stacked(jobs)
 
-    monkeypatch.setattr(stack, "train_all", train_all)
+    monkeypatch.setattr(room, "train_all", train_all)
     del together[0][3]
-    got = {result.trial: result for group in together for result in room._try(group, 0, 2)}
+    got = {
+        result.trial: result for group in together for result in room._train_group(task, configs, group, 0, 2)
+    }
     assert stacked == [2, 1]
     for trial, result in got.items():
         assert result.score == pytest.approx(expected[trial].score, abs=0.02)
-    with_a_wild_one = room._groups(room._Bench(data, split, prior, torch.device("cuda"), tensors), configs)[0]
-    results = room._try(with_a_wild_one, 0, 2)
+    with_a_wild_one = room._groups(task, configs, stack=True)[0]
+    results = room._train_group(task, configs, with_a_wild_one, 0, 2)
     assert [result.error is None for result in results] == [True, True, False]
     assert expected[3].error is not None
 

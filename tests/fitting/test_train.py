@@ -15,7 +15,7 @@ from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
-    Trained,
+    TrainedHeads,
     find_refiner,
     gallery_of,
     make_source,
@@ -36,11 +36,13 @@ def settings(**changes: object) -> Training:
     return Training.model_validate({"epochs": 3, "batch_size": 32, "learning_rate": 1e-2} | changes)
 
 
-def fit(model: Model, training: Training, *, rows: Rows = ROWS, seed: int = 0, judge: Any = None) -> Trained:
-    return train(rows, atlas_of(rows, model), model, training, seed=seed, judge=judge)
+def fit(
+    model: Model, training: Training, *, rows: Rows = ROWS, seed: int = 0, validate: Any = None
+) -> TrainedHeads:
+    return train(rows, atlas_of(rows, model), model, training, seed=seed, validate=validate)
 
 
-def weights(trained: Trained) -> dict[str, torch.Tensor]:
+def weights(trained: TrainedHeads) -> dict[str, torch.Tensor]:
     return trained.heads.state_dict()
 
 
@@ -101,8 +103,8 @@ def test_the_rate_follows_the_schedule_step_by_step() -> None:
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
 
 
-class Judged:
-    """A judge that gives the scores it was told to, and remembers the weights that it saw."""
+class Scores:
+    """A validation that gives these scores, and remembers the weights that it saw."""
 
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen = list(scores), []  # type: ignore[var-annotated]
@@ -125,23 +127,24 @@ class Judged:
 def test_it_stops_early_and_keeps_the_best_epoch_the_first_of_equals(
     scores: tuple[float, ...], patience: int, epochs: int, best: int
 ) -> None:
-    judge = Judged(*scores)
-    trained = fit(tiny(), settings(epochs=6, patience=patience), judge=judge)
+    validate = Scores(*scores)
+    trained = fit(tiny(), settings(epochs=6, patience=patience), validate=validate)
     assert [entry["val_score"] for entry in trained.history] == list(scores[:epochs])
-    assert same(weights(trained), judge.seen[best - 1])
+    assert same(weights(trained), validate.seen[best - 1])
     if best < epochs:
-        assert not same(weights(trained), judge.seen[-1])
+        assert not same(weights(trained), validate.seen[-1])
 
 
-def test_without_a_judge_all_epochs_are_run_and_the_last_is_kept() -> None:
-    judge = Judged(*np.linspace(0, 1, 3))
+def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
+    validate = Scores(*np.linspace(0, 1, 3))
     assert same(
-        weights(fit(tiny(), settings(patience=1))), weights(fit(tiny(), settings(patience=1), judge=judge))
+        weights(fit(tiny(), settings(patience=1))),
+        weights(fit(tiny(), settings(patience=1), validate=validate)),
     )
 
 
-def test_a_judge_that_gives_no_score_ends_nothing() -> None:
-    trained = fit(tiny(), settings(patience=1), judge=lambda heads: {"val_nll": 1.0})
+def test_a_validation_without_a_score_ends_nothing() -> None:
+    trained = fit(tiny(), settings(patience=1), validate=lambda heads: {"val_nll": 1.0})
     assert len(trained.history) == 3
     assert trained.history[0]["val_nll"] == 1.0
 

@@ -15,7 +15,7 @@ from geo_embed.config import Config, Training
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
-from geo_embed.fitting.train import Trained, train
+from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.prediction.predict import predict_split
 from geo_embed.registry import FUSIONS, HEADS
 from geo_embed.runs.run import load_run
@@ -64,7 +64,7 @@ def jobs_of(rows: Rows, kind: str, fusion: str, **changes: object) -> list[Train
     ]
 
 
-def alone(job: TrainingJob) -> Trained:
+def alone(job: TrainingJob) -> TrainedHeads:
     return train(job.rows, job.atlas, job.model, job.training, seed=job.seed)
 
 
