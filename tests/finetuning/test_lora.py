@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_families import EACH, MAKERS, embedded, load, pixels
 from torch import Tensor, nn
+from towers import EACH, MAKERS, embedded, load, pixels
 
 from geo_embed.backbones.backbone import Backbone, blocks, embed, save_backbone, unfreeze
 from geo_embed.config import Config

@@ -7,41 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scenes import SAMPLES, VIEWS, model_of, scene
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.config import Finetune, Training
-from geo_embed.data import images
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import inverse_frequency
-from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
-
-SAMPLES, VIEWS = 5, 4
-
-
-def model_of(run: Run, **training: Any) -> GeoModel:
-    backbone = load_backbone_of(run, torch.device("cpu"))
-    counts = torch.arange(1, len(run.labels) + 1)
-    return GeoModel(backbone, load_heads(run), run.config.training.model_copy(update=training), counts)
 
 
 @pytest.fixture
 def model(run: Run) -> GeoModel:
     return model_of(run).eval()
-
-
-def scene(model: GeoModel, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random normalised pixels, and which views there are."""
-    spec = model.backbone.preprocessing
-    shape = (SAMPLES * VIEWS, 3, spec.height, spec.width)
-    raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    pixels = images.normalise(raw, spec, torch.float32).view(SAMPLES, VIEWS, *shape[1:])
-    present = torch.ones(SAMPLES, VIEWS, dtype=torch.bool)
-    present[1, 2] = present[3, 0] = False
-    return pixels, present
 
 
 def test_views_are_embedded_as_extraction_embeds_them_and_absent_ones_are_zero(model: GeoModel) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import torch.distributed as dist
-from test_model import model_of, scene
+from scenes import model_of, scene
 from torch.distributed.tensor import DTensor
 
 from geo_embed.errors import GeoError
