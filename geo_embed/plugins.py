@@ -8,11 +8,13 @@ of a stranger's run is executed. Whoever trusts it names the plugin in settings 
 
 import importlib
 import importlib.util
+import json
 import sys
 import traceback
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from geo_embed.errors import GeoError
 from geo_embed.registry import REGISTRIES
@@ -33,6 +35,38 @@ def load_plugins(plugins: Iterable[str], *, where: str = "model.plugins") -> Non
             _load_file(Path(plugin), where)
         else:
             _load_module(plugin, where)
+
+
+def check_names(settings: Mapping[str, Any], where: Path) -> None:
+    """Refuse a run whose fusion, head, loss or calibration comes from a plugin that isn't loaded.
+
+    Args:
+        settings: of the run, as its config.toml has them.
+        where: that file.
+
+    Raises:
+        GeoError: with the plugin and the setting that would load it.
+    """
+    for registry in REGISTRIES:
+        group, key = registry.setting.split(".")
+        name = settings.get(group, {}).get(key)
+        if not isinstance(name, str) or name in registry:
+            continue
+        plugins = [str(plugin) for plugin in settings.get("model", {}).get("plugins", ())]
+        gone = [plugin for plugin in plugins if plugin.endswith(".py") and not Path(plugin).is_file()]
+        if gone:
+            raise GeoError(
+                f"the run's {registry.what} {name!r} comes from a plugin file that is gone: {', '.join(gone)}",
+                where=where,
+                hint="put it back and name it: --set model.plugins=FILE",
+            )
+        raise GeoError(
+            f"the run's {registry.what} {name!r} comes from a plugin that isn't loaded: "
+            + (", ".join(plugins) or "a package that isn't installed"),
+            where=where,
+            hint="a run's plugins are code, and never loaded unasked; if you trust them: "
+            f"--set 'model.plugins={json.dumps(plugins or ['FILE.py'])}'",
+        )
 
 
 def _load_file(file: Path, where: str) -> None:

@@ -26,6 +26,7 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing_directory, save_tensors, write_json
 from geo_embed.geography import distance_matrix_km
+from geo_embed.plugins import check_names
 from geo_embed.settings import to_toml
 
 if TYPE_CHECKING:
@@ -309,14 +310,18 @@ class RunWriter:
 def load_run(runs_dir: Path, name: str | None) -> Run:
     """A run by name or path; the newest where no name is given.
 
+    Nothing of a run is executed: plugins that it was made with must have been loaded by settings in force (`plugins.py`).
+
     Raises:
-        GeoError: no such run, or a damaged one, with the file.
+        GeoError: no such run, or a damaged one, with the file; one that needs a plugin that isn't loaded.
     """
     path = _newest(runs_dir) if name is None else _named(runs_dir, name)
     where = path
     try:
         where = path / _CONFIG
-        config = Config.model_validate(tomllib.loads(where.read_text(encoding="utf-8")))
+        settings = tomllib.loads(where.read_text(encoding="utf-8"))
+        check_names(settings, where)
+        config = Config.model_validate(settings)
         where = path / _LABELS
         described = json.loads(where.read_text(encoding="utf-8"))
         classes, prior = described["classes"], described["prior"]
