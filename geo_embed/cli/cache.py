@@ -1,0 +1,177 @@
+"""`geo cache`: the embedding stores."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from geo_embed.cli.options import (
+    CHECK_FAILED,
+    GLOBALS,
+    BackboneOption,
+    DeviceOption,
+    SplitOption,
+    StoreOption,
+)
+from geo_embed.cli.show import print_result, readable_size
+from geo_embed.cli.threads import wait_passively
+
+cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
+
+
+@cache_app.command("ls", epilog="Example: `geo cache ls`")
+def _cache_ls() -> None:
+    """List every store: what made it, how complete it is, which runs were fitted on it."""
+    from geo_embed.cache.tidy import summarise
+    from geo_embed.cache.verify import unreadable_stores
+    from geo_embed.runs.run import run_stores
+
+    config = GLOBALS.config()
+    stores = summarise(config.paths.cache_dir, run_stores(config.paths.runs_dir))
+    problems = unreadable_stores(config.paths.cache_dir)
+    rows = [
+        (
+            f"{s.path.parent.name}/{s.path.name}",
+            f"{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, {readable_size(s.bytes)}, "
+            f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
+        )
+        for s in stores
+    ]
+    rows += [(f"{p.store.parent.name}/{p.store.name}", f"can't be opened: {p.message}") for p in problems]
+    print_result({"stores": stores, "problems": problems}, rows or [("", "the cache is empty")])
+
+
+@cache_app.command("info", epilog="Example: `geo cache info --split train`")
+def _cache_info(
+    split: SplitOption = "all",
+    backbone: BackboneOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Print what made the store that the settings choose, and where it stands."""
+    wait_passively()
+    from geo_embed.cache.tidy import summarise_store
+    from geo_embed.cache.verify import choose_stores
+    from geo_embed.runs.run import run_stores
+
+    config = GLOBALS.config(model__backbone_name=backbone)
+    users = run_stores(config.paths.runs_dir)
+    described = [
+        asdict(summarise_store(chosen, users)) | {"attrs": chosen.attrs}
+        for chosen in choose_stores(config, split, store)[0]
+    ]
+    print_result({"stores": described}, [])
+    if not GLOBALS.as_json:
+        for summary in described:
+            print_result(
+                summary,
+                [
+                    *((key, value) for key, value in summary.items() if key != "attrs"),
+                    *summary["attrs"].items(),
+                ],
+            )
+
+
+@cache_app.command("verify", epilog="Example: `geo cache verify --split train --deep`")
+def _cache_verify(
+    split: SplitOption = "all",
+    backbone: BackboneOption = None,
+    store: StoreOption = None,
+    device: DeviceOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Embed a sample of pictures again, and compare.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let damaged rows be pending again, for `geo extract`.")
+    ] = False,
+) -> None:
+    """Read every byte against its checksum. Exits with 3 where something is damaged."""
+    wait_passively()
+    from geo_embed.cache.verify import choose_stores, verify, verify_deep
+
+    config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
+    stores, problems = choose_stores(config, split, store)
+    for opened in stores:
+        damage = verify(opened, repair=repair)
+        problems += damage
+        if deep and not damage:
+            problems += verify_deep(config, opened)
+    result = {"stores": [opened.path for opened in stores], "problems": problems}
+    print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
+    if not GLOBALS.as_json:
+        for problem in problems:
+            print(f"{problem.where}: {problem.message} ({problem.store})")
+        if problems and repair:
+            print("The rows of damaged chunks are pending again. Next: geo extract")
+        print(f"{len(problems):,} problems")
+    if problems:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@cache_app.command("gc", epilog="Example: `geo cache gc --yes`")
+def _cache_gc(
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Also stores that no run and not the present settings use.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, instead of only listing.")] = False,
+) -> None:
+    """List what nothing needs any more; delete it with --yes."""
+    from geo_embed.cache.tidy import collect_garbage
+    from geo_embed.runs.run import run_stores
+
+    config = GLOBALS.config()
+    runs = run_stores(config.paths.runs_dir) if unused else None
+    garbage = collect_garbage(config, runs=runs, delete=yes)
+    rows = [(readable_size(item["bytes"]), f"{item['path']}: {item['reason']}") for item in garbage.stores]
+    end = "deleted" if yes else "can go; delete with --yes"
+    print_result(
+        garbage, [*rows, (readable_size(garbage.bytes), end)] if rows else [("", "nothing to delete")]
+    )
+
+
+@cache_app.command("import", epilog="Example: `geo cache import train.npy --split train --backbone my-vit`")
+def _cache_import(
+    file: Annotated[Path, typer.Argument(help=".npy, .npz, .safetensors or .parquet")],
+    split: Annotated[Literal["train", "test"], typer.Option("--split", help="Whose samples they are.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="What to call the backbone that made them.")],
+    dtype: Annotated[
+        Literal["float16", "float32"] | None, typer.Option(help="Stored as; default float16.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an import of this name.")] = False,
+) -> None:
+    """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
+    wait_passively()
+    from geo_embed.cache.exchange import import_embeddings
+
+    config = GLOBALS.config(model__dtype=dtype)
+    imported = import_embeddings(config, file, split, backbone, overwrite=overwrite)
+    print_result(
+        imported,
+        [
+            ("store", imported.store),
+            ("samples", f"{imported.samples:,} × {imported.views} views × {imported.dim}"),
+        ],
+    )
+
+
+@cache_app.command("export", epilog="Example: `geo cache export --split train --out train.npy`")
+def _cache_export(
+    split: Annotated[Literal["train", "test"], typer.Option("--split", help="Which samples.")],
+    out: Annotated[Path, typer.Option("--out", help="A .npy, .npz, .safetensors or .parquet file.")],
+    backbone: BackboneOption = None,
+) -> None:
+    """Write a split's embeddings to a file for other tools."""
+    wait_passively()
+    from geo_embed.cache.exchange import export_embeddings
+
+    embeddings = export_embeddings(GLOBALS.config(model__backbone_name=backbone), split, out)
+    samples, views, dim = embeddings.values.shape
+    store = embeddings.store
+    result = {
+        "store": store.path,
+        "fingerprint": store.fingerprint,
+        "samples": samples,
+        "views": views,
+        "dim": dim,
+    }
+    print_result(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])

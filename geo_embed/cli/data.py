@@ -1,0 +1,79 @@
+"""`geo data`: the dataset."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from geo_embed.cli.options import (
+    CHECK_FAILED,
+    GLOBALS,
+    BackboneOption,
+    SeedOption,
+    SplitOption,
+    WorkersOption,
+    splits_of,
+)
+from geo_embed.cli.show import print_result, print_splits
+from geo_embed.cli.threads import wait_passively
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
+
+
+@data_app.command("check", epilog="Example: `geo data check --split train --decode`")
+def _data_check(
+    split: SplitOption = "all",
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, too.")] = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Validate CSVs and images. Exits with 3 where there are problems."""
+    from geo_embed.data.check import check_data
+
+    config = GLOBALS.config(inference__workers=workers)
+    checks = [check_data(config, name, decode=decode) for name in splits_of(split)]
+    print_splits(
+        split, checks, lambda c: [("samples", f"{c.samples:,}"), ("problems", f"{len(c.problems):,}")]
+    )
+    if not GLOBALS.as_json:
+        for checked in checks:
+            for problem in checked.problems:
+                print(f"{problem.kind}: {problem.message} ({problem.where})")
+    if any(checked.problems for checked in checks):
+        raise typer.Exit(CHECK_FAILED)
+
+
+@data_app.command("leaks", epilog="Example: `geo --set training.validation=spatial data leaks`")
+def _data_leaks(
+    backbone: BackboneOption = None,
+    seed: SeedOption = None,
+    km: Annotated[float, typer.Option(min=0, help="Places closer than this are the same (km).")] = 0.1,
+    cosine: Annotated[
+        float, typer.Option(min=-1, max=1, help="Embeddings at least this similar are the same picture.")
+    ] = 0.999,
+) -> None:
+    """Look for held-out samples that training samples give away. Exits with 3 where there are some."""
+    wait_passively()
+    from geo_embed.fitting.leaks import check_leaks
+
+    config = GLOBALS.config(model__backbone_name=backbone, training__seed=seed)
+    leakage = check_leaks(config, km=km, cosine=cosine)
+    compared = "places and embeddings" if leakage.embeddings else "places"
+    print_result(
+        leakage,
+        [
+            ("held out", f"{leakage.held_out:,} samples, {config.training.validation}"),
+            ("training", f"{leakage.training:,} samples"),
+            ("leaking", f"{leakage.leaking:,} held-out samples, by {compared}"),
+        ],
+    )
+    if not GLOBALS.as_json:
+        for kind in dict.fromkeys(leak["kind"] for leak in leakage.leaks):
+            alike = [leak for leak in leakage.leaks if leak["kind"] == kind]
+            print(f"same {kind}: {len(alike):,}")
+            for leak in alike[:5]:
+                how = f"{leak['value']:.3f} km" if kind == "place" else f"cosine {leak['value']:.4f}"
+                print(f"  {leak['held_out']} is held out, {leak['training']} is not ({how})")
+    if leakage.leaks:
+        if config.training.validation == "random":
+            print("hint: hold whole places out with --set training.validation=spatial", file=sys.stderr)
+        raise typer.Exit(CHECK_FAILED)

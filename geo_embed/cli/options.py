@@ -1,0 +1,77 @@
+"""The options that commands share: those before the command, and those that several have."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from geo_embed.config import Config, Device, Dtype
+from geo_embed.settings import resolve
+
+FAULT, CHECK_FAILED = 1, 3
+
+Split = Literal["train", "test", "all"]
+
+SplitOption = Annotated[Split, typer.Option("--split", help="Which samples.")]
+
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Hub id, model directory, or the name of an import.")
+]
+
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where models run.")]
+
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="Precision of the backbone."),
+]
+
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per step.")]
+
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Decoding threads.")]
+
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first samples of the split.")
+]
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="A store by its path, whatever the settings.")
+]
+
+RunArgument = Annotated[str | None, typer.Argument(help="A run's name or directory; the newest if left out.")]
+
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
+
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")]
+
+
+@dataclass
+class Globals:
+    """The options before the command, set once a process.
+
+    Attributes:
+        file: `--config`.
+        settings: every `--set`.
+        as_json: print one JSON object.
+        verbose: show tracebacks.
+    """
+
+    file: Path | None = None
+    settings: list[str] = field(default_factory=list)
+    as_json: bool = False
+    verbose: bool = False
+
+    def config(self, **overrides: Any) -> Config:
+        """The effective settings under a command's own options, written group__key."""
+        return resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
+
+
+GLOBALS = Globals()
+
+
+def splits_of(split: str) -> list[str]:
+    from geo_embed.data.samples import SPLITS
+
+    return list(SPLITS) if split == "all" else [split]

@@ -1,0 +1,154 @@
+"""From a run to answers: `geo evaluate`, `ensemble`, `predict`, `submit`, `submission`."""
+
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from geo_embed.cli.options import (
+    CHECK_FAILED,
+    GLOBALS,
+    BackboneOption,
+    DeviceOption,
+    NameOption,
+    OverwriteOption,
+    RunArgument,
+    Split,
+    splits_of,
+)
+from geo_embed.cli.show import metric_rows, print_findings, print_result, print_splits, print_table
+from geo_embed.cli.threads import wait_passively
+from geo_embed.config import EnsembleMethod
+
+app = typer.Typer()
+submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
+
+
+class By(Enum):
+    """The tables of `evaluate`; a repeatable option can't be a Literal."""
+
+    CLASS = "class"
+    VIEW = "view"
+    BORDER = "border"
+    DISTANCE = "distance"
+    CALIBRATION = "calibration"
+
+
+@app.command("evaluate", epilog="Example: `geo evaluate first --by class --by view`")
+def _evaluate(
+    run: RunArgument = None,
+    split: Annotated[
+        Literal["val", "train", "all"],
+        typer.Option("--split", help="The samples held out, or those learnt from."),
+    ] = "val",
+    by: Annotated[list[By] | None, typer.Option("--by", help="Also a table by this; repeatable.")] = None,
+) -> None:
+    """Print the metrics of a run."""
+    wait_passively()
+    from geo_embed.prediction.evaluate import evaluate
+    from geo_embed.runs.run import load_run
+
+    config = GLOBALS.config()
+    loaded = load_run(config.paths.runs_dir, run)
+    splits = ["train", "val"] if split == "all" else [split]
+    tables: list[Any] = [table.value for table in dict.fromkeys(by or [])]
+    scores = [
+        {"run": loaded.name, "split": part, **evaluate(config, loaded, part, tables)} for part in splits
+    ]
+    print_splits(split, scores, metric_rows)
+    if not GLOBALS.as_json:
+        for score in scores:
+            for name in tables:
+                print(f"\n[{score['split']}, by {name}]")
+                print_table(score[name])
+
+
+@app.command("ensemble", epilog="Example: `geo ensemble first second --method stacking --name both`")
+def _ensemble(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more, by name or directory.")],
+    method: Annotated[
+        EnsembleMethod,
+        typer.Option(
+            help="average: of the probabilities; weighted: by squared validation score; voting: top-5 lists; "
+            "rrf: reciprocal rank fusion; stacking: weights that maximise the score."
+        ),
+    ] = "average",
+    name: NameOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Combine runs, made anywhere on the same held-out samples, into a run of its own."""
+    wait_passively()
+    from geo_embed.prediction.ensemble import ensemble
+
+    made = ensemble(GLOBALS.config(), runs, method=method, name=name, overwrite=overwrite)
+    members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in made.members]
+    print_result(made, [("run", made.run), *members, *metric_rows(made.val)])
+
+
+@app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")
+def _predict(
+    run: RunArgument = None,
+    split: Annotated[Split | None, typer.Option("--split", help="A cached split.")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", metavar="N E S W", help="One place's pictures, view by view."),
+    ] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Predict a cached split into the run's prediction table, or one place from its pictures."""
+    wait_passively()
+    from geo_embed.prediction.predict import predict_images, predict_split
+    from geo_embed.runs.run import load_run
+
+    if (split is None) == (not images):
+        raise typer.BadParameter("give either --split or --images")
+    config = GLOBALS.config(model__device=device)
+    loaded = load_run(config.paths.runs_dir, run)
+    if split is not None:
+        written = [
+            {"split": part, "predictions": predict_split(config, loaded, part)[1]}
+            for part in splits_of(split)
+        ]
+        print_splits(split, written, lambda row: [("predictions", row["predictions"])])
+        return
+    answer = predict_images(config, loaded, images or [], backbone=backbone).describe()
+    best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
+    print_result(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])
+
+
+@app.command("submit", epilog="Example: `geo submit first --out first.csv`")
+def _submit(
+    run: RunArgument = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
+) -> None:
+    """Write a competition file and validate it."""
+    wait_passively()
+    from geo_embed.prediction.submission import submit
+    from geo_embed.runs.run import load_run
+
+    config = GLOBALS.config()
+    path, verdict = submit(config, load_run(config.paths.runs_dir, run), out)
+    result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
+    print_result(
+        result,
+        [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
+    )
+    print_findings(verdict.errors, verdict.warnings)
+    if not verdict.valid:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@submission_app.command("validate", epilog="Example: `geo submission validate submissions/first.csv`")
+def _submission_validate(file: Annotated[Path, typer.Argument(help="A CSV.")]) -> None:
+    """Check a submission against the template. Exits with 3 where the competition would refuse it."""
+    from geo_embed.prediction.submission import validate
+
+    verdict = validate(GLOBALS.config(), file)
+    result = {"submission": file, "valid": verdict.valid, **asdict(verdict)}
+    print_result(result, [("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")])
+    print_findings(verdict.errors, verdict.warnings)
+    if not verdict.valid:
+        raise typer.Exit(CHECK_FAILED)

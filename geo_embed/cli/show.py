@@ -1,0 +1,92 @@
+"""What commands print: a result as JSON or as a table for people."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from geo_embed.cli.options import GLOBALS
+
+
+def print_result(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
+    """A command's result: JSON of `result`, or `rows` as a table for people."""
+    if GLOBALS.as_json:
+        print(json.dumps(plain(result), allow_nan=False, ensure_ascii=False))
+        return
+    shown = [(name, str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name:<{width}}  {value}")
+
+
+def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:
+    """One result, or with `all` one per split: `{"splits": […]}`."""
+    if GLOBALS.as_json:
+        print_result({"splits": results} if split == "all" else results[0], [])
+        return
+    for result in results:
+        if split == "all":
+            name = result["split"] if isinstance(result, dict) else result.split
+            print(f"[{name}]")
+        print_result(result, rows(result))
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Rows as columns: kilometres with one digit, shares with four, what isn't known as a dash."""
+
+    def text(name: str, value: Any) -> str:
+        if value is None:
+            return "–"
+        if isinstance(value, float):
+            return f"{value:,.1f}" if name.endswith("km") else f"{value:.4f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    cells = [list(rows[0]), *([text(name, value) for name, value in row.items()] for row in rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    numbers = [not isinstance(value, str) for value in rows[0].values()]
+    for row in cells:
+        columns = zip(row, widths, numbers, strict=True)
+        print("  ".join(f"{cell:{'>' if right else '<'}{width}}" for cell, width, right in columns).rstrip())
+
+
+def print_findings(errors: list[str], warnings: list[str]) -> None:
+    if not GLOBALS.as_json:
+        for finding in errors:
+            print(f"error: {finding}")
+        for finding in warnings:
+            print(f"warning: {finding}")
+
+
+def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    if not scores["samples"]:
+        return [("samples", "0: nothing was held out")]
+    within = ", ".join(f"{share:.0%} within {km} km" for km, share in scores["within_km"].items() if share)
+    low, high = scores.get("score_interval", (None, None))
+    between = "" if low is None else f" ({low:.3f}–{high:.3f})"
+    parts = f"states {scores['state_score']:.4f}, GPS {scores['gps_score']:.4f}"
+    return [
+        ("score", f"{scores['score']:.4f}{between}, {parts}"),
+        ("states", f"top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}"),
+        ("distance", f"median {scores['median_km']:,.0f} km, mean {scores['mean_km']:,.0f} km"),
+        ("", within),
+        ("calibration", f"nll {scores['nll']:.3f}, ece {scores['ece']:.3f}"),
+        ("samples", f"{scores['samples']:,}"),
+    ]
+
+
+def readable_size(count: float) -> str:
+    from rich.filesize import decimal
+
+    return decimal(int(count))
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, settings and paths as what JSON knows."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,242 @@
+"""The three stages: `geo extract`, `fit-heads`, `sweep`, `finetune`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geo_embed.cli.options import (
+    GLOBALS,
+    BackboneOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    LimitOption,
+    NameOption,
+    OverwriteOption,
+    SeedOption,
+    SplitOption,
+    WorkersOption,
+    splits_of,
+)
+from geo_embed.cli.show import (
+    metric_rows,
+    print_result,
+    print_splits,
+)
+from geo_embed.cli.threads import spin_briefly, wait_passively
+from geo_embed.config import OnBadImage, Preset
+from geo_embed.registry import FUSIONS
+
+app = typer.Typer()
+
+
+@app.command("extract", epilog="Example: `geo extract --split train`")
+def _extract(
+    split: SplitOption,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="PIL's resize, bit-equal to transformers; slower.")
+    ] = None,
+    on_bad_image: Annotated[
+        OnBadImage | None, typer.Option(help="What to do with pictures that can't be read.")
+    ] = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice."""
+    wait_passively()
+    from geo_embed.extraction.extract import extract
+
+    config = GLOBALS.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        model__dtype=dtype,
+        model__exact=exact,
+        inference__on_bad_image=on_bad_image,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
+        training__seed=seed,
+    )
+    extractions = [extract(config, name, limit=limit) for name in splits_of(split)]
+    print_splits(
+        split,
+        extractions,
+        lambda e: [
+            ("store", e.store),
+            ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
+            ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
+            ("speed", f"{e.images_per_second:,.0f} images/s, {e.seconds:.1f} s"),
+        ],
+    )
+    if not GLOBALS.as_json:
+        for extraction in extractions:
+            for bad in extraction.skipped:
+                print(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+
+
+def known_fusion(name: str | None) -> str | None:
+    """A fusion's name: a built-in one, or one that the settings' plugins or a package bring."""
+    if name is not None and name not in FUSIONS:
+        GLOBALS.config()
+    if name is not None and name not in FUSIONS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, FUSIONS.names()))}.")
+    return name
+
+
+@app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
+def _fit_heads(
+    name: NameOption = None,
+    preset: Annotated[Preset | None, typer.Option(help="Recipe.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Fit so many times from other seeds, and average.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=1, help="Hold every sample out once, in so many parts.")
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="How views become one vector; a plugin's name, too.",
+            metavar=f"[{'|'.join(FUSIONS.built_in)}]",
+            callback=known_fusion,
+        ),
+    ] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    batch_size: BatchOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Stage 2: store to heads, in seconds. Reads no image."""
+    spin_briefly()
+    from geo_embed.fitting.fit import fit_heads
+
+    config = GLOBALS.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        model__fusion=fusion,
+        training__preset=preset,
+        training__seeds=seeds,
+        training__folds=folds,
+        training__batch_size=batch_size,
+        training__seed=seed,
+    )
+    fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite)
+    alone = [part["score"] for part in fit.parts if "score" in part]
+    spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []
+    print_result(
+        fit,
+        [
+            ("run", fit.run),
+            ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"),
+            *metric_rows(fit.val),
+            *spread,
+        ],
+    )
+
+
+@app.command("sweep", epilog="Example: `geo sweep --trials 27 --name swept`")
+def _sweep(
+    name: Annotated[str, typer.Option("--name", help="Name of the run to write.")] = "sweep",
+    space: Annotated[
+        Path | None, typer.Option("--space", help="TOML: settings, and the values that they may have.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Configurations to try.")] = 27,
+    eta: Annotated[
+        int, typer.Option(min=2, help="Of each rung, one in so many goes on, for so many times the epochs.")
+    ] = 3,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what was tried, and replace a run of this name.")
+    ] = False,
+) -> None:
+    """Try many heads of the plain recipe, the good ones longer; then fit the best as a run.
+
+    Run it again at any time: it goes on from what was tried. Held-out samples don't choose; they say how good the winner is.
+    """
+    spin_briefly()
+    from geo_embed.fitting.sweep import read_space, sweep
+
+    config = GLOBALS.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
+    result = sweep(
+        config,
+        space=None if space is None else read_space(space, config),
+        trials=trials,
+        eta=eta,
+        name=name,
+        limit=limit,
+        fresh=fresh,
+    )
+    winner = result.best
+    print_result(
+        result,
+        [
+            ("run", winner["run"]),
+            (
+                "trials",
+                f"{len(result.trials):,}, {result.computed:,} trainings, {result.reused:,} made before",
+            ),
+            ("winner", f"trial {winner['trial']}, {winner['score']:.4f} on the samples that chose it"),
+            *((key, json.dumps(value)) for key, value in winner["settings"].items()),
+            *metric_rows(winner["val"]),
+            ("again", result.command),
+        ],
+    )
+
+
+@app.command("finetune", epilog="Example: `geo finetune --init first --name tuned`")
+def _finetune(
+    name: NameOption = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="The run to start from; default: heads fitted on the spot.")
+    ] = None,
+    backbone: BackboneOption = None,
+    device: DeviceOption = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs to train.")] = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Stage 3: images to an unfrozen backbone and heads. Interrupted, the same command goes on from its last checkpoint."""
+    spin_briefly()
+    from geo_embed.finetuning.finetune import finetune
+    from geo_embed.finetuning.team import speaks
+
+    config = GLOBALS.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        finetune__epochs=epochs,
+        finetune__batch_size=batch_size,
+        inference__workers=workers,
+        training__seed=seed,
+    )
+    tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite)
+    if not speaks():
+        return
+    print_result(
+        tuned,
+        [
+            ("run", tuned.run),
+            ("time", f"{tuned.epochs} epochs, {tuned.seconds:.1f} s"),
+            *(
+                [("speed", f"{speed:,.1f} samples/s while training")]
+                if (speed := tuned.samples_per_second)
+                else []
+            ),
+            ("frozen", "nothing held out" if tuned.frozen_score is None else f"{tuned.frozen_score:.4f}"),
+            *metric_rows(tuned.val),
+            ("backbone", tuned.backbone),
+        ],
+    )
