@@ -1,22 +1,19 @@
 """The competition's score, and what else tells whether a model is any good."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.geography import haversine_km, to_unit_vectors
+from geo_embed.geography import haversine_km
 
 RANK_CREDIT = (1.00, 0.60, 0.40, 0.25, 0.15)
 STATE_WEIGHT, GPS_WEIGHT = 0.70, 0.30
 GPS_RANGE_KM = 5000.0
 WITHIN_KM = (1, 25, 100, 200, 500, 1000, 2500)
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-BORDER_KM = (0.0, 10.0, 25.0, 50.0, 100.0, 250.0)
+ECE_BINS = 15
 
-_ECE_BINS = 15
 _LEAST_PROBABILITY = 1e-12
 _RESAMPLES = 1000
 # Draws that are held at once.
@@ -165,151 +162,22 @@ def bootstrap_interval(
 
 def calibration_error(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> float:
     """Expected calibration error over 15 equal bins of the top probability (Guo et al., ICML 2017, eq. 5)."""
-    count, sure, right = _reliability(confidence, correct)
-    return float(np.abs(sure - right).sum() / count.sum())
+    count, total, right = reliability_bins(confidence, correct)
+    return float(np.abs(total - right).sum() / count.sum())
 
 
-def reliability_table(
+def reliability_bins(
     confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
-) -> list[dict[str, Any]]:
-    """The 15 bins behind `calibration_error`, as rows: from, to, samples, mean confidence, accuracy.
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The bins of `calibration_error`: of each the samples, their summed confidence, and how many are right, (15,) each.
 
     Args:
         confidence: (N,) top probability.
         correct: (N,) whether the top state is the true one.
     """
-    return [
-        {
-            "from": k / _ECE_BINS,
-            "to": (k + 1) / _ECE_BINS,
-            "samples": int(count),
-            "confidence": float(sure / count) if count else None,
-            "accuracy": float(right / count) if count else None,
-        }
-        for k, (count, sure, right) in enumerate(zip(*_reliability(confidence, correct), strict=True))
-    ]
-
-
-def distance_table(km: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Percentiles of the distances (N,), as rows: percentile, km. Linear between samples."""
-    found = np.percentile(km, PERCENTILES).tolist() if len(km) else [None] * len(PERCENTILES)
-    return [{"percentile": share, "km": value} for share, value in zip(PERCENTILES, found, strict=True)]
-
-
-def class_table(
-    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64], km: NDArray[np.float64]
-) -> list[dict[str, Any]]:
-    """One row per class, in order: samples, top1 (its recall), precision, top5, mean credit, median km.
-
-    A class without samples has None for what needs some; so has the precision of a class that is never the answer.
-
-    Args:
-        probabilities: (N, C).
-        labels: (N,) true classes.
-        km: (N,) distances of the predicted points.
-    """
-    ranked = top_states(probabilities)
-    hits = ranked == labels[:, None]
-    credit = state_credit(ranked, labels)
-    rows = []
-    for k in range(probabilities.shape[1]):
-        own, said = labels == k, ranked[:, 0] == k
-        any_own = bool(own.any())
-        rows.append(
-            {
-                "class": k,
-                "samples": int(own.sum()),
-                "top1": float(hits[own, 0].mean()) if any_own else None,
-                "precision": float(hits[said, 0].mean()) if said.any() else None,
-                "top5": float(hits[own].any(axis=1).mean()) if any_own else None,
-                "credit": float(credit[own].mean()) if any_own else None,
-                "median_km": float(np.median(km[own])) if any_own else None,
-            }
-        )
-    return rows
-
-
-def border_km(
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-    states: NDArray[np.int64],
-    other_latitude: NDArray[np.float64],
-    other_longitude: NDArray[np.float64],
-    other_states: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """How far the border is from each sample, as far as the data tell: km to the nearest sample of another state.
-
-    An upper bound, since no outlines are at hand: with many samples it comes close to the distance of the border,
-    with few, or at a coast without neighbours, it lies well above.
-
-    Args:
-        latitude, longitude: (N,) degrees.
-        states: (N,) true states, of any numbering.
-        other_latitude, other_longitude, other_states: (M,) the samples to measure to, in the same numbering.
-
-    Returns:
-        (N,) km; infinite where no sample is of another state.
-    """
-    from scipy.spatial import cKDTree
-
-    away = np.full(len(latitude), np.inf)
-    for state in np.unique(states):
-        own, foreign = np.flatnonzero(states == state), np.flatnonzero(other_states != state)
-        if len(foreign):
-            # An unbalanced tree serves these few queries as well, and is built in a third of the time.
-            tree = cKDTree(
-                to_unit_vectors(other_latitude[foreign], other_longitude[foreign]),
-                balanced_tree=False,
-                compact_nodes=False,
-            )
-            near = foreign[tree.query(to_unit_vectors(latitude[own], longitude[own]))[1]]
-            away[own] = haversine_km(
-                latitude[own], longitude[own], other_latitude[near], other_longitude[near]
-            )
-    return away
-
-
-def border_table(
-    to_border_km: NDArray[np.float64],
-    ranked: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    km: NDArray[np.float64],
-    edges: Sequence[float] = BORDER_KM,
-) -> list[dict[str, Any]]:
-    """Score by distance to the border, as rows: from_km, to_km (None: no end), samples, score, top1, median_km.
-
-    Args:
-        to_border_km: (N,) of `border_km`.
-        ranked: (N, R) predicted states, best first.
-        labels: (N,) true states, in the same numbering.
-        km: (N,) distances of the predicted points.
-        edges: lower edges of the bins in km, ascending from 0; each bin holds its own edge.
-    """
-    bins = np.searchsorted(edges, to_border_km, side="right") - 1
-    rows = []
-    for k, start in enumerate(edges):
-        own = bins == k
-        some = bool(own.any())
-        rows.append(
-            {
-                "from_km": start,
-                "to_km": edges[k + 1] if k + 1 < len(edges) else None,
-                "samples": int(own.sum()),
-                "score": competition_score(ranked[own], labels[own], km[own])[0] if some else None,
-                "top1": float((ranked[own, 0] == labels[own]).mean()) if some else None,
-                "median_km": float(np.median(km[own])) if some else None,
-            }
-        )
-    return rows
-
-
-def _reliability(
-    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Of each bin: samples, summed confidence, right answers."""
-    bins = np.minimum((confidence * _ECE_BINS).astype(int), _ECE_BINS - 1)
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     return (
-        np.bincount(bins, minlength=_ECE_BINS),
-        np.bincount(bins, confidence, _ECE_BINS),
-        np.bincount(bins, correct, _ECE_BINS),
+        np.bincount(bins, minlength=ECE_BINS),
+        np.bincount(bins, confidence, ECE_BINS),
+        np.bincount(bins, correct, ECE_BINS),
     )

@@ -10,15 +10,10 @@ from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import (
     bootstrap_interval,
-    border_km,
-    border_table,
     calibration_error,
-    class_table,
     competition_score,
-    distance_table,
     final_metrics,
     metrics,
-    reliability_table,
     state_credit,
     top_states,
 )
@@ -279,98 +274,3 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     none = np.zeros(0)
     empty = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
     assert (empty["score_interval"], empty["samples"]) == ([None, None], 0)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def test_percentiles_of_the_distance_lie_between_samples() -> None:
-    rows = distance_table(np.arange(101.0))
-    assert [(row["percentile"], row["km"]) for row in rows] == [(p, p) for p in (5, 25, 50, 75, 90, 95, 99)]
-    assert distance_table(np.array([1.0, 2.0]))[2] == {"percentile": 50, "km": 1.5}
-    assert {row["km"] for row in distance_table(np.zeros(0))} == {None}
-
-
-def test_the_table_of_classes_is_right_by_hand() -> None:
-    probabilities = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
-    rows = class_table(probabilities, np.array([0, 1, 1, 1]), np.array([10.0, 20.0, 60.0, 30.0]))
-    assert rows == [
-        {
-            **{"class": 0, "samples": 1, "top1": 1.0, "precision": 1 / 3, "top5": 1.0, "credit": 1.0},
-            "median_km": 10.0,
-        },
-        {
-            **{"class": 1, "samples": 3, "top1": 1 / 3, "precision": 1.0, "top5": 1.0},
-            **{"credit": pytest.approx((0.6 + 0.6 + 1.0) / 3), "median_km": 30.0},
-        },
-        {
-            **{"class": 2, "samples": 0, "top1": None, "precision": None, "top5": None, "credit": None},
-            "median_km": None,
-        },
-    ]
-
-
-def test_the_table_of_classes_adds_up_to_the_metrics() -> None:
-    random = np.random.default_rng(6)
-    probabilities, labels = random.dirichlet(np.ones(9), 200), random.integers(8, size=200)
-    places = [random.uniform(-60, 60, 200) for _ in range(4)]
-    whole = metrics(*answers(probabilities, *places[:2], labels, *places[2:]))
-    rows = class_table(probabilities, labels, haversine_km(*places))
-    assert sum(row["samples"] for row in rows) == 200
-    for key, metric in (("top1", "top1"), ("top5", "top5"), ("credit", "state_score")):
-        total = sum(row["samples"] * row[key] for row in rows if row["samples"])
-        assert total / 200 == pytest.approx(whole[metric])
-    said = np.bincount(top_states(probabilities)[:, 0], minlength=9)
-    right = sum(row["precision"] * said[row["class"]] for row in rows if row["precision"] is not None)
-    assert right / 200 == pytest.approx(whole["top1"])
-
-
-def test_the_reliability_table_has_the_bins_that_the_calibration_error_is_made_of() -> None:
-    confidence = np.array([0.05, 0.95, 0.95, 0.98, 1.0])
-    correct = np.array([False, True, True, False, True])
-    rows = reliability_table(confidence, correct)
-    assert [row["samples"] for row in rows] == [1, *[0] * 13, 4]
-    assert rows[0] == {"from": 0.0, "to": 1 / 15, "samples": 1, "confidence": 0.05, "accuracy": 0.0}
-    assert rows[14]["confidence"] == pytest.approx(0.97)
-    assert (rows[14]["accuracy"], rows[14]["to"]) == (0.75, 1.0)
-    assert (rows[7]["confidence"], rows[7]["accuracy"]) == (None, None)
-    random = np.random.default_rng(7)
-    confidence, correct = random.random(300), random.random(300) < 0.4
-    gaps = [
-        row["samples"] / 300 * abs(row["accuracy"] - row["confidence"])
-        for row in reliability_table(confidence, correct)
-        if row["samples"]
-    ]
-    assert sum(gaps) == pytest.approx(calibration_error(confidence, correct))
-
-
-def test_the_border_is_as_far_as_the_nearest_sample_of_another_state() -> None:
-    degree = float(haversine_km(0, 0, 1, 0))
-    latitude, states = np.array([0.0, 1.0, 3.0, 60.0]), np.array([4, 4, 7, 9])
-    zeros = np.zeros(4)
-    away = border_km(latitude, zeros, states, latitude, zeros, states)
-    assert away == pytest.approx(np.array([3, 2, 2, 57]) * degree)
-    # The samples to measure to may be others than those measured.
-    assert border_km(np.array([2.5]), np.zeros(1), np.array([4]), latitude, zeros, states) == pytest.approx(
-        [0.5 * degree]
-    )
-    assert border_km(
-        np.array([0.0]), np.array([-179.5]), np.array([1]), np.array([0.0]), np.array([179.5]), np.array([2])
-    ) == pytest.approx([degree])
-    alone = np.array([4, 4, 4, 4])
-    assert np.isinf(border_km(latitude, zeros, alone, latitude, zeros, alone)).all()
-
-
-def test_the_table_by_border_is_right_by_hand() -> None:
-    ranked_states = ranked([0, 1], [1, 0], [0, 1], [0, 1])
-    away = np.array([5.0, 10.0, 24.9, np.inf])
-    rows = border_table(away, ranked_states, np.array([0, 0, 1, 0]), np.array([50.0, 500.0, 1000.0, 10.0]))
-    assert [(row["from_km"], row["to_km"]) for row in rows] == [
-        *((0, 10), (10, 25), (25, 50), (50, 100), (100, 250), (250, None))
-    ]
-    assert [row["samples"] for row in rows] == [1, 2, 0, 0, 0, 1]
-    assert rows[0]["score"] == pytest.approx(0.7 + 0.3 * (1 - 50 / 5000))
-    assert rows[1]["score"] == pytest.approx(0.7 * 0.6 + 0.3 * (1 - 750 / 5000))
-    assert [row["top1"] for row in rows] == [1, 0, None, None, None, 1]
-    assert [row["median_km"] for row in rows] == [50, 750, None, None, None, 10]
-    assert rows[2]["score"] is None

@@ -341,6 +341,20 @@ def read_ids(store: Store) -> NDArray[np.object_]:
     return store.sample_id
 
 
+def content_digest(store: Store) -> str:
+    """Names what a store holds now: the samples, in order, each view's status and its content's hash; 64 hex digits.
+
+    No embedding is read, and no clock asked: with the same content in the same store it stays the same.
+
+    Raises:
+        GeoError: bytes are damaged.
+    """
+    digest = hashlib.sha256(str(store.attrs["manifest_sha256"]).encode())
+    for array in (read_status(store), read_content_hash(store)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def read_store(store: Store, rows: slice | None = None) -> Embeddings:
     """Read embeddings into memory, checksums verified.
 

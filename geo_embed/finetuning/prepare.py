@@ -23,7 +23,7 @@ from geo_embed.finetuning.validate import score_val, validate
 from geo_embed.fitting.examples import TrainingData, open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
-from geo_embed.runs.recipe import load_heads, load_mixture
+from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, is_run, load_run
 
 # The cached embeddings are float16: what the images give anew may score this much otherwise, and no more; but for what a
@@ -86,7 +86,7 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
         GeoError: the run can't be gone on with, the CSV or its images aren't those that it was fitted on any more, or no store
             has its embeddings.
     """
-    if load_mixture(run) is not None or run.config.training.folds > 1:
+    if load_ensemble(run) is not None or run.config.training.folds > 1:
         raise GeoError(
             "an ensemble, or a run made of folds, has no held-out samples of its own to go on with",
             where=run.path,

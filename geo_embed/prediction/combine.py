@@ -1,18 +1,18 @@
-"""Several runs' answers for the same samples, made one. Arrays in, arrays out: nothing here knows a run or a file."""
+"""Several runs' predictions for the same samples, made one. Nothing here knows a run or a file."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.config import EnsembleMethod
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.metrics import GPS_RANGE_KM, GPS_WEIGHT, RANK_CREDIT, STATE_WEIGHT, top_states
 
-# Their weights are learnt from validation samples; the others' are all the same.
+# The weights of these are learnt from validation samples; by the others all runs weigh the same.
 LEARNT: tuple[EnsembleMethod, ...] = ("weighted", "stacking")
 
 # Cormack et al., SIGIR 2009.
@@ -29,71 +29,51 @@ _ROUGH = 6
 _MOST_ROWS = 10_000
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What M runs answer for the same N samples.
-
-    Attributes:
-        probabilities: (M, N, C), each row sums to 1; the classes in the same order for all runs.
-        points: (M, N, 3) unit vectors.
-    """
-
-    probabilities: NDArray[np.float32]
-    points: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls,
-        probabilities: list[NDArray[np.float32]],
-        latitude: list[NDArray[np.float64]],
-        longitude: list[NDArray[np.float64]],
-    ) -> "Answers":
-        """M arrays (N, C), and M each of (N,) in degrees."""
-        return cls(np.stack(probabilities), to_unit_vectors(np.stack(latitude), np.stack(longitude)))
-
-    def __len__(self) -> int:
-        return len(self.probabilities)
-
-    def take(self, rows: NDArray[Any] | slice) -> "Answers":
-        """The answers for some of the samples."""
-        return Answers(self.probabilities[:, rows], self.points[:, rows])
-
-
-@dataclass(frozen=True)
-class Places:
-    """(N,) true classes in [0, C), and points in degrees."""
-
-    labels: NDArray[np.int64]
-    latitude: NDArray[np.float64]
-    longitude: NDArray[np.float64]
-
-    def take(self, rows: NDArray[Any] | slice) -> "Places":
-        """Some of the places."""
-        return Places(self.labels[rows], self.latitude[rows], self.longitude[rows])
+def by_state(predictions: Predictions) -> Predictions:
+    """The same predictions, with the classes in ascending order of their states."""
+    order = np.argsort(predictions.labels.state_idx)
+    labels = LabelEncoder(
+        predictions.labels.state_idx[order], tuple(predictions.labels.names[k] for k in order)
+    )
+    return Predictions(
+        predictions.sample_id,
+        predictions.probabilities[:, order],
+        predictions.latitude,
+        predictions.longitude,
+        labels,
+    )
 
 
 def combine(
-    method: EnsembleMethod, weights: NDArray[np.float64], answers: Answers
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-    """One answer out of M.
+    method: EnsembleMethod, weights: NDArray[np.float64], predictions: Sequence[Predictions]
+) -> Predictions:
+    """One prediction out of M for each sample.
 
     The point is the geometric median of the runs' points by all methods.
 
     Args:
         method: how probabilities are combined; `weighted` and `stacking` are averages with learnt weights.
         weights: (M,) ≥ 0, sum 1.
-        answers: of M runs.
-
-    Returns:
-        (N, C) probabilities whose rows sum to 1, and (N,) latitude and longitude in degrees.
+        predictions: of M runs for the same samples and classes, in the same order.
     """
+    probabilities, points = _stacked(predictions)
     if method == "voting":
-        probabilities = voting(answers.probabilities)
+        mixed = voting(probabilities)
     elif method == "rrf":
-        probabilities = reciprocal_ranks(answers.probabilities, weights)
+        mixed = reciprocal_ranks(probabilities, weights)
     else:
-        probabilities = average(answers.probabilities, weights)
-    return probabilities.astype(np.float32), *to_degrees(median_points(answers.points, weights))
+        mixed = average(probabilities, weights)
+    latitude, longitude = to_degrees(median_points(points, weights))
+    first = predictions[0]
+    return Predictions(first.sample_id, mixed.astype(np.float32), latitude, longitude, first.labels)
+
+
+def _stacked(predictions: Sequence[Predictions]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """M runs' probabilities (M, N, C), and their points as unit vectors (M, N, 3)."""
+    points = to_unit_vectors(
+        np.stack([p.latitude for p in predictions]), np.stack([p.longitude for p in predictions])
+    )
+    return np.stack([p.probabilities for p in predictions]), points
 
 
 def average(probabilities: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -112,8 +92,8 @@ def voting(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     runs, count, _ = probabilities.shape
     tally = _VOTING_TIE * average(probabilities, _even(runs))
     rows = np.arange(count)[:, None]
-    for one in probabilities:
-        ranked = top_states(one)
+    for of_run in probabilities:
+        ranked = top_states(of_run)
         tally[rows, ranked] += np.array(RANK_CREDIT[: ranked.shape[1]])
     return np.asarray(tally / tally.sum(axis=1, keepdims=True))
 
@@ -127,9 +107,9 @@ def reciprocal_ranks(probabilities: NDArray[Any], weights: NDArray[np.float64]) 
     runs, _, classes = probabilities.shape
     fused = _RRF_TIE * average(probabilities, _even(runs))
     credit = np.broadcast_to(1 / (_RRF_K + np.arange(1, classes + 1)), fused.shape)
-    for weight, one in zip(weights, probabilities, strict=True):
+    for weight, of_run in zip(weights, probabilities, strict=True):
         share = np.empty_like(fused)
-        np.put_along_axis(share, top_states(one, classes), credit, axis=1)
+        np.put_along_axis(share, top_states(of_run, classes), credit, axis=1)
         fused += weight * share
     return np.asarray(fused / fused.sum(axis=1, keepdims=True))
 
@@ -139,7 +119,7 @@ def median_points(
 ) -> NDArray[np.float64]:
     """(M, N, 3) unit vectors and (M,) weights to the points (N, 3) of least weighted great-circle distance to them.
 
-    Between two points of one weight it is the middle. One that weighs more than all others together is it.
+    Between two points of one weight it is the middle. A point that weighs more than all others together is the median.
     """
     import torch
 
@@ -149,12 +129,12 @@ def median_points(
         return np.asarray(points[int(weights.argmax())])
     used = np.flatnonzero(weights)
     shares = torch.from_numpy(weights[used]).expand(points.shape[1], -1)
-    theirs = torch.from_numpy(points[used].transpose(1, 0, 2).copy())
-    return np.asarray(geometric_median_of(theirs, shares, rounds=rounds).numpy())
+    by_sample = torch.from_numpy(points[used].transpose(1, 0, 2).copy())
+    return np.asarray(geometric_median_of(by_sample, shares, rounds=rounds).numpy())
 
 
 def weight_learner(
-    method: EnsembleMethod, answers: Answers, truth: Places
+    method: EnsembleMethod, predictions: Sequence[Predictions], truth: Truth
 ) -> Callable[[NDArray[np.bool_]], NDArray[np.float64]]:
     """A function that learns a method's weights (M,), ≥ 0, sum 1, from some of N samples whose truth is known.
 
@@ -164,18 +144,22 @@ def weight_learner(
 
     Args:
         method: whose weights.
-        answers: of M runs.
+        predictions: of M runs for the same samples and classes, in the same order.
         truth: of the same samples.
 
     Returns:
         A function of (N,) bool, the rows to learn from. Calls share what they have worked out: folds ask for the same.
+
+    Raises:
+        GeoError: a true state is none of the predictions' classes.
     """
-    count = len(truth.labels)
+    runs, count = len(predictions), len(truth)
     every = -(-count // _MOST_ROWS) if method == "stacking" and count else 1
-    scorer = _Scorer(answers.take(slice(None, None, every)), truth.take(slice(None, None, every)))
+    thinned = slice(None, None, every)
+    scorer = _Scorer([p.take(thinned) for p in predictions], truth.take(thinned))
 
     def learn(rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        runs, kept = len(answers), rows[::every]
+        kept = rows[thinned]
         if method not in LEARNT or not kept.any():
             return _even(runs)
         if method == "stacking":
@@ -189,8 +173,10 @@ def weight_learner(
 class _Scorer:
     """The score of weighted averages on some rows. Remembers each sample's part of it by the weights."""
 
-    def __init__(self, answers: Answers, truth: Places) -> None:
-        self._answers, self._truth = answers, truth
+    def __init__(self, predictions: Sequence[Predictions], truth: Truth) -> None:
+        self._probabilities, self._points = _stacked(predictions)
+        self._truth = truth
+        self._labels = predictions[0].labels.encode(truth.state_idx)
         self._known: dict[tuple[float, ...], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     def score(self, weights: NDArray[np.float64], rows: NDArray[np.bool_]) -> float:
@@ -203,27 +189,31 @@ class _Scorer:
 
     def _parts(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(n,) credits and km. The rank of the truth takes a comparison, where the five best would take a sort."""
-        labels = self._truth.labels
+        labels = self._labels
         # To the precision of the answer: what is a tie there must be one here.
-        p = average(self._answers.probabilities, weights).astype(np.float32)
-        own = p[np.arange(len(p)), labels][:, None]
+        p = average(self._probabilities, weights).astype(np.float32)
+        p_true = p[np.arange(len(p)), labels][:, None]
+        # Of equal classes the lower ranks first, as in top_states.
         lower = np.arange(p.shape[1]) < labels[:, None]
-        rank = ((p > own) | ((p == own) & lower)).sum(axis=1)
+        rank = ((p > p_true) | ((p == p_true) & lower)).sum(axis=1)
         credit = np.append(RANK_CREDIT, 0.0)[rank.clip(max=len(RANK_CREDIT))]
-        latitude, longitude = to_degrees(median_points(self._answers.points, weights, rounds=_ROUGH))
+        latitude, longitude = to_degrees(median_points(self._points, weights, rounds=_ROUGH))
         km = haversine_km(latitude, longitude, self._truth.latitude, self._truth.longitude)
         return credit.astype(np.float32), km.astype(np.float32)
 
 
 def _stack(score: Callable[[NDArray[np.float64]], float], runs: int) -> NDArray[np.float64]:
+    """The weights (M,) of the highest score that a greedy search finds."""
     counts = np.zeros(runs)
     best, weights = -1.0, _even(runs)
+    # Each round adds the run that helps most, or hurts least, once more; the best of all rounds is kept.
     for _ in range(_GREEDY_ROUNDS):
-        trials = [counts + one for one in np.eye(runs)]
+        trials = [counts + added for added in np.eye(runs)]
         scores = [score(trial / trial.sum()) for trial in trials]
         counts = trials[int(np.argmax(scores))]
         if max(scores) > best:
             best, weights = max(scores), counts / counts.sum()
+    # From there, some weight of one run goes to another wherever that helps, until no pair of runs gains by it.
     for step in _STEPS:
         for _ in range(_SWEEPS):
             before = best

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
+from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.config import Config, EnsembleMethod
 from geo_embed.data.holdout import deal
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.combine import LEARNT, Answers, Places, combine, weight_learner
+from geo_embed.prediction.combine import LEARNT, by_state, combine, weight_learner
 from geo_embed.runs.run import (
     Run,
     check_new_name,
@@ -52,8 +52,8 @@ class Ensembled:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A run's answers for the samples it held out, in ascending order of the ids and of the states."""
+class _Validated:
+    """A run's predictions for the samples it held out, in ascending order of the ids and of the states."""
 
     run: Run
     predictions: Predictions
@@ -91,27 +91,20 @@ def ensemble(
     runs_dir = config.paths.runs_dir
     name = name or new_run_name(runs_dir, "ensemble")
     check_new_name(runs_dir, name, overwrite=overwrite)
-    held = [_held_out(run) for run in _load_runs(runs_dir, names)]
-    for other in held[1:]:
-        _check_same(held[0], other)
-    first, ids, truth = held[0].run, held[0].predictions.sample_id, held[0].truth
-    labels, counts, prior, distances = _describe_classes(first)
-    answers = Answers.of(
-        [one.predictions.probabilities for one in held],
-        [one.predictions.latitude for one in held],
-        [one.predictions.longitude for one in held],
-    )
-    places = Places(labels.encode(truth.state_idx), truth.latitude, truth.longitude)
-    weights, predictions = _cross_fit(method, answers, places, ids, labels)
+    validated = [_val_predictions(run) for run in _load_runs(runs_dir, names)]
+    for other in validated[1:]:
+        _check_same(validated[0], other)
+    first, truth = validated[0].run, validated[0].truth
+    weights, predictions = _cross_fit(method, [member.predictions for member in validated], truth)
     groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
     val = final_metrics(predictions, truth, groups=groups)
     members = [
         Member(
-            one.run.path.resolve().name,
+            member.run.path.resolve().name,
             float(weight),
-            float(metrics(one.predictions, truth)["score"]),
+            float(metrics(member.predictions, truth)["score"]),
         )
-        for one, weight in zip(held, weights, strict=True)
+        for member, weight in zip(validated, weights, strict=True)
     ]
 
     described = {
@@ -124,30 +117,34 @@ def ensemble(
         if method in LEARNT
         else "not at all"
     )
+    runs = [member.run for member in validated]
     provenance = {
         **describe_origin(config),
         "data": first.provenance.get("data"),
         "store": first.provenance["store"],
-        "stores": _stores([one.run for one in held]),
+        "stores": _stores(runs),
         "ensemble": {
             **described,
-            "runs": [str(one.run.path.resolve()) for one in held],
+            "runs": [str(run.path.resolve()) for run in runs],
             "weights_learnt": learnt,
         },
     }
+    # In ascending order of the states, as the predictions are.
+    order = np.argsort(first.labels.state_idx)
+    counts, distances = first.read_classes()
+    prior = Prior(first.prior.probabilities[order], first.prior.latitude, first.prior.longitude)
     with writing_run(runs_dir, name) as writer:
-        copies = dict(zip(described["members"], (one.run for one in held), strict=True))
-        writer.write_ensemble(described, copies)
+        writer.write_ensemble(described, dict(zip(described["members"], runs, strict=True)))
         writer.write_metrics(
             {"val": val, "weights_learnt": learnt, "members": [asdict(member) for member in members]}
         )
         writer.copy_places(first)
-        writer.write_distances(distances)
+        writer.write_distances(distances[np.ix_(order, order)])
         writer.write_predictions("val", predictions, truth)
         # How samples were held out is the members'; where data and runs lie is this machine's.
-        own = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
+        settings = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
         provenance["seconds"] = time.monotonic() - started
-        writer.write_description(own, labels, counts, prior, provenance)
+        writer.write_description(settings, predictions.labels, counts[order], prior, provenance)
     return Ensembled(name, weights.tolist(), members, val)
 
 
@@ -165,7 +162,7 @@ def _load_runs(runs_dir: Path, names: Sequence[str]) -> list[Run]:
     return runs
 
 
-def _held_out(run: Run) -> _Held:
+def _val_predictions(run: Run) -> _Validated:
     """Raises GeoError where the run's validation predictions are absent, damaged, or of no sample."""
     path = run.predictions_path("val")
     if not path.is_file():
@@ -185,35 +182,25 @@ def _held_out(run: Run) -> _Held:
         "a sample's probabilities are all 0": not (shares.sum(axis=-1) > 0).all(),
         "a point is NaN or infinite": not np.isfinite([predictions.latitude, predictions.longitude]).all(),
     }
-    for fault, there in faults.items():
-        if there:
+    for fault, is_true in faults.items():
+        if is_true:
             raise GeoError(f"these predictions are damaged: {fault}", where=path, hint="train the run again")
     assert truth is not None
-    rows, classes = np.argsort(predictions.sample_id), np.argsort(run.labels.state_idx)
-    return _Held(
-        run,
-        Predictions(
-            predictions.sample_id[rows],
-            shares[np.ix_(rows, classes)],
-            predictions.latitude[rows],
-            predictions.longitude[rows],
-            LabelEncoder(run.labels.state_idx[classes], tuple(run.labels.names[k] for k in classes)),
-        ),
-        truth.take(rows),
-    )
+    rows = np.argsort(predictions.sample_id)
+    return _Validated(run, by_state(predictions.take(rows)), truth.take(rows))
 
 
-def _check_same(a: _Held, b: _Held) -> None:
+def _check_same(a: _Validated, b: _Validated) -> None:
     """Raise GeoError where two runs can't be compared sample by sample."""
     where, first = b.run.path, a.run.name
-    known, other = (set(one.run.labels.state_idx.tolist()) for one in (a, b))
+    known, other = (set(member.run.labels.state_idx.tolist()) for member in (a, b))
     if known != other:
         raise GeoError(
             f"the run knows other states than {first}: {_differ(known, other, 'state_idx')}",
             where=where,
             hint="combine runs that were fitted on the same states",
         )
-    ids, others = (set(one.predictions.sample_id) for one in (a, b))
+    ids, others = (set(member.predictions.sample_id) for member in (a, b))
     if ids != others:
         raise GeoError(
             f"the run held out other samples than {first}: {_differ(ids, others, 'sample')}",
@@ -236,40 +223,33 @@ def _check_same(a: _Held, b: _Held) -> None:
 
 def _differ(a: set[Any], b: set[Any], what: str) -> str:
     lacks, adds = sorted(a - b), sorted(b - a)
-    said = [
+    differences = [
         f"{len(some):,} {word}, {what} {some[0]} first"
         for some, word in ((lacks, "lacking"), (adds, "more"))
         if some
     ]
-    return "; ".join(said)
+    return "; ".join(differences)
 
 
 def _cross_fit(
-    method: EnsembleMethod, answers: Answers, places: Places, ids: NDArray[np.object_], labels: LabelEncoder
+    method: EnsembleMethod, members: Sequence[Predictions], truth: Truth
 ) -> tuple[NDArray[np.float64], Predictions]:
-    """Weights from all samples; and answers for them, each with weights that it had no part in."""
-    learn = weight_learner(method, answers, places)
-    count = len(ids)
+    """Weights (M,) from all samples; and predictions for these, each with weights that it had no part in."""
+    learn = weight_learner(method, members, truth)
+    count = len(truth)
     weights = learn(np.ones(count, dtype=bool))
-    fold = np.zeros(count, dtype=np.int64)
-    if method in LEARNT:
-        fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
-    probabilities = np.empty(answers.probabilities.shape[1:], dtype=np.float32)
+    if method not in LEARNT:
+        return weights, combine(method, weights, members)
+    fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
+    first = members[0]
+    probabilities = np.empty(first.probabilities.shape, dtype=np.float32)
     latitude, longitude = np.empty(count), np.empty(count)
-    for part in np.unique(fold):
-        rows = fold == part
-        own = learn(~rows) if method in LEARNT else weights
-        probabilities[rows], latitude[rows], longitude[rows] = combine(method, own, answers.take(rows))
-    return weights, Predictions(ids, probabilities, latitude, longitude, labels)
-
-
-def _describe_classes(run: Run) -> tuple[LabelEncoder, NDArray[np.int64], Prior, NDArray[np.float64]]:
-    """A run's labels, sample counts (C,), prior and distances (C, C), in ascending order of the states."""
-    order = np.argsort(run.labels.state_idx)
-    labels = LabelEncoder(run.labels.state_idx[order], tuple(run.labels.names[k] for k in order))
-    prior = Prior(run.prior.probabilities[order], run.prior.latitude, run.prior.longitude)
-    counts, distances = run.read_classes()
-    return labels, counts[order], prior, distances[np.ix_(order, order)]
+    for k in np.unique(fold):
+        rows = fold == k
+        combined = combine(method, learn(~rows), [member.take(rows) for member in members])
+        probabilities[rows] = combined.probabilities
+        latitude[rows], longitude[rows] = combined.latitude, combined.longitude
+    return weights, Predictions(first.sample_id, probabilities, latitude, longitude, first.labels)
 
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -1,26 +1,27 @@
 """A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from geo_embed.answers import Predictions
+from geo_embed.answers import Predictions, Truth
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Embeddings, read_store
-from geo_embed.config import Config
+from geo_embed.cache.store import Embeddings, content_digest, read_store
+from geo_embed.config import Augment, Config, Paths
 from geo_embed.console import warn
 from geo_embed.data import images
 from geo_embed.data.samples import load_samples, text_ids
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
-from geo_embed.prediction.combine import Answers, combine
+from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
-from geo_embed.runs.recipe import load_heads, load_mixture
-from geo_embed.runs.run import Run
+from geo_embed.runs.recipe import load_ensemble, load_heads
+from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.table import write_predictions
 
 
@@ -28,56 +29,65 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
     """Predict a whole split from its store, and write `<split>_predictions.parquet` into the run.
 
     Args:
-        config: paths; the model settings are the run's own.
+        config: paths and device; the model settings are the run's own.
         run: whose heads answer.
         split: `train` or `test`.
 
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
     """
-    samples = load_samples(here(config, run).config, split)
-
-    def ask(one: Run) -> Predictions:
-        one = here(config, one)
-        same = one.config.model.view_names == samples.view_names
-        store = find_store(one.config, split, fingerprint=one.provenance["store"]["fingerprint"])
-        check_fits(store, samples if same else load_samples(one.config, split))
-        return predict_embeddings(one, read_store(store))
-
-    predictions = answer(run, ask)
+    predictions, truth, stores = predict_cached(run, split, config.paths, config.model.device)
     path = run.predictions_path(split)
-    write_predictions(path, predictions, samples.truth)
+    write_predictions(path, predictions, truth, stores)
     return predictions, path
 
 
-def answer(run: Run, ask: Callable[[Run], Predictions]) -> Predictions:
-    """The answer of a run with heads of its own, or of an ensemble's members, combined.
+def predict_cached(
+    run: Run, split: str, paths: Paths, device: str
+) -> tuple[Predictions, Truth | None, dict[str, str]]:
+    """Predict a whole split from its store; nothing is written.
+
+    Args:
+        run: whose heads answer.
+        split: `train` or `test`.
+        paths: of the stores and the CSVs.
+        device: where heads run.
+
+    Returns:
+        The predictions, the truth of the same samples where it is known, and of every store that was read the fingerprint and
+        the `content_digest`.
+
+    Raises:
+        GeoError: as `predict_split`.
+    """
+    samples = load_samples(on_this_machine(run, paths, device).config, split)
+    stores: dict[str, str] = {}
+
+    def predict(member: Run) -> Predictions:
+        member = on_this_machine(member, paths, device)
+        same_views = member.config.model.view_names == samples.view_names
+        store = find_store(member.config, split, fingerprint=member.provenance["store"]["fingerprint"])
+        check_fits(store, samples if same_views else load_samples(member.config, split))
+        # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
+        stores[store.fingerprint] = content_digest(store)
+        return predict_embeddings(member, read_store(store))
+
+    return predict_by_members(run, predict), samples.truth, stores
+
+
+def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predictions:
+    """The predictions of a run with heads of its own, or of an ensemble's members, combined.
 
     Args:
         run: any run.
-        ask: answers for a run with heads, each time for the same samples.
+        predict: the predictions of a run with heads, each time for the same samples.
     """
-    mixture = load_mixture(run)
-    if mixture is None:
-        return ask(run)
-    answers = [answer(member, ask) for member in mixture.members]
+    ensemble = load_ensemble(run)
+    if ensemble is None:
+        return predict(run)
     # An ensemble's classes ascend by state, whatever their order in a member.
-    ordered = [
-        given.probabilities[:, np.argsort(one.labels.state_idx)]
-        for one, given in zip(mixture.members, answers, strict=True)
-    ]
-    combined = combine(
-        mixture.method,
-        mixture.weights,
-        Answers.of(ordered, [one.latitude for one in answers], [one.longitude for one in answers]),
-    )
-    return Predictions(answers[0].sample_id, *combined, run.labels)
-
-
-def here(config: Config, run: Run) -> Run:
-    """A run, wherever it was made, with the paths and the device of this machine."""
-    model = run.config.model.model_copy(update={"device": config.model.device})
-    return replace(run, config=run.config.model_copy(update={"paths": config.paths, "model": model}))
+    members = [by_state(predict_by_members(member, predict)) for member in ensemble.members]
+    return replace(combine(ensemble.method, ensemble.weights, members), labels=run.labels)
 
 
 def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
@@ -89,13 +99,19 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
             hint="train the run again: geo fit-heads",
         )
     heads = load_heads(run)
-    bare = int((~embeddings.present.any(axis=1)).sum())
-    if bare:
+    without_views = int((~embeddings.present.any(axis=1)).sum())
+    if without_views:
         warn(
-            f"{bare:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
+            f"{without_views:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
         )
     return apply_heads(
-        heads, run.config, run.prior, run.labels, embeddings.sample_id, embeddings.values, embeddings.present
+        heads,
+        pick_device(run.config.model.device),
+        run.prior,
+        run.labels,
+        embeddings.sample_id,
+        embeddings.values,
+        embeddings.present,
     )
 
 
@@ -113,10 +129,6 @@ def predict_images(
     Raises:
         GeoError: the wrong number of pictures, one that can't be read, or a backbone that isn't the run's.
     """
-    import torch
-
-    from geo_embed.data.augment import tta_views
-
     views = run.config.model.view_names
     if len(paths) != len(views):
         raise GeoError(
@@ -124,7 +136,31 @@ def predict_images(
             where="--images",
             hint="give one picture per view, in this order",
         )
-    tower = load_backbone_of(run, pick_device(config.model.device), backbone)
+    device = pick_device(config.model.device)
+    tower = load_backbone_of(run, device, backbone)
+    embeddings = _embed_images(
+        tower, paths, views, run.config.finetune.augment if config.inference.tta else None
+    )
+    present = np.ones((1, len(views)), dtype=bool)
+    ids = text_ids(["images"])
+
+    def predict(member: Run) -> Predictions:
+        heads = load_heads(member)
+        return averaged(
+            [apply_heads(heads, device, member.prior, member.labels, ids, x, present) for x in embeddings]
+        )
+
+    return predict_by_members(run, predict)
+
+
+def _embed_images(
+    tower: backbones.Backbone, paths: Sequence[Path], view_names: Sequence[str], variants_by: Augment | None
+) -> list[NDArray[np.float32]]:
+    """The embeddings (1, V, D) of one place's images; of several variants of them, if there are settings to make these by."""
+    import torch
+
+    from geo_embed.data.augment import tta_views
+
     pixels = []
     for path in paths:
         try:
@@ -134,22 +170,13 @@ def predict_images(
         except images.UnreadableImage as error:
             raise GeoError(f"can't read the picture: {error}", where=path) from error
     batch = torch.from_numpy(np.stack(pixels)).to(tower.device)[None]
-    there = torch.ones(batch.shape[:2], dtype=torch.bool, device=tower.device)
-    variants = [(batch, there)]
-    if config.inference.tta:
-        variants = tta_views(batch, there, run.config.finetune.augment, views)
-    embedded = []
+    present = torch.ones(batch.shape[:2], dtype=torch.bool, device=tower.device)
+    variants = [(batch, present)]
+    if variants_by is not None:
+        variants = tta_views(batch, present, variants_by, view_names)
+    embeddings = []
     with torch.inference_mode():
         for changed, _ in variants:
             normal = images.normalise(changed[0], tower.preprocessing, tower.dtype)
-            embedded.append(backbones.embed(tower, normal).float().cpu().numpy()[None])
-    present = np.ones((1, len(views)), dtype=bool)
-    ids = text_ids(["images"])
-
-    def ask(one: Run) -> Predictions:
-        heads = load_heads(one)
-        return averaged(
-            [apply_heads(heads, config, one.prior, one.labels, ids, x, present) for x in embedded]
-        )
-
-    return answer(run, ask)
+            embeddings.append(backbones.embed(tower, normal).float().cpu().numpy()[None])
+    return embeddings

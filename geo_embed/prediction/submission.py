@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
 from geo_embed.cache.find import find_store
+from geo_embed.cache.store import content_digest
 from geo_embed.config import Config
 from geo_embed.data.samples import (
     PREDICTED_POINT,
@@ -21,11 +22,12 @@ from geo_embed.data.samples import (
     truth_of,
 )
 from geo_embed.errors import GeoError, disk_errors
+from geo_embed.files import replacing
 from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
 from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import Run, store_fingerprints
-from geo_embed.runs.table import read_predictions
+from geo_embed.runs.table import read_predictions, read_stores
 
 # Rows named one by one in a finding; more are counted.
 _SHOWN = 3
@@ -64,9 +66,8 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     table = fill_template(template, predictions)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
+    with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-        temporary.replace(path)
     return path, validate(config, path)
 
 
@@ -139,23 +140,30 @@ def validate(config: Config, path: Path) -> Verdict:
 
 
 def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predictions:
-    """The run's own, unless they lack a sample of the template or the cache was written to since they were made."""
+    """The run's own table, unless it lacks a sample of the template or the stores hold something else since it was made."""
     path = run.predictions_path("test")
-    if path.is_file() and path.stat().st_mtime >= _last_commit(config, run):
+    if path.is_file() and not _is_stale(config, run, path):
         predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
     return predict_split(config, run, "test")[0]
 
 
-def _last_commit(config: Config, run: Run) -> float:
-    """When the cached test split, or any that an ensemble needs, was last written to; 0 where it isn't cached."""
-    times = [0.0]
+def _is_stale(config: Config, run: Run, path: Path) -> bool:
+    """Whether a table of test predictions was made from other content than the run's test stores have now.
+
+    A store that isn't on this machine has no say, and with it the predictions can't be made again. A table that doesn't
+    tell what it was made from is one of an earlier version: stale, if it can be made again.
+    """
+    now: dict[str, str | None] = {}
     for fingerprint in store_fingerprints(run.provenance):
+        now[fingerprint] = None
         with contextlib.suppress(GeoError):
-            store = find_store(config, "test", fingerprint=fingerprint)
-            times += [file.stat().st_mtime for file in (store.path / "status").rglob("*")]
-    return max(times)
+            now[fingerprint] = content_digest(find_store(config, "test", fingerprint=fingerprint))
+    made_from = read_stores(path)
+    if made_from is None:
+        return None not in now.values()
+    return any(digest not in (None, made_from.get(fingerprint)) for fingerprint, digest in now.items())
 
 
 def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]") -> None:

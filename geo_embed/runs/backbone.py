@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from geo_embed.backbones import backbone as backbones
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError
-from geo_embed.runs.recipe import load_mixture
+from geo_embed.runs.recipe import load_ensemble
 from geo_embed.runs.run import Run
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def load_backbone_of(
 
 def _only_backbone(run: Run) -> dict[str, Any]:
     """The store that a run was fitted on. Raises GeoError for an ensemble whose members look at pictures differently."""
-    mixture = load_mixture(run)
-    if mixture is None:
+    ensemble = load_ensemble(run)
+    if ensemble is None:
         return dict(run.provenance["store"])
-    stores = [_only_backbone(member) for member in mixture.members]
-    looks = [(one.config.model.feature, one.config.model.view_names) for one in mixture.members]
+    stores = [_only_backbone(member) for member in ensemble.members]
+    looks = [(one.config.model.feature, one.config.model.view_names) for one in ensemble.members]
     keys = ("weights_sha256", "preprocessing")
-    for member, store, look in zip(mixture.members, stores, looks, strict=True):
+    for member, store, look in zip(ensemble.members, stores, looks, strict=True):
         if look != looks[0] or any(store[key] != stores[0][key] for key in keys):
             raise GeoError(
                 f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Ensemble:
     """What makes a run an ensemble.
 
     Attributes:
@@ -30,7 +30,7 @@ class Mixture:
     members: tuple[Run, ...]
 
 
-def load_mixture(run: Run) -> Mixture | None:
+def load_ensemble(run: Run) -> Ensemble | None:
     """An ensemble's members; None for a run with heads of its own. Raises GeoError where it is damaged."""
     path = run.recipe_path
     try:
@@ -55,7 +55,7 @@ def load_mixture(run: Run) -> Mixture | None:
                 hint="make it again: geo ensemble",
             )
         members.append(load_run(run.members_dir, name))
-    return Mixture(described["method"], weights, tuple(members))
+    return Ensemble(described["method"], weights, tuple(members))
 
 
 def load_heads(run: Run) -> "Panel":

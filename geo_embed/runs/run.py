@@ -9,7 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from geo_embed import __version__
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.cache.store import Store
-from geo_embed.config import Config
+from geo_embed.config import Config, Paths
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing_directory, save_tensors, write_json
 from geo_embed.geography import distance_matrix_km
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def recipe_path(self) -> Path:
-        """How its heads are built, or its members combined; `load_heads` and `load_mixture` read it."""
+        """How its heads are built, or its members combined; `load_heads` and `load_ensemble` read it."""
         return self.path / _RECIPE
 
     @property
@@ -137,6 +137,12 @@ class Run:
             raise GeoError(
                 "this file of the run is absent or damaged", where=path, hint="train the run again"
             ) from error
+
+
+def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
+    """A run, wherever it was made, with the paths and the device of this machine in its settings."""
+    model = run.config.model.model_copy(update={"device": device})
+    return replace(run, config=run.config.model_copy(update={"paths": paths, "model": model}))
 
 
 def is_run(directory: Path) -> bool:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.config import EnsembleMethod
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction import combine as combining
 from geo_embed.prediction.combine import (
-    Answers,
-    Places,
     average,
+    by_state,
     combine,
     median_points,
     reciprocal_ranks,
@@ -36,34 +36,45 @@ def normalised(values: list[float]) -> list[float]:
     return [value / sum(values) for value in values]
 
 
-def learn(
-    method: EnsembleMethod, answers: Answers, truth: Places, rows: NDArray[np.bool_] | None = None
-) -> Floats:
-    return weight_learner(method, answers, truth)(
-        np.ones(len(truth.labels), dtype=bool) if rows is None else rows
-    )
+Runs = list[Predictions]
 
 
-def score(weights: Floats, answers: Answers, truth: Places) -> float:
-    probabilities, latitude, longitude = combine("average", weights, answers)
-    km = haversine_km(latitude, longitude, truth.latitude, truth.longitude)
-    return competition_score(top_states(probabilities), truth.labels, km)[0]
+def run_of(shares: Any, latitude: Any, longitude: Any) -> Predictions:
+    """A run's predictions, where states are numbered 10, 11, … class by class."""
+    shares = np.asarray(shares, dtype=np.float32)
+    labels = LabelEncoder(10 + np.arange(shares.shape[1]), tuple(map(str, range(shares.shape[1]))))
+    ids = np.array([str(i) for i in range(len(shares))], dtype=object)
+    return Predictions(ids, shares, np.asarray(latitude, float), np.asarray(longitude, float), labels)
 
 
-def world(count: int, skill: list[float], seed: int = 0, classes: int = 9) -> tuple[Answers, Places]:
+def take(runs: Runs, rows: Any) -> Runs:
+    return [run.take(rows) for run in runs]
+
+
+def learn(method: EnsembleMethod, runs: Runs, truth: Truth, rows: NDArray[np.bool_] | None = None) -> Floats:
+    return weight_learner(method, runs, truth)(np.ones(len(truth), dtype=bool) if rows is None else rows)
+
+
+def score(weights: Floats, runs: Runs, truth: Truth) -> float:
+    combined = combine("average", weights, runs)
+    km = haversine_km(combined.latitude, combined.longitude, truth.latitude, truth.longitude)
+    return competition_score(top_states(combined.probabilities), truth.state_idx - 10, km)[0]
+
+
+def world(count: int, skill: list[float], seed: int = 0, classes: int = 9) -> tuple[Runs, Truth]:
     """Runs that know the truth better or worse; 0 is noise."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     latitude, longitude = 30 + 2.0 * labels + rng.normal(size=count), -100 + 3.0 * labels
-    shares, lats, lons = [], [], []
-    for one in skill:
+    runs = []
+    for strength in skill:
         logits = rng.normal(size=(count, classes)) * 1.5
-        logits[np.arange(count), labels] += 3 * one
-        shares.append((np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32))
-        spread = 2.0 if one else 30.0
-        lats.append(latitude + rng.normal(size=count) * spread)
-        lons.append(longitude + rng.normal(size=count) * spread)
-    return Answers.of(shares, lats, lons), Places(labels, latitude, longitude)
+        logits[np.arange(count), labels] += 3 * strength
+        shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        spread = 2.0 if strength else 30.0
+        north = latitude + rng.normal(size=count) * spread
+        runs.append(run_of(shares, north, longitude + rng.normal(size=count) * spread))
+    return runs, Truth(labels + 10, latitude, longitude)
 
 
 def test_average_is_the_weighted_mean_of_probabilities() -> None:
@@ -112,8 +123,8 @@ def test_reciprocal_rank_fusion_is_the_sum_of_weights_over_sixty_plus_rank() -> 
 def test_two_runs_that_disagree_on_the_first_two_ranks_are_decided_by_the_mean(swap: bool) -> None:
     shares = np.array([[[0.80, 0.15, 0.05]], [[0.40, 0.50, 0.10]]], dtype=np.float32)
     shares = shares[:, :, [1, 0, 2]] if swap else shares
-    fused, _, _ = combine("rrf", np.array([0.5, 0.5]), Answers(shares, points((0, 0), (0, 1))))
-    assert fused[0].argmax() == int(swap)
+    fused = combine("rrf", np.array([0.5, 0.5]), [run_of(one, [0.0], [i]) for i, one in enumerate(shares)])
+    assert fused.probabilities[0].argmax() == int(swap)
 
 
 def test_the_point_has_the_least_weighted_distance_to_the_members_points() -> None:
@@ -164,22 +175,27 @@ def test_antipodes_have_no_middle_and_one_of_them_is_taken() -> None:
 
 @pytest.mark.parametrize("method", get_args(EnsembleMethod))
 def test_every_method_gives_a_distribution_and_a_point_on_the_globe(method: EnsembleMethod) -> None:
-    answers, truth = world(20, [1.0, 0.5, 0.0])
-    probabilities, latitude, longitude = combine(method, learn(method, answers, truth), answers)
-    assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert (probabilities >= 0).all()
-    assert (np.abs(latitude) <= 90).all()
-    assert (np.abs(longitude) <= 180).all()
+    runs, truth = world(20, [1.0, 0.5, 0.0])
+    combined = combine(method, learn(method, runs, truth), runs)
+    assert combined.probabilities.dtype == np.float32
+    np.testing.assert_allclose(combined.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (combined.probabilities >= 0).all()
+    assert (np.abs(combined.latitude) <= 90).all()
+    assert (np.abs(combined.longitude) <= 180).all()
+    assert combined.sample_id.tolist() == runs[0].sample_id.tolist()
+    assert combined.labels == runs[0].labels
 
 
 @pytest.mark.parametrize("method", get_args(EnsembleMethod))
 def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: EnsembleMethod) -> None:
-    answers, _ = world(20, [1.0])
-    twice = Answers(np.repeat(answers.probabilities, 3, axis=0), np.repeat(answers.points, 3, axis=0))
-    probabilities, latitude, longitude = combine(method, np.full(3, 1 / 3), twice)
-    assert top_states(probabilities).tolist() == top_states(answers.probabilities[0]).tolist()
-    np.testing.assert_allclose(to_unit_vectors(latitude, longitude), answers.points[0], atol=1e-9)
+    (run,), _ = world(20, [1.0])
+    combined = combine(method, np.full(3, 1 / 3), [run] * 3)
+    assert top_states(combined.probabilities).tolist() == top_states(run.probabilities).tolist()
+    np.testing.assert_allclose(
+        to_unit_vectors(combined.latitude, combined.longitude),
+        to_unit_vectors(run.latitude, run.longitude),
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("method", ["average", "voting", "rrf"])
@@ -188,69 +204,82 @@ def test_methods_that_learn_nothing_give_every_run_the_same_weight(method: Ensem
 
 
 def test_weighted_goes_by_the_squared_score_of_each_run_on_the_rows_given() -> None:
-    answers, truth = world(60, [1.0, 0.5, 0.1])
+    runs, truth = world(60, [1.0, 0.5, 0.1])
     rows = np.arange(60) < 40
-    squared = [score(alone, answers.take(rows), truth.take(rows)) ** 2 for alone in np.eye(3)]
-    np.testing.assert_allclose(learn("weighted", answers, truth, rows), normalised(squared), rtol=1e-5)
+    squared = [score(alone, take(runs, rows), truth.take(rows)) ** 2 for alone in np.eye(3)]
+    np.testing.assert_allclose(learn("weighted", runs, truth, rows), normalised(squared), rtol=1e-5)
 
 
 def test_weights_of_runs_that_all_score_nothing_are_the_same() -> None:
-    truth = Places(np.zeros(3, dtype=np.int64), np.zeros(3), np.zeros(3))
+    truth = Truth(np.full(3, 10), np.zeros(3), np.zeros(3))
     wrong = np.tile(np.array([0, 0.3, 0.25, 0.2, 0.15, 0.1], dtype=np.float32), (3, 1))
-    answers = Answers.of([wrong] * 2, [np.zeros(3)] * 2, [np.full(3, 170.0)] * 2)
-    np.testing.assert_array_equal(learn("weighted", answers, truth), [0.5, 0.5])
+    runs = [run_of(wrong, np.zeros(3), np.full(3, 170.0))] * 2
+    np.testing.assert_array_equal(learn("weighted", runs, truth), [0.5, 0.5])
 
 
 @pytest.mark.parametrize("method", get_args(EnsembleMethod))
 def test_without_rows_to_learn_from_weights_are_the_same(method: EnsembleMethod) -> None:
-    answers, truth = world(10, [1.0, 0.0])
-    np.testing.assert_array_equal(learn(method, answers, truth, np.zeros(10, dtype=bool)), [0.5, 0.5])
+    runs, truth = world(10, [1.0, 0.0])
+    np.testing.assert_array_equal(learn(method, runs, truth, np.zeros(10, dtype=bool)), [0.5, 0.5])
 
 
 def test_stacking_is_no_worse_than_any_run_the_average_or_the_squared_scores_on_its_rows() -> None:
-    answers, truth = world(120, [1.0, 0.9, 0.6, 0.0])
-    weights = learn("stacking", answers, truth)
+    runs, truth = world(120, [1.0, 0.9, 0.6, 0.0])
+    weights = learn("stacking", runs, truth)
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1)
-    others = [*np.eye(4), np.full(4, 0.25), learn("weighted", answers, truth)]
-    assert score(weights, answers, truth) >= max(score(other, answers, truth) for other in others) - 1e-3
+    others = [*np.eye(4), np.full(4, 0.25), learn("weighted", runs, truth)]
+    assert score(weights, runs, truth) >= max(score(other, runs, truth) for other in others) - 1e-3
 
 
 def test_stacking_gives_noise_no_weight() -> None:
-    answers, truth = world(300, [1.0, 0.0, 0.9, 0.0])
-    weights = learn("stacking", answers, truth)
+    runs, truth = world(300, [1.0, 0.0, 0.9, 0.0])
+    weights = learn("stacking", runs, truth)
     assert weights[[1, 3]].tolist() == [0, 0]
     assert (weights[[0, 2]] > 0.05).all()
 
 
 def test_stacking_gives_the_same_weights_every_time_whatever_was_asked_before() -> None:
-    answers, truth = world(80, [0.8, 0.7, 0.6])
-    learner = weight_learner("stacking", answers, truth)
+    runs, truth = world(80, [0.8, 0.7, 0.6])
+    learner = weight_learner("stacking", runs, truth)
     everything, half = np.ones(80, dtype=bool), np.arange(80) < 40
     learner(half)
-    np.testing.assert_array_equal(learner(everything), learn("stacking", answers, truth))
-    np.testing.assert_array_equal(learner(half), learn("stacking", answers, truth, half))
+    np.testing.assert_array_equal(learner(everything), learn("stacking", runs, truth))
+    np.testing.assert_array_equal(learner(half), learn("stacking", runs, truth, half))
 
 
 def test_stacking_maximises_the_very_score_ties_included() -> None:
-    answers, truth = world(40, [0.8, 0.3, 0.1])
-    flat = answers.probabilities.round(1)
-    answers = Answers(flat / flat.sum(axis=2, keepdims=True), answers.points)
-    scorer = combining._Scorer(answers, truth)
+    runs, truth = world(40, [0.8, 0.3, 0.1])
+    flat = [run.probabilities.round(1) for run in runs]
+    runs = [
+        run_of(shares / shares.sum(axis=1, keepdims=True), run.latitude, run.longitude)
+        for shares, run in zip(flat, runs, strict=True)
+    ]
+    scorer = combining._Scorer(runs, truth)
     for weights in (*np.eye(3), np.full(3, 1 / 3), np.array([0.2, 0.3, 0.5])):
         # Rounds towards the median are cut short, which moves it by less than a km.
         asked = scorer.score(weights, np.ones(40, dtype=bool))
-        assert asked == pytest.approx(score(weights, answers, truth), abs=2e-4)
+        assert asked == pytest.approx(score(weights, runs, truth), abs=2e-4)
 
 
 def test_many_rows_are_thinned_for_stacking_and_weighted_takes_them_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers, truth = world(200, [1.0, 0.5])
-    weighted = learn("weighted", answers, truth)
+    runs, truth = world(200, [1.0, 0.5])
+    weighted = learn("weighted", runs, truth)
     monkeypatch.setattr(combining, "_MOST_ROWS", 100)
     thin = slice(None, None, 2)
     np.testing.assert_array_equal(
-        learn("stacking", answers, truth), learn("stacking", answers.take(thin), truth.take(thin))
+        learn("stacking", runs, truth), learn("stacking", take(runs, thin), truth.take(thin))
     )
-    np.testing.assert_array_equal(learn("weighted", answers, truth), weighted)
+    np.testing.assert_array_equal(learn("weighted", runs, truth), weighted)
+
+
+def test_classes_are_put_in_the_order_of_their_states() -> None:
+    labels = LabelEncoder(np.array([30, 10, 20]), ("C", "A", "B"))
+    shares = np.array([[0.5, 0.3, 0.2]], dtype=np.float32)
+    mixed = Predictions(np.array(["x"], dtype=object), shares, np.array([1.0]), np.array([2.0]), labels)
+    ascending = by_state(mixed)
+    assert ascending.labels.state_idx.tolist() == [10, 20, 30]
+    assert ascending.labels.names == ("A", "B", "C")
+    assert ascending.probabilities.tolist() == shares[:, [1, 2, 0]].tolist()

@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from small import command
+from small import command, saved_predictions
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.exchange import export_embeddings, import_embeddings
+from geo_embed.cache.store import chunks_of, commit_chunk, open_store
 from geo_embed.config import Config, EnsembleMethod
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.metrics import competition_score, top_states
-from geo_embed.prediction.combine import Answers, combine
+from geo_embed.prediction.combine import combine
 from geo_embed.prediction.ensemble import Ensembled, ensemble
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import predict_images, predict_split
@@ -106,21 +107,13 @@ def fake(
 def test_it_predicts_what_its_members_predict_combined(pair: Pair, method: EnsembleMethod) -> None:
     made = pair.make(method)
     answers = [predict_split(pair.config, pair.load(name), "test")[0] for name in ("first", "second")]
-    probabilities, latitude, longitude = combine(
-        method,
-        np.array(made.weights),
-        Answers.of(
-            [one.probabilities for one in answers],
-            [one.latitude for one in answers],
-            [one.longitude for one in answers],
-        ),
-    )
+    expected = combine(method, np.array(made.weights), answers)
     both, path = predict_split(pair.config, pair.load("both"), "test")
     assert path == pair.runs / "both" / "test_predictions.parquet"
     assert both.sample_id.tolist() == load_samples(pair.config, "test").sample_id.tolist()
-    np.testing.assert_allclose(both.probabilities, probabilities, rtol=1e-6)
-    np.testing.assert_allclose(both.latitude, latitude)
-    np.testing.assert_allclose(both.longitude, longitude)
+    np.testing.assert_allclose(both.probabilities, expected.probabilities, rtol=1e-6)
+    np.testing.assert_allclose(both.latitude, expected.latitude)
+    np.testing.assert_allclose(both.longitude, expected.longitude)
     assert sum(made.weights) == pytest.approx(1)
 
 
@@ -308,12 +301,34 @@ def test_test_predictions_are_made_again_once_any_members_store_was_written_to(m
     assert not made_again()
     for name in ("first", "second"):
         folder = Path(mixed.load(name).provenance["store"]["path"]).parent.name
-        later = table.stat().st_mtime + 5
-        for file in (mixed.config.paths.cache_dir / folder / "test.zarr" / "status").rglob("*"):
-            os.utime(file, (later, later))
+        change_first_chunk(mixed.config.paths.cache_dir / folder / "test.zarr")
         assert made_again()
-        os.utime(table, (later, later))
         assert not made_again()
+
+
+def change_first_chunk(path: Path) -> None:
+    """Give a store other content in its first rows, with no file's time changed by it."""
+    times = {file: file.stat() for file in path.rglob("*")}
+    store = open_store(path)
+    rows = next(chunks_of(store))
+    embeddings, hashes = np.asarray(store.embeddings[rows])[::-1], np.asarray(store.content_hash[rows])[::-1]
+    commit_chunk(store, rows, embeddings, hashes, np.asarray(store.status[rows]))
+    for file, stat in times.items():
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_table_of_an_earlier_version_is_used_where_a_members_store_is_not_on_this_machine(
+    mixed: Pair,
+) -> None:
+    mixed.make()
+    submit(mixed.config, mixed.load("both"))
+    table = mixed.runs / "both" / "test_predictions.parquet"
+    pd.read_parquet(table).to_parquet(table)
+    folder = Path(mixed.load("second").provenance["store"]["path"]).parent.name
+    shutil.rmtree(mixed.config.paths.cache_dir / folder / "test.zarr")
+    before = table.stat().st_ino
+    assert submit(mixed.config, mixed.load("both"))[1].valid
+    assert table.stat().st_ino == before
 
 
 def test_pictures_are_refused_where_members_look_through_different_backbones(mixed: Pair) -> None:
@@ -340,9 +355,12 @@ def test_what_noise_scores_is_not_made_to_look_better_by_stacking(pair: Pair) ->
         names = [fake(pair, f"noise-{seed}-{i}", one, points, truth) for i, one in enumerate(shares)]
         made = pair.make("stacking", f"stacked-{seed}", names)
         mean = np.mean([one.score for one in made.members])
-        answers = Answers.of(shares, [points[:, 0]] * 5, [points[:, 1]] * 5)
-        probabilities, _, _ = combine("stacking", np.array(made.weights), answers)
-        lucky.append(competition_score(top_states(probabilities), classes, np.zeros(count))[0] - mean)
+        noise = [saved_predictions(pair.runs / name / VAL)[0] for name in names]
+        # In the order of the ids as text.
+        rows = np.argsort(noise[0].sample_id)
+        stacked = combine("stacking", np.array(made.weights), [one.take(rows) for one in noise])
+        ranked = top_states(stacked.probabilities)
+        lucky.append(competition_score(ranked, classes[rows], np.zeros(count))[0] - mean)
         reported.append(made.val["score"] - mean)
     assert np.mean(lucky) > 0.035
     assert abs(np.mean(reported)) < 0.02

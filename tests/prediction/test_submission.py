@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
-from small import saved_predictions
+from small import Small, saved_predictions
 
 from geo_embed.answers import LabelEncoder, Predictions
+from geo_embed.cache.store import content_digest, open_store
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import extract
 from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import Verdict, fill_template, submit, validate
 from geo_embed.runs.run import Run
+from geo_embed.runs.table import read_stores
 from geo_embed.settings import get_config
 
 if TYPE_CHECKING:
@@ -143,8 +147,6 @@ def test_a_template_with_bom_crlf_blank_lines_and_a_column_of_its_own_is_filled_
 
 
 def test_string_ids_in_any_order_go_all_the_way(own: Country, run: Run) -> None:
-    from geo_embed.extraction.extract import extract
-
     template = pd.read_csv(own.template, dtype=str)
     before = pd.read_csv(submit(own.config(), run)[0], dtype=str)
     template["sample_id"] = [f"{n:03d}x" for n in range(len(template))]
@@ -486,16 +488,77 @@ def replace_box(config: Config, **edges: float) -> object:
     return type(config.model.gps_box)(**(config.model.gps_box.model_dump() | edges))
 
 
-def test_predictions_older_than_the_cache_are_made_anew(own: Country, run: Run, tmp_path: Path) -> None:
-    config = own.config(tmp_path)
+# ---------------------------------------------------------------- stale predictions
+
+
+@pytest.fixture
+def cut(country: Country, run: Run, tmp_path: Path) -> Small:
+    """A few of the country's places, with the test split extracted."""
+    small = Small.cut(country, tmp_path / "small", train=0, test=4)
+    extract(small.config(), "test")
+    return small
+
+
+def set_every_time(*folders: Path) -> None:
+    """One second, long past, for every file and folder."""
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")):
+            os.utime(path, (10**9, 10**9))
+
+
+def test_predictions_are_kept_or_made_anew_by_the_caches_content_and_not_by_the_clock(
+    cut: Small, run: Run
+) -> None:
+    config, table = cut.config(), run.path / "test_predictions.parquet"
     path, _ = submit(config, run)
-    first = path.read_text(encoding="utf-8")
-    table = run.path / "test_predictions.parquet"
-    written = table.stat().st_mtime_ns
+    before, made = pd.read_csv(path, dtype=str), table.stat().st_ino
+    set_every_time(cut.cache, run.path)
+
     submit(config, run)
-    assert table.stat().st_mtime_ns == written
-    chunk = next(config.paths.cache_dir.glob("*/test.zarr/status/c/0/0"))
-    os.utime(chunk, ns=(written + 10**9, written + 10**9))
+    assert table.stat().st_ino == made
+    # A store that is newer, with the same in it.
+    for file in cut.cache.rglob("*"):
+        os.utime(file)
     submit(config, run)
-    assert table.stat().st_mtime_ns > written
-    assert path.read_text(encoding="utf-8") == first
+    assert table.stat().st_ino == made
+
+    cut.picture(2, "east", "test").write_bytes(cut.other_picture(0))
+    assert extract(config, "test").computed == 1
+    set_every_time(cut.cache, run.path)
+    submit(config, run)
+    assert table.stat().st_ino != made
+    after = pd.read_csv(path, dtype=str)
+    changed = (before[COLUMNS] != after[COLUMNS]).any(axis=1)
+    assert changed.tolist() == [False, False, True, False]
+    expected = predict_split(config, run, "test")[0]
+    assert after["predicted_latitude"].astype(float).tolist() == expected.latitude.tolist()
+
+
+def test_a_table_that_does_not_tell_what_it_was_made_from_is_made_again_if_it_can_be(
+    cut: Small, run: Run
+) -> None:
+    config, table = cut.config(), run.path / "test_predictions.parquet"
+    submit(config, run)
+    # As an earlier version wrote it, with answers that give away their use.
+    pd.read_parquet(table).assign(latitude=12.5).to_parquet(table)
+    kept = table.read_bytes()
+    assert read_stores(table) is None
+    path, _ = submit(config, run)
+    assert (pd.read_csv(path)["predicted_latitude"] != 12.5).all()
+    assert read_stores(table) == {
+        run.provenance["store"]["fingerprint"]: content_digest(open_store(cut.store("test")))
+    }
+
+    table.write_bytes(kept)
+    shutil.rmtree(cut.store("test"))
+    path, _ = submit(config, run)
+    assert (pd.read_csv(path)["predicted_latitude"] == 12.5).all()
+
+
+def test_a_table_is_used_where_its_store_is_not_on_this_machine(cut: Small, run: Run) -> None:
+    path, _ = submit(cut.config(), run)
+    before = path.read_bytes()
+    shutil.rmtree(cut.cache)
+    path.unlink()
+    submit(cut.config(), run)
+    assert path.read_bytes() == before
