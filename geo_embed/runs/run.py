@@ -193,15 +193,9 @@ def check_new_name(runs_dir: Path, name: str, *, overwrite: bool) -> None:
 def writing_run(runs_dir: Path, name: str) -> Iterator["RunWriter"]:
     """Write a run's files; the run appears under its name once the block ends well, and never half.
 
-    What a killed writer of the same name left behind goes.
-
     Raises:
         GeoError: for every OSError, also of the block; a run that was there before stays.
     """
-    left_over = re.compile(rf"\.{re.escape(name)}(\.[0-9a-f]{{8}})?\.writing")
-    for path in runs_dir.glob(".*.writing"):
-        if left_over.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
     with replacing_directory(runs_dir / name) as directory:
         yield RunWriter(directory)
 
