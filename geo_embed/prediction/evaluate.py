@@ -13,6 +13,7 @@ from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.data.samples import load_samples, text_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
+from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import final_metrics
@@ -120,9 +121,9 @@ def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str,
         )
     embeddings = read_store(store)
     values, present = embeddings.values[place], embeddings.present[place]
-    heads = load_heads(run)
+    heads, device = load_heads(run), pick_device(run.config.model.device)
 
     def predict(mask: NDArray[np.bool_]) -> Predictions:
-        return apply_heads(heads, run.config, run.prior, run.labels, predictions.sample_id, values, mask)
+        return apply_heads(heads, device, run.prior, run.labels, predictions.sample_id, values, mask)
 
     return view_table(predict, present, run.config.model.view_names, truth)
