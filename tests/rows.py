@@ -8,7 +8,7 @@ import torch
 from geo_embed import geography
 from geo_embed.config import Model
 from geo_embed.fitting.examples import Rows
-from geo_embed.heads.region import Atlas, make_atlas
+from geo_embed.heads.region import Region, make_region
 
 CLASSES = 4
 
@@ -44,8 +44,8 @@ def rows_of(
     )
 
 
-def atlas_of(rows: Rows, model: Model, classes: int = CLASSES, seed: int = 0) -> Atlas:
-    return make_atlas(rows.points.numpy(), rows.labels.numpy(), classes, model, seed=seed)
+def region_of(rows: Rows, model: Model, classes: int = CLASSES, seed: int = 0) -> Region:
+    return make_region(rows.points.numpy(), rows.labels.numpy(), classes, model, seed=seed)
 
 
 def tiny(**changes: object) -> Model:

@@ -24,7 +24,7 @@ from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.probe import ROUNDS as PROBE_ROUNDS
 from geo_embed.heads.probe import fit_probe
-from geo_embed.heads.region import Atlas, make_atlas
+from geo_embed.heads.region import Region, make_region
 from geo_embed.seeding import get_generator, seed_worker
 from geo_embed.settings import resolve
 
@@ -43,7 +43,7 @@ def bench_fitting(config: Config, data: Planted) -> list[Measurement]:
     device = pick_device(config.model.device)
     labels = np.unique(data.state_idx, return_inverse=True)[1]
     points = to_unit_vectors(data.latitude, data.longitude)
-    atlas = make_atlas(points, labels, int(labels.max()) + 1, Model(), seed=0)
+    region = make_region(points, labels, int(labels.max()) + 1, Model(), seed=0)
     n, views = data.embeddings.shape[:2]
     rows = Rows(
         torch.from_numpy(data.embeddings).to(device),
@@ -52,7 +52,7 @@ def bench_fitting(config: Config, data: Planted) -> list[Measurement]:
         torch.from_numpy(points).to(device),
     )
     vectors = rows.views.float().mean(dim=1)
-    return [*_plain(rows, vectors, atlas), _probe(rows, vectors, atlas), _many_seeds(rows, atlas)]
+    return [*_plain(rows, vectors, region), _probe(rows, vectors, region), _many_seeds(rows, region)]
 
 
 def flop_per_sample(heads: nn.Module) -> float:
@@ -65,16 +65,16 @@ def flop_per_sample(heads: nn.Module) -> float:
     )
 
 
-def _plain(rows: Rows, vectors: Tensor, atlas: Atlas) -> list[Measurement]:
+def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
     n, device = len(rows), rows.views.device.type
     small, large, loop, rate = in_turn(
         _ROUNDS,
-        _training(rows, atlas, _SMALL, _EPOCHS),
-        _training(rows, atlas, _LARGE, _EPOCHS),
-        lambda: _waited(device, lambda: _loader_epoch(rows, vectors, atlas)) * _EPOCHS,
+        _training(rows, region, _SMALL, _EPOCHS),
+        _training(rows, region, _LARGE, _EPOCHS),
+        lambda: _waited(device, lambda: _loader_epoch(rows, vectors, region)) * _EPOCHS,
         lambda: gemm_rate(device),
     )
-    heads = new_heads(rows, atlas, Model(), seed=0)
+    heads = new_heads(rows, region, Model(), seed=0)
     limit = flop_per_sample(heads) * n * _EPOCHS / rate
     what = f"the plain recipe, {n:,} × {rows.views.shape[1]} × {rows.views.shape[2]}, {_EPOCHS} epochs"
     bound = "its FLOPs at the GEMM rate measured beside it"
@@ -107,19 +107,19 @@ def _plain(rows: Rows, vectors: Tensor, atlas: Atlas) -> list[Measurement]:
     ]
 
 
-def _training(rows: Rows, atlas: Atlas, batch_size: int, epochs: int) -> Callable[[], float]:
+def _training(rows: Rows, region: Region, batch_size: int, epochs: int) -> Callable[[], float]:
     training = Training(epochs=epochs, batch_size=batch_size)
     device = rows.views.device.type
-    return lambda: _waited(device, lambda: train(rows, atlas, Model(), training, seed=0))
+    return lambda: _waited(device, lambda: train(rows, region, Model(), training, seed=0))
 
 
-def _loader_epoch(rows: Rows, vectors: Tensor, atlas: Atlas) -> None:
+def _loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
     """What one writes first: the same two networks and losses, a shuffling DataLoader, AdamW as it comes."""
     from torch.utils.data import DataLoader, TensorDataset
 
     device, training = rows.views.device, Training()
-    heads = new_heads(rows, atlas, Model(), seed=0)
-    tables = make_tables(atlas.centroids, atlas.counts, atlas.centres, training, device)
+    heads = new_heads(rows, region, Model(), seed=0)
+    tables = make_tables(region.centroids, region.counts, region.centres, training, device)
     drop = dropping(Model().dropout, dropout_of(0, device))
     solver = torch.optim.AdamW(heads.parameters())
     loader = DataLoader(
@@ -148,7 +148,7 @@ def _waited(device: str, action: Callable[[], object]) -> float:
     return seconds(whole)
 
 
-def _probe(rows: Rows, vectors: Tensor, atlas: Atlas) -> Measurement:
+def _probe(rows: Rows, vectors: Tensor, region: Region) -> Measurement:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -166,11 +166,11 @@ def _probe(rows: Rows, vectors: Tensor, atlas: Atlas) -> Measurement:
 
     ours, theirs, rate = in_turn(
         1,
-        lambda: _waited(device, lambda: fit_probe(vectors, rows.labels, atlas.classes, Training().l2)),
+        lambda: _waited(device, lambda: fit_probe(vectors, rows.labels, region.classes, Training().l2)),
         sklearn,
         lambda: gemm_rate(device),
     )
-    limit = 4.0 * len(rows) * vectors.shape[1] * atlas.classes * PROBE_ROUNDS / rate
+    limit = 4.0 * len(rows) * vectors.shape[1] * region.classes * PROBE_ROUNDS / rate
     return Measurement(
         f"the probe, {len(rows):,} × {vectors.shape[1]}, {PROBE_ROUNDS} iterations of L-BFGS",
         ours,
@@ -183,23 +183,23 @@ def _probe(rows: Rows, vectors: Tensor, atlas: Atlas) -> Measurement:
     )
 
 
-def _many_seeds(rows: Rows, atlas: Atlas) -> Measurement:
+def _many_seeds(rows: Rows, region: Region) -> Measurement:
     few = rows.take(torch.arange(min(_SEED_ROWS, len(rows)), device=rows.views.device))
     device, training = rows.views.device.type, Training(epochs=1)
-    jobs = [TrainingJob(few, atlas, Model(), training, seed) for seed in range(_SEEDS)]
+    jobs = [TrainingJob(few, region, Model(), training, seed) for seed in range(_SEEDS)]
 
     def in_order() -> None:
         for job in jobs:
-            train(job.rows, job.atlas, job.model, job.training, seed=job.seed)
+            train(job.rows, job.region, job.model, job.training, seed=job.seed)
 
     one, stacked, apart, rate = in_turn(
         _ROUNDS,
-        _training(few, atlas, training.batch_size, 1),
+        _training(few, region, training.batch_size, 1),
         lambda: _waited(device, lambda: train_stacked(jobs)),
         lambda: _waited(device, in_order),
         lambda: gemm_rate(device),
     )
-    arithmetic = flop_per_sample(new_heads(few, atlas, Model(), seed=0)) * len(few) * _SEEDS / rate
+    arithmetic = flop_per_sample(new_heads(few, region, Model(), seed=0)) * len(few) * _SEEDS / rate
     return Measurement(
         f"{_SEEDS} seeds of the plain recipe as one program, {len(few):,} rows, one epoch",
         stacked / one,

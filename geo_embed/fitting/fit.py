@@ -24,9 +24,9 @@ from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
 from geo_embed.fitting.train import TrainedHeads, find_refiner, gallery_of
 from geo_embed.heads.heads import CellHeads, Heads
-from geo_embed.heads.mixture import Best
+from geo_embed.heads.mixture import Mixture
 from geo_embed.heads.predictor import Panel, apply_heads, averaged
-from geo_embed.heads.region import make_atlas
+from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.run import check_new_name, describe_provenance, new_run_name, writing_run
 from geo_embed.settings import value_at
@@ -70,7 +70,7 @@ class Dataset:
         """The examples of a mask (N,), as tensors on the device."""
         return to_rows(self.examples, mask, self.device)
 
-    def predict(self, heads: Heads | Best, mask: NDArray[np.bool_]) -> Predictions:
+    def predict(self, heads: Heads | Mixture, mask: NDArray[np.bool_]) -> Predictions:
         """Predictions of one set of heads for the examples of a mask (N,)."""
         examples = self.examples
         return apply_heads(
@@ -92,7 +92,7 @@ class Dataset:
 class FittedHeads:
     """One set of heads; one row per epoch, or of `best` per trial of its race; and how many epochs were run."""
 
-    heads: Heads | Best
+    heads: Heads | Mixture
     history: pd.DataFrame
     epochs: int
 
@@ -229,14 +229,14 @@ def make_job(
         return {f"val_{key}": scores[key] for key in _VALIDATED}
 
     rows = dataset.rows(split.train) if rows is None else rows
-    atlas = make_atlas(
+    region = make_region(
         rows.points.cpu().numpy(),
         rows.labels.cpu().numpy(),
         len(dataset.examples.encoder),
         model,
         seed=split.seed,
     )
-    return TrainingJob(rows, atlas, model, training, split.seed, validate if split.val.any() else None)
+    return TrainingJob(rows, region, model, training, split.seed, validate if split.val.any() else None)
 
 
 def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
@@ -251,10 +251,10 @@ def _finish(dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHe
     """Let trained heads refine their points among the training rows, where that is asked for and helps."""
     heads = trained.heads
     if job.training.refine and split.val.any():
-        refiner = find_refiner(heads, job.atlas, job.rows, dataset.rows(split.val))
+        refiner = find_refiner(heads, job.region, job.rows, dataset.rows(split.val))
         say("points are refined among the training samples" if refiner else "refining points doesn't help")
         if refiner is not None and isinstance(heads, CellHeads):
-            heads.look_up(gallery_of(heads, job.rows, job.atlas), refiner)
+            heads.look_up(gallery_of(heads, job.rows, job.region), refiner)
     return FittedHeads(heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
 
 

@@ -32,9 +32,9 @@ from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
 from geo_embed.heads.heads import CellHeads, step_flop
-from geo_embed.heads.mixture import Best, Member
+from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.refine import Refiner
-from geo_embed.heads.region import Atlas, make_atlas
+from geo_embed.heads.region import Region, make_region
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.registry import HEADS
 from geo_embed.sphere import great_circle_km
@@ -97,7 +97,9 @@ class Race:
     epochs: int = 0
 
 
-def fit_best(rows: Rows, classes: int, model: Model, training: Training, *, seed: int) -> tuple[Best, Race]:
+def fit_best(
+    rows: Rows, classes: int, model: Model, training: Training, *, seed: int
+) -> tuple[Mixture, Race]:
     """Race members on inner validation, then fit the winner, or a mixture, on all rows.
 
     Args:
@@ -112,47 +114,47 @@ def fit_best(rows: Rows, classes: int, model: Model, training: Training, *, seed
     race, refiner = Race(), None
     if len(rows) < _TOO_FEW:
         members = _small_members(base, model.fusion or "average", len(rows))[-2:-1]
-        atlas = _atlas(rows, members[0], classes, seed)
+        region = _region(rows, members[0], classes, seed)
         decision = Decision()
     elif len(rows) <= _SMALL:
-        atlas = _atlas(rows, base, classes, seed)
-        members, decision, spent = _race_small(rows, atlas, base, model.fusion, seed, budget, race)
+        region = _region(rows, base, classes, seed)
+        members, decision, spent = _race_small(rows, region, base, model.fusion, seed, budget, race)
         budget -= spent
     else:
         member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
         members, decision = [member], Decision()
-        atlas = _atlas(rows, member, classes, seed)
+        region = _region(rows, member, classes, seed)
         budget -= spent
     race.chosen = [
         f"{member.name} × {weight:.2f}" for member, weight in zip(members, decision.weights, strict=True)
     ]
     parts, fitted = [], []
     for member in members:
-        each = epoch_seconds(member, rows, atlas)
+        each = epoch_seconds(member, rows, region)
         most = member.training.epochs
         epochs = most if not each else int(min(most, max(3, budget / len(members) / each)))
         fitted.append(member.but("", epochs=epochs))
         race.epochs = max(race.epochs, epochs)
-        parts.append(_train(rows, atlas, member.model, fitted[-1].training, seed))
+        parts.append(_train(rows, region, member.model, fitted[-1].training, seed))
     if refiner is not None:
-        parts[0].look_up(gallery_of(parts[0], rows, atlas), refiner)
-    return Best(fitted, parts, decision), race
+        parts[0].look_up(gallery_of(parts[0], rows, region), refiner)
+    return Mixture(fitted, parts, decision), race
 
 
-def epoch_seconds(member: Member, rows: Rows, atlas: Atlas) -> float:
+def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:
     """What an epoch costs, about: its arithmetic, as fusion and head declare it, and its steps. 0 for a probe."""
     n, views, dim = rows.views.shape
-    cells = 0 if atlas.centres is None else len(atlas.centres)
-    flop = step_flop(member.model, dim, views, atlas.classes, cells)
+    cells = 0 if region.centres is None else len(region.centres)
+    flop = step_flop(member.model, dim, views, region.classes, cells)
     if not flop:
         return 0.0
     gflop = flop * n / 1e9
     return gflop / _GFLOP_PER_SECOND + _STEP_SECONDS * math.ceil(n / member.training.batch_size)
 
 
-def _train(rows: Rows, atlas: Atlas, model: Model, training: Training, seed: int) -> CellHeads:
+def _train(rows: Rows, region: Region, model: Model, training: Training, seed: int) -> CellHeads:
     """Heads of a member, all epochs of it."""
-    heads = train(rows, atlas, model, training, seed=seed).heads
+    heads = train(rows, region, model, training, seed=seed).heads
     assert isinstance(heads, CellHeads)
     return heads
 
@@ -186,18 +188,18 @@ class _InnerValidation:
 
 
 def _race_small(
-    rows: Rows, atlas: Atlas, base: Member, fusion: Fusion | None, seed: int, budget: float, race: Race
+    rows: Rows, region: Region, base: Member, fusion: Fusion | None, seed: int, budget: float, race: Race
 ) -> tuple[list[Member], Decision, float]:
     """Every affordable candidate, out of fold, and the mixture of them that scores best; and the seconds that it cost."""
     # All folds share the cells of the whole, so that members' answers can be mixed. What their labels tell, P(state | cell)
     # and P(cell | state), is counted anew without each fold.
-    cells, device = atlas.cells, rows.labels.device
+    cells, device = region.cells, rows.labels.device
     assert cells is not None
-    members = _affordable(_small_members(base, fusion, len(rows)), rows, atlas, budget)
+    members = _affordable(_small_members(base, fusion, len(rows)), rows, region, budget)
     val_parts = [part.to(device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
-        cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], atlas.classes)
+        cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
         for train_part in train_parts
     ]
     inner = _InnerValidation(rows, cells.centres, val_parts, [table.to_state for table in tables])
@@ -208,15 +210,15 @@ def _race_small(
     for member in members:
         out_of_fold = Answer(
             torch.empty(len(rows), len(cells.centres), device=device),
-            torch.empty(len(rows), atlas.classes, device=device),
+            torch.empty(len(rows), region.classes, device=device),
         )
         for val_part, train_part, table in zip(val_parts, train_parts, tables, strict=True):
-            fold_atlas = replace(atlas, cells=table)
-            heads = _train(rows.take(train_part), fold_atlas, member.model, member.training, seed)
+            fold_region = replace(region, cells=table)
+            heads = _train(rows.take(train_part), fold_region, member.model, member.training, seed)
             answer = heads.answer(rows.views[val_part], rows.present[val_part])
             out_of_fold.cells[val_part], out_of_fold.states[val_part] = answer.cells, answer.states
         answers.append(out_of_fold)
-        spent += (_SMALL_FOLDS - 1) * member.training.epochs * epoch_seconds(member, rows, atlas)
+        spent += (_SMALL_FOLDS - 1) * member.training.epochs * epoch_seconds(member, rows, region)
         _note(race, member, inner.score([out_of_fold], Decision()))
 
     # The mixture that scores best on them, then its temperatures and weights.
@@ -246,7 +248,7 @@ def _race_large(
     all_of_them = torch.arange(len(val_rows), device=device)
     members: list[Member] = []
     scores: list[float] = []
-    winner: tuple[CellHeads, Atlas] | None = None
+    winner: tuple[CellHeads, Region] | None = None
     spent = 0.0
 
     def run(member: Member) -> None:
@@ -254,17 +256,17 @@ def _race_large(
         # As many cells as the final fit will have: the race is about the same task.
         samples = max(1, round(member.model.cell_samples * len(train_rows) / len(rows)))
         scaled = member.but("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
-        atlas = _atlas(train_rows, scaled, classes, seed)
-        assert atlas.cells is not None
-        heads = _train(train_rows, atlas, scaled.model, scaled.training, seed)
-        inner = _InnerValidation(val_rows, atlas.cells.centres, [all_of_them], [atlas.cells.to_state])
+        region = _region(train_rows, scaled, classes, seed)
+        assert region.cells is not None
+        heads = _train(train_rows, region, scaled.model, scaled.training, seed)
+        inner = _InnerValidation(val_rows, region.cells.centres, [all_of_them], [region.cells.to_state])
         score = inner.score([heads.answer(val_rows.views, val_rows.present)], Decision())
         if score[0] > max(scores, default=-1.0):
-            winner = heads, atlas
+            winner = heads, region
         members.append(member)
         scores.append(score[0])
         _note(race, member, score)
-        spent += _RACE_EPOCHS * epoch_seconds(member, train_rows, atlas)
+        spent += _RACE_EPOCHS * epoch_seconds(member, train_rows, region)
 
     for member in _large_members(base, fusion):
         run(member)
@@ -320,24 +322,26 @@ def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
     return [*members, network(fusion, wide), network(fusion, narrow)]
 
 
-def _affordable(members: list[Member], rows: Rows, atlas: Atlas, budget: float) -> list[Member]:
+def _affordable(members: list[Member], rows: Rows, region: Region, budget: float) -> list[Member]:
     """Candidates in their order while folds and a final fit of each stay within the budget; always the first."""
     kept: list[Member] = []
     spent = 0.0
     for member in members:
-        cost = _SMALL_FOLDS * member.training.epochs * epoch_seconds(member, rows, atlas)
+        cost = _SMALL_FOLDS * member.training.epochs * epoch_seconds(member, rows, region)
         if not kept or spent + cost <= budget:
             kept.append(member)
             spent += cost
     return kept
 
 
-def _atlas(rows: Rows, member: Member, classes: int, seed: int) -> Atlas:
-    atlas = make_atlas(rows.points.cpu().numpy(), rows.labels.cpu().numpy(), classes, member.model, seed=seed)
-    assert atlas.cells is not None
-    cells, device = atlas.cells, rows.labels.device
+def _region(rows: Rows, member: Member, classes: int, seed: int) -> Region:
+    region = make_region(
+        rows.points.cpu().numpy(), rows.labels.cpu().numpy(), classes, member.model, seed=seed
+    )
+    assert region.cells is not None
+    cells, device = region.cells, rows.labels.device
     return replace(
-        atlas,
+        region,
         cells=Cells(
             cells.centres.to(device),
             cells.owner.to(device),

@@ -29,7 +29,7 @@ from geo_embed.fitting.train import (
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep, keep_mask
 from geo_embed.heads.losses import NUMBERS, make_tables, objective
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.registry import HEADS
 
@@ -42,7 +42,7 @@ class TrainingJob:
     """One training: the arguments of `train`."""
 
     rows: Rows
-    atlas: Atlas
+    region: Region
     model: Model
     training: Training
     seed: int
@@ -61,7 +61,7 @@ def train_all(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     if len(jobs) > 1 and jobs[0].rows.views.device.type == "cuda" and stackable(jobs):
         return train_stacked(jobs)
     return [
-        train(job.rows, job.atlas, job.model, job.training, seed=job.seed, validate=job.validate)
+        train(job.rows, job.region, job.model, job.training, seed=job.seed, validate=job.validate)
         for job in jobs
     ]
 
@@ -78,15 +78,15 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     #    trained, since the program has K places, but its best epoch stands. All stop when the last has.
     first = jobs[0]
     device, training = first.rows.views.device, first.training
-    heads = [new_heads(job.rows, job.atlas, job.model, job.seed) for job in jobs]
+    heads = [new_heads(job.rows, job.region, job.model, job.seed) for job in jobs]
     sources = [
-        make_source(job_heads, job.rows, job.atlas, job.model, job.training, job.seed)
+        make_source(job_heads, job.rows, job.region, job.model, job.training, job.seed)
         for job_heads, job in zip(heads, jobs, strict=True)
     ]
     modules = [_HeadsOnBatch(*pair) for pair in zip(heads, sources, strict=True)]
     parameters, buffers = torch.func.stack_module_state(modules)
     tables = [
-        make_tables(job.atlas.centroids, job.atlas.counts, job.atlas.centres, job.training, device)
+        make_tables(job.region.centroids, job.region.counts, job.region.centres, job.training, device)
         for job in jobs
     ]
     stacked_tables = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
@@ -232,9 +232,9 @@ def _along(values: Tensor, like: Tensor) -> Tensor:
 
 def _shape(job: TrainingJob) -> tuple[object, ...]:
     """What must be equal for jobs to share a program."""
-    cells = 0 if job.atlas.cells is None else len(job.atlas.cells.centres)
+    cells = 0 if job.region.cells is None else len(job.region.cells.centres)
     model = job.model.model_copy(update={"dropout": float(job.model.dropout > 0)})
     free = dict.fromkeys(_FREE & set(Training.model_fields), 0)
     # Whether there is a score loss at all is code, not a number.
     training = job.training.model_copy(update=free | {"score_weight": float(job.training.score_weight > 0)})
-    return len(job.rows), tuple(job.rows.views.shape[1:]), job.atlas.classes, cells, model, training
+    return len(job.rows), tuple(job.rows.views.shape[1:]), job.region.classes, cells, model, training

@@ -15,7 +15,7 @@ from geo_embed.heads.heads import CellHeads, Heads, answer_of, in_parts, make_he
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.seeding import get_generator
 from geo_embed.sphere import geometric_median
@@ -39,7 +39,13 @@ class TrainedHeads:
 
 
 def train(
-    rows: Rows, atlas: Atlas, model: Model, training: Training, *, seed: int, validate: Validate | None = None
+    rows: Rows,
+    region: Region,
+    model: Model,
+    training: Training,
+    *,
+    seed: int,
+    validate: Validate | None = None,
 ) -> TrainedHeads:
     """Fit one set of heads; the same seed gives the same bits on the same machine.
 
@@ -48,7 +54,7 @@ def train(
 
     Args:
         rows: the training set.
-        atlas: what the heads know of its places: centroids, cells.
+        region: what the heads know of its places: centroids, cells.
         model: the network.
         training: losses, optimizer and schedule.
         seed: of weights, order, dropout and hidden views; `training.seed` isn't looked at.
@@ -57,14 +63,14 @@ def train(
     Raises:
         GeoError: the loss or a weight became NaN or infinite.
     """
-    heads = new_heads(rows, atlas, model, seed)
+    heads = new_heads(rows, region, model, seed)
     if not heads.by_steps:
         heads.solve(_fuse_all(heads, rows), rows.labels, training)
         metrics = validate(heads.eval()) if validate else {}
         return TrainedHeads(heads.eval(), [{"epoch": 1.0, **metrics}])
 
-    tables = make_tables(atlas.centroids, atlas.counts, atlas.centres, training, rows.views.device)
-    source = make_source(heads, rows, atlas, model, training, seed)
+    tables = make_tables(region.centroids, region.counts, region.centres, training, rows.views.device)
+    source = make_source(heads, rows, region, model, training, seed)
     drop = dropping(model.dropout, dropout_of(seed, rows.views.device))
     parameters = list(heads.parameters())
     optimizer = make_adamw(parameters, training)
@@ -95,14 +101,14 @@ def train(
     return best_epoch.restore()
 
 
-def gallery_of(heads: Heads, rows: Rows, atlas: Atlas) -> Gallery:
+def gallery_of(heads: Heads, rows: Rows, region: Region) -> Gallery:
     """The samples that heads were fitted on, to be looked among when points are refined."""
-    assert atlas.cells is not None
+    assert region.cells is not None
     vectors = torch.cat([out["vector"].half() for out in heads.walk(rows.views, rows.present)])
-    return make_gallery(vectors, atlas.cells.owner.to(vectors.device), rows.points)
+    return make_gallery(vectors, region.cells.owner.to(vectors.device), rows.points)
 
 
-def find_refiner(heads: Heads, atlas: Atlas, train_rows: Rows, val_rows: Rows) -> Refiner | None:
+def find_refiner(heads: Heads, region: Region, train_rows: Rows, val_rows: Rows) -> Refiner | None:
     """How refinement helps most on validation rows, looking among the rows that the heads were fitted on; None where it doesn't."""
     if not (isinstance(heads, CellHeads) and heads.refinable):
         return None
@@ -113,7 +119,7 @@ def find_refiner(heads: Heads, atlas: Atlas, train_rows: Rows, val_rows: Rows) -
     probabilities = torch.cat(cells)
     guess = geometric_median(probabilities, heads.centres)
     return fit_refiner(
-        gallery_of(heads, train_rows, atlas), torch.cat(vectors), probabilities, guess, val_rows.points
+        gallery_of(heads, train_rows, region), torch.cat(vectors), probabilities, guess, val_rows.points
     )
 
 
@@ -147,12 +153,12 @@ class BestEpoch:
         return TrainedHeads(self._heads.eval(), self._history)
 
 
-def new_heads(rows: Rows, atlas: Atlas, model: Model, seed: int) -> Heads:
+def new_heads(rows: Rows, region: Region, model: Model, seed: int) -> Heads:
     """Untrained heads for these rows; leaves torch's global generator as it was."""
     device = rows.views.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        heads = make_heads(rows.views.shape[2], rows.views.shape[1], model, atlas)
+        heads = make_heads(rows.views.shape[2], rows.views.shape[1], model, region)
     if model.standardise:
         heads.scale, heads.shift = scale_and_shift(rows)
     return heads.to(device)
@@ -213,14 +219,14 @@ class Source:
     """
 
     def __init__(
-        self, rows: Rows, vectors: Tensor | None, atlas: Atlas, training: Training, seed: int
+        self, rows: Rows, vectors: Tensor | None, region: Region, training: Training, seed: int
     ) -> None:
         self.rows, self.vectors, self.training = rows, vectors, training
         self.order, self.view_draws = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
         self.points = rows.points.float()
-        if training.view_swap and atlas.cells is not None:
-            owner = atlas.cells.owner.to(rows.views.device)
-            sizes = torch.bincount(owner, minlength=len(atlas.cells.centres))
+        if training.view_swap and region.cells is not None:
+            owner = region.cells.owner.to(rows.views.device)
+            sizes = torch.bincount(owner, minlength=len(region.cells.centres))
             self.owner, self.sizes = owner, sizes
             self.by_cell, self.starts = torch.argsort(owner, stable=True), sizes.cumsum(0) - sizes
 
@@ -273,10 +279,10 @@ class Source:
 
 
 def make_source(
-    heads: Heads, rows: Rows, atlas: Atlas, model: Model, training: Training, seed: int
+    heads: Heads, rows: Rows, region: Region, model: Model, training: Training, seed: int
 ) -> Source:
     once = heads.fusion.fixed and not (training.view_dropout or training.view_swap or model.directional)
-    return Source(rows, _fuse_all(heads, rows) if once else None, atlas, training, seed)
+    return Source(rows, _fuse_all(heads, rows) if once else None, region, training, seed)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import build_fusion
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.refine import Gallery, Refiner, blank_gallery, refine
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES, Size
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
@@ -92,9 +92,9 @@ class Heads(nn.Module):
         """Make the layers and buffers of this kind. `size.dim` is W, the width of the fused vector."""
         raise NotImplementedError
 
-    def settle(self, atlas: Atlas) -> None:
+    def settle(self, region: Region) -> None:
         """Take over where states, cells and the region lie; kept in the state dict from now on."""
-        self.centroids.copy_(torch.from_numpy(atlas.centroids))
+        self.centroids.copy_(torch.from_numpy(region.centroids))
 
     def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         """Fused vectors (B, W) to `logits`, `vector`, and `cells` or `points`, as in `forward`."""
@@ -168,10 +168,10 @@ class PointHeads(Heads):
         self.register_buffer("middle", torch.zeros(2))
         self.register_buffer("reach", torch.zeros(2))
 
-    def settle(self, atlas: Atlas) -> None:
-        super().settle(atlas)
-        self.middle.copy_(atlas.middle)
-        self.reach.copy_(atlas.reach)
+    def settle(self, region: Region) -> None:
+        super().settle(region)
+        self.middle.copy_(region.middle)
+        self.reach.copy_(region.reach)
 
     def conclude(self, out: Mapping[str, Tensor], decision: Decision | None = None) -> tuple[Tensor, Tensor]:
         states = torch.softmax(out["logits"], dim=1)
@@ -206,11 +206,11 @@ class CellHeads(Heads):
         self.register_buffer("centres", torch.zeros(size.cells, 3))
         self.register_buffer("to_state", torch.zeros(size.cells, size.classes))
 
-    def settle(self, atlas: Atlas) -> None:
-        super().settle(atlas)
-        assert atlas.cells is not None
-        self.centres.copy_(atlas.cells.centres)
-        self.to_state.copy_(atlas.cells.to_state)
+    def settle(self, region: Region) -> None:
+        super().settle(region)
+        assert region.cells is not None
+        self.centres.copy_(region.cells.centres)
+        self.to_state.copy_(region.cells.to_state)
 
     def answer(self, views: Tensor, present: Tensor) -> Answer:
         """`answer_of` any number of samples, without gradients."""
@@ -253,20 +253,20 @@ def size_of(model: Model, dim: int, views: int, classes: int = 0, cells: int = 0
     return Size(dim, views, model.head_hidden, model.head_depth, model.gps_hidden, classes, cells)
 
 
-def make_heads(dim: int, views: int, model: Model, atlas: Atlas) -> Heads:
+def make_heads(dim: int, views: int, model: Model, region: Region) -> Heads:
     """Untrained heads that know where states, cells and the region lie; weights come from torch's global generator.
 
     Args:
         dim, views: D and V.
         model: the kind, the fusion, their sizes.
-        atlas: of the training places.
+        region: of the training places.
 
     Raises:
         GeoError: there is no such head or fusion.
     """
-    cells = 0 if atlas.centres is None else len(atlas.centres)
-    heads: Heads = HEADS[model.head].make(size_of(model, dim, views, atlas.classes, cells), model)
-    heads.settle(atlas)
+    cells = 0 if region.centres is None else len(region.centres)
+    heads: Heads = HEADS[model.head].make(size_of(model, dim, views, region.classes, cells), model)
+    heads.settle(region)
     return heads
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from geo_embed.heads.heads import POINTED, TRAINED
 from geo_embed.heads.layers import Drop, classification_flop, gps_flop, keep
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 from geo_embed.heads.separate import Separate
 from geo_embed.registry import HEADS
 
@@ -29,9 +29,9 @@ class Hierarchical(Separate):
     [[40.0, -100.0]]
     """
 
-    def settle(self, atlas: Atlas) -> None:
-        super().settle(atlas)
-        self.reach.copy_(atlas.state_reach)
+    def settle(self, region: Region) -> None:
+        super().settle(region)
+        self.reach.copy_(region.state_reach)
 
     def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         logits = self.states(vector, drop)

@@ -29,7 +29,7 @@ class Member:
         )
 
 
-class Best(nn.Module):
+class Mixture(nn.Module):
     """Members with their decision over the cells that they share."""
 
     def __init__(self, members: Sequence[Member], parts: Sequence[CellHeads], decision: Decision) -> None:
@@ -72,8 +72,8 @@ class Best(nn.Module):
         }
 
 
-def build_best(description: dict[str, Any], dim: int, views: int, classes: int) -> Best:
-    """A `Best` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
+def build_mixture(description: dict[str, Any], dim: int, views: int, classes: int) -> Mixture:
+    """A `Mixture` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
     given = description["members"]
     parts = [build_heads(entry, dim, views, classes) for entry in given]
     cells = [part for part in parts if isinstance(part, CellHeads)]
@@ -84,4 +84,4 @@ def build_best(description: dict[str, Any], dim: int, views: int, classes: int) 
         for entry, heads in zip(given, parts, strict=True)
     ]
     decision = dict(description["decision"])
-    return Best(members, cells, Decision(tuple(decision.pop("weights")), **decision))
+    return Mixture(members, cells, Decision(tuple(decision.pop("weights")), **decision))

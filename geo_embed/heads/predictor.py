@@ -18,7 +18,7 @@ from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.calibration import Calibration
 from geo_embed.heads.heads import Heads, build_heads
-from geo_embed.heads.mixture import Best, build_best
+from geo_embed.heads.mixture import Mixture, build_mixture
 from geo_embed.sphere import geometric_median_of, unit_to_degrees
 
 # Of recipe.json: a run of another number can't be read.
@@ -33,7 +33,7 @@ class Panel(nn.Module):
         fitted: calibration of the averaged probabilities.
     """
 
-    def __init__(self, parts: Sequence[Heads | Best], fitted: Calibration | None = None) -> None:
+    def __init__(self, parts: Sequence[Heads | Mixture], fitted: Calibration | None = None) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.calibration = fitted
@@ -72,11 +72,11 @@ class Panel(nn.Module):
         """Every set of heads with its weight in the answer, and the settings that its losses follow.
 
         Args:
-            training: of the plain heads; a `Best`'s members bring their own.
+            training: of the plain heads; a `Mixture`'s members bring their own.
         """
         found: list[tuple[Heads, float, Training]] = []
         for part in self.parts:
-            if isinstance(part, Best):
+            if isinstance(part, Mixture):
                 trainings = [member.training for member in part.members]
                 found += zip(part.heads, part.decision.weights, trainings, strict=True)
             elif isinstance(part, Heads):
@@ -88,7 +88,7 @@ class Panel(nn.Module):
         return {
             "format": FORMAT,
             "parts": [
-                {"best" if isinstance(part, Best) else "heads": part.description()}  # type: ignore[operator]
+                {"best" if isinstance(part, Mixture) else "heads": part.description()}  # type: ignore[operator]
                 for part in self.parts
             ],
             "calibration": None if self.calibration is None else asdict(self.calibration),
@@ -111,7 +111,7 @@ def build_panel(description: dict[str, Any], dim: int, views: int, classes: int)
     if description["format"] != FORMAT:
         raise ValueError(f"format {description['format']}, where this version reads {FORMAT}")
     parts = [
-        build_best(entry["best"], dim, views, classes)
+        build_mixture(entry["best"], dim, views, classes)
         if "best" in entry
         else build_heads(entry["heads"], dim, views, classes)
         for entry in description["parts"]

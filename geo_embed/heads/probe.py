@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from geo_embed.config import Training
 from geo_embed.heads.heads import CELLED, CellHeads
 from geo_embed.heads.layers import Drop, keep
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 from geo_embed.registry import HEADS, Size
 
 ROUNDS = 60
@@ -42,10 +42,10 @@ class Probe(CellHeads):
         self.add_cells(size)
         self.register_buffer("in_state", torch.zeros(size.classes, size.cells))
 
-    def settle(self, atlas: Atlas) -> None:
-        super().settle(atlas)
-        assert atlas.cells is not None
-        self.in_state.copy_(atlas.cells.in_state)
+    def settle(self, region: Region) -> None:
+        super().settle(region)
+        assert region.cells is not None
+        self.in_state.copy_(region.cells.in_state)
 
     def solve(self, vectors: Tensor, labels: Tensor, training: Training) -> None:
         weight, bias = fit_probe(vectors, labels, self.size.classes, training.l2)

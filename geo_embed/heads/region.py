@@ -24,8 +24,8 @@ _FEWEST_CELLS = 16
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """Made from training rows alone.
+class Region:
+    """The region that the training places cover; made from training rows alone.
 
     Attributes:
         centroids: (C, 2) float64 latitudes and longitudes of the states' centres, degrees.
@@ -53,9 +53,9 @@ class Atlas:
         return None if self.cells is None else self.cells.centres
 
 
-def make_atlas(
+def make_region(
     points: NDArray[np.float64], labels: NDArray[np.int64], classes: int, model: Model, *, seed: int
-) -> Atlas:
+) -> Region:
     """Look at the training places.
 
     Args:
@@ -74,7 +74,7 @@ def make_atlas(
     centroids = class_centroids(latitude, longitude, labels, classes)
     away = np.stack([latitude - centroids[labels, 0], wrap_longitude(longitude - centroids[labels, 1])])
     state_reach = np.maximum(np.abs(away).max(axis=1) * (1 + MARGIN), LEAST_REACH_DEGREES)
-    return Atlas(
+    return Region(
         centroids,
         np.bincount(labels, minlength=classes),
         middle,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rows import atlas_of, rows_of
+from rows import region_of, rows_of
 
 from geo_embed import geography
 from geo_embed.bench.planted import planted
@@ -20,7 +20,7 @@ from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
 from geo_embed.heads.decision import Answer, Decision
-from geo_embed.heads.region import Atlas
+from geo_embed.heads.region import Region
 
 SMALL = mixture.Member(
     "small",
@@ -52,9 +52,9 @@ def settings(budget: float = 1e-6, **model: object) -> tuple[Model, Training]:
     return Model.model_validate(model), Training(budget_seconds=budget)
 
 
-def cells_of(atlas: Atlas) -> Cells:
-    assert atlas.cells is not None
-    return atlas.cells
+def cells_of(region: Region) -> Cells:
+    assert region.cells is not None
+    return region.cells
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -> None:
     rows, classes = planted_rows()
     member = SMALL.but("", {"fusion": fusion, "head": head})
-    atlas = atlas_of(rows, member.model, classes)
-    heads = train(rows, atlas, member.model, member.training, seed=0).heads
-    made = mixture.Best([member], [heads], Decision())
+    region = region_of(rows, member.model, classes)
+    heads = train(rows, region, member.model, member.training, seed=0).heads
+    made = mixture.Mixture([member], [heads], Decision())
     present = rows.present[:50].clone()
     present[:, 2] = False
     garbage = rows.views[:50].clone()
@@ -112,19 +112,19 @@ def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -
     assert not torch.allclose(whole[0], hidden[0])
 
 
-def out_of(members: list[mixture.Member], rows: Rows, atlas: Atlas) -> list[Answer]:
+def out_of(members: list[mixture.Member], rows: Rows, region: Region) -> list[Answer]:
     return [
-        train(rows, atlas, one.model, one.training, seed=seed).heads.answer(rows.views, rows.present)
+        train(rows, region, one.model, one.training, seed=seed).heads.answer(rows.views, rows.present)
         for seed, one in enumerate(members)
     ]
 
 
 def test_a_mixture_is_no_worse_than_its_best_member() -> None:
     rows, classes = planted_rows()
-    atlas = atlas_of(rows, SMALL.model, classes)
-    cells = cells_of(atlas)
+    region = region_of(rows, SMALL.model, classes)
+    cells = cells_of(region)
     inner = room._InnerValidation(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
-    answers = out_of([SMALL.but("", epochs=1 + n) for n in range(3)], rows, atlas)
+    answers = out_of([SMALL.but("", epochs=1 + n) for n in range(3)], rows, region)
     weights = room._mix(answers, inner)
     assert sum(weights) == pytest.approx(1.0)
     used = [i for i, weight in enumerate(weights) if weight]
@@ -136,12 +136,12 @@ def test_a_mixture_is_no_worse_than_its_best_member() -> None:
 
 def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
     rows, classes = planted_rows()
-    atlas = atlas_of(rows, SMALL.model, classes)
+    region = region_of(rows, SMALL.model, classes)
     members = [SMALL, SMALL.but("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
-    parts = [train(rows, atlas, one.model, one.training, seed=0).heads for one in members]
-    made = mixture.Best(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
+    parts = [train(rows, region, one.model, one.training, seed=0).heads for one in members]
+    made = mixture.Mixture(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
     described = json.loads(json.dumps(made.description()))
-    again = mixture.build_best(described, rows.views.shape[2], rows.views.shape[1], classes)
+    again = mixture.build_mixture(described, rows.views.shape[2], rows.views.shape[1], classes)
     again.load_state_dict(made.state_dict())
     assert again.members == made.members
     assert again.decision == made.decision
@@ -180,11 +180,11 @@ def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -
     _, generous = room.fit_best(rows, 4, *settings(1000.0), seed=0)
     raced = [trial.member for trial in generous.trials]
     assert raced == [*PROBES, "evidence-tau200", "average-tau200", "evidence-tau75"]
-    atlas = atlas_of(rows, SMALL.model)
+    region = region_of(rows, SMALL.model)
     members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, len(rows))
-    cost = room.epoch_seconds(members[3], rows, atlas) * 4 * members[3].training.epochs
+    cost = room.epoch_seconds(members[3], rows, region) * 4 * members[3].training.epochs
     assert cost > 0
-    kept = room._affordable(members, rows, atlas, 1.01 * cost)
+    kept = room._affordable(members, rows, region, 1.01 * cost)
     assert [member.name for member in kept][:3] == PROBES
     assert 4 <= len(kept) < 6
     assert all(member.model.head == "probe" for member in stingy.members)
@@ -202,15 +202,15 @@ def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_
     rows = rows_of(60)
     inners: list[Any] = []
     inner_of = room._InnerValidation
-    fits: list[tuple[Rows, Atlas]] = []
+    fits: list[tuple[Rows, Region]] = []
 
     def noted(*arguments: Any) -> Any:
         inners.append(inner_of(*arguments))
         return inners[-1]
 
-    def spied(train_rows: Rows, atlas: Atlas, *arguments: Any, **named: Any) -> TrainedHeads:
-        fits.append((train_rows, atlas))
-        return train(train_rows, atlas, *arguments, **named)
+    def spied(train_rows: Rows, region: Region, *arguments: Any, **named: Any) -> TrainedHeads:
+        fits.append((train_rows, region))
+        return train(train_rows, region, *arguments, **named)
 
     monkeypatch.setattr(room, "_InnerValidation", noted)
     monkeypatch.setattr(room, "train", spied)
@@ -226,16 +226,16 @@ def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_
         assert torch.equal(table, wanted.to_state)
         assert not torch.equal(table, own.to_state)
         for trial in range(len(race.trials)):
-            train_rows, atlas = fits[trial * len(inner.parts) + fold]
+            train_rows, region = fits[trial * len(inner.parts) + fold]
             assert torch.equal(train_rows.points, rows.points[rest])
-            assert torch.equal(cells_of(atlas).to_state, wanted.to_state)
+            assert torch.equal(cells_of(region).to_state, wanted.to_state)
 
 
 def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
     rows = rows_of(40)
-    atlas = atlas_of(rows, SMALL.model)
-    cells = cells_of(atlas)
-    (answer,) = out_of([SMALL], rows, atlas)
+    region = region_of(rows, SMALL.model)
+    cells = cells_of(region)
+    (answer,) = out_of([SMALL], rows, region)
     parts = [torch.arange(0, 40, 2), torch.arange(1, 40, 2)]
     inner = room._InnerValidation(rows, cells.centres, parts, [cells.to_state] * 2)
     whole = room._InnerValidation(rows, cells.centres, [torch.arange(40)], [cells.to_state])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import atlas_of, rows_of, tiny
+from rows import region_of, rows_of, tiny
 
 from geo_embed.config import Training
 from geo_embed.errors import GeoError
@@ -46,11 +46,11 @@ def job(
     seed: int, training: Training, rows: Rows = ROWS, validate: Any = None, **model: object
 ) -> TrainingJob:
     made = tiny(**model)
-    return TrainingJob(rows, atlas_of(rows, made), made, training, seed, validate)
+    return TrainingJob(rows, region_of(rows, made), made, training, seed, validate)
 
 
 def alone(one: TrainingJob, validate: Any = None) -> TrainedHeads:
-    return train(one.rows, one.atlas, one.model, one.training, seed=one.seed, validate=validate)
+    return train(one.rows, one.region, one.model, one.training, seed=one.seed, validate=validate)
 
 
 def close(stacked: TrainedHeads, wanted: TrainedHeads, tolerance: float = 2e-4) -> None:
@@ -149,13 +149,13 @@ def test_all_stop_when_the_last_has_stopped() -> None:
 
 
 @pytest.mark.parametrize("kind", ["separate", "hierarchical", "geocells"])
-def test_folds_of_one_size_have_an_atlas_each(kind: str) -> None:
+def test_folds_of_one_size_have_a_region_each(kind: str) -> None:
     held = [torch.arange(len(ROWS)) % 3 != fold for fold in range(3)]
     # One sample per cell: as many cells in every fold.
     shape = {"head": kind, "cell_samples": 1, "fusion": "attention"}
     jobs = [job(seed, settings(), ROWS.take(mask), **shape) for seed, mask in enumerate(held)]
     assert stackable(jobs)
-    assert not torch.equal(jobs[0].atlas.middle, jobs[1].atlas.middle)
+    assert not torch.equal(jobs[0].region.middle, jobs[1].region.middle)
     for one, got in zip(jobs, train_stacked(jobs), strict=True):
         close(got, alone(one))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rows import atlas_of, rows_of, tiny
+from rows import region_of, rows_of, tiny
 
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
@@ -39,7 +39,7 @@ def settings(**changes: object) -> Training:
 def fit(
     model: Model, training: Training, *, rows: Rows = ROWS, seed: int = 0, validate: Any = None
 ) -> TrainedHeads:
-    return train(rows, atlas_of(rows, model), model, training, seed=seed, validate=validate)
+    return train(rows, region_of(rows, model), model, training, seed=seed, validate=validate)
 
 
 def weights(trained: TrainedHeads) -> dict[str, torch.Tensor]:
@@ -74,8 +74,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(kind: str) 
     assert same(weights(first), weights(second))
     assert first.history == second.history
     if kind != "probe":
-        # The atlas is the same: what differs is what was drawn in training.
-        other = train(ROWS, atlas_of(ROWS, model), model, training, seed=2)
+        # The region is the same: what differs is what was drawn in training.
+        other = train(ROWS, region_of(ROWS, model), model, training, seed=2)
         assert not torch.equal(weights(first)["fusion.gate.weight"], weights(other)["fusion.gate.weight"])
 
 
@@ -162,7 +162,7 @@ def test_weights_that_the_last_step_blew_up_are_found_though_no_loss_was_taken_w
 
 
 def test_only_matrices_are_decayed() -> None:
-    heads = new_heads(ROWS, atlas_of(ROWS, tiny()), tiny(), 0)
+    heads = new_heads(ROWS, region_of(ROWS, tiny()), tiny(), 0)
     decayed, rest = make_adamw(list(heads.parameters()), settings(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0)
     assert all(p.ndim == 2 for p in decayed["params"])
@@ -177,9 +177,9 @@ def test_standardising_gives_mean_zero_and_variance_one_over_the_views_that_are_
     x = garbage.views[ROWS.present].float() * scale + shift
     torch.testing.assert_close(x.mean(0), torch.zeros(x.shape[1]), atol=1e-3, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(x.shape[1]), atol=1e-2, rtol=0)
-    heads = new_heads(garbage, atlas_of(ROWS, tiny()), tiny(standardise=True), 0)
+    heads = new_heads(garbage, region_of(ROWS, tiny()), tiny(standardise=True), 0)
     assert torch.equal(heads.scale, scale)
-    assert torch.equal(new_heads(garbage, atlas_of(ROWS, tiny()), tiny(), 0).scale, torch.ones(16))
+    assert torch.equal(new_heads(garbage, region_of(ROWS, tiny()), tiny(), 0).scale, torch.ones(16))
 
 
 def test_a_feature_that_is_constant_in_training_says_nothing() -> None:
@@ -207,8 +207,8 @@ def test_a_dropout_masks_entries_don_t_depend_on_each_other() -> None:
 
 def source_of(training: Training, model: Model | None = None, rows: Rows = ROWS, seed: int = 0) -> Any:
     model = model or tiny()
-    atlas = atlas_of(rows, model)
-    return make_source(new_heads(rows, atlas, model, seed), rows, atlas, model, training, seed)
+    region = region_of(rows, model)
+    return make_source(new_heads(rows, region, model, seed), rows, region, model, training, seed)
 
 
 def test_an_epoch_shows_every_sample_once_in_another_order_each_time() -> None:
@@ -272,15 +272,15 @@ def test_hidden_views_are_as_many_as_asked_and_never_the_last_ones(absent: float
 
 def test_a_swapped_view_comes_from_a_sample_of_the_same_cell_and_from_the_same_view() -> None:
     rows, model = rows_of(200, absent=0.3), tiny(head="geocells")
-    atlas = atlas_of(rows, model)
-    assert atlas.cells is not None
-    cells = atlas.cells.owner
+    region = region_of(rows, model)
+    assert region.cells is not None
+    cells = region.cells.owner
     # Each view carries the number of its sample and its own.
     views = torch.arange(200.0)[:, None, None].expand(200, 3, 16).clone()
     views[:, :, 1] = torch.arange(3.0)
     rows = replace(rows, views=views)
-    heads = new_heads(rows, atlas, model, 0)
-    source = make_source(heads, rows, atlas, model, settings(view_swap=0.5), 0)
+    heads = new_heads(rows, region, model, 0)
+    source = make_source(heads, rows, region, model, settings(view_swap=0.5), 0)
     place = {tuple(point.tolist()): row for row, point in enumerate(rows.points.float())}
     swapped = total = 0
     for batch in source.epoch():
@@ -305,11 +305,11 @@ def test_a_swapped_view_comes_from_a_sample_of_the_same_cell_and_from_the_same_v
 
 def test_a_gallery_holds_every_sample_by_its_cell() -> None:
     model = tiny(head="geocells")
-    atlas = atlas_of(ROWS, model)
+    region = region_of(ROWS, model)
     heads = fit(model, settings()).heads
-    gallery = gallery_of(heads, ROWS, atlas)
-    assert atlas.cells is not None
-    assert torch.equal(gallery.cells, atlas.cells.owner.sort().values)
+    gallery = gallery_of(heads, ROWS, region)
+    assert region.cells is not None
+    assert torch.equal(gallery.cells, region.cells.owner.sort().values)
     assert gallery.vectors.shape == (len(ROWS), 12)
     assert torch.equal(gallery.points.sort(dim=0).values, ROWS.points.sort(dim=0).values)
 
@@ -317,12 +317,12 @@ def test_a_gallery_holds_every_sample_by_its_cell() -> None:
 def test_a_refiner_is_found_where_neighbours_tell_the_place_and_never_for_a_probe() -> None:
     # Few cells, so that their median is vague; held-out samples are the learnt ones, so that neighbours are perfect.
     model = tiny(head="geocells", most_cells=4, head_hidden=32)
-    atlas = atlas_of(ROWS, model)
+    region = region_of(ROWS, model)
     heads = fit(model, settings(epochs=30)).heads
-    refiner = find_refiner(heads, atlas, ROWS, ROWS)
+    refiner = find_refiner(heads, region, ROWS, ROWS)
     assert refiner is not None
     before = heads.predict(ROWS.views, ROWS.present)[1]
-    heads.look_up(gallery_of(heads, ROWS, atlas), refiner)
+    heads.look_up(gallery_of(heads, ROWS, region), refiner)
     after = heads.predict(ROWS.views, ROWS.present)[1]
     from geo_embed.geography import haversine_km, to_degrees
 
@@ -333,14 +333,14 @@ def test_a_refiner_is_found_where_neighbours_tell_the_place_and_never_for_a_prob
 
     assert km(after) < 0.8 * km(before)
     probe = tiny(head="probe")
-    assert find_refiner(fit(probe, settings()).heads, atlas_of(ROWS, probe), ROWS, ROWS) is None
+    assert find_refiner(fit(probe, settings()).heads, region_of(ROWS, probe), ROWS, ROWS) is None
 
 
 def test_one_class_and_one_sample_are_no_faults() -> None:
     for kind in tuple(HEADS.built_in):
         rows = rows_of(1, classes=1)
         model = tiny(head=kind, standardise=True)
-        trained = train(rows, atlas_of(rows, model, 1), model, settings(), seed=0)
+        trained = train(rows, region_of(rows, model, 1), model, settings(), seed=0)
         with torch.no_grad():
             states, points = trained.heads.predict(rows.views, rows.present)
         assert states.tolist() == [[1.0]]

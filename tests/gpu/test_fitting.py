@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from rows import atlas_of, rows_of, tiny
+from rows import region_of, rows_of, tiny
 
 from geo_embed.config import Config, Training
 from geo_embed.fitting.examples import Rows
@@ -59,13 +59,13 @@ def jobs_of(rows: Rows, kind: str, fusion: str, **changes: object) -> list[Train
     here = _to(rows, "cpu")
     base = {"epochs": 3, "batch_size": 40, "gps_loss": "haversine"} | changes
     return [
-        TrainingJob(rows, atlas_of(here, made), made, Training.model_validate(base | apart), seed)
+        TrainingJob(rows, region_of(here, made), made, Training.model_validate(base | apart), seed)
         for seed, apart in enumerate(APART)
     ]
 
 
 def alone(job: TrainingJob) -> TrainedHeads:
-    return train(job.rows, job.atlas, job.model, job.training, seed=job.seed)
+    return train(job.rows, job.region, job.model, job.training, seed=job.seed)
 
 
 @pytest.mark.parametrize(("fusion", "kind"), PAIRS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rows import CLASSES, atlas_of, rows_of, tiny
+from rows import CLASSES, region_of, rows_of, tiny
 from torch import Tensor
 
 from geo_embed.config import GpsBox, Model
@@ -37,14 +37,14 @@ def _seeded() -> None:
 
 def heads_of(rows: Any = ROWS, **changes: object) -> Heads:
     model = tiny(**changes)
-    return make_heads(rows.views.shape[2], rows.views.shape[1], model, atlas_of(rows, model)).eval()
+    return make_heads(rows.views.shape[2], rows.views.shape[1], model, region_of(rows, model)).eval()
 
 
 def plain(**changes: object) -> Heads:
     """The plain recipe's heads over a wide embedding, for 33 states."""
     rows = rows_of(99, classes=33, middle=(0.0, 0.0))
     model = Model.model_validate(changes)
-    return make_heads(768, 4, model, atlas_of(rows, model, 33)).eval()
+    return make_heads(768, 4, model, region_of(rows, model, 33)).eval()
 
 
 # ---------------------------------------------------------------- the plain recipe
@@ -231,17 +231,17 @@ def test_hierarchical_moves_from_the_likeliest_states_centre_no_farther_than_a_s
 ) -> None:
     rows = rows_of(middle=middle)
     heads = heads_of(rows, head="hierarchical")
-    atlas = atlas_of(rows, tiny())
+    region = region_of(rows, tiny())
     with torch.no_grad():
         out = heads(rows.views, rows.present)
         vector = fuse_average(rows.views.float(), rows.present)
-        offset = torch.from_numpy(atlas.centroids).float()[out["logits"].argmax(1)]
-        wanted = offset + atlas.state_reach * heads.gps(vector)
+        offset = torch.from_numpy(region.centroids).float()[out["logits"].argmax(1)]
+        wanted = offset + region.state_reach * heads.gps(vector)
         torch.testing.assert_close(out["points"], wanted)
         far = heads(rows.views.float() * 1e6, rows.present)
-    away = (far["points"] - torch.from_numpy(atlas.centroids).float()[far["logits"].argmax(1)]).abs()
-    assert (away <= atlas.state_reach + 1e-3).all()
-    assert (away.max(0).values > 0.9 * atlas.state_reach).all()
+    away = (far["points"] - torch.from_numpy(region.centroids).float()[far["logits"].argmax(1)]).abs()
+    assert (away <= region.state_reach + 1e-3).all()
+    assert (away.max(0).values > 0.9 * region.state_reach).all()
 
 
 @pytest.mark.parametrize("kind", ["separate", "dual", "hierarchical"])
@@ -256,10 +256,10 @@ def test_points_of_a_country_across_the_antimeridian_lie_in_it_on_either_side(ki
     east = points[:, 1] < 0
     assert east.any()
     assert (~east).any()
-    atlas = atlas_of(rows, tiny())
-    west_edge = float(atlas.middle[1] - atlas.reach[1])
-    span = 2 * float(atlas.reach[1] + (atlas.state_reach[1] if kind == "hierarchical" else 0))
-    slack = float(atlas.state_reach[1]) if kind == "hierarchical" else 0.0
+    region = region_of(rows, tiny())
+    west_edge = float(region.middle[1] - region.reach[1])
+    span = 2 * float(region.reach[1] + (region.state_reach[1] if kind == "hierarchical" else 0))
+    slack = float(region.state_reach[1]) if kind == "hierarchical" else 0.0
     assert ((points[:, 1] - (west_edge - slack)) % 360 <= span + 1e-3).all()
 
 
@@ -293,9 +293,9 @@ def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -
 def test_a_probes_cells_are_those_of_its_states() -> None:
     heads = heads_of(head="probe")
     said = heads.answer(ROWS.views, ROWS.present)
-    atlas = atlas_of(ROWS, tiny(head="probe"))
-    assert atlas.cells is not None
-    torch.testing.assert_close(said.cells.exp(), said.states.exp() @ atlas.cells.in_state, atol=1e-6, rtol=0)
+    region = region_of(ROWS, tiny(head="probe"))
+    assert region.cells is not None
+    torch.testing.assert_close(said.cells.exp(), said.states.exp() @ region.cells.in_state, atol=1e-6, rtol=0)
 
 
 def test_a_vector_per_view_makes_attention_mind_the_order_of_views() -> None:
@@ -357,7 +357,7 @@ def test_heads_come_back_from_their_description_and_state_dict(kind: str, fusion
 def test_a_refiner_comes_back_too(fusion: str) -> None:
     heads = heads_of(head="geocells", fusion=fusion)
     before = heads.predict(ROWS.views, ROWS.present)[1]
-    heads.look_up(gallery_of(heads, ROWS, atlas_of(ROWS, heads.model)), Refiner(5, 4, 0.03, 1000.0))
+    heads.look_up(gallery_of(heads, ROWS, region_of(ROWS, heads.model)), Refiner(5, 4, 0.03, 1000.0))
     after = heads.predict(ROWS.views, ROWS.present)[1]
     assert not torch.equal(before, after)
     copy = again(heads)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rows import CLASSES, atlas_of, rows_of, tiny
+from rows import CLASSES, region_of, rows_of, tiny
 
 from geo_embed.config import Config, Training
 from geo_embed.errors import GeoError
@@ -18,7 +18,7 @@ from geo_embed.geography import haversine_km, to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.decision import Decision
 from geo_embed.heads.heads import Heads
-from geo_embed.heads.mixture import Best, Member
+from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.predictor import FORMAT, Panel, build_panel
 from geo_embed.heads.refine import Refiner
 from geo_embed.runs.recipe import load_heads
@@ -32,13 +32,13 @@ TRAINING = Training(epochs=3, batch_size=32, learning_rate=1e-2)
 
 def heads(seed: int = 0, **model: object) -> Heads:
     made = tiny(**model)
-    return train(ROWS, atlas_of(ROWS, made), made, TRAINING, seed=seed).heads
+    return train(ROWS, region_of(ROWS, made), made, TRAINING, seed=seed).heads
 
 
-def best_of(*kinds: str) -> Best:
+def best_of(*kinds: str) -> Mixture:
     members = [Member(kind, tiny(head=kind), TRAINING) for kind in kinds]
     shares = tuple(1 / len(kinds) for _ in kinds)
-    return Best(members, [heads(head=kind) for kind in kinds], Decision(shares, 0.25, 1.2, 0.8)).eval()
+    return Mixture(members, [heads(head=kind) for kind in kinds], Decision(shares, 0.25, 1.2, 0.8)).eval()
 
 
 def answers(part: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_parts_on_either_side_of_the_antimeridian_meet_there_not_on_the_other_si
     parts = []
     for seed in range(3):
         model = tiny()
-        parts.append(train(rows, atlas_of(rows, model), model, TRAINING, seed=seed).heads)
+        parts.append(train(rows, region_of(rows, model), model, TRAINING, seed=seed).heads)
     with torch.no_grad():
         _, points = Panel(parts).predict(rows.views, rows.present)
     assert (points[:, 1].abs() > 160).all()
@@ -133,7 +133,7 @@ def test_a_calibration_survives_its_description(kind: Any) -> None:
 
 def refined() -> Heads:
     made = heads(head="geocells", fusion="evidence")
-    made.look_up(gallery_of(made, ROWS, atlas_of(ROWS, made.model)), Refiner(3, 4, 0.1, 500.0))
+    made.look_up(gallery_of(made, ROWS, region_of(ROWS, made.model)), Refiner(3, 4, 0.1, 500.0))
     return made
 
 

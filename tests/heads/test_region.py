@@ -1,15 +1,15 @@
-"""The atlas is what the training places say: centres, a box with room to spare, and cells."""
+"""The region is what the training places say: centres, a box with room to spare, and cells."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from rows import CLASSES, atlas_of, rows_of, tiny
+from rows import CLASSES, region_of, rows_of, tiny
 
 from geo_embed.errors import GeoError
 from geo_embed.geography import class_centroids, region_box, to_degrees, to_unit_vectors, wrap_longitude
-from geo_embed.heads.region import make_atlas
+from geo_embed.heads.region import make_region
 
 LATITUDE, LONGITUDE = np.array([10.0, 20.0, 14.0, 10.0]), np.array([-60.0, -50.0, -52.0, -54.0])
 LABELS = np.array([0, 0, 1, 1])
@@ -17,34 +17,34 @@ LABELS = np.array([0, 0, 1, 1])
 
 def test_centres_and_counts_are_those_of_the_training_samples() -> None:
     rows = rows_of()
-    atlas = atlas_of(rows, tiny())
+    region = region_of(rows, tiny())
     labels = rows.labels.numpy()
     wanted = class_centroids(*to_degrees(rows.points.numpy()), labels, CLASSES)
-    np.testing.assert_allclose(atlas.centroids, wanted)
-    assert atlas.counts.tolist() == np.bincount(labels).tolist()
-    assert atlas.classes == CLASSES
+    np.testing.assert_allclose(region.centroids, wanted)
+    assert region.counts.tolist() == np.bincount(labels).tolist()
+    assert region.classes == CLASSES
 
 
 def test_the_box_is_that_of_the_places_and_a_twentieth_more_on_every_side() -> None:
-    atlas = make_atlas(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, tiny(), seed=0)
-    assert atlas.middle.tolist() == pytest.approx([15, -55])
-    assert atlas.reach.tolist() == pytest.approx([5 + 0.5, 5 + 0.5])
+    region = make_region(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, tiny(), seed=0)
+    assert region.middle.tolist() == pytest.approx([15, -55])
+    assert region.reach.tolist() == pytest.approx([5 + 0.5, 5 + 0.5])
 
 
 def test_one_place_alone_gets_a_box_that_is_not_empty() -> None:
-    atlas = make_atlas(to_unit_vectors([10.0], [20.0]), np.array([0]), 1, tiny(head="geocells"), seed=0)
-    assert atlas.middle.tolist() == pytest.approx([10, 20])
-    assert atlas.reach.tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
-    assert atlas.state_reach.tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
-    assert atlas.cells is not None
-    assert atlas.cells.to_state.tolist() == [[1.0]]
+    region = make_region(to_unit_vectors([10.0], [20.0]), np.array([0]), 1, tiny(head="geocells"), seed=0)
+    assert region.middle.tolist() == pytest.approx([10, 20])
+    assert region.reach.tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert region.state_reach.tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert region.cells is not None
+    assert region.cells.to_state.tolist() == [[1.0]]
 
 
 def test_edges_that_are_given_win_one_by_one() -> None:
     def edges(**given: float) -> list[float]:
         model = tiny(gps_box=given)
-        atlas = make_atlas(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, model, seed=0)
-        low, high = atlas.middle - atlas.reach, atlas.middle + atlas.reach
+        region = make_region(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, model, seed=0)
+        low, high = region.middle - region.reach, region.middle + region.reach
         return [float(low[0]), float(high[0]), float(low[1]), float(high[1])]
 
     assert edges() == pytest.approx([9.5, 20.5, -60.5, -49.5], abs=1e-4)
@@ -59,9 +59,9 @@ def test_a_box_across_the_antimeridian_is_narrow_and_goes_on_beyond_180() -> Non
     assert region_box([0.0, 1.0], longitude, (None, None, None, -170)) == pytest.approx(
         (-0.1, 1.1, 175.6, 190)
     )
-    atlas = make_atlas(to_unit_vectors([0.0, 1.0], longitude), np.array([0, 0]), 1, tiny(), seed=0)
-    assert float(atlas.middle[1]) == pytest.approx(180)
-    assert float(atlas.reach[1]) == pytest.approx(4.4, rel=1e-4)
+    region = make_region(to_unit_vectors([0.0, 1.0], longitude), np.array([0, 0]), 1, tiny(), seed=0)
+    assert float(region.middle[1]) == pytest.approx(180)
+    assert float(region.reach[1]) == pytest.approx(4.4, rel=1e-4)
 
 
 def test_a_given_edge_beyond_the_places_is_an_error_that_names_the_setting() -> None:
@@ -75,12 +75,12 @@ def test_a_states_reach_is_the_farthest_any_place_lies_from_its_states_centre(
     middle: tuple[float, float],
 ) -> None:
     rows = rows_of(middle=middle)
-    atlas = atlas_of(rows, tiny())
+    region = region_of(rows, tiny())
     latitude, longitude = to_degrees(rows.points.numpy())
     labels = rows.labels.numpy()
-    up = np.abs(latitude - atlas.centroids[labels, 0]).max()
-    along = np.abs(wrap_longitude(longitude - atlas.centroids[labels, 1])).max()
-    assert atlas.state_reach.tolist() == pytest.approx([1.05 * up, 1.05 * along], rel=1e-5)
+    up = np.abs(latitude - region.centroids[labels, 0]).max()
+    along = np.abs(wrap_longitude(longitude - region.centroids[labels, 1])).max()
+    assert region.state_reach.tolist() == pytest.approx([1.05 * up, 1.05 * along], rel=1e-5)
     assert along < 6
 
 
@@ -97,7 +97,7 @@ def test_a_states_reach_is_the_farthest_any_place_lies_from_its_states_centre(
 def test_there_is_a_cell_per_so_many_samples_sixteen_at_least_and_no_more_than_allowed(
     n: int, settings: dict[str, int], wanted: int
 ) -> None:
-    cells = atlas_of(rows_of(n), tiny(head="geocells", **settings)).cells
+    cells = region_of(rows_of(n), tiny(head="geocells", **settings)).cells
     assert cells is not None
     assert wanted * 0.8 <= len(cells.centres) <= wanted
     torch.testing.assert_close(cells.to_state.sum(1), torch.ones(len(cells.centres)))
@@ -107,7 +107,7 @@ def test_there_is_a_cell_per_so_many_samples_sixteen_at_least_and_no_more_than_a
 @pytest.mark.parametrize("kind", ["quad", "voronoi"])
 def test_cells_are_of_the_kind_that_is_asked_for(kind: str) -> None:
     rows = rows_of()
-    cells = atlas_of(rows, tiny(head="geocells", cells=kind)).cells
+    cells = region_of(rows, tiny(head="geocells", cells=kind)).cells
     assert cells is not None
     assert ((cells.to_state == 0) | (cells.to_state == 1)).all()
     assert (cells.to_state[cells.owner].argmax(1) == rows.labels).all()
@@ -115,4 +115,4 @@ def test_cells_are_of_the_kind_that_is_asked_for(kind: str) -> None:
 
 def test_heads_without_cells_get_none() -> None:
     for head in ("separate", "dual", "hierarchical"):
-        assert atlas_of(rows_of(), tiny(head=head)).cells is None
+        assert region_of(rows_of(), tiny(head=head)).cells is None

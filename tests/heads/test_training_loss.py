@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from rows import CLASSES, atlas_of, rows_of, tiny
+from rows import CLASSES, region_of, rows_of, tiny
 from torch import Tensor
 
 from geo_embed import geography
@@ -18,7 +18,7 @@ from geo_embed.sphere import soft_targets
 
 ROWS = rows_of()
 POINTS = ROWS.points.float()
-FLAT, CELLS = atlas_of(ROWS, tiny()), atlas_of(ROWS, tiny(head="geocells"))
+FLAT, CELLS = region_of(ROWS, tiny()), region_of(ROWS, tiny(head="geocells"))
 LATITUDE, LONGITUDE = geography.to_degrees(ROWS.points.numpy())
 TRUTH = torch.stack([torch.from_numpy(LATITUDE), torch.from_numpy(LONGITUDE)], dim=1).float()
 
@@ -34,12 +34,12 @@ def said(*, cells: bool = False) -> dict[str, Tensor]:
 
 def loss(out: Mapping[str, Tensor], **settings: object) -> Tensor:
     training = Training.model_validate(settings)
-    atlas = CELLS if "cells" in out else FLAT
+    region = CELLS if "cells" in out else FLAT
     return objective(
         out,
         ROWS.labels,
         POINTS,
-        make_tables(atlas.centroids, atlas.counts, atlas.centres, training, torch.device("cpu")),
+        make_tables(region.centroids, region.counts, region.centres, training, torch.device("cpu")),
         training,
     )
 
