@@ -29,17 +29,22 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
         split: `train` or `test`.
         decode: decode every picture too, instead of only looking for its file.
     """
-    samples, problems = check_samples(config, split)
+    samples, problems = check_samples(config.paths, config.model.view_names, split)
     if samples is None:
         return Checked(split, 0, problems)
     absent = missing_images(samples)
     problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
     if decode:
-        problems += _undecodable(config, samples, {(i, v) for i, v, _ in absent})
+        workers, every = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
+        problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, every)
     return Checked(split, len(samples), problems)
 
 
-def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]]) -> list[Problem]:
+def _undecodable(
+    samples: Samples, absent: set[tuple[int, int]], workers: int, progress_seconds: float
+) -> list[Problem]:
+    """Pictures that are there and can't be decoded."""
+
     def look(place: tuple[int, int]) -> str:
         if place in absent:
             return ""
@@ -55,8 +60,8 @@ def _undecodable(config: Config, samples: Samples, absent: set[tuple[int, int]])
     views = range(len(samples.view_names))
     total = len(samples) * len(views)
     with (
-        progress("decode", total, "images", config.tracking.progress_seconds) as advance,
-        ThreadPoolExecutor(config.inference.workers or cpu_count()) as pool,
+        progress("decode", total, "images", progress_seconds) as advance,
+        ThreadPoolExecutor(workers) as pool,
     ):
         # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
         for start in range(0, len(samples), _BLOCK):

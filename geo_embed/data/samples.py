@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
-from geo_embed.config import Config
+from geo_embed.config import Config, Paths
 from geo_embed.errors import GeoError
 
 SPLITS = ("train", "test")
@@ -79,7 +79,7 @@ def load_samples(config: Config, split: str) -> Samples:
     Raises:
         GeoError: the first problem of the CSVs, with file, row and column, and how many more there are.
     """
-    samples, problems = check_samples(config, split)
+    samples, problems = check_samples(config.paths, config.model.view_names, split)
     if samples is None or problems:
         first, more = problems[0], len(problems) - 1
         if first.kind == "missing-file":
@@ -103,9 +103,9 @@ def truth_of(samples: Samples) -> Truth:
     return samples.truth
 
 
-def load_mapping(config: Config) -> dict[int, str]:
+def load_mapping(path: Path) -> dict[int, str]:
     """`state_idx` to state name, ascending. Raises GeoError with the first problem."""
-    mapping, problems = _check_mapping(config.paths.mapping())
+    mapping, problems = _check_mapping(path)
     if problems:
         raise GeoError(problems[0].message, where=problems[0].where, hint="correct the state mapping")
     return mapping
@@ -147,10 +147,9 @@ def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int
     return missing
 
 
-def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Problem]]:
+def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Samples | None, list[Problem]]:
     """One split and every problem of its CSVs; no samples where they can't be told from the file at all."""
-    path = config.paths.csv(split)
-    views = config.model.view_names
+    path = paths.csv(split)
     image_columns = [f"image_{view}" for view in views]
     truth_columns = ["state", "state_idx", "latitude", "longitude"] if split == "train" else []
     table, problems = read_csv(path, ["sample_id", *image_columns, *truth_columns])
@@ -172,10 +171,10 @@ def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Prob
         )
     truth: Truth | None = None
     if truth_columns:
-        mapping, mapping_problems = _check_mapping(config.paths.mapping())
+        mapping, mapping_problems = _check_mapping(paths.mapping())
         problems += mapping_problems
-        truth, found = _check_truth(path, table, mapping if not mapping_problems else None)
-        problems += found
+        truth, truth_problems = _check_truth(path, table, mapping if not mapping_problems else None)
+        problems += truth_problems
 
     # NumPy's own strings take a third of the memory of Python's: it counts with millions of rows.
     images = np.empty((len(table), len(views)), dtype=np.dtypes.StringDType())
@@ -185,7 +184,7 @@ def check_samples(config: Config, split: str) -> tuple[Samples | None, list[Prob
         Samples(
             split=split,
             csv=path,
-            image_root=config.paths.images(split),
+            image_root=paths.images(split),
             view_names=views,
             sample_id=table["sample_id"].to_numpy(dtype=object),
             images=images,
@@ -267,8 +266,8 @@ def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
         return {}, problems
     if table.empty:
         return {}, [Problem("empty", str(path), "the file has a header but no rows")]
-    index, found = _numbers(path, table["state_idx"], integer=True)
-    problems += found
+    index, more = _numbers(path, table["state_idx"], integer=True)
+    problems += more
     problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
     for column in ("state_idx", "state"):
         repeated = table[column].duplicated() & (table[column] != "")
@@ -286,9 +285,9 @@ def _check_truth(
     index, problems = _numbers(path, table["state_idx"], integer=True)
     degrees: dict[str, NDArray[np.float64]] = {}
     for column, bound in (("latitude", 90), ("longitude", 180)):
-        degrees[column], found = _numbers(path, table[column])
+        degrees[column], more = _numbers(path, table[column])
         outside = np.abs(degrees[column]) > bound
-        problems += found + _listed(
+        problems += more + _listed(
             "range",
             path,
             column,
@@ -309,9 +308,9 @@ def _check_truth(
             table["state_idx"],
         )
         differs = (named.notna() & (table["state"] != "") & (named != table["state"])).to_numpy()
-        said = table["state"].str.cat(table["state_idx"], " / ")
+        pairs = table["state"].str.cat(table["state_idx"], " / ")
         problems += _listed(
-            "state-mismatch", path, "state", table.index[differs], "contradicts the state mapping:", said
+            "state-mismatch", path, "state", table.index[differs], "contradicts the state mapping:", pairs
         )
     state_idx = np.nan_to_num(index, nan=-1).astype(np.int64)
     return Truth(state_idx, degrees["latitude"], degrees["longitude"]), problems

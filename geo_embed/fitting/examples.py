@@ -88,7 +88,9 @@ def open_training_data(
     head = slice(0, len(samples) if limit is None else min(limit, len(samples)))
     embeddings = read_store(store, head)
     rows = np.flatnonzero(embeddings.present.any(axis=1))
-    return TrainingData(samples, store, join(embeddings, truth_of(samples), load_mapping(config)), rows)
+    return TrainingData(
+        samples, store, join(embeddings, truth_of(samples), load_mapping(config.paths.mapping())), rows
+    )
 
 
 def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examples:

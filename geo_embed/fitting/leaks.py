@@ -85,7 +85,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
     store = _find_store(config)
     if store is not None:
         check_fits(store, samples)
-    places, views = _open(samples, store, load_mapping(config))
+    places, views = _open(samples, store, load_mapping(config.paths.mapping()))
     masks = validation_masks(places, config.training)
     found = [
         leak

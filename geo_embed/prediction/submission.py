@@ -186,7 +186,7 @@ def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]
 
 
 def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
-    mapping = load_mapping(config)
+    mapping = load_mapping(config.paths.mapping())
     largest = max(config.inference.max_state_idx, *mapping)
     ranked = np.full((len(table), len(PREDICTED_STATES)), -1, dtype=np.int64)
     for rank, column in enumerate(PREDICTED_STATES):

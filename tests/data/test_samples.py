@@ -61,7 +61,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def problems(config: Config, split: str = "train") -> list[Problem]:
-    return check_samples(config, split)[1]
+    return check_samples(config.paths, config.model.view_names, split)[1]
 
 
 def only_problem(config: Config, split: str = "train") -> Problem:
@@ -133,7 +133,7 @@ def test_a_mapping_with_bom_crlf_and_any_order_is_the_same_mapping(write: Write)
     config = write(
         mapping="\ufeffstate,extra,state_idx\r\nNew Mexico,x,30\r\n\r\nCalifornia,y,4\r\nDelaware,,7\r\n"
     )
-    assert load_mapping(config) == {4: "California", 7: "Delaware", 30: "New Mexico"}
+    assert load_mapping(config.paths.mapping()) == {4: "California", 7: "Delaware", 30: "New Mexico"}
     assert_usual(load_samples(config, "train"))
 
 
@@ -287,7 +287,7 @@ def test_a_fault_of_the_mapping_is_told_as_the_mappings_and_only_once(
     assert "state_mapping.csv" in problem.where
     assert problem.where.endswith(place)
     with pytest.raises(GeoError):
-        load_mapping(config)
+        load_mapping(config.paths.mapping())
 
 
 @pytest.mark.parametrize(

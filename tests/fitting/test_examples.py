@@ -148,4 +148,4 @@ def test_where_no_sample_has_a_picture_there_is_nothing_to_join(config: Config) 
     embeddings = read_store(store)
     bare = replace(embeddings, present=np.zeros_like(embeddings.present))
     with pytest.raises(GeoError, match="no sample has a picture"):
-        join(bare, truth_of(load_samples(config, "train")), load_mapping(config))
+        join(bare, truth_of(load_samples(config, "train")), load_mapping(config.paths.mapping()))
