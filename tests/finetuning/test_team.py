@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import Nursery, Ran
 
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
@@ -19,7 +22,7 @@ from geo_embed.finetuning.team import Share, Team, _tells_of_a_loss, join_team
 from geo_embed.fitting.fit import fit_heads
 
 if TYPE_CHECKING:
-    from conftest import Country, Geo, Ran
+    from conftest import Country, Geo
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 HOW = {
@@ -89,7 +92,7 @@ def test_a_lost_process_is_told_from_a_fault_of_ours() -> None:
     assert not _tells_of_a_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-# With torchrun
+# In two processes: forks that find each other as torchrun's do, and torchrun itself where it is what is asked about
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +108,53 @@ def work(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tune(country: Country, work: Path, geo: Geo) -> Any:
-    def start(name: str, *more: object, command: tuple[str, ...] | None = None, **changes: object) -> Ran:
+def options(country: Country, work: Path) -> Callable[..., list[object]]:
+    """Everything after `geo`."""
+
+    def given(name: str, *more: object, **changes: object) -> list[object]:
         how = HOW | {f"finetune.{key}": value for key, value in changes.items()}
-        options = [*country.options(work), *(p for key, v in how.items() for p in ("--set", f"{key}={v}"))]
+        settings = [part for key, value in how.items() for part in ("--set", f"{key}={value}")]
         asked = ("--json", "finetune", "--name", name, "--init", "first", "--limit", 40)
-        return geo(*options, *asked, *more, command=command or (*TORCHRUN, "-m", "geo_embed"))
+        return [*country.options(work), *settings, *asked, *more]
+
+    return given
+
+
+def in_two(nursery: Nursery, directory: Path, arguments: list[object], before: str = "") -> Ran:
+    """The same command in two processes; `before` is Python that both run first. Nobody ends one because the other has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    together |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        nursery.start_in(
+            directory,
+            *arguments,
+            before=before,
+            environment=together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    first, second = (process.end() for process in processes)
+    return Ran(first.code or second.code, first.out + second.out, first.err + second.err)
+
+
+@pytest.fixture
+def tune(options: Any, nursery: Nursery, work: Path) -> Callable[..., Ran]:
+    """Fine-tune in two processes."""
+
+    def start(name: str, *more: object, before: str = "", **changes: object) -> Ran:
+        return in_two(nursery, work, options(name, *more, **changes), before)
+
+    return start
+
+
+@pytest.fixture
+def tune_alone(options: Any, nursery: Nursery, work: Path) -> Callable[..., Ran]:
+    """Fine-tune in one process."""
+
+    def start(name: str, **changes: object) -> Ran:
+        return nursery.start_in(work, *options(name, **changes)).end()
 
     return start
 
@@ -136,10 +180,15 @@ def alone(country: Country, work: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
-def test_two_processes_learn_what_one_learns(tune: Any, work: Path, alone: Finetuned, sharded: bool) -> None:
+def test_two_processes_learn_what_one_learns(
+    tune: Any, options: Any, geo: Geo, work: Path, alone: Finetuned, sharded: bool
+) -> None:
     """Augmentation and dropout on, a last pass of five samples, and one process's turn to speak."""
     name = "parts" if sharded else "two"
-    together = tune(name, sharded=sharded)
+    if sharded:
+        together = tune(name, sharded=True)
+    else:
+        together = geo(*options(name), command=(*TORCHRUN, "-m", "geo_embed"))
     assert together.code == 0, together.err
     assert together.json["run"] == name
     assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1
@@ -163,7 +212,7 @@ def at_call(function: str, call: int, rank: int, then: str) -> str:
     """Python that does `then` at so many calls of a function in one process."""
     module, name = function.rsplit(".", 1)
     return f"""
-import importlib, signal
+import importlib, os, signal
 module, calls = importlib.import_module("geo_embed.{module}"), 0
 def counted(*arguments, whole=module.{name}):
     global calls
@@ -178,7 +227,7 @@ module.{name} = counted
 DIES = "os.kill(os.getpid(), 9)"
 # One process has room for two samples.
 TIGHT = """
-import torch
+import os, torch
 from geo_embed.finetuning.model import GeoModel
 forward = GeoModel.forward
 def tight(self, pixels, *arguments):
@@ -190,12 +239,10 @@ GeoModel.forward = tight
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
-    tune: Any, work: Path, tmp_path: Path
-) -> None:
+def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(tune: Any, work: Path) -> None:
     code = at_call("finetuning.step.backward_pass", 5, 1, DIES)
-    said = tune("lost", "--seed", 3, command=patched(tmp_path, code))
-    assert said.code not in (0, None)
+    said = tune("lost", "--seed", 3, before=code)
+    assert said.code != 0
     assert "error: another process of this training has ended (process 0 of 2)" in said.err
     assert "the same command goes on from the last checkpoint" in said.err
     latest = latest_checkpoint(work / "runs" / "lost" / "checkpoints")
@@ -208,14 +255,14 @@ def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(
 
 @pytest.mark.slow
 def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
-    tune: Any, work: Path, alone: Finetuned, tmp_path: Path
+    tune: Any, tune_alone: Any, work: Path, alone: Finetuned
 ) -> None:
     code = at_call("finetuning.loop.accumulate_gradients", 3, 1, DIES)
-    said = tune("lost-parts", command=patched(tmp_path, code), sharded=True, checkpoint_minutes=1e-9)
-    assert said.code not in (0, None)
+    said = tune("lost-parts", before=code, sharded=True, checkpoint_minutes=1e-9)
+    assert said.code != 0
     assert "error: another process of this training has ended (process 0 of 2)" in said.err
     shutil.copytree(work / "runs" / "lost-parts", work / "runs" / "lost-one")
-    in_one = tune("lost-one", command=(sys.executable, "-m", "geo_embed"))
+    in_one = tune_alone("lost-one")
     in_two = tune("lost-parts", sharded=True)
     for again in (in_one, in_two):
         assert again.code == 0, again.err
@@ -230,7 +277,9 @@ def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any, work: Path) -> None:
+def test_every_way_of_training_is_the_same_where_the_model_is_divided(
+    tune: Any, tune_alone: Any, work: Path
+) -> None:
     how = {
         "lora_rank": 2,
         "gradual": True,
@@ -239,7 +288,7 @@ def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any,
         "layer_decay": 0.5,
         "backbone_lr": 1e-2,
     }
-    assert tune("low-rank", command=(sys.executable, "-m", "geo_embed"), **how).code == 0
+    assert tune_alone("low-rank", **how).code == 0
     divided = tune("low-rank-parts", sharded=True, **how)
     assert divided.code == 0, divided.err
     one, two = history(work, "low-rank"), history(work, "low-rank-parts")
@@ -250,18 +299,20 @@ def test_every_way_of_training_is_the_same_where_the_model_is_divided(tune: Any,
 
 
 @pytest.mark.slow
-def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any, tmp_path: Path) -> None:
+def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any) -> None:
     """The other process waits for a part that will not come: it can't be asked to try again."""
-    said = tune("tight-parts", command=patched(tmp_path, TIGHT), sharded=True)
-    assert said.code not in (0, None)
+    said = tune("tight-parts", before=TIGHT, sharded=True)
+    assert said.code != 0
     assert "error: out of memory: no room" in said.err
     assert "use a smaller --batch-size" in said.err
 
 
 @pytest.mark.slow
-def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_path: Path) -> None:
+def test_torchrun_that_is_told_to_stop_saves_first(
+    options: Any, geo: Geo, work: Path, tmp_path: Path
+) -> None:
     code = at_call("finetuning.step.backward_pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
-    said = tune("stopped", "--seed", 4, command=patched(tmp_path, code))
+    said = geo(*options("stopped", "--seed", 4), command=patched(tmp_path, code))
     assert said.code != 0
     assert "the same command goes on from there" in said.err
     latest = latest_checkpoint(work / "runs" / "stopped" / "checkpoints")
@@ -271,19 +322,19 @@ def test_torchrun_that_is_told_to_stop_saves_first(tune: Any, work: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_fault_of_the_first_process_leaves_no_other_waiting(
-    country: Country, geo: Geo, tmp_path: Path
+    country: Country, nursery: Nursery, tmp_path: Path
 ) -> None:
     """The first fits the heads, and finds no cache."""
-    options = [*country.options(tmp_path), "--set", f"paths.cache_dir={tmp_path / 'empty'}"]
-    said = geo(*options, "finetune", "--name", "x", command=(*TORCHRUN, "-m", "geo_embed"))
-    assert said.code not in (0, None)
+    settings = [*country.options(tmp_path), "--set", f"paths.cache_dir={tmp_path / 'empty'}"]
+    said = in_two(nursery, tmp_path, [*settings, "finetune", "--name", "x"])
+    assert said.code != 0
     assert "error: no embeddings of the train split" in said.err
     assert said.out == ""
 
 
 @pytest.mark.slow
-def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path, tmp_path: Path) -> None:
-    said = tune("tight", command=patched(tmp_path, TIGHT))
+def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path) -> None:
+    said = tune("tight", before=TIGHT)
     assert said.code == 0, said.err
     assert said.err.count("out of memory: 4 samples per pass from now on") == 1
     whole = work / "runs" / "two" / "history.parquet"
