@@ -27,6 +27,8 @@ NO_PEFT = importlib.util.find_spec("peft") is None
 needs_peft = pytest.mark.skipif(NO_PEFT, reason="peft is not installed")
 each_family = pytest.mark.parametrize("family", EACH)
 RANK = 3
+# Training samples: two steps an epoch.
+FEW = 32
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def taken_as_best(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_has_plain_weights_changed_by_no_more_than_the_rank_and_only_where_there_are_updates(
     config: Config, run: Run, taken_as_best: None
 ) -> None:
-    finetune(having(config), name="low", init="first")
+    finetune(having(config), name="low", init="first", limit=FEW)
     before = load_file(Path(config.model.backbone_name) / "model.safetensors")
     after = tower_of(config, "low")
     assert before.keys() == after.keys()
@@ -186,20 +188,20 @@ def test_interrupted_it_goes_on_to_the_same_bits(
     config: Config, run: Run, taken_as_best: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = having(config, checkpoint_minutes=1e-9)
-    finetune(how, name="whole", init="first")
+    finetune(how, name="whole", init="first", limit=FEW)
     take_step = loop._optimizer_step
     steps: list[None] = []
 
     def fail(*arguments: object) -> None:
-        if len(steps) == 4:
+        if len(steps) == 3:
             raise GeoError("pulled the plug")
         steps.append(take_step(*arguments))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_optimizer_step", fail)
         with pytest.raises(GeoError, match="pulled the plug"):
-            finetune(how, name="halted", init="first")
-    finetune(how, name="halted", init="first")
+            finetune(how, name="halted", init="first", limit=FEW)
+    finetune(how, name="halted", init="first", limit=FEW)
     whole, halted = tower_of(how, "whole"), tower_of(how, "halted")
     assert all(torch.equal(whole[key], halted[key]) for key in whole)
 
@@ -208,8 +210,8 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 def test_half_way_to_the_frozen_weights_is_half_of_the_update(
     config: Config, run: Run, taken_as_best: None
 ) -> None:
-    finetune(having(config), name="full", init="first")
-    finetune(having(config, wise_ft=0.5), name="half", init="first")
+    finetune(having(config), name="full", init="first", limit=FEW)
+    finetune(having(config, wise_ft=0.5), name="half", init="first", limit=FEW)
     start = load_file(Path(config.model.backbone_name) / "model.safetensors")
     full, half = tower_of(config, "full"), tower_of(config, "half")
     for key in start:
