@@ -62,6 +62,15 @@ def geometric_median_of(points: Tensor, weights: Tensor, *, rounds: int = 30) ->
 
 
 def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
+    """`geometric_median_of` points c (n, k, 3) for few enough rows, in float64."""
+    # f(y) = Σ pᵢ dᵢ(y) with dᵢ the angle between y and cᵢ. On the sphere −∇f(y) = Σ pᵢ tᵢ / sin dᵢ, where tᵢ = cᵢ − (cᵢ·y) y is
+    # the part of cᵢ in the tangent plane at y, and |tᵢ| = sin dᵢ. It vanishes where Σ (pᵢ / sin dᵢ) cᵢ points along y: the
+    # fixed point of y ← normalised Σ (pᵢ / sin dᵢ) cᵢ.
+    #
+    # 1. Start: the best of the weighted mean and the eight heaviest points. f isn't convex on the sphere.
+    # 2. Step, all rows at once. At a point cᵢ = y the weight pᵢ / sin dᵢ has no value: it is left out, and y goes only part of
+    #    the way, by Vardi & Zhang's rule.
+    # 3. A row takes the step if f falls; when no row's does, all are done.
     p = weights / weights.sum(dim=1, keepdim=True)
     rows = torch.arange(len(c), device=c.device)
     start = (p[:, :, None] * c).sum(dim=1)

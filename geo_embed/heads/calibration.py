@@ -141,8 +141,8 @@ def fit_temperature(log_probabilities: Tensor, targets: Tensor) -> float:
         return float(F.nll_loss(F.log_softmax(z / math.exp(log_temperature), 1), targets))
 
     bounds = math.log(_COLDEST), math.log(_HOTTEST)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _LOG_TOLERANCE})
-    return math.exp(float(found.x))
+    least = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _LOG_TOLERANCE})
+    return math.exp(float(least.x))
 
 
 def apply(calibration: Calibration, log_probabilities: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ def cross_fitted(
     fold = torch.from_numpy(random_folds(len(labels), max(2, folds), seed)).to(labels.device)
     calibrated = torch.empty_like(log_probabilities)
     for part in range(max(2, folds)):
-        held = fold == part
-        calibrated[held] = apply(
-            fit_calibration(log_probabilities[~held], labels[~held], kind), log_probabilities[held]
+        val = fold == part
+        calibrated[val] = apply(
+            fit_calibration(log_probabilities[~val], labels[~val], kind), log_probabilities[val]
         )
     return calibrated
 

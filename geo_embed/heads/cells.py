@@ -186,6 +186,8 @@ def _quad_leaves(plane: NDArray[np.float64], members: NDArray[np.int64], limit: 
 def _join_small(
     plane: NDArray[np.float64], leaves: list[_Leaf], limit: float, *, at_any_size: bool = False
 ) -> list[_Leaf]:
+    # The smallest leaf below a quarter of the limit joins the nearest one. If both together were too large, it stays and is
+    # looked at again one level up, where it has more neighbours; at the top, `at_any_size`, it joins whatever comes of it.
     stays: set[int] = set()
     while len(leaves) > 1:
         small = [
@@ -195,15 +197,15 @@ def _join_small(
         ]
         if not small:
             break
-        one = leaves[min(small, key=lambda i: len(leaves[i].members))]
-        others = [leaf for leaf in leaves if leaf is not one]
-        far = np.square(np.stack([leaf.middle for leaf in others]) - one.middle).sum(axis=1)
-        other = others[int(far.argmin())]
-        if not at_any_size and len(one.members) + len(other.members) > limit:
-            stays.add(id(one))
+        smallest = leaves[min(small, key=lambda i: len(leaves[i].members))]
+        others = [leaf for leaf in leaves if leaf is not smallest]
+        far = np.square(np.stack([leaf.middle for leaf in others]) - smallest.middle).sum(axis=1)
+        near = others[int(far.argmin())]
+        if not at_any_size and len(smallest.members) + len(near.members) > limit:
+            stays.add(id(smallest))
             continue
-        members = np.concatenate([other.members, one.members])
-        leaves = [leaf for leaf in others if leaf is not other]
+        members = np.concatenate([near.members, smallest.members])
+        leaves = [leaf for leaf in others if leaf is not near]
         leaves.append(_Leaf(members, plane[members].mean(axis=0)))
     return leaves
 

@@ -230,5 +230,5 @@ def masked(views: Tensor, present: Tensor) -> Tensor:
 
 def shares(present: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, V) the same weight for every view that is there, sum 1."""
-    there = present.to(dtype)
-    return there / there.sum(dim=1, keepdim=True)
+    counted = present.to(dtype)
+    return counted / counted.sum(dim=1, keepdim=True)

@@ -257,8 +257,8 @@ def expected_score_loss(logits: Tensor, labels: Tensor, *, temperature: float = 
         labels: (B,) true classes.
         temperature: t, in logits.
     """
-    own = logits.gather(1, labels[:, None])
-    above = torch.sigmoid((logits - own) / temperature).sum(dim=1) - 0.5  # the class itself is σ(0)
+    true = logits.gather(1, labels[:, None])
+    above = torch.sigmoid((logits - true) / temperature).sum(dim=1) - 0.5  # the class itself is σ(0)
     loss = torch.zeros_like(above)
     for rank, (credit, below) in enumerate(zip(RANK_CREDIT, (*RANK_CREDIT[1:], 0.0), strict=True)):
         loss = loss + (credit - below) * (above - rank).clamp(0, 1)

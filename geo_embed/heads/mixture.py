@@ -1,4 +1,4 @@
-"""Members that answer over the cells that they share: what the race of `--preset best` chose."""
+"""Mixture of heads that answer over the cells that they share: what the race of `--preset best` chose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from geo_embed.sphere import unit_to_degrees
 
 @dataclass(frozen=True)
 class Member:
-    """One candidate of the race: its name for people, and its settings."""
+    """Member of a mixture, or candidate for it: its name for people, and its settings."""
 
     name: str
     model: Model
@@ -74,14 +74,14 @@ class Mixture(nn.Module):
 
 def build_mixture(description: dict[str, Any], dim: int, views: int, classes: int) -> Mixture:
     """A `Mixture` whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
-    given = description["members"]
-    parts = [build_heads(entry, dim, views, classes) for entry in given]
+    entries = description["members"]
+    parts = [build_heads(entry, dim, views, classes) for entry in entries]
     cells = [part for part in parts if isinstance(part, CellHeads)]
     if len(cells) < len(parts):
         raise ValueError("a member without cells")
     members = [
         Member(entry["name"], heads.model, Training.model_validate(entry["training"]))
-        for entry, heads in zip(given, parts, strict=True)
+        for entry, heads in zip(entries, parts, strict=True)
     ]
     decision = dict(description["decision"])
     return Mixture(members, cells, Decision(tuple(decision.pop("weights")), **decision))

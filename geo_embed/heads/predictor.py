@@ -1,4 +1,4 @@
-"""What a run answers with: one set of heads, or several (seeds, folds) that answer together."""
+"""Predictor of a run: one set of heads, or several (seeds, folds) that answer together."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior
-from geo_embed.config import Config, Training
+from geo_embed.config import Training
 from geo_embed.console import warn
-from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
@@ -74,14 +73,14 @@ class Panel(nn.Module):
         Args:
             training: of the plain heads; a `Mixture`'s members bring their own.
         """
-        found: list[tuple[Heads, float, Training]] = []
+        leaves: list[tuple[Heads, float, Training]] = []
         for part in self.parts:
             if isinstance(part, Mixture):
                 trainings = [member.training for member in part.members]
-                found += zip(part.heads, part.decision.weights, trainings, strict=True)
+                leaves += zip(part.heads, part.decision.weights, trainings, strict=True)
             elif isinstance(part, Heads):
-                found.append((part, 1.0, training))
-        return [(heads, weight / len(self.parts), own) for heads, weight, own in found]
+                leaves.append((part, 1.0, training))
+        return [(heads, weight / len(self.parts), fitted_by) for heads, weight, fitted_by in leaves]
 
     def description(self) -> dict[str, Any]:
         """What the state dict doesn't say, as plain values."""
@@ -118,10 +117,9 @@ def build_panel(description: dict[str, Any], dim: int, views: int, classes: int)
     ]
     if not parts:
         raise ValueError("no heads")
-    given = description["calibration"]
-    fitted = (
-        None if given is None else Calibration(given["kind"], tuple(given["scale"]), tuple(given["offset"]))
-    )
+    fitted = description["calibration"]
+    if fitted is not None:
+        fitted = Calibration(fitted["kind"], tuple(fitted["scale"]), tuple(fitted["offset"]))
     return Panel(parts, fitted)
 
 
@@ -131,15 +129,26 @@ _ROWS = 2048
 
 def apply_heads(
     heads: Panel,
-    config: Config | torch.device,
+    device: torch.device,
     prior: Prior,
     labels: LabelEncoder,
     sample_id: NDArray[np.object_],
     values: NDArray[Any],
     present: NDArray[np.bool_],
 ) -> Predictions:
-    """Heads over (N, V, D) embeddings; rows without any view get the prior."""
-    device = pick_device(config.model.device) if isinstance(config, Config) else config
+    """Predictions of heads over embeddings; rows without any view get the prior.
+
+    Args:
+        heads: moved to `device`, in eval mode.
+        device: where they run.
+        prior, labels: of the run.
+        sample_id: (N,) text.
+        values: (N, V, D) float16 or float32.
+        present: (N, V) bool.
+
+    Raises:
+        GeoError: an answer is NaN or infinite.
+    """
     heads = heads.to(device).eval()
     probabilities = np.tile(prior.probabilities.astype(np.float32), (len(values), 1))
     points = np.tile([prior.latitude, prior.longitude], (len(values), 1))
@@ -147,11 +156,8 @@ def apply_heads(
     with torch.inference_mode():
         for start in range(0, len(seen), _ROWS):
             rows = seen[start : start + _ROWS]
-            views, there = (
-                torch.from_numpy(values[rows]).to(device),
-                torch.from_numpy(present[rows]).to(device),
-            )
-            states, point = heads.predict(views, there)
+            views, is_present = (torch.from_numpy(part[rows]).to(device) for part in (values, present))
+            states, point = heads.predict(views, is_present)
             probabilities[rows] = states.cpu().numpy()
             points[rows] = point.double().cpu().numpy()
     if not (np.isfinite(probabilities).all() and np.isfinite(points).all()):
@@ -161,10 +167,10 @@ def apply_heads(
     return Predictions(sample_id, probabilities, points[:, 0], points[:, 1], labels)
 
 
-def averaged(said: Sequence[Predictions]) -> Predictions:
-    """Several answers for the same samples as one, in the way of a `Panel`'s parts."""
-    points = [torch.from_numpy(np.stack([one.latitude, one.longitude], axis=1)) for one in said]
-    p, point = together(
-        [(torch.from_numpy(one.probabilities), at) for one, at in zip(said, points, strict=True)]
-    )
-    return Predictions(said[0].sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy(), said[0].labels)
+def averaged(parts: Sequence[Predictions]) -> Predictions:
+    """Several predictions for the same samples as one, averaged as a `Panel`'s parts are."""
+    first = parts[0]
+    points = [torch.from_numpy(np.stack([part.latitude, part.longitude], axis=1)) for part in parts]
+    states = [torch.from_numpy(part.probabilities) for part in parts]
+    p, point = together(list(zip(states, points, strict=True)))
+    return Predictions(first.sample_id, p.numpy(), point[:, 0].numpy(), point[:, 1].numpy(), first.labels)

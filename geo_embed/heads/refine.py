@@ -112,8 +112,8 @@ def refine(
         max_km: of the way from the guess.
     """
     guess = guess.double()
-    found = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
-    moved = _weigh(found, guess, temperature)
+    candidates = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
+    moved = _weigh(candidates, guess, temperature)
     return torch.where((great_circle_km(moved, guess) <= max_km)[:, None], moved, guess)
 
 
@@ -139,12 +139,14 @@ def fit_refiner(
     n = len(queries)
     if n < 2:
         return None
+    # For every temperature the candidates' median is found once; what the limit on the way does is then a matter of
+    # leaving some of the moves out. Of all pairs the one with the largest mean gain is taken, if it is more than luck.
     guess, truth = guess.double(), truth.double()
-    found = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
+    candidates = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
     before = great_circle_km(guess, truth)
     best, gain = None, torch.zeros_like(before)
     for temperature in _TEMPERATURES:
-        moved = _weigh(found, guess, temperature)
+        moved = _weigh(candidates, guess, temperature)
         after, way = great_circle_km(moved, truth), great_circle_km(moved, guess)
         for max_km in _MOST_KM:
             gains = torch.where(way <= max_km, before - after, 0.0)
@@ -156,6 +158,11 @@ def fit_refiner(
 def _look_up(
     gallery: Gallery, queries: Tensor, cell_probabilities: Tensor, cells: int, neighbours: int
 ) -> _Candidates:
+    # 1. Each query names its likeliest cells: `chosen` (n, ranks).
+    # 2. The gallery is sorted by cell, so the samples of a cell are one range of it: for each cell that is named, one product of
+    #    its queries with its range gives all cosines, in blocks of bounded size.
+    # 3. The best of them go to the query's row, at the cell's rank. A cell with fewer samples leaves places empty: row −1,
+    #    which gets no weight.
     n, device = len(queries), queries.device
     probability, chosen = cell_probabilities.double().topk(min(cells, cell_probabilities.shape[1]), dim=1)
     ranks = chosen.shape[1]
@@ -163,11 +170,11 @@ def _look_up(
     directions = _directions(queries, gallery.mean)
     distance = torch.zeros(n, ranks, neighbours, device=device)
     row = torch.full((n, ranks, neighbours), -1, dtype=torch.int64, device=device)
-    for asked, (first, last) in _by_cell(chosen, gallery.cells):
-        there = gallery.vectors[first:last].float()
-        for part in torch.split(asked, max(1, _BLOCK // len(there))):
+    for places, (first, last) in _by_cell(chosen, gallery.cells):
+        samples = gallery.vectors[first:last].float()
+        for part in torch.split(places, max(1, _BLOCK // len(samples))):
             i, rank = part // ranks, part % ranks
-            near = (directions[i] @ there.T).topk(min(neighbours, len(there)), dim=1)
+            near = (directions[i] @ samples.T).topk(min(neighbours, len(samples)), dim=1)
             distance[i, rank, : near.values.shape[1]] = 1 - near.values
             row[i, rank, : near.values.shape[1]] = near.indices + first
     weight = torch.where(row >= 0, probability[:, :, None], 0.0)
@@ -175,23 +182,27 @@ def _look_up(
 
 
 def _by_cell(chosen: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """For each cell that is asked for and holds samples: the places in `chosen`, flat, and its range in the gallery."""
+    """For each cell that is chosen and holds samples: its places in `chosen`, flat, and its range in the gallery."""
     flat = chosen.flatten()
     order = torch.argsort(flat, stable=True)
-    asked, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    firsts = torch.searchsorted(cells, asked).tolist()
-    lasts = torch.searchsorted(cells, asked, right=True).tolist()
+    named, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    firsts = torch.searchsorted(cells, named).tolist()
+    lasts = torch.searchsorted(cells, named, right=True).tolist()
     for places, first, last in zip(torch.split(order, counts.tolist()), firsts, lasts, strict=True):
         if last > first:
             yield places, (first, last)
 
 
-def _weigh(found: _Candidates, guess: Tensor, temperature: float) -> Tensor:
+def _weigh(candidates: _Candidates, guess: Tensor, temperature: float) -> Tensor:
     """Geometric medians (n, 3) of the candidates, the guess where there are none."""
-    weights = torch.log(found.cell_probability) - found.distance.double() / temperature
-    there = (found.cell_probability > 0).any(dim=1)
+    # log P(cell) − distance/temperature: the softmax over all candidates is P(cell) · exp(−distance/temperature), normalised.
+    # log 0 = −∞ takes empty places out.
+    weights = torch.log(candidates.cell_probability) - candidates.distance.double() / temperature
+    any_there = (candidates.cell_probability > 0).any(dim=1)
     moved = guess.clone()
-    moved[there] = geometric_median_of(found.points[there], torch.softmax(weights[there], dim=1))
+    moved[any_there] = geometric_median_of(
+        candidates.points[any_there], torch.softmax(weights[any_there], dim=1)
+    )
     return moved
 
 

@@ -84,9 +84,7 @@ def make_region(
     )
 
 
-def _box(
-    latitude: NDArray[np.float64], longitude: NDArray[np.float64], given: GpsBox
-) -> tuple[Tensor, Tensor]:
-    south, north, west, east = region_box(latitude, longitude, given.edges)
+def _box(latitude: NDArray[np.float64], longitude: NDArray[np.float64], box: GpsBox) -> tuple[Tensor, Tensor]:
+    south, north, west, east = region_box(latitude, longitude, box.edges)
     low, high = torch.tensor([[south, west], [north, east]])
     return (low + high) / 2, (high - low) / 2

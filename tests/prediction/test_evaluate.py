@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import Country
 from small import command, files, saved_predictions
 
@@ -126,7 +127,9 @@ def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
         # Hidden views are zeroed, too: nothing of them may count.
         mask = np.tile(seen, (len(at), 1))
         values = embeddings.values[at] * mask[:, :, None]
-        answer = apply_heads(heads, run.config, run.prior, run.labels, predictions.sample_id, values, mask)
+        answer = apply_heads(
+            heads, torch.device("cpu"), run.prior, run.labels, predictions.sample_id, values, mask
+        )
         km = haversine_km(answer.latitude, answer.longitude, truth.latitude, truth.longitude)
         return competition_score(top_states(answer.probabilities), labels, km)[0]
 
