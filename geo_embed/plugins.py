@@ -3,7 +3,8 @@
 A plugin is a Python file, or an importable module, whose import registers entries (`registry.py`). It is code, and runs as
 the user. So plugins are loaded from the settings in force alone: geo.toml, the environment, --set, an option, `get_config`.
 A run records in its config.toml what it was made with, but nothing that a run names is imported when it is loaded: nothing
-of a stranger's run is executed. Whoever trusts it names the plugin in settings of their own.
+of a stranger's run is executed. Whoever trusts it names the plugin in settings of their own. A geo.toml in the working
+directory is such settings: look at a stranger's before running `geo` beside it, as at a Makefile.
 """
 
 import importlib

@@ -66,7 +66,7 @@ class Heads(nn.Module):
     Attributes:
         celled: whether answers are over cells: whether it is a `CellHeads`.
         by_steps: whether it is trained by gradient steps; else `solve` fits it at once.
-        refinable: whether `vector` is a learnt space that training samples can be looked up in.
+        refinable: whether `vector` is a learnt space, `size.width` wide, that training samples can be looked up in.
     """
 
     celled = False
