@@ -165,7 +165,8 @@ def _sweep(
     Run it again at any time: it goes on from what was tried. Held-out samples don't choose; they say how good the winner is.
     """
     spin_briefly()
-    from geo_embed.fitting.sweep import read_space, sweep
+    from geo_embed.fitting.space import read_space
+    from geo_embed.fitting.sweep import sweep
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
     result = sweep(

@@ -5,15 +5,16 @@ all `training.epochs` (Jamieson & Talwalkar, AISTATS 2016; the rungs are those o
 2018). Each rung trains from scratch: with warm-up and cosine a longer budget is another schedule, not the same one
 continued. A probe knows no epochs: it would beat every network on the first rung, and meets them on the last.
 
-Rows held out of the training rows choose. The run's own held-out samples don't take part: the winner alone meets them,
+Rows held out of the training rows choose. The run's own validation samples don't take part: the winner alone meets them,
 when the run is made.
+
+The same seed gives the same winner, killed and gone on with or not: configurations are drawn before anything is trained, a
+rung begins when the one before is whole, and one JSON file holds every result. Optuna promises neither (docs/heads.md).
 """
 
 import json
-import math
 import shlex
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,91 +36,16 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, write_json
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
 from geo_embed.fitting.fit import Dataset, Split, fit_heads, make_job, plan
+from geo_embed.fitting.space import SPACE, Space, draw, parse_space
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all
-from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
+from geo_embed.registry import HEADS
 from geo_embed.runs.run import check_new_name, load_run
-from geo_embed.settings import as_text, dotted, is_set, known_keys, value_at, with_changes
+from geo_embed.settings import as_text, is_set, known_keys, value_at, with_changes
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
 # Trainings that share a program, at most: bounded memory.
 _TOGETHER = 16
-# Digits of a drawn number: what it does to a score can't be told from its neighbour's, and a command stays readable.
-_DIGITS = 3
-# Draws without a new configuration after which a space counts as used up.
-_FRUITLESS = 1000
-# Settings that say what is compared, not how heads are fitted.
-_FIXED = {
-    *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
-    *("model.dtype", "model.device", "training.preset", "training.budget_seconds", "training.seed"),
-    *("training.val_split", "training.epochs", "training.validation", "training.group_km", "training.folds"),
-    *("training.seeds", "training.calibration", "training.refine", "model.plugins"),
-}
-# Settings by which a configuration's parts are chosen: what each declares has an effect.
-_PARTS = tuple(registry.setting for registry in (HEADS, FUSIONS, STATE_LOSSES, GPS_LOSSES))
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, drawn evenly, or evenly in their logarithm; whole ones for a setting that is whole."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def draw(self, random: np.random.Generator) -> float | int:
-        """One of them."""
-        ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        value = random.uniform(*ends)
-        value = float(f"{math.exp(value) if self.log else value:.{_DIGITS}g}")
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.whole else value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Values, each as likely as the others."""
-
-    values: tuple[Any, ...]
-
-    def draw(self, random: np.random.Generator) -> Any:
-        """One of them."""
-        return self.values[int(random.integers(len(self.values)))]
-
-
-Space = Mapping[str, Range | Choice]
-
-# What differs most between data sets, over the values that won somewhere (docs/heads.md, and DESIGN's table).
-SPACE: dict[str, Any] = {
-    # Averaging wins on weak features, gated evidence where views differ in worth. The transformer is left to a space of
-    # one's own: as good as the gate, at several times the cost, it would take most of a sweep's time on a CPU.
-    "model.fusion": ["average", "concat", "attention", "evidence"],
-    # Cells won back most of the distance wherever places are dense; a probe wins where samples are few.
-    "model.head": ["geocells", "dual", "hierarchical", "probe"],
-    "model.standardise": [True, False],
-    "model.point": ["head", "median"],
-    # Narrow and wet for few samples, wide for many.
-    "model.head_hidden": [256, 512, 1024],
-    "model.head_depth": [1, 2],
-    "model.dropout": {"low": 0.0, "high": 0.6},
-    "model.cells": ["kmeans", "quad", "voronoi"],
-    # Below a dozen samples a cell learns little; above sixty a point is vague.
-    "model.cell_samples": {"low": 8, "high": 60, "log": True},
-    "training.learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
-    "training.weight_decay": {"low": 1e-3, "high": 0.5, "log": True},
-    "training.batch_size": [128, 256, 512],
-    # The plain recipe's 300 km oversmooths states; cells want some 40, sparse data wider ones.
-    "training.tau_km": {"low": 20.0, "high": 400.0, "log": True},
-    "training.state_loss": ["haversine", "pigeon", "cross_entropy"],
-    "training.gps_loss": ["mse", "smooth_l1", "haversine"],
-    # The losses of the point have scales of their own, degrees² to km ÷ 5000.
-    "training.gps_weight": {"low": 0.02, "high": 2.0, "log": True},
-    "training.l2": {"low": 1e-4, "high": 0.1, "log": True},
-    # Pays after some ten epochs, on views that a network could learn by heart.
-    "training.view_dropout": [0.0, 0.15, 0.3],
-    "training.view_swap": [0.0, 0.5],
-}
 
 
 @dataclass(frozen=True)
@@ -166,6 +92,7 @@ class _State:
     results: dict[tuple[int, int], Result] = field(default_factory=dict)
 
     def add(self, results: Sequence[Result]) -> None:
+        """Note results, on disk before this returns."""
         self.results |= {(result.trial, result.rung): result for result in results}
         content = {
             "format": _FORMAT,
@@ -235,8 +162,9 @@ def sweep(
     base = plain(config)
     space = space or parse_space(SPACE, config)
     drawn = draw(space, base, trials)
-    opened = open_training_data(config, limit=limit)
-    header = _header(base, space, trials, eta, limit, opened.store, opened.samples.csv)
+    data = open_training_data(config, limit=limit)
+    store = data.store
+    header = _header(base, space, trials, eta, limit, store, data.samples.csv)
     state = _open_state(runs_dir / f"{name}.sweep.json", header, fresh)
     if not state.results and not state.replace and (runs_dir / name).exists():
         raise GeoError(
@@ -244,21 +172,24 @@ def sweep(
             where=runs_dir / name,
             hint="choose another --name, or replace it with --fresh",
         )
-    found = len(state.results)
-    if found:
-        say(f"sweep: going on after {found:,} trainings, from {state.path}")
-    task = _set_up(opened.examples, base.training, pick_device(base.model.device))
+    reused = len(state.results)
+    if reused:
+        say(f"sweep: going on after {reused:,} trainings, from {state.path}")
+    task = _set_up(data.examples, base.training, pick_device(base.model.device))
     _climb(task, base, drawn, eta, state)
-    standing = _standing(state)
-    if standing[0].error is not None:
+    # The winner's fit reads the embeddings again: they are not to be in memory twice.
+    del data, task
+    ranking = _ranking(state)
+    best = ranking[0]
+    if best.error is not None:
         raise GeoError(
-            f"all {len(drawn)} trials failed, trial {standing[0].trial} first: {standing[0].error}",
+            f"all {len(drawn)} trials failed, trial {best.trial} first: {best.error}",
             where=state.path,
             hint="narrow the space (lower learning rates), then --fresh",
         )
-    described = [{"settings": drawn[result.trial], **asdict(result)} for result in standing]
-    winner = with_changes(base, drawn[standing[0].trial])
-    val = _finish(winner, name, limit, state, opened.store)
+    described = [{"settings": drawn[result.trial], **asdict(result)} for result in ranking]
+    winner = with_changes(base, drawn[best.trial])
+    val = _finish(winner, name, limit, state, store)
     if state.replace:
         # Only the run that was there before.
         state.replace = False
@@ -266,9 +197,9 @@ def sweep(
     return Sweep(
         {**described[0], "run": name, "val": val},
         described,
-        command(config, winner, drawn[standing[0].trial], name, limit),
-        len(state.results) - found,
-        found,
+        command(config, winner, drawn[best.trial], name, limit),
+        len(state.results) - reused,
+        reused,
         time.monotonic() - started,
     )
 
@@ -278,74 +209,6 @@ def plain(config: Config) -> Config:
     return with_changes(
         config, {"training.preset": "pigeon", "model.fusion": config.model.fusion or "average"}
     )
-
-
-def read_space(path: Path, config: Config) -> Space:
-    """A space from TOML: dotted keys (or tables) to a list of values, or `{low = …, high = …, log = true}`."""
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GeoError(
-            "there is no such file",
-            where=path,
-            hint='a space is lines such as "training.learning_rate" = {low = 1e-4, high = 1e-2, log = true}',
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise GeoError(f"not a readable TOML file: {error}", where=path) from error
-    return parse_space(given, config, where=str(path))
-
-
-def parse_space(given: Mapping[str, Any], config: Config, *, where: str = "the space") -> Space:
-    """Check a space, every value of it, before anything is trained.
-
-    Args:
-        given: dotted keys, or nested tables of them, to a list of values or `{"low", "high", "log"}`.
-        config: the settings that a value must go with.
-        where: what an error names.
-
-    Raises:
-        GeoError: an unknown key, with the nearest known one; a setting that can't vary; a value that isn't allowed.
-    """
-    space: dict[str, Range | Choice] = {}
-    for key, spec in dotted(given, where).items():
-        if key.split(".")[0] not in ("model", "training") or key in _FIXED:
-            raise GeoError(
-                f"{key} can't vary in a sweep: it doesn't say how heads are fitted",
-                where=where,
-                hint="settings of model.* and training.* that do: " + ", ".join(list(SPACE)[:3]) + ", …",
-            )
-        space[key] = _range(key, spec, where) if isinstance(spec, Mapping) else _choice(key, spec, where)
-        options = space[key]
-        ends = (options.low, options.high) if isinstance(options, Range) else options.values
-        for value in ends:
-            with_changes(config, {key: round(value) if getattr(options, "whole", False) else value}, where)
-    if not space:
-        raise GeoError("the space is empty", where=where, hint='"model.fusion" = ["average", "evidence"]')
-    return space
-
-
-def draw(space: Space, config: Config, trials: int) -> list[dict[str, Any]]:
-    """Different configurations, as what each changes in `config`: nothing first, then at random from `training.seed`.
-
-    A setting without effect in a configuration is left as it is, by what its head, fusion and losses declare. The first n of more trials are the n of fewer.
-    """
-    from geo_embed.heads.heads import effective_settings
-
-    random = np.random.default_rng(config.training.seed)
-    drawn: list[dict[str, Any]] = [{}]
-    fruitless = 0
-    while len(drawn) < trials and fruitless < _FRUITLESS:
-        values = {key: options.draw(random) for key, options in space.items()}
-        effective = effective_settings({key: values.get(key, value_at(config, key)) for key in _PARTS})
-        changes = {
-            key: value for key, value in values.items() if key in effective and value != value_at(config, key)
-        }
-        fruitless = 0 if changes not in drawn else fruitless + 1
-        if not fruitless:
-            drawn.append(changes)
-    if len(drawn) < trials:
-        say(f"sweep: the space holds {len(drawn):,} configurations that differ, fewer than {trials:,} trials")
-    return drawn
 
 
 def rungs(trials: int, epochs: int, eta: int) -> list[tuple[int, int]]:
@@ -377,21 +240,22 @@ def inner_split(examples: Examples, train: NDArray[np.bool_], training: Training
 def command(
     config: Config, winner: Config, changes: Mapping[str, Any], name: str, limit: int | None = None
 ) -> str:
-    """A command line that makes the winner's run again: what geo.toml, the environment or an option said is said in it.
+    """A command line that makes the winner's run again, with all that came from geo.toml, the environment or an option.
 
     Args:
         config: the settings that the sweep was called with: those that were given are given again.
         winner: those of the run.
-        changes: what of them the sweep found.
-        name: of the run; the other one is called NAME-again.
+        changes: what the sweep changed in them.
+        limit: as the sweep's.
+        name: of the run; the one made again is called NAME-again.
     """
     default = Config()
     words = ["geo"]
     for key in known_keys():
         group, *_ = key.split(".")
         value = value_at(winner, key)
-        said = key in changes or key == "training.preset" or value != value_at(default, key)
-        if group in ("paths", "model", "training") and (said or is_set(config, key)):
+        differs = key in changes or key == "training.preset" or value != value_at(default, key)
+        if group in ("paths", "model", "training") and (differs or is_set(config, key)):
             words += ["--set", f"{key}={as_text(value)}"]
     words += ["fit-heads", "--name", f"{name}-again"]
     return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
@@ -488,7 +352,7 @@ def _rank(result: Result) -> tuple[Any, ...]:
     )
 
 
-def _standing(state: _State) -> list[Result]:
+def _ranking(state: _State) -> list[Result]:
     """Each trial's last result, the best first."""
     last: dict[int, Result] = {}
     for result in sorted(state.results.values(), key=lambda result: result.rung):
@@ -497,7 +361,7 @@ def _standing(state: _State) -> list[Result]:
 
 
 def _finish(winner: Config, name: str, limit: int | None, state: _State, store: Store) -> dict[str, Any]:
-    """The winner's metrics on the run's held-out samples; makes the run where it isn't there yet."""
+    """The winner's metrics on the run's validation samples; makes the run where it isn't there yet."""
     runs_dir = winner.paths.runs_dir
     if (runs_dir / name).exists():
         try:
@@ -557,12 +421,12 @@ def _open_state(path: Path, header: dict[str, Any], fresh: bool) -> _State:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, where this version reads {_FORMAT}")
         results = [Result(**entry) for entry in content["results"]]
-        then, replace = dict(content["header"]), bool(content["replace"])
+        recorded, replace = dict(content["header"]), bool(content["replace"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GeoError(
             f"what the sweep has tried can't be read: {error}", where=path, hint="start anew with --fresh"
         ) from error
-    differing = _differences(then, header)
+    differing = _differences(recorded, header)
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise GeoError(
@@ -586,45 +450,15 @@ def _differences(then: Any, now: Any, key: str = "") -> list[str]:
         return []
 
     def text(value: Any) -> str:
-        said = json.dumps(value, ensure_ascii=False)
-        return said if len(said) <= 60 else said[:59] + "…"
+        shown = json.dumps(value, ensure_ascii=False)
+        return shown if len(shown) <= 60 else shown[:59] + "…"
 
     return [f"{key.removeprefix('.')} was {text(then)}, is {text(now)}"]
 
 
-def _range(key: str, spec: Mapping[str, Any], where: str) -> Range:
-    low, high, log = spec.get("low"), spec.get("high"), spec.get("log", False)
-    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
-    wrong = ""
-    if not spec.keys() <= {"low", "high", "log"} or not numbers or not isinstance(log, bool):
-        wrong = f"wants low, high and log, got {dict(spec)!r}"
-    elif not (math.isfinite(low) and math.isfinite(high) and low < high):  # type: ignore[arg-type, operator]
-        wrong = f"low must lie below high, got {low} and {high}"
-    elif log and low <= 0:  # type: ignore[operator]
-        wrong = f"low must lie above 0 where log is true, got {low}"
-    kind = known_keys()[key].annotation
-    if not wrong and kind not in (int, float) and kind != float | None:
-        wrong = "isn't a number, and wants a list of values"
-    if wrong:
-        raise GeoError(
-            f"{key}: {wrong}", where=where, hint=f'"{key}" = {{low = 1e-4, high = 1e-2, log = true}}'
-        )
-    return Range(low, high, log, kind is int)  # type: ignore[arg-type]
-
-
-def _choice(key: str, spec: Any, where: str) -> Choice:
-    if not isinstance(spec, list | tuple) or not spec:
-        raise GeoError(
-            f"{key}: wants a list of values or a range, got {spec!r}",
-            where=where,
-            hint=f'"{key}" = [first, second], or {{low = …, high = …}}',
-        )
-    return Choice(tuple(spec))
-
-
 def _short(changes: Mapping[str, Any]) -> str:
-    said = [f"{key.rsplit('.', 1)[-1]}={as_text(value)}" for key, value in changes.items()]
-    return " ".join(said) or "as configured"
+    settings = [f"{key.rsplit('.', 1)[-1]}={as_text(value)}" for key, value in changes.items()]
+    return " ".join(settings) or "as configured"
 
 
 @contextmanager
@@ -636,15 +470,15 @@ def _board(
     The yielded function takes the trials that are being trained now, and their rung.
     """
     if not on_terminal():
-        said = set(state.results)
+        printed = set(state.results)
 
         def lines(running: Sequence[int], rung: int) -> None:
-            for at, result in state.results.items():
-                if at not in said:
-                    said.add(at)
-                    came = f"{result.score:.4f}" if result.score is not None else f"failed: {result.error}"
+            for key, result in state.results.items():
+                if key not in printed:
+                    printed.add(key)
+                    outcome = f"{result.score:.4f}" if result.score is not None else f"failed: {result.error}"
                     say(
-                        f"sweep: rung {rung + 1} of {steps}, {result.epochs} epochs, trial {result.trial}: {came}  "
+                        f"sweep: rung {rung + 1} of {steps}, {result.epochs} epochs, trial {result.trial}: {outcome}  "
                         f"({_short(drawn[result.trial])})"
                     )
 
@@ -658,11 +492,11 @@ def _board(
         shown = Table("trial", "rung", "epochs", "score", "settings", box=None, pad_edge=False)
         for trial in running:
             shown.add_row(str(trial), f"{rung + 1}/{steps}", "", "…", _short(drawn[trial]), style="bold")
-        for result in _standing(state):
+        for result in _ranking(state):
             if result.trial not in running:
-                came = f"{result.score:.4f}" if result.score is not None else "failed"
-                where = (str(result.trial), f"{result.rung + 1}/{steps}", str(result.epochs))
-                shown.add_row(*where, came, _short(drawn[result.trial]))
+                outcome = f"{result.score:.4f}" if result.score is not None else "failed"
+                place = (str(result.trial), f"{result.rung + 1}/{steps}", str(result.epochs))
+                shown.add_row(*place, outcome, _short(drawn[result.trial]))
         return shown
 
     with Live(table([], 0), console=Console(stderr=True), auto_refresh=False) as live:
