@@ -38,7 +38,8 @@ from small import Country, Nursery, Ran  # noqa: E402
 
 from geo_embed.config import Config  # noqa: E402
 from geo_embed.runs.run import Run, load_run  # noqa: E402
-from geo_embed.synthetic import country as synthetic  # noqa: E402
+from geo_embed.synthetic.backbone import write_backbone  # noqa: E402
+from geo_embed.synthetic.country import write_country  # noqa: E402
 
 LOCATIONS = 160
 Geo = Callable[..., Ran]
@@ -92,8 +93,8 @@ def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
 
     def make(root: Path) -> None:
         made = Country(root, root / "backbone")
-        synthetic.write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
-        synthetic.write_backbone(made.backbone)
+        write_country(made.data, locations=LOCATIONS, seed=0, image_size=64, workers=1)
+        write_backbone(made.backbone)
         for split in ("train", "test"):
             extract(made.config(), split)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from geo_embed.synthetic.country import write_backbone
+from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
     from conftest import Geo

@@ -22,7 +22,8 @@ from geo_embed.data import images
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.extraction.extract import extract
 from geo_embed.settings import resolve
-from geo_embed.synthetic import country as synthetic
+from geo_embed.synthetic.backbone import write_backbone
+from geo_embed.synthetic.country import write_country
 
 _ROUNDS = 3
 _VIEWS = 4
@@ -42,8 +43,8 @@ def bench_extract(config: Config, *, pictures: int | None = None) -> Bench:
         root = Path(folder)
         # A fifth of the places is the test split.
         locations = -(-pictures * 5 // (_VIEWS * 4))
-        synthetic.write_country(root / "data", locations=max(locations, 40), seed=0)
-        synthetic.write_backbone(root / "small")
+        write_country(root / "data", locations=max(locations, 40), seed=0)
+        write_backbone(root / "small")
         write_tower(root / "large", STREETCLIP if device.type == "cuda" else VIT_B_32)
         files = sorted((root / "data" / "train_images").glob("*.jpg"))
         data = [path.read_bytes() for path in files[:200]]

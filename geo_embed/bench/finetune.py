@@ -17,7 +17,8 @@ from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.settings import resolve
-from geo_embed.synthetic import country as synthetic
+from geo_embed.synthetic.backbone import write_backbone
+from geo_embed.synthetic.country import write_country
 
 # On a shared machine neighbours take a fifth of the speed now and then: many short rounds, so that they hit both sides.
 _ROUNDS = 5
@@ -57,8 +58,8 @@ def bench_finetune(config: Config, *, samples: int | None = None) -> Bench:
         root = Path(folder)
         # A fifth of the places is the test split, and a tenth of the others is held out.
         locations = int(max(large, small) / (1 - _HELD) / 0.8) + 20
-        synthetic.write_country(root / "data", locations=locations, seed=0)
-        synthetic.write_backbone(root / "small")
+        write_country(root / "data", locations=locations, seed=0)
+        write_backbone(root / "small")
         write_tower(root / "large", STREETCLIP if device == "cuda" else VIT_B_32)
         return Bench(
             "finetune",

@@ -1,7 +1,6 @@
-"""The demo's small country: planted street views of 33 states, and a tiny random CLIP to look at them with.
+"""The demo's small country: planted street views of 33 states.
 
-Nothing here was photographed or trained. Places are drawn inside real state outlines, and painted by
-`painting`. The country itself is always the same; a seed chooses which places of it are visited and what
+Nothing here was photographed. Places are drawn inside real state outlines, and painted by `painting`. The country itself is always the same; a seed chooses which places of it are visited and what
 the day was like there.
 """
 
@@ -14,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache, partial
 from importlib import resources
@@ -25,40 +24,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from geo_embed.synthetic.painting import STATE_IDX, Floats, paint_place
+from geo_embed.files import replacing
+from geo_embed.synthetic.chance import of_seed
+from geo_embed.synthetic.colour import Floats
+from geo_embed.synthetic.painting import paint_place
+from geo_embed.synthetic.place import STATE_IDX
+from geo_embed.synthetic.views import VIEWS
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
 Polygon = NDArray[np.float64]
 
-VIEWS: Final = ("north", "east", "south", "west")
 NOTICE: Final = "synthetic picture, painted by geo_embed.synthetic; no real place is shown"
 
 _TEST_SHARE = 0.2
 _TRAIN, _TEST = 0, 1
-# Begins the seed of the places; those of `painting` begin otherwise.
-_PLACES = 1
 # Fewer places than this are painted sooner than a process starts.
 _PLACES_PER_WORKER = 16
 _JPEG_QUALITY = 88
-
-_BACKBONE_SIZE = 96
-# Spread of each random weight matrix's output for inputs of spread 1. Queries and keys are large enough for heads
-# to look at different things, and the constant class token small enough not to drown what they saw.
-_WEIGHT_SCALES: Final = {
-    "class_embedding": 0.3,
-    "position_embedding": 0.5,
-    "q_proj.weight": 1.5,
-    "k_proj.weight": 1.5,
-    "v_proj.weight": 1.0,
-    "out_proj.weight": 1.0,
-    "fc1.weight": 1.5,
-    "fc2.weight": 1.0,
-    "visual_projection": 0.5,
-    "bias": 0.1,
-}
 
 _README = """This country is SYNTHETIC.
 
@@ -110,7 +94,7 @@ def true_locations(locations: int, seed: int) -> tuple[pd.DataFrame, pd.DataFram
         raise ValueError(f"a country needs at least 2 locations (one train, one test), not {locations}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, and is {seed}")
-    rng = np.random.default_rng(np.random.SeedSequence([_PLACES, seed]))
+    rng = of_seed(seed)
     outlines = state_outlines()
     test = max(1, round(locations * _TEST_SHARE))
     train = locations - test
@@ -185,7 +169,7 @@ def write_country(
 
     Args:
         root: the data root; made where it is missing. The CSVs come last, so a folder that has them is whole.
-        locations: train and test places together; four pictures each.
+        locations: train and test places together; a picture in each direction of `VIEWS`.
         seed: chooses the places and the days.
         image_size: side of the square pictures in pixels, at least 32.
         workers: painting processes, at most; as many as there are processors (at most 8) where left out. They
@@ -253,7 +237,7 @@ def _follow_parent() -> None:
 
 
 def _photograph(root: Path, seed: int, image_size: int, job: tuple[str, int, int, float, float]) -> None:
-    """Paint and write the four pictures of one place: (split, sample_id, state_idx, latitude, longitude)."""
+    """Paint and write the pictures of one place: (split, sample_id, state_idx, latitude, longitude)."""
     split, sample_id, state_idx, latitude, longitude = job
     visit = (seed, _TRAIN if split == "train" else _TEST, sample_id)
     pictures = paint_place(state_idx, latitude, longitude, visit=visit, size=image_size)
@@ -287,84 +271,5 @@ def _tables(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-# ---------------------------------------------------------------- the little CLIP
-
-
-def write_backbone(directory: Path, *, seed: int = 0) -> None:
-    """Write a tiny CLIP image tower with random weights as a Hugging Face directory.
-
-    It has the interface of the real one: `CLIPVisionModelWithProjection.from_pretrained(directory)` gives
-    (B, 768) `image_embeds` of (B, 3, 96, 96) pixels, and `CLIPImageProcessor.from_pretrained(directory)` makes
-    those pixels. Nothing in it was trained: the scales below only keep colour and texture alive on their way
-    through the layers, as a random projection does.
-
-    Args:
-        directory: made where it is missing; gets config.json, model.safetensors and preprocessor_config.json.
-        seed: of the weights.
-    """
-    import torch
-    from safetensors.torch import save
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = CLIPVisionConfig(
-        image_size=_BACKBONE_SIZE,
-        patch_size=12,
-        hidden_size=160,
-        intermediate_size=320,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        projection_dim=768,
-        hidden_act="quick_gelu",
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = CLIPVisionModelWithProjection(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
-            if "norm" in name:
-                weight.fill_(1.0 if name.endswith("weight") else 0.0)
-            elif "patch_embedding" in name:
-                weight.copy_(_smooth_filters(weight.shape, generator))
-            else:
-                scale = next(value for part, value in _WEIGHT_SCALES.items() if part in name)
-                fan_in = weight.shape[-1] if name.endswith("weight") and "embedding" not in name else 1
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale / fan_in**0.5)
-    directory.mkdir(parents=True, exist_ok=True)
-    # save_pretrained would draw a progress bar.
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    _write(directory / "model.safetensors", save(weights, metadata={"format": "pt"}))
-    config.architectures = [type(model).__name__]
-    _write(directory / "config.json", config.to_json_string().encode())
-    preprocessing = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": _BACKBONE_SIZE},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": _BACKBONE_SIZE, "width": _BACKBONE_SIZE},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }
-    _write(directory / "preprocessor_config.json", json.dumps(preprocessing, indent=2).encode() + b"\n")
-
-
-def _smooth_filters(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Random patch filters (out, 3, P, P) whose power falls with frequency, as that of pictures does."""
-    import torch
-
-    side = shape[-1]
-    frequency = torch.arange(side, dtype=torch.float32)
-    basis = torch.cos(torch.pi / side * (frequency + 0.5)[None, :] * frequency[:, None]) * (2 / side) ** 0.5
-    basis[0] *= 0.5**0.5
-    power = 1 / (1 + 1.5 * torch.hypot(frequency[:, None], frequency[None, :]))
-    coefficients = torch.randn(tuple(shape), generator=generator) * power
-    return 1.6 / side * torch.einsum("ocuv,ux,vy->ocxy", coefficients, basis, basis)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

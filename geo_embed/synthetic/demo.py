@@ -15,7 +15,8 @@ from geo_embed.fitting.fit import fit_heads
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import load_run
-from geo_embed.synthetic import country as synthetic
+from geo_embed.synthetic.backbone import write_backbone
+from geo_embed.synthetic.country import write_country
 
 RUN, TUNED = "demo", "demo-finetuned"
 _MARK = ".synthetic"
@@ -132,13 +133,13 @@ def make_country(config: Config, root: Path, locations: int) -> None:
         mark.write_text("", encoding="utf-8")
         every = config.tracking.progress_seconds
         with progress("country", locations, "places", every) as advance:
-            synthetic.write_country(
+            write_country(
                 root / "data",
                 locations=locations,
                 seed=config.training.seed,
                 workers=config.inference.workers,
                 progress=lambda done, total: advance(1),
             )
-        synthetic.write_backbone(root / "backbone", seed=config.training.seed)
+        write_backbone(root / "backbone", seed=config.training.seed)
         mark.write_text(made, encoding="utf-8")
     say(f"country  {locations:,} synthetic places painted in {root}")

@@ -462,7 +462,7 @@ def test_another_country_with_three_states_and_two_views_goes_all_the_way(tmp_pa
     from geo_embed.prediction.evaluate import evaluate
     from geo_embed.prediction.submission import submit
     from geo_embed.runs.run import load_run
-    from geo_embed.synthetic.country import write_backbone
+    from geo_embed.synthetic.backbone import write_backbone
 
     states = {2: ("Hokkaidō", 43.0, 142.5), 5: ("Kyūshū", 32.5, 131.0), 90: ("Okinawa", 26.5, 128.0)}
     data = tmp_path / "japan"

@@ -13,7 +13,7 @@ from small import Small, command, files
 from geo_embed.cache.find import find_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
-from geo_embed.synthetic import country as synthetic
+from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -27,7 +27,7 @@ def small(country: Country, tmp_path: Path) -> Small:
 
 
 def other_weights(small: Small) -> None:
-    synthetic.write_backbone(small.backbone, seed=1)
+    write_backbone(small.backbone, seed=1)
 
 
 def preprocessor(small: Small, **changes: Any) -> None:

@@ -21,7 +21,7 @@ from geo_embed.heads.heads import Heads
 from geo_embed.prediction.predict import predict_embeddings, predict_images, predict_split
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
-from geo_embed.synthetic.country import write_backbone
+from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
     from conftest import Country

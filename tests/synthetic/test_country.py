@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 from geo_embed.synthetic import country as synthetic
-from geo_embed.synthetic import painting
+from geo_embed.synthetic.views import VIEWS
 
 LOCATIONS = 44
-VIEWS = ("north", "east", "south", "west")
 IMAGE_COLUMNS = [f"image_{view}" for view in VIEWS]
 
 
@@ -42,13 +41,6 @@ def country(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("country")
     synthetic.write_country(root, locations=LOCATIONS, seed=3, workers=1)
     return root
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("backbone")
-    synthetic.write_backbone(directory)
-    return directory
 
 
 def test_the_same_seed_gives_the_same_bytes_however_many_workers_paint(country: Path, tmp_path: Path) -> None:
@@ -200,16 +192,6 @@ def test_pictures_are_square_rgb_jpegs_that_say_they_are_synthetic(country: Path
     assert "SYNTHETIC" in (country / "README.txt").read_text()
 
 
-def test_every_picture_carries_the_mark_at_the_same_spot(country: Path) -> None:
-    pictures = np.stack(
-        [np.asarray(Image.open(p).convert("L"), float) for p in country.glob("train_images/*")]
-    )
-    mark = painting._watermark(256) > 0.5
-    beside = np.roll(mark, -14, axis=0) & ~mark
-    contrast = (pictures[:, mark].mean(axis=1)) - pictures[:, beside].mean(axis=1)
-    assert (contrast > 15).mean() > 0.9
-
-
 def test_the_image_size_is_a_choice(tmp_path: Path) -> None:
     synthetic.write_country(tmp_path, locations=2, seed=0, image_size=48)
     sizes = {Image.open(path).size for path in tmp_path.glob("*/*.jpg")}
@@ -234,44 +216,6 @@ def test_impossible_wishes_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"at least|negative"):
         synthetic.write_country(tmp_path / "country", **wrong)
     assert not (tmp_path / "country").exists()
-
-
-def test_the_backbone_is_a_clip_with_768_numbers_per_picture(backbone: Path, country: Path) -> None:
-    import torch
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-    processor = CLIPImageProcessor.from_pretrained(backbone)
-    model, report = CLIPVisionModelWithProjection.from_pretrained(backbone, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    pictures = [Image.open(path) for path in sorted(country.glob("train_images/*_north.jpg"))[:16]]
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    assert pixels.shape == (16, 3, 96, 96)
-    with torch.inference_mode():
-        first, second = (model.eval()(pixel_values=pixels).image_embeds for _ in range(2))
-    assert first.shape == (16, 768)
-    assert torch.equal(first, second)
-    assert torch.isfinite(first).all()
-    assert first.abs().max() < 100
-    # Pictures must differ by far more than float16, the cache's precision, rounds away.
-    assert first.std(dim=0).mean() > 100 * (first - first.half().float()).abs().mean()
-
-
-def test_the_backbone_is_the_same_every_time_and_leaves_torchs_randomness_alone(
-    backbone: Path, tmp_path: Path
-) -> None:
-    import torch
-
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    synthetic.write_backbone(tmp_path / "again")
-    assert torch.equal(torch.get_rng_state(), before)
-    synthetic.write_backbone(tmp_path / "other", seed=1)
-    assert digests(tmp_path / "again") == digests(backbone)
-    assert sorted(digests(backbone)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
-    assert (tmp_path / "other/model.safetensors").read_bytes() != (
-        backbone / "model.safetensors"
-    ).read_bytes()
 
 
 def test_place_and_state_can_be_seen_in_the_pictures(country: Path) -> None:

@@ -22,7 +22,8 @@ from geo_embed.geography import haversine_km
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.runs.run import load_run
 from geo_embed.settings import resolve
-from geo_embed.synthetic import country as synthetic
+from geo_embed.synthetic.backbone import write_backbone
+from geo_embed.synthetic.country import write_country
 from geo_embed.synthetic.demo import RECIPE, demo, demo_settings, make_country
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def test_a_finetuned_run_is_submitted_only_if_it_is_better(
 @pytest.mark.slow
 def test_finetuning_beats_the_frozen_backbone(tmp_path: Path) -> None:
     """0.07 better where this was written; on the demo of 1,200 places see docs/finetuning.md."""
-    synthetic.write_country(tmp_path / "data", locations=400, seed=0, image_size=96, workers=1)
-    synthetic.write_backbone(tmp_path / "backbone")
+    write_country(tmp_path / "data", locations=400, seed=0, image_size=96, workers=1)
+    write_backbone(tmp_path / "backbone")
     settings = RECIPE | demo_settings(tmp_path) | {"model.device": "cpu", "training.val_split": 0.25}
     settings |= {"training.budget_seconds": 1.0, "finetune.epochs": 6, "finetune.patience": 6}
     settings |= {"finetune.batch_size": 8, "finetune.backbone_lr": 5e-4}
