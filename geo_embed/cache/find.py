@@ -10,7 +10,7 @@ from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
-from geo_embed.config import Config
+from geo_embed.config import Config, Model
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 
@@ -121,9 +121,8 @@ def _difference(store: Store, wanted: dict[str, Any]) -> str:
     return ""
 
 
-def store_attributes(config: Config, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
+def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
     """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
-    model = config.model
     made_by = {
         "weights_sha256": hash_weights(directory),
         "preprocessing": read_preprocessing(directory, exact=model.exact).to_dict(),

@@ -26,11 +26,14 @@ def only_writer(path: Path, rows: slice | None = None) -> Iterator[None]:
 
     Args:
         path: the store's, which need not exist yet.
-        rows: the range; all of the store if left out, and whatever else is to take its place.
+        rows: the range; all of the store if left out, and whatever is to take its place. An empty one excludes nobody.
 
     Raises:
         GeoError: somebody else writes to some of these rows, by process, host and time.
     """
+    if rows is not None and rows.start == rows.stop:
+        yield
+        return
     with ExitStack() as held:
         with changing_layout(path):
             others = _locked(path)
@@ -108,4 +111,4 @@ def _remove_dead(path: Path, others: list[tuple[Path, slice | None]]) -> None:
 
 
 def _overlap(a: slice | None, b: slice | None) -> bool:
-    return a is None or b is None or (a.start < b.stop and b.start < a.stop)
+    return a is None or b is None or max(a.start, b.start) < min(a.stop, b.stop)

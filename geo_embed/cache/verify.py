@@ -22,8 +22,10 @@ from geo_embed.cache.store import (
     hash_content,
     metadata_faults,
     open_store,
+    part_rows,
     read_content_hash,
     read_ids,
+    read_status,
     read_store,
 )
 from geo_embed.config import Config
@@ -116,6 +118,13 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
             for rows in damaged:
                 forget_chunk(writable, rows)
     return problems
+
+
+def missing_parts(store: Store, parts: int) -> list[int]:
+    """Of `parts` equal parts, those (from 1) that `geo extract --part K/N` still has something to do for."""
+    pending = (read_status(store) == PENDING).any(axis=1)
+    ranges = [part_rows(store.shape[0], store.chunk_rows, (k, parts)) for k in range(1, parts + 1)]
+    return [k for k, rows in enumerate(ranges, start=1) if pending[rows].any()]
 
 
 def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES) -> list[StoreProblem]:

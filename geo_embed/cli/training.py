@@ -47,11 +47,21 @@ def _extract(
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     limit: LimitOption = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Only the K-th of N parts, K from 1; in any order or at once, they make the store of one run.",
+        ),
+    ] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice."""
+    """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice.
+
+    `--part $SLURM_ARRAY_TASK_ID/8` in an array of jobs 1-8 divides the work; a part that was killed is begun again.
+    """
     wait_passively()
-    from geo_embed.extraction.extract import extract
+    from geo_embed.extraction.extract import extract, parse_part
 
     config = GLOBALS.config(
         model__backbone_name=backbone,
@@ -63,7 +73,7 @@ def _extract(
         inference__workers=workers,
         training__seed=seed,
     )
-    extractions = [extract(config, name, limit=limit) for name in splits_of(split)]
+    extractions = [extract(config, name, part=parse_part(part), limit=limit) for name in splits_of(split)]
     print_splits(
         split,
         extractions,

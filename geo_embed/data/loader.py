@@ -1,10 +1,11 @@
-"""Samples' pictures as batches of pixels, decoded ahead on threads, in the order that training asks for."""
+"""Images read ahead on threads, in order: the one window for extraction and for training, and batches of pixels for the latter."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ from geo_embed.data import images
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 
-# Batches that are decoded or waiting, beside the one at work.
-_AHEAD = 2
+# Batches that are decoded or waiting, the one that is asked for included.
+_AHEAD = 3
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Some samples' pictures.
+    """Some samples' images.
 
     Attributes:
         rows: (B,) samples.
@@ -32,6 +36,47 @@ class PixelBatch:
     rows: NDArray[np.int64]
     pixels: Tensor
     present: Tensor
+
+
+@contextmanager
+def read_ahead(
+    items: Iterable[Item],
+    begin: Callable[[ThreadPoolExecutor, Item], Callable[[], Result]],
+    *,
+    ahead: int,
+    workers: int,
+) -> Iterator[Iterator[Result]]:
+    """Results of items, in order, worked on by decoding threads ahead of the reader.
+
+    Args:
+        items: what there is to do, taken one by one.
+        begin: hand an item's work to the threads; what it returns waits for the work and gives its result.
+        ahead: at most so many items are begun and not yet read.
+        workers: threads; each resizes on its own core.
+
+    Raises:
+        Exception: from the iterator, whatever the work of an item raised, at its turn.
+    """
+    begun: deque[Callable[[], Result]] = deque()
+    pool = ThreadPoolExecutor(workers, "decode", initializer=images.one_thread)
+
+    def in_order() -> Iterator[Result]:
+        waiting = iter(items)
+        exhausted = False
+        while True:
+            while not exhausted and len(begun) < ahead:
+                try:
+                    begun.append(begin(pool, next(waiting)))
+                except StopIteration:
+                    exhausted = True
+            if not begun:
+                return
+            yield begun.popleft()()
+
+    try:
+        yield in_order()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -47,19 +92,17 @@ def read_batches(
     """Decode batches of samples on threads, in order, at most a few ahead of the reader.
 
     Args:
-        samples: whose pictures.
-        present: (N, V) which of them there are; others aren't looked for.
+        samples: whose images.
+        present: (N, V) which of them exist; others aren't looked for.
         batches: rows of each batch.
-        spec: how pictures are resized.
+        spec: how images are resized.
         workers: threads.
         pinned: in memory that a GPU reads from without waiting.
 
     Raises:
-        GeoError: from the iterator, for a picture that can't be read.
+        GeoError: from the iterator, for an image that can't be read.
     """
     shape = (present.shape[1], 3, spec.height, spec.width)
-    pool = ThreadPoolExecutor(workers, "decode", initializer=images.one_thread)
-    window: deque[tuple[PixelBatch, list[Future[None]]]] = deque()
 
     def read(into: Tensor, row: int, view: int) -> None:
         path = samples.image_root / samples.images[row, view]
@@ -74,25 +117,17 @@ def read_batches(
             ) from error
         into.copy_(torch.from_numpy(pixels))
 
-    def begin(rows: NDArray[np.int64]) -> tuple[PixelBatch, list[Future[None]]]:
+    def begin(pool: ThreadPoolExecutor, rows: NDArray[np.int64]) -> Callable[[], PixelBatch]:
         pixels = torch.zeros((len(rows), *shape), dtype=torch.uint8, pin_memory=pinned)
-        there = present[rows]
-        work = [pool.submit(read, pixels[i, v], int(rows[i]), int(v)) for i, v in np.argwhere(there)]
-        return PixelBatch(rows, pixels, torch.from_numpy(there)), work
+        exists = present[rows]
+        work = [pool.submit(read, pixels[i, v], int(rows[i]), int(v)) for i, v in np.argwhere(exists)]
 
-    def in_order() -> Iterator[PixelBatch]:
-        waiting = iter(batches)
-        while True:
-            while len(window) <= _AHEAD and (rows := next(waiting, None)) is not None:
-                window.append(begin(rows))
-            if not window:
-                return
-            batch, work = window.popleft()
-            for one in work:
-                one.result()
-            yield batch
+        def finish() -> PixelBatch:
+            for task in work:
+                task.result()
+            return PixelBatch(rows, pixels, torch.from_numpy(exists))
 
-    try:
-        yield in_order()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return finish
+
+    with read_ahead(batches, begin, ahead=_AHEAD, workers=workers) as read_in_order:
+        yield read_in_order

@@ -1,16 +1,14 @@
-"""Stage 1: images to the embedding store.
+"""Stage 1: images to the embedding store. What there is to do is planned here, and done by reader, embedder and writer.
 
 Threads read, hash, decode and resize ahead of the model; the main thread fills one batch while the model works on
-another; one thread writes. A picture whose bytes were embedded before, in this store or another with the same
+another; one thread writes. An image whose bytes were embedded before, in this store or another with the same
 fingerprint, is copied, not computed.
 """
 
 import os
+import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,60 +17,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.backbones.backbone import Backbone
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
-from geo_embed.cache.locks import only_writer
-from geo_embed.cache.storage import discard, sibling_paths, store_path, supersede, superseded_paths
+from geo_embed.cache.locks import changing_layout, is_busy, only_writer, refuse_other_writers
+from geo_embed.cache.storage import discard, store_path, supersede, superseded_paths
 from geo_embed.cache.store import (
-    MISSING,
     OK,
     PENDING,
-    UNREADABLE,
     Store,
     chunks_of,
-    commit_chunk,
     create_store,
-    hash_content,
-    is_whole,
     manifest_sha256,
     open_store,
-    read_chunk,
+    part_rows,
     read_content_hash,
     read_status,
     write_ids,
 )
-from geo_embed.config import Config
+from geo_embed.config import Config, Model
 from geo_embed.console import progress, say, warn
-from geo_embed.data import images
-from geo_embed.data.samples import Samples, load_samples, missing_images
+from geo_embed.data.images import Preprocessing
+from geo_embed.data.samples import Samples, load_samples
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.errors import GeoError
+from geo_embed.extraction.embedder import Embedder, default_batch_size
+from geo_embed.extraction.reader import BadImage, ReadImage, bad_image, find_bad_images, read_images
+from geo_embed.extraction.reuse import gather_sources
+from geo_embed.extraction.writer import Chunk, Writer
 
 if TYPE_CHECKING:
     import torch
 
-# Pictures read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
+# Images read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
 _AHEAD = 4
-_LOOKED_AT = 8192
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """A picture without an embedding, and why."""
-
-    sample_id: str
-    view: str
-    path: str
-    reason: str
 
 
 @dataclass
 class Extraction:
     """What an extraction did.
 
-    `computed`, `reused` and `skipped` count pictures; `images_per_second` leaves out the loading of the backbone,
+    `computed`, `reused` and `skipped` count images; `images_per_second` leaves out the loading of the backbone,
     `seconds` leaves out nothing.
     """
 
@@ -90,171 +75,212 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One picture on its way: pixels to embed, or where its embedding is already, or why there is none."""
+class _Plan:
+    """What the settings come to for one split, resolved once.
 
-    content_hash: int
-    status: int = OK
-    pixels: images.Pixels | None = None
-    source: int | None = None
-    reason: str = ""
+    Attributes:
+        samples, manifest: what is to be embedded, and what names it.
+        path, attrs: of the store.
+        model: the settings of the backbone; `directory` is where its weights lie.
+        device, dtype: where and in which precision it runs.
+        spec: how images are resized and normalised.
+        chunk_rows: of a new store.
+        batch_size: images per pass.
+        workers: decoding threads.
+        skip_bad: record images that can't be read and go on, instead of stopping.
+        progress_seconds: between two lines of news.
+    """
 
-
-class _PictureChanged(Exception):
-    """A picture is not the one that the store's committed embedding was made from."""
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """Embeddings at hand, by content: parallel arrays sorted by hash, pointing into open stores."""
-
-    stores: tuple[Store, ...]
-    hashes: NDArray[np.uint64]
-    place: NDArray[np.int64]
-    whole: dict[tuple[int, int], bool] = field(default_factory=dict)
-
-    def find(self, content_hash: int) -> int | None:
-        """Index of a picture with this content, if there is one in a chunk that is whole. Called from many threads."""
-        at = int(np.searchsorted(self.hashes, np.uint64(content_hash)))
-        if at == len(self.hashes) or self.hashes[at] != content_hash:
-            return None
-        number, row, _ = self.place[at].tolist()
-        store = self.stores[number]
-        start = row - row % store.chunk_rows
-        if (number, start) not in self.whole:
-            self.whole[number, start] = is_whole(store, start)
-        return at if self.whole[number, start] else None
+    samples: Samples
+    manifest: str
+    path: Path
+    attrs: dict[str, Any]
+    model: Model
+    directory: Path
+    device: "torch.device"
+    dtype: "torch.dtype"
+    spec: Preprocessing
+    chunk_rows: int
+    batch_size: int
+    workers: int
+    skip_bad: bool
+    progress_seconds: float
 
 
-def extract(config: Config, split: str, *, limit: int | None = None) -> Extraction:
+class _ImageChanged(Exception):
+    """An image is not the one that the store's committed embedding was made from."""
+
+
+def extract(
+    config: Config, split: str, *, part: tuple[int, int] | None = None, limit: int | None = None
+) -> Extraction:
     """Embed a split, as far as it is not embedded already.
 
     Args:
         config: all settings.
         split: `train` or `test`.
-        limit: stop after this many samples, in manifest order; the rest stays pending.
+        part: (k, n), k from 1 to n: only the k-th of n ranges of whole chunks. Parts may run in any order, at once in n
+            processes, killed and begun again: once all are done the store holds the very bytes of one run.
+        limit: stop after this many samples, in manifest order; the rest stays pending. Not together with `part`.
 
     Raises:
-        GeoError: bad data, bad pictures with `on_bad_image = fail`, no weights, a busy store, a full disk.
+        GeoError: bad data, bad images with `on_bad_image = fail`, no weights, somebody else at work on the same rows, a
+            full disk; with `part`, an image that changed since it was embedded.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once what is in flight is written.
     """
     started = time.monotonic()
-    samples = load_samples(config, split)
-    device = pick_device(config.model.device)
-    directory = find_backbone(config.model.backbone_name)
-    attrs = store_attributes(config, directory, pick_dtype(config.model.dtype, device))
-    path = store_path(config.paths.cache_dir, config.model.backbone_name, attrs["fingerprint"], split)
-    last = len(samples) if limit is None else min(limit, len(samples))
-    with only_writer(path):
-        store = _matching_store(path, samples)
-        _refuse_bad_images(config, store, samples, last)
-        if store is None:
-            store = _new_store(path, samples, attrs, config, directory)
+    _check_part(part, limit)
+    plan = _make_plan(config, split)
+    count = len(plan.samples)
+
+    # Which rows: a range of whole chunks, of the store that exists or of the one to be made.
+    existing = _existing_store(plan)
+    range_rows = part_rows(count, existing.chunk_rows if existing else plan.chunk_rows, part)
+    rows = range_rows if limit is None else slice(0, min(limit, count))
+
+    with only_writer(plan.path, None if part is None else range_rows):
+        # Nothing is made or moved before the images have been looked at.
+        store = _existing_store(plan)
+        if store is None and plan.path.exists():
+            say(
+                f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
+            )
+        if not plan.skip_bad:
+            _refuse_bad_images(plan, store, rows)
+        store = _lay_out(plan, None if part is None else range_rows)
+        if part_rows(count, store.chunk_rows, part) != range_rows:
+            raise GeoError(
+                "another command laid the store out just now, with other chunks",
+                where=plan.path,
+                hint="run the same command again: it goes by the chunks of the store",
+            )
         try:
-            result = _run(config, store, samples, last)
-        except _PictureChanged as change:
+            result = _run(plan, store, rows)
+        except _ImageChanged as change:
+            if part is not None:
+                raise GeoError(
+                    f"{change} after it was embedded",
+                    where=plan.path,
+                    hint=f"geo extract --split {split} without --part makes the store anew, and copies what is the same",
+                ) from change
             say(f"{change}; what is the same is copied into a new store")
-            result = _run(config, _new_store(path, samples, attrs, config, directory), samples, last)
-        if result.skipped and config.inference.on_bad_image == "fail":
+            store = _lay_out(plan, None, anew=True)
+            result = _run(plan, store, rows)
+        if result.skipped and not plan.skip_bad:
             raise _bad_images(result.skipped)
-        if last == len(samples):
-            for old in superseded_paths(path):
-                discard(old)
+    _discard_superseded(store)
     result.seconds = time.monotonic() - started
     return result
 
 
-def _matching_store(path: Path, samples: Samples) -> Store | None:
-    """The store at `path` if its rows are these samples."""
-    if not path.exists():
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """`2/4` to (2, 4), the second of four parts. Raises GeoError for anything else."""
+    if text is None:
         return None
-    store = open_store(path)
-    if store.attrs["manifest_sha256"] != manifest_sha256(samples):
-        say(f"the samples changed since {path} was made; embeddings of the same pictures are copied from it")
-        return None
-    write_ids(store, samples)
-    return store
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not numbers:
+        raise GeoError(f"{text!r} is no part", where="--part", hint="K/N, such as 1/4, K from 1 to N")
+    return int(numbers[1]), int(numbers[2])
 
 
-def _new_store(path: Path, samples: Samples, attrs: dict[str, Any], config: Config, directory: Path) -> Store:
-    """An empty store at `path`; one that is there is moved aside, as a source."""
-    if path.exists():
-        supersede(path)
-    return create_store(
-        path,
+def _check_part(part: tuple[int, int] | None, limit: int | None) -> None:
+    if part is None:
+        return
+    if not 1 <= part[0] <= part[1]:
+        raise GeoError(f"no part {part[0]} of {part[1]}", where="part", hint="parts are 1/n to n/n")
+    if limit is not None:
+        raise GeoError("a part and a limit don't go together", where="limit", hint="leave one of them out")
+
+
+def _make_plan(config: Config, split: str) -> _Plan:
+    samples = load_samples(config, split)
+    model, inference = config.model, config.inference
+    device = pick_device(model.device)
+    dtype = pick_dtype(model.dtype, device)
+    directory = find_backbone(model.backbone_name)
+    attrs = store_attributes(model, directory, dtype)
+    return _Plan(
         samples,
-        dim=backbones.embedding_dim(directory, config.model.feature),
-        dtype=attrs["stored"],
-        chunk_rows=config.inference.chunk_rows,
-        attrs=attrs,
+        manifest_sha256(samples),
+        store_path(config.paths.cache_dir, model.backbone_name, attrs["fingerprint"], split),
+        attrs,
+        model,
+        directory,
+        device,
+        dtype,
+        read_preprocessing(directory, exact=model.exact),
+        inference.chunk_rows,
+        inference.batch_size or default_batch_size(device),
+        inference.workers or os.cpu_count() or 1,
+        inference.on_bad_image == "skip",
+        config.tracking.progress_seconds,
     )
 
 
-def _gather_sources(path: Path) -> _Sources:
-    """Every embedding that stores of this fingerprint hold: other splits, superseded stores, and this one.
+def _existing_store(plan: _Plan) -> Store | None:
+    """The store of these samples; None where there is none yet, or one of other samples."""
+    if not plan.path.exists():
+        return None
+    store = open_store(plan.path)
+    return store if store.attrs["manifest_sha256"] == plan.manifest else None
 
-    A committed embedding is never overwritten, so that what is found here stays true while the store grows.
+
+def _lay_out(plan: _Plan, rows: slice | None, *, anew: bool = False) -> Store:
+    """The store of these samples, made by whoever comes first; one that stands in its place is moved aside, as a source.
+
+    Args:
+        plan: what it is of.
+        rows: what its caller is the writer of; None for all.
+        anew: make a new one, though there is one of these samples.
+
+    Raises:
+        GeoError: a store is to be moved aside while somebody else writes to it.
     """
-    stores: list[Store] = []
-    hashes: list[NDArray[np.uint64]] = []
-    places: list[NDArray[np.int64]] = []
-    for other in sibling_paths(path):
-        try:
-            store = open_store(other, writable=False)
-            ok = read_status(store) == OK
-            content = read_content_hash(store)
-        except GeoError:
-            continue
-        rows, views = np.nonzero(ok)
-        hashes.append(content[ok])
-        places.append(np.stack([np.full(len(rows), len(stores)), rows, views], axis=1))
-        stores.append(store)
-    joined = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
-    place = np.concatenate(places) if places else np.zeros((0, 3), dtype=np.int64)
-    order = np.argsort(joined, kind="stable")
-    return _Sources(tuple(stores), joined[order], place[order])
+    with changing_layout(plan.path):
+        store = None if anew else _existing_store(plan)
+        if store is not None:
+            write_ids(store, plan.samples)
+            return store
+        if plan.path.exists():
+            refuse_other_writers(plan.path, rows)
+            supersede(plan.path)
+        return create_store(
+            plan.path,
+            plan.samples,
+            dim=backbones.embedding_dim(plan.directory, plan.model.feature),
+            dtype=plan.attrs["stored"],
+            chunk_rows=plan.chunk_rows,
+            attrs=plan.attrs,
+        )
 
 
-def _refuse_bad_images(config: Config, store: Store | None, samples: Samples, last: int) -> None:
-    """Where bad pictures are to fail, look for them before anything is paid for: cheaply, at pending views only."""
-    if config.inference.on_bad_image == "skip":
+def _discard_superseded(store: Store) -> None:
+    """Delete earlier stores of the split once this one is whole and nobody writes to it who may still copy from them.
+
+    To be called when its own lock is let go of: of several parts the last one to end finds nobody at work.
+    """
+    if not superseded_paths(store.path):
         return
-    bad = [_bad(samples, i, v, reason) for i, v, reason in missing_images(samples, last)]
-    named = {(item.sample_id, item.view) for item in bad}
-    if store is None:
-        pending = np.argwhere(np.ones((last, len(samples.view_names)), dtype=bool))
-    else:
-        pending = np.argwhere(read_status(store)[:last] != OK)
+    with changing_layout(store.path):
+        if not is_busy(store.path) and (read_status(store) != PENDING).all():
+            for earlier in superseded_paths(store.path):
+                discard(earlier)
 
-    def look(place: NDArray[np.int64]) -> BadImage | None:
-        i, v = place
-        if (samples.sample_id[i], samples.view_names[v]) in named:
-            return None
-        reason = images.find_fault(samples.image_root / samples.images[i, v])
-        return _bad(samples, i, v, reason) if reason else None
 
-    every = config.tracking.progress_seconds
-    with (
-        progress("look at pictures", len(pending), "images", every) as advance,
-        ThreadPoolExecutor(_workers(config), "look") as pool,
-    ):
-        # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
-        for start in range(0, len(pending), _LOOKED_AT):
-            block = pending[start : start + _LOOKED_AT]
-            bad += [item for item in pool.map(look, block) if item]
-            advance(len(block))
+def _refuse_bad_images(plan: _Plan, store: Store | None, rows: slice) -> None:
+    """Look for bad images before anything is paid for: cheaply, at those without an embedding only."""
+    shape = (rows.stop - rows.start, len(plan.samples.view_names))
+    pending = np.ones(shape, dtype=bool) if store is None else read_status(store)[rows] != OK
+    bad = find_bad_images(
+        plan.samples, rows, pending, workers=plan.workers, progress_seconds=plan.progress_seconds
+    )
     if bad:
         raise _bad_images(bad)
 
 
-def _bad(samples: Samples, i: int, v: int, reason: str) -> BadImage:
-    path = samples.image_root / samples.images[i, v] if samples.images[i, v] else samples.image_root
-    return BadImage(samples.sample_id[i], samples.view_names[v], str(path), reason)
-
-
 def _bad_images(bad: list[BadImage]) -> GeoError:
-    for item in bad:
-        warn(f"sample {item.sample_id}, view {item.view}: {item.reason} ({item.path})")
+    for image in bad:
+        warn(f"sample {image.sample_id}, view {image.view}: {image.reason} ({image.path})")
     count = f"{len(bad):,} picture{'s' if len(bad) > 1 else ''}"
     return GeoError(
         f"{count} can't be read, listed above",
@@ -263,240 +289,98 @@ def _bad_images(bad: list[BadImage]) -> GeoError:
     )
 
 
-def _workers(config: Config) -> int:
-    return config.inference.workers or os.cpu_count() or 1
-
-
-def _run(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
-    """Bring the first `last` rows of `store` to what the pictures on disk are now, and say how far where interrupted."""
+def _run(plan: _Plan, store: Store, rows: slice) -> Extraction:
+    """Bring rows of `store` to what the images on disk are now, and say how far where interrupted."""
     try:
-        return _fill(config, store, samples, last)
+        return _update(plan, store, rows)
     except KeyboardInterrupt:
         done = int((read_status(store) != PENDING).all(axis=1).sum())
         warn(
-            f"interrupted: {done:,} of {len(samples):,} {store.split} samples are done and stay; "
+            f"interrupted: {done:,} of {len(plan.samples):,} {store.split} samples are done and stay; "
             "the same command goes on from there"
         )
         raise
 
 
-def _fill(config: Config, store: Store, samples: Samples, last: int) -> Extraction:
-    device = pick_device(config.model.device)
-    directory = find_backbone(config.model.backbone_name)
-    spec = read_preprocessing(directory, exact=config.model.exact)
+def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
+    # What the store holds of the rows, and what other embeddings there are to be copied.
+    content_hash, status = read_content_hash(store), read_status(store)
+    sources = gather_sources(store.path)
+
     started = time.monotonic()
     result = Extraction(store.split, store.path, store.fingerprint, *store.shape)
-    sources = _gather_sources(store.path)
-    embedder = _Embedder(config, device, spec)
-    skip = config.inference.on_bad_image == "skip"
-    views = len(samples.view_names)
-    hashes, statuses = read_content_hash(store), read_status(store)
+    embedder = Embedder(
+        lambda: backbones.load_backbone(plan.model, plan.device, plan.dtype),
+        plan.spec,
+        plan.device,
+        plan.batch_size,
+    )
+    views = len(plan.samples.view_names)
+    places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
 
-    def prepare(i: int, v: int) -> _Picture:
-        return _prepare(samples, i, v, spec, sources, int(hashes[i, v]) if statuses[i, v] == OK else None)
+    def committed(row: int, view: int) -> int | None:
+        return int(content_hash[row, view]) if status[row, view] == OK else None
 
-    ahead = _AHEAD * embedder.batch_size
-    places = ((i, v) for i in range(last) for v in range(views))
-    writing: Future[None] | None = None
-    label = f"extract {store.split}"
+    # Chunk by chunk: the reader's images in order; pixels to the embedder; what came of them to the writer, which works
+    # on while the next chunk is read. A chunk that is as it was is not written again.
     with (
-        progress(label, last * views, "images", config.tracking.progress_seconds) as advance,
-        ThreadPoolExecutor(1, "write") as writer,
-        read_ahead(places, prepare, ahead, _workers(config)) as pictures,
+        progress(
+            f"extract {store.split}", (rows.stop - rows.start) * views, "images", plan.progress_seconds
+        ) as advance,
+        Writer(store, sources, plan.samples) as writer,
+        read_images(
+            plan.samples,
+            places,
+            plan.spec,
+            sources,
+            committed,
+            ahead=_AHEAD * plan.batch_size,
+            workers=plan.workers,
+        ) as read,
     ):
-        for rows in chunks_of(store):
-            if rows.start >= last:
-                break
-            content, status = hashes[rows].copy(), statuses[rows].copy()
-            copies: list[tuple[int, int, int]] = []
-            for i in range(rows.start, min(rows.stop, last)):
-                for v in range(views):
-                    picture = next(pictures)
-                    here = (i - rows.start, v)
-                    committed = statuses[i, v] == OK
-                    if committed and picture.content_hash != hashes[i, v]:
-                        raise _PictureChanged(
-                            f"the picture of sample {samples.sample_id[i]}, view {samples.view_names[v]} changed on disk"
-                        )
-                    content[here] = picture.content_hash
-                    status[here] = picture.status if picture.status == OK or skip else PENDING
-                    if picture.pixels is not None:
-                        embedder.add(picture.pixels, here)
-                        result.computed += 1
-                    elif picture.status != OK:
-                        result.skipped.append(_bad(samples, i, v, picture.reason))
-                    else:
-                        result.reused += 1
-                        if picture.source is not None:
-                            copies.append((*here, picture.source))
+        for chunk_rows in chunks_of(store, rows):
+            chunk = Chunk(chunk_rows, content_hash[chunk_rows].copy(), status[chunk_rows].copy())
+            for row in range(chunk_rows.start, min(chunk_rows.stop, rows.stop)):
+                for view in range(views):
+                    _take(plan, next(read), row, view, committed, chunk, embedder, result)
                     advance(1)
-            computed = embedder.finish_chunk()
-            if writing is not None:
-                writing.result()
-            if (status != statuses[rows]).any() or (content != hashes[rows]).any():
-                writing = writer.submit(
-                    _write, store, rows, content, status, computed, copies, sources, samples
-                )
-        if writing is not None:
-            writing.result()
+            chunk.computed = embedder.finish_chunk()
+            if _differs(chunk, content_hash, status):
+                writer.write(chunk)
     handled = result.computed + result.reused
     result.images_per_second = handled / max(time.monotonic() - started - embedder.load_seconds, 1e-9)
     return result
 
 
-def _prepare(
-    samples: Samples, i: int, v: int, spec: images.Preprocessing, sources: _Sources, committed: int | None
-) -> _Picture:
-    """Read one picture, and decode it unless its content was embedded before. Runs on a decoding thread."""
-    if not samples.images[i, v]:
-        return _Picture(0, MISSING, reason="the CSV names no image")
-    try:
-        data = (samples.image_root / samples.images[i, v]).read_bytes()
-    except OSError as error:
-        gone = isinstance(error, FileNotFoundError)
-        return _Picture(0, MISSING if gone else UNREADABLE, reason=error.strerror or str(error))
-    content_hash = hash_content(data)
-    if content_hash == committed:
-        return _Picture(content_hash)
-    source = sources.find(content_hash)
-    if source is not None:
-        return _Picture(content_hash, source=source)
-    try:
-        return _Picture(content_hash, pixels=images.resize(images.decode(data), spec))
-    except images.UnreadableImage as error:
-        return _Picture(content_hash, UNREADABLE, reason=str(error))
-
-
-def _write(
-    store: Store,
-    rows: slice,
-    content: NDArray[np.uint64],
-    status: NDArray[np.uint8],
-    computed: "list[tuple[list[tuple[int, int]], torch.Tensor]]",
-    copies: list[tuple[int, int, int]],
-    sources: _Sources,
-    samples: Samples,
+def _take(
+    plan: _Plan,
+    image: ReadImage,
+    row: int,
+    view: int,
+    committed: Callable[[int, int], int | None],
+    chunk: Chunk,
+    embedder: Embedder,
+    result: Extraction,
 ) -> None:
-    """Put a chunk together and commit it. Runs on the writing thread, where waiting for the device costs nothing."""
-    committed = (read_status(store, rows) != PENDING).any()
-    shape = (rows.stop - rows.start, *store.shape[1:])
-    # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
-    values = read_chunk(store, rows) if committed else np.zeros(shape, store.embeddings.dtype)
-    for places, embeddings in computed:
-        at = np.array(places)
-        values[at[:, 0], at[:, 1]] = embeddings.cpu().numpy()
-        finite = np.isfinite(values[at[:, 0], at[:, 1]]).all(axis=1)
-        if not finite.all():
-            row, view = at[~finite][0]
-            raise GeoError(
-                f"the backbone gave NaN or infinity for sample {samples.sample_id[rows.start + row]}, "
-                f"view {samples.view_names[view]}",
-                where=store.path,
-                hint="try --dtype float32; if that gives the same, the weights are damaged",
-            )
-    wanted = np.array([source for *_, source in copies], dtype=np.int64)
-    for number, source in enumerate(sources.stores):
-        here = [k for k, s in enumerate(wanted) if sources.place[s, 0] == number]
-        found = sources.place[wanted[here]]
-        for part in np.unique(found[:, 1] // source.chunk_rows):
-            start = part * source.chunk_rows
-            block = read_chunk(source, slice(start, start + source.chunk_rows))
-            for k, (_, row, view) in zip(here, found, strict=True):
-                if row // source.chunk_rows == part:
-                    values[copies[k][0], copies[k][1]] = block[row - start, view]
-    commit_chunk(store, rows, values, content, status)
+    """Enter one image into its chunk, and count it."""
+    known = committed(row, view)
+    if known is not None and image.content_hash != known:
+        name = f"sample {plan.samples.sample_id[row]}, view {plan.samples.view_names[view]}"
+        raise _ImageChanged(f"the picture of {name} changed on disk")
+    place = (row - chunk.rows.start, view)
+    chunk.content_hash[place] = image.content_hash
+    chunk.status[place] = image.status if image.status == OK or plan.skip_bad else PENDING
+    if image.pixels is not None:
+        embedder.add(image.pixels, place)
+        result.computed += 1
+    elif image.status != OK:
+        result.skipped.append(bad_image(plan.samples, row, view, image.reason))
+    else:
+        result.reused += 1
+        if image.source is not None:
+            chunk.copies.append((*place, image.source))
 
 
-class _Embedder:
-    """Fills batches with pixels and passes them through the backbone, which is loaded when first needed.
-
-    Two batches take turns, so that one can be filled while the device still reads the other. Nothing here waits for
-    the device: embeddings stay there until a chunk is written.
-    """
-
-    def __init__(self, config: Config, device: "torch.device", spec: images.Preprocessing) -> None:
-        self._config, self._device, self._spec = config, device, spec
-        self.batch_size = config.inference.batch_size or (256 if device.type == "cuda" else 32)
-        self.load_seconds = 0.0
-        self._backbone: Backbone | None = None
-        self._batches: list[torch.Tensor] = []
-        self._read: list[Any] = []
-        self._normal: torch.Tensor | None = None
-        self._turn = 0
-        self._places: list[tuple[int, int]] = []
-        self._chunk: list[tuple[list[tuple[int, int]], torch.Tensor]] = []
-
-    def add(self, pixels: images.Pixels, place: tuple[int, int]) -> None:
-        """Take uint8 pixels (3, H, W) for a (row, view) of the current chunk; embed once a batch is full."""
-        if self._backbone is None:
-            started = time.monotonic()
-            self._backbone = self._load()
-            self.load_seconds = time.monotonic() - started
-        if not self._places and self._read[self._turn] is not None:
-            self._read[self._turn].synchronize()
-        self._batches[self._turn].numpy()[len(self._places)] = pixels
-        self._places.append(place)
-        if len(self._places) == self.batch_size:
-            self._flush()
-
-    def finish_chunk(self) -> "list[tuple[list[tuple[int, int]], torch.Tensor]]":
-        """Embed what is left of the chunk; (row, view) places and their embeddings (B, D), batch by batch."""
-        if self._places:
-            self._flush()
-        chunk, self._chunk = self._chunk, []
-        return chunk
-
-    def _load(self) -> Backbone:
-        import torch
-
-        dtype = pick_dtype(self._config.model.dtype, self._device)
-        backbone = backbones.load_backbone(self._config.model, self._device, dtype)
-        shape = (self.batch_size, 3, self._spec.height, self._spec.width)
-        pinned = self._device.type == "cuda"
-        self._batches = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self._read = [None, None]
-        self._normal = None if pinned else torch.zeros(shape)
-        return backbone
-
-    def _flush(self) -> None:
-        import torch
-
-        assert self._backbone is not None
-        cuda = self._device.type == "cuda"
-        # Every batch has the same shape, whatever is left over from the one before it in the last rows: then an
-        # embedding is the same to the last bit, whichever pictures share its batch.
-        with torch.inference_mode():
-            pixels = self._batches[self._turn].to(self._device, non_blocking=True)
-            if cuda:
-                self._read[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._read[self._turn].record()
-            normal = images.normalise(pixels, self._spec, self._backbone.dtype, self._normal)
-            embeddings = backbones.embed(self._backbone, normal)[: len(self._places)].float()
-        self._chunk.append((self._places, embeddings))
-        self._places = []
-        self._turn = 1 - self._turn
-
-
-@contextmanager
-def read_ahead(
-    places: Iterator[tuple[int, int]],
-    prepare: Callable[[int, int], _Picture],
-    ahead: int,
-    workers: int,
-) -> Iterator[Iterator[_Picture]]:
-    """Prepare pictures on threads, at most `ahead` of the reader, and yield them in order."""
-    window: deque[Future[_Picture]] = deque()
-    pool = ThreadPoolExecutor(workers, "decode", initializer=images.one_thread)
-
-    def in_order() -> Iterator[_Picture]:
-        while True:
-            while len(window) < ahead and (place := next(places, None)) is not None:
-                window.append(pool.submit(prepare, *place))
-            if not window:
-                return
-            yield window.popleft().result()
-
-    try:
-        yield in_order()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _differs(chunk: Chunk, content_hash: NDArray[np.uint64], status: NDArray[np.uint8]) -> bool:
+    before = content_hash[chunk.rows], status[chunk.rows]
+    return bool((chunk.content_hash != before[0]).any() or (chunk.status != before[1]).any())

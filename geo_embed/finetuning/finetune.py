@@ -221,7 +221,7 @@ def _write_run(
         with writing_run(config.paths.runs_dir, task.directory.name) as writer:
             # The store that belongs to the new backbone: there is none until `geo extract` makes it.
             written = writer.write_backbone(model.backbone)
-            attrs = store_attributes(tuned, written, pick_dtype(config.model.dtype, task.device))
+            attrs = store_attributes(tuned.model, written, pick_dtype(config.model.dtype, task.device))
             of_backbone = ("backbone", "fingerprint", "weights_sha256", "preprocessing")
             provenance["store"] |= {key: attrs[key] for key in of_backbone}
             del provenance["store"]["path"]

@@ -288,7 +288,7 @@ def test_the_fingerprint_of_a_clip_never_changes(tmp_path: Path, stored_in: str,
         ("pytorch_model.bin", False): "b6972a54ff2a4fee",
         ("pytorch_model.bin", True): "0005ad33e29b2334",
     }
-    assert store_attributes(config, tmp_path, torch.float32)["fingerprint"] == golden[stored_in, exact]
+    assert store_attributes(config.model, tmp_path, torch.float32)["fingerprint"] == golden[stored_in, exact]
 
 
 # ---------------------------------------------------------------- refusals

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The writer waits for a word from the test before it commits: it is at work for as long as the test needs it.
 HOLD = """
 import pathlib, sys, time
-module = sys.modules["geo_embed.extraction.extract"]
+module = sys.modules["geo_embed.extraction.writer"]
 commit = module.commit_chunk
 
 def hold(*arguments):
@@ -102,7 +102,7 @@ def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Smal
 def test_a_second_import_is_refused_likewise(small: Small, nursery: Nursery, tmp_path: Path) -> None:
     file = tmp_path / "train.npy"
     np.save(file, np.ones((8, 4, 5), dtype=np.float32))
-    hold = HOLD.replace("geo_embed.extraction.extract", "geo_embed.cache.exchange")
+    hold = HOLD.replace("geo_embed.extraction.writer", "geo_embed.cache.exchange")
     first = nursery.start(
         small, "cache", "import", file, "--split", "train", "--backbone", "mine", before=hold
     )

@@ -1,0 +1,157 @@
+"""Images on their way to the backbone: read, hashed, decoded and resized by threads, in order, ahead of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.cache.store import MISSING, OK, UNREADABLE, hash_content
+from geo_embed.console import progress
+from geo_embed.data import images
+from geo_embed.data.loader import read_ahead
+from geo_embed.data.samples import Samples, missing_images
+from geo_embed.extraction.reuse import Sources
+
+# Images that are looked at before the next ones are handed out: a million samples need no more memory than a thousand.
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image without an embedding, and why."""
+
+    sample_id: str
+    view: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """One image: pixels to embed, or where its embedding lies already, or why it has none.
+
+    Attributes:
+        content_hash: of the file's bytes; 0 where it couldn't be read.
+        status: as in a store.
+        pixels: uint8 (3, H, W), where it is to be embedded.
+        source: index into the sources, where its embedding is to be copied.
+        reason: why it has none.
+    """
+
+    content_hash: int
+    status: int = OK
+    pixels: images.Pixels | None = None
+    source: int | None = None
+    reason: str = ""
+
+
+@contextmanager
+def read_images(
+    samples: Samples,
+    places: Iterable[tuple[int, int]],
+    spec: images.Preprocessing,
+    sources: Sources,
+    committed: Callable[[int, int], int | None],
+    *,
+    ahead: int,
+    workers: int,
+) -> Iterator[Iterator[ReadImage]]:
+    """Read the images of (row, view) places, in order, at most `ahead` of the reader.
+
+    Args:
+        samples: whose images.
+        places: which of them.
+        spec: how they are resized.
+        sources: embeddings at hand; what has one is not decoded.
+        committed: the content hash of the embedding that the store holds for a (row, view), None without one; an image
+            that is still the same is neither decoded nor looked for among the sources.
+        ahead: images.
+        workers: threads.
+    """
+
+    def begin(pool: ThreadPoolExecutor, place: tuple[int, int]) -> Callable[[], ReadImage]:
+        row, view = place
+        return pool.submit(read_image, samples, row, view, spec, sources, committed(row, view)).result
+
+    with read_ahead(places, begin, ahead=ahead, workers=workers) as read_in_order:
+        yield read_in_order
+
+
+def read_image(
+    samples: Samples,
+    row: int,
+    view: int,
+    spec: images.Preprocessing,
+    sources: Sources,
+    committed: int | None,
+) -> ReadImage:
+    """Read one image, and decode it unless its content was embedded before; arguments as in `read_images`."""
+    if not samples.images[row, view]:
+        return ReadImage(0, MISSING, reason="the CSV names no image")
+    try:
+        data = (samples.image_root / samples.images[row, view]).read_bytes()
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        return ReadImage(0, MISSING if gone else UNREADABLE, reason=error.strerror or str(error))
+    content_hash = hash_content(data)
+    if content_hash == committed:
+        return ReadImage(content_hash)
+    source = sources.find(content_hash)
+    if source is not None:
+        return ReadImage(content_hash, source=source)
+    try:
+        return ReadImage(content_hash, pixels=images.resize(images.decode(data), spec))
+    except images.UnreadableImage as error:
+        return ReadImage(content_hash, UNREADABLE, reason=str(error))
+
+
+def find_bad_images(
+    samples: Samples,
+    rows: slice,
+    pending: NDArray[np.bool_],
+    *,
+    workers: int,
+    progress_seconds: float,
+) -> list[BadImage]:
+    """Images that are absent, or that can't be read as far as a cheap look tells; before anything is paid for.
+
+    Args:
+        samples: whose images.
+        rows: which samples.
+        pending: (R, V) of these rows, True where an image's bytes are to be looked at; where it is absent is always told.
+        workers: threads.
+        progress_seconds: between two lines of news.
+    """
+    absent = [
+        (row, view, reason) for row, view, reason in missing_images(samples, rows.stop) if row >= rows.start
+    ]
+    bad = [bad_image(samples, row, view, reason) for row, view, reason in absent]
+    named = {(row, view) for row, view, _ in absent}
+    places = [(rows.start + int(i), int(v)) for i, v in np.argwhere(pending)]
+
+    def look(place: tuple[int, int]) -> BadImage | None:
+        row, view = place
+        if place in named:
+            return None
+        reason = images.find_fault(samples.image_root / samples.images[row, view])
+        return bad_image(samples, row, view, reason) if reason else None
+
+    with (
+        progress("look at pictures", len(places), "images", progress_seconds) as advance,
+        ThreadPoolExecutor(workers, "look") as pool,
+    ):
+        for start in range(0, len(places), _BLOCK):
+            block = places[start : start + _BLOCK]
+            bad += [image for image in pool.map(look, block) if image]
+            advance(len(block))
+    return bad
+
+
+def bad_image(samples: Samples, row: int, view: int, reason: str) -> BadImage:
+    """A (row, view) of the samples, for people."""
+    name = samples.images[row, view]
+    path = samples.image_root / name if name else samples.image_root
+    return BadImage(samples.sample_id[row], samples.view_names[view], str(path), reason)
