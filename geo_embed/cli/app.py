@@ -59,6 +59,7 @@ def _main(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit as the contract says."""
     words = sys.argv[1:] if arguments is None else arguments
+    GLOBALS.command = ("geo", *words)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(_spread_images(words), prog_name="geo")

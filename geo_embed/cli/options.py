@@ -54,12 +54,14 @@ class Globals:
     Attributes:
         file: `--config`.
         settings: every `--set`.
+        command: the whole command line, as a run's provenance keeps it.
         as_json: print one JSON object.
         verbose: show tracebacks.
     """
 
     file: Path | None = None
     settings: list[str] = field(default_factory=list)
+    command: tuple[str, ...] = ()
     as_json: bool = False
     verbose: bool = False
 

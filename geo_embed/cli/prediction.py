@@ -82,7 +82,9 @@ def _ensemble(
     wait_passively()
     from geo_embed.prediction.ensemble import ensemble
 
-    made = ensemble(GLOBALS.config(), runs, method=method, name=name, overwrite=overwrite)
+    made = ensemble(
+        GLOBALS.config(), runs, method=method, name=name, overwrite=overwrite, command=GLOBALS.command
+    )
     members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in made.members]
     print_result(made, [("run", made.run), *members, *metric_rows(made.val)])
 

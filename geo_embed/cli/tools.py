@@ -46,7 +46,7 @@ def _demo(
         for settings in (RECIPE, demo_settings(root))
     )
     config = resolve(GLOBALS.file, [*recipe, *GLOBALS.settings, *places], {"training.seed": seed})[0]
-    result = demo(config, root, locations)
+    result = demo(config, root, locations, command=GLOBALS.command)
     print_result(
         result,
         [

@@ -138,7 +138,7 @@ def _fit_heads(
         training__batch_size=batch_size,
         training__seed=seed,
     )
-    fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite)
+    fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     alone = [part["score"] for part in fit.parts if "score" in part]
     spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []
     print_result(
@@ -187,6 +187,7 @@ def _sweep(
         name=name,
         limit=limit,
         fresh=fresh,
+        command=GLOBALS.command,
     )
     winner = result.best
     print_result(
@@ -233,7 +234,7 @@ def _finetune(
         inference__workers=workers,
         training__seed=seed,
     )
-    tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite)
+    tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     if not speaks():
         return
     print_result(

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,12 @@ from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.finetuning.validate import predict_val
 from geo_embed.metrics import final_metrics
+from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import (
     Run,
     backbone_dir,
     check_new_name,
     checkpoints_dir,
-    describe_provenance,
     is_run,
     load_run,
     new_run_name,
@@ -64,6 +64,7 @@ def finetune(
     init: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> Finetuned:
     """Train backbone, fusion and heads from images, starting where a run's heads stand.
 
@@ -75,6 +76,7 @@ def finetune(
         init: the run to start from; default: heads fitted on the spot, a run of its own named NAME-heads.
         limit: train on so many of the training samples only.
         overwrite: replace a run, or an unfinished training, of this name.
+        command: the command line that asks for it, for the run's provenance.
 
     Raises:
         GeoError: no images, no backbone, heads that don't fit; a first validation that differs from the run's cached score;
@@ -96,7 +98,7 @@ def finetune(
             if is_run(directory) or not checkpoints_dir(directory).is_dir():
                 check_new_name(runs, name, overwrite=overwrite)
             if init is None and team.first:
-                fit_initial_heads(config, f"{name}-heads", overwrite=overwrite)
+                fit_initial_heads(config, f"{name}-heads", overwrite=overwrite, command=command)
             team.wait()
             run = load_run(runs, init or f"{name}-heads")
             merged = merge_config(config, run)
@@ -104,7 +106,7 @@ def finetune(
             with _one_writer(directory, team, afresh=overwrite):
                 team.wait()
                 model, state = train_unfrozen(task, _settings(merged, run, limit))
-                val = _write_run(merged, task, model, state.progress, started)
+                val = _write_run(merged, task, model, state.progress, started, command)
     except torch.OutOfMemoryError as error:
         raise GeoError(
             f"out of memory: {error}".splitlines()[0],
@@ -194,7 +196,7 @@ def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None)
 
 
 def _write_run(
-    config: Config, task: Task, model: GeoModel, progress: Progress, started: float
+    config: Config, task: Task, model: GeoModel, progress: Progress, started: float, command: Sequence[str]
 ) -> dict[str, Any]:
     """The run, in place of its checkpoints; returns its scores.
 
@@ -204,6 +206,7 @@ def _write_run(
         model: as it is to be written.
         progress: of the training.
         started: when, by the monotonic clock.
+        command: the command line that asked for it.
     """
     # Every process predicts its part of the validation samples; the first writes.
     predictions = predict_val(task, model, tta=task.inference.tta)
@@ -216,7 +219,10 @@ def _write_run(
         own_backbone = config.model.model_copy(update={"backbone_name": backbone_name, "fingerprint": None})
         tuned = config.model_copy(update={"model": own_backbone})
         store = find_store(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
-        provenance = describe_provenance(tuned, store, run.provenance["data"]["sha256"])
+        provenance = {
+            **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
+            **describe_sources(config.paths.csv("train"), run.provenance["data"]["sha256"], store),
+        }
         provenance |= {"init": run.name, "seconds": time.monotonic() - started}
         with writing_run(config.paths.runs_dir, task.directory.name) as writer:
             # The store that belongs to the new backbone: there is none until `geo extract` makes it.

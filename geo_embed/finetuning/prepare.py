@@ -3,6 +3,7 @@ agree.
 """
 
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +32,12 @@ from geo_embed.runs.run import Run, is_run, load_run
 _SAME_SCORE, _ONE_RANK = 0.002, 0.28
 
 
-def fit_initial_heads(config: Config, name: str, *, overwrite: bool) -> None:
+def fit_initial_heads(config: Config, name: str, *, overwrite: bool, command: Sequence[str] = ()) -> None:
     """The frozen phase; heads of the same settings that an interrupted training fitted are taken as they are."""
     path = config.paths.runs_dir / name
     if overwrite or not is_run(path):
         say("frozen phase: heads from the cache")
-        fit_heads(config, name=name, overwrite=overwrite)
+        fit_heads(config, name=name, overwrite=overwrite, command=command)
         return
     run = load_run(config.paths.runs_dir, name)
     if run.config.training != config.training:

@@ -28,7 +28,8 @@ from geo_embed.heads.mixture import Mixture
 from geo_embed.heads.predictor import Panel, apply_heads, averaged
 from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.runs.run import check_new_name, describe_provenance, new_run_name, writing_run
+from geo_embed.runs.provenance import describe_origin, describe_sources
+from geo_embed.runs.run import check_new_name, new_run_name, writing_run
 from geo_embed.settings import value_at
 
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
@@ -98,7 +99,12 @@ class FittedHeads:
 
 
 def fit_heads(
-    config: Config, *, name: str | None = None, limit: int | None = None, overwrite: bool = False
+    config: Config,
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> Fit:
     """Fit heads on the cached train split and write a run.
 
@@ -110,6 +116,7 @@ def fit_heads(
         name: of the run; default `heads-` and the time.
         limit: use the first samples only.
         overwrite: replace a run of this name.
+        command: the command line that asks for it, for the run's provenance.
 
     Raises:
         GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples.
@@ -152,7 +159,10 @@ def fit_heads(
         train_truth.latitude, train_truth.longitude, labels, len(examples.encoder)
     )
     counts = np.bincount(labels, minlength=len(examples.encoder))
-    provenance = describe_provenance(config, data.store, file_sha256(data.samples.csv))
+    provenance = {
+        **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
+        **describe_sources(config.paths.csv("train"), file_sha256(data.samples.csv), data.store),
+    }
     with writing_run(runs_dir, name) as writer:
         writer.write_heads(panel)
         writer.write_centroids(examples.encoder, centroids)

@@ -127,6 +127,7 @@ def sweep(
     name: str = "sweep",
     limit: int | None = None,
     fresh: bool = False,
+    command: Sequence[str] = (),
 ) -> Sweep:
     """Search a space of plain heads on the cached train split, and write the winner as a run.
 
@@ -141,6 +142,7 @@ def sweep(
         name: of the run to write.
         limit: use the first samples only.
         fresh: forget what was tried, and replace a run of this name.
+        command: the command line that asks for it, for the run's provenance.
 
     Raises:
         GeoError: a run of this name exists; what was tried was tried with other settings; too few samples to choose by;
@@ -189,7 +191,7 @@ def sweep(
         )
     described = [{"settings": drawn[result.trial], **asdict(result)} for result in ranking]
     winner = with_changes(base, drawn[best.trial])
-    val = _finish(winner, name, limit, state, store)
+    val = _finish(winner, name, limit, state, store, command)
     if state.replace:
         # Only the run that was there before.
         state.replace = False
@@ -197,7 +199,7 @@ def sweep(
     return Sweep(
         {**described[0], "run": name, "val": val},
         described,
-        command(config, winner, drawn[best.trial], name, limit),
+        rerun_command(config, winner, drawn[best.trial], name, limit),
         len(state.results) - reused,
         reused,
         time.monotonic() - started,
@@ -237,7 +239,7 @@ def inner_split(examples: Examples, train: NDArray[np.bool_], training: Training
     return Split(training.seed, 0, train & ~val, val)
 
 
-def command(
+def rerun_command(
     config: Config, winner: Config, changes: Mapping[str, Any], name: str, limit: int | None = None
 ) -> str:
     """A command line that makes the winner's run again, with all that came from geo.toml, the environment or an option.
@@ -360,7 +362,9 @@ def _ranking(state: _State) -> list[Result]:
     return sorted(last.values(), key=_rank)
 
 
-def _finish(winner: Config, name: str, limit: int | None, state: _State, store: Store) -> dict[str, Any]:
+def _finish(
+    winner: Config, name: str, limit: int | None, state: _State, store: Store, command: Sequence[str]
+) -> dict[str, Any]:
     """The winner's metrics on the run's validation samples; makes the run where it isn't there yet."""
     runs_dir = winner.paths.runs_dir
     if (runs_dir / name).exists():
@@ -382,7 +386,7 @@ def _finish(winner: Config, name: str, limit: int | None, state: _State, store: 
                 hint="move it away and run the same command again: nothing that was tried is lost",
             )
     say(f"sweep: fitting the winner as {name}")
-    return fit_heads(winner, name=name, limit=limit, overwrite=state.replace).val
+    return fit_heads(winner, name=name, limit=limit, overwrite=state.replace, command=command).val
 
 
 def _header(

@@ -16,10 +16,10 @@ from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.prediction.combine import LEARNT, by_state, combine, weight_learner
+from geo_embed.runs.provenance import describe_origin
 from geo_embed.runs.run import (
     Run,
     check_new_name,
-    describe_origin,
     load_run,
     new_run_name,
     writing_run,
@@ -67,6 +67,7 @@ def ensemble(
     method: EnsembleMethod,
     name: str | None = None,
     overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> Ensembled:
     """Combine runs into one, which evaluate, predict and submit take like any other.
 
@@ -83,6 +84,7 @@ def ensemble(
         method: see combine.py.
         name: of the ensemble; default `ensemble-` and the time.
         overwrite: replace a run of this name.
+        command: the command line that asks for it, for the run's provenance.
 
     Raises:
         GeoError: fewer than two runs, one given twice, one that is damaged or held nothing out, or runs that don't fit.
@@ -119,7 +121,7 @@ def ensemble(
     )
     runs = [member.run for member in validated]
     provenance = {
-        **describe_origin(config),
+        **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
         "data": first.provenance.get("data"),
         "store": first.provenance["store"],
         "stores": _stores(runs),

@@ -26,7 +26,7 @@ from geo_embed.files import replacing
 from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
 from geo_embed.prediction.predict import predict_split
-from geo_embed.runs.run import Run, store_fingerprints
+from geo_embed.runs.run import Run
 from geo_embed.runs.table import read_predictions, read_stores
 
 # Rows named one by one in a finding; more are counted.
@@ -156,7 +156,7 @@ def _is_stale(config: Config, run: Run, path: Path) -> bool:
     tell what it was made from is one of an earlier version: stale, if it can be made again.
     """
     now: dict[str, str | None] = {}
-    for fingerprint in store_fingerprints(run.provenance):
+    for fingerprint in run.store_fingerprints:
         now[fingerprint] = None
         with contextlib.suppress(GeoError):
             now[fingerprint] = content_digest(find_store(config, "test", fingerprint=fingerprint))

@@ -1,17 +1,13 @@
 """A run directory: what was trained, on what, how well, and how to get it again."""
 
 import json
-import os
-import platform
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from geo_embed import __version__
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
-from geo_embed.cache.store import Store
 from geo_embed.config import Config, Paths
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing_directory, save_tensors, write_json
@@ -74,6 +68,11 @@ class Run:
     def dim(self) -> int:
         """D, the width of the embeddings it was fitted on."""
         return int(self.provenance["store"]["dim"])
+
+    @property
+    def store_fingerprints(self) -> list[str]:
+        """The stores that it was fitted on: one, or for an ensemble every member's."""
+        return _store_fingerprints(self.provenance)
 
     @property
     def recipe_path(self) -> Path:
@@ -360,53 +359,16 @@ def run_stores(runs_dir: Path) -> dict[str, list[str]]:
     for path in _runs(runs_dir):
         try:
             provenance = json.loads((path / _PROVENANCE).read_text(encoding="utf-8"))
-            for fingerprint in store_fingerprints(provenance):
+            for fingerprint in _store_fingerprints(provenance):
                 users.setdefault(fingerprint, []).append(path.name)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return users
 
 
-def store_fingerprints(provenance: dict[str, Any]) -> list[str]:
-    """The stores that a run was fitted on: one, or for an ensemble every member's."""
+def _store_fingerprints(provenance: dict[str, Any]) -> list[str]:
     made_from = [provenance["store"], *provenance.get("stores", [])]
     return list(dict.fromkeys(store["fingerprint"] for store in made_from))
-
-
-def describe_origin(config: Config) -> dict[str, Any]:
-    """Where and how a run is made: command, versions, machine."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "command": ["geo", *sys.argv[1:]],
-        "note": config.tracking.note,
-        "seed": config.training.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "geo-embed": __version__,
-            **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
-        },
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-    }
-
-
-def describe_provenance(config: Config, store: Store, csv_sha256: str) -> dict[str, Any]:
-    """Where a run came from: command, versions, machine, data and store."""
-    n, v, d = store.shape
-    return {
-        **describe_origin(config),
-        "data": {"train_csv": str(config.paths.csv("train")), "sha256": csv_sha256},
-        "store": {
-            "path": str(store.path),
-            "fingerprint": store.fingerprint,
-            "backbone": store.attrs["backbone"],
-            "weights_sha256": store.attrs.get("weights_sha256"),
-            "preprocessing": store.attrs.get("preprocessing"),
-            "manifest_sha256": store.attrs["manifest_sha256"],
-            "samples": n,
-            "views": v,
-            "dim": d,
-        },
-    }
 
 
 def _named(runs_dir: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """`geo demo`: from nothing to a validated submission, through the same code as real data."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +64,14 @@ def demo_settings(root: Path) -> dict[str, str]:
     }
 
 
-def demo(config: Config, root: Path, locations: int) -> Demo:
+def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] = ()) -> Demo:
     """Make a synthetic country and a small random CLIP, then run every stage on them.
 
     Args:
         config: settings over `demo_settings(root)`, and over `RECIPE` or others.
         root: an empty or new directory, or that of an earlier demo.
         locations: train and test places together.
+        command: the command line that asks for it, for the runs' provenance.
 
     Raises:
         GeoError: `root` holds something else.
@@ -87,7 +89,7 @@ def demo(config: Config, root: Path, locations: int) -> Demo:
             f"extract  {split}: {done.computed:,} pictures computed, {done.reused:,} reused, "
             f"{done.images_per_second:,.0f} images/s"
         )
-    fit = fit_heads(config, name=RUN, overwrite=True)
+    fit = fit_heads(config, name=RUN, overwrite=True, command=command)
     say(f"fit      {fit.epochs} epochs in {fit.seconds:.1f} s")
     run = load_run(config.paths.runs_dir, fit.run)
     scores = evaluate(config, run)
@@ -96,7 +98,7 @@ def demo(config: Config, root: Path, locations: int) -> Demo:
     say(
         f"evaluate score {scores['score']:.4f}, top-1 {scores['top1']:.3f}, median {scores['median_km']:,.0f} km"
     )
-    tuned = finetune(config, name=TUNED, init=fit.run, overwrite=True)
+    tuned = finetune(config, name=TUNED, init=fit.run, overwrite=True, command=command)
     finetuned_score = float(tuned.val["score"])
     say(f"finetune score {finetuned_score:.4f} after {tuned.epochs} epochs in {tuned.seconds:.0f} s")
     if finetuned_score > scores["score"]:

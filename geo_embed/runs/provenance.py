@@ -1,0 +1,58 @@
+"""Where a run came from: how it was made, and from what. The content of provenance.json."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geo_embed.cache.store import Store
+
+
+def describe_origin(command: Sequence[str], *, seed: int, note: str) -> dict[str, Any]:
+    """How a run is made: by which command line, with what seed, by which versions, on what machine; and a note of the user's.
+
+    Args:
+        command: the command line; empty where there was none, as in a notebook.
+        seed: of the training.
+        note: free text.
+    """
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "command": list(command),
+        "note": note,
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("geo-embed", "torch", "numpy", "scikit-learn")},
+        },
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def describe_sources(train_csv: Path, csv_sha256: str, store: "Store") -> dict[str, Any]:
+    """What a run is fitted on.
+
+    Args:
+        train_csv: the samples.
+        csv_sha256: of that file's bytes.
+        store: their embeddings.
+    """
+    n, v, d = store.shape
+    return {
+        "data": {"train_csv": str(train_csv), "sha256": csv_sha256},
+        "store": {
+            "path": str(store.path),
+            "fingerprint": store.fingerprint,
+            "backbone": store.attrs["backbone"],
+            "weights_sha256": store.attrs.get("weights_sha256"),
+            "preprocessing": store.attrs.get("preprocessing"),
+            "manifest_sha256": store.attrs["manifest_sha256"],
+            "samples": n,
+            "views": v,
+            "dim": d,
+        },
+    }
