@@ -133,7 +133,7 @@ def fit_best(
         each = epoch_seconds(member, rows, region)
         most = member.training.epochs
         epochs = most if not each else int(min(most, max(3, budget / len(members) / each)))
-        fitted.append(member.but("", epochs=epochs))
+        fitted.append(member.variant("", epochs=epochs))
         race.epochs = max(race.epochs, epochs)
         parts.append(_train(rows, region, member.model, fitted[-1].training, seed))
     if refiner is not None:
@@ -255,7 +255,7 @@ def _race_large(
         nonlocal spent, winner
         # As many cells as the final fit will have: the race is about the same task.
         samples = max(1, round(member.model.cell_samples * len(train_rows) / len(rows)))
-        scaled = member.but("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
+        scaled = member.variant("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
         region = _region(train_rows, scaled, classes, seed)
         assert region.cells is not None
         heads = _train(train_rows, region, scaled.model, scaled.training, seed)
@@ -273,8 +273,8 @@ def _race_large(
     # The leader once more with wider labels, and with half as many cells.
     leader = members[int(np.argmax(scores))]
     if HEADS[leader.model.head].make.by_steps:
-        run(leader.but(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
-        run(leader.but("-half", {"cell_samples": 2 * leader.model.cell_samples}))
+        run(leader.variant(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
+        run(leader.variant("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None
     return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), spent
 
@@ -283,11 +283,11 @@ def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
     """Candidates for many samples, cheapest first."""
     members = []
     if fusion in (None, "average"):
-        members.append(base.but("probe", {"head": "probe", "fusion": "average"}))
-        members.append(base.but("average", {"fusion": "average"}))
+        members.append(base.variant("probe", {"head": "probe", "fusion": "average"}))
+        members.append(base.variant("average", {"fusion": "average"}))
     if fusion != "average":
         name = fusion or "evidence"
-        members.append(base.but(name, {"fusion": name}, **_MIXED_VIEWS))
+        members.append(base.variant(name, {"fusion": name}, **_MIXED_VIEWS))
     return members
 
 
@@ -298,7 +298,7 @@ def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
     """
     batch = min(512, max(64, n // 30))
     epochs = max(12, min(_MOST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
-    net = base.but(
+    net = base.variant(
         "",
         {"head_hidden": 256, "dropout": 0.4},
         weight_decay=0.3,
@@ -308,13 +308,15 @@ def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
     )
     members = []
     if fusion in (None, "average"):
-        probe = base.but("probe", {"head": "probe", "fusion": "average"})
-        members += [probe.but(f"-{l2:g}", l2=l2) for l2 in (0.01, 0.001, 0.0001)]
+        probe = base.variant("probe", {"head": "probe", "fusion": "average"})
+        members += [probe.variant(f"-{l2:g}", l2=l2) for l2 in (0.01, 0.001, 0.0001)]
 
     def network(name: Fusion, tau: float) -> Member:
         average = name == "average"
         swap, dropout = (0.0, 0.5) if average else (0.5, 0.4)
-        return net.but(f"{name}-tau{tau:g}", {"fusion": name, "dropout": dropout}, tau_km=tau, view_swap=swap)
+        return net.variant(
+            f"{name}-tau{tau:g}", {"fusion": name, "dropout": dropout}, tau_km=tau, view_swap=swap
+        )
 
     wide, narrow = 200.0, 75.0
     if fusion is None:

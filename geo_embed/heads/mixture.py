@@ -20,8 +20,8 @@ class Member:
     model: Model
     training: Training
 
-    def but(self, suffix: str, model: dict[str, Any] | None = None, **training: Any) -> "Member":
-        """The same with changes."""
+    def variant(self, suffix: str, model: dict[str, Any] | None = None, **training: Any) -> "Member":
+        """The same with changes of its settings, under a longer name."""
         return Member(
             self.name + suffix,
             self.model.model_copy(update=model or {}),

@@ -56,7 +56,7 @@ class Region:
 def make_region(
     points: NDArray[np.float64], labels: NDArray[np.int64], classes: int, model: Model, *, seed: int
 ) -> Region:
-    """Look at the training places.
+    """The region of the training places, and its cells where the head has any.
 
     Args:
         points: (N, 3) unit vectors.

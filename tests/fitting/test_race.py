@@ -64,7 +64,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def small(*arguments: Any) -> list[mixture.Member]:
         return [
-            member.but("", {"head_hidden": 16}, epochs=min(3, member.training.epochs))
+            member.variant("", {"head_hidden": 16}, epochs=min(3, member.training.epochs))
             for member in made(*arguments)
         ]
 
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 @pytest.mark.parametrize("head", ["geocells", "probe"])
 def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -> None:
     rows, classes = planted_rows()
-    member = SMALL.but("", {"fusion": fusion, "head": head})
+    member = SMALL.variant("", {"fusion": fusion, "head": head})
     region = region_of(rows, member.model, classes)
     heads = train(rows, region, member.model, member.training, seed=0).heads
     made = mixture.Mixture([member], [heads], Decision())
@@ -124,7 +124,7 @@ def test_a_mixture_is_no_worse_than_its_best_member() -> None:
     region = region_of(rows, SMALL.model, classes)
     cells = cells_of(region)
     inner = room._InnerValidation(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
-    answers = out_of([SMALL.but("", epochs=1 + n) for n in range(3)], rows, region)
+    answers = out_of([SMALL.variant("", epochs=1 + n) for n in range(3)], rows, region)
     weights = room._mix(answers, inner)
     assert sum(weights) == pytest.approx(1.0)
     used = [i for i, weight in enumerate(weights) if weight]
@@ -137,7 +137,7 @@ def test_a_mixture_is_no_worse_than_its_best_member() -> None:
 def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
     rows, classes = planted_rows()
     region = region_of(rows, SMALL.model, classes)
-    members = [SMALL, SMALL.but("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
+    members = [SMALL, SMALL.variant("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
     parts = [train(rows, region, one.model, one.training, seed=0).heads for one in members]
     made = mixture.Mixture(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
     described = json.loads(json.dumps(made.description()))
