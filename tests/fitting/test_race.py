@@ -302,7 +302,7 @@ def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> No
     given = write_planted(planted(1000, seed=3, classes=12, dim=64), tmp_path)
     plain = fit_heads(resolve(overrides=given | {"training.preset": "pigeon"})[0], name="plain")
     chosen = fit_heads(
-        resolve(overrides=given | {"training.preset": "best", "training.budget_seconds": 12})[0],
+        resolve(overrides=given | {"training.preset": "best", "training.budget_seconds": 6})[0],
         name="chosen",
     )
     assert chosen.val["score"] > plain.val["score"] + 0.05
