@@ -1,0 +1,110 @@
+"""Embeddings are found by what is in an image, in any store of the fingerprint, and never in a chunk that is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from small import Small
+
+from geo_embed.cache.storage import supersede
+from geo_embed.cache.store import MISSING, OK, Store, chunks_of, commit_chunk, create_store, open_store
+from geo_embed.data.samples import load_samples
+from geo_embed.errors import GeoError
+from geo_embed.extraction.reuse import copy_embeddings, gather_sources
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+DIM = 3
+
+
+@pytest.fixture
+def path(country: Country, tmp_path: Path) -> Path:
+    """Where two splits of five and two samples lie; the numbers of an embedding are its content hash."""
+    small = Small.cut(country, tmp_path / "small", train=5, test=2)
+    for split, first in (("train", 100), ("test", 900)):
+        attrs = {"fingerprint": "f", "backbone": "made-up"}
+        fill(
+            create_store(
+                tmp_path / f"{split}.zarr",
+                load_samples(small.config(), split),
+                dim=DIM,
+                dtype="float16",
+                chunk_rows=2,
+                attrs=attrs,
+            ),
+            first,
+        )
+    return tmp_path / "train.zarr"
+
+
+def fill(store: Store, first: int) -> None:
+    n, v, _ = store.shape
+    content = np.arange(first, first + n * v, dtype=np.uint64).reshape(n, v)
+    status = np.full((n, v), OK, dtype=np.uint8)
+    status[1, 2] = MISSING
+    values = np.repeat(content[:, :, None], DIM, axis=2).astype(np.float16)
+    for rows in chunks_of(store):
+        commit_chunk(store, rows, values[rows], content[rows], status[rows])
+
+
+def test_every_committed_embedding_of_every_store_is_at_hand(path: Path) -> None:
+    sources = gather_sources(path)
+    assert len(sources.hashes) == 5 * 4 + 2 * 4 - 2
+    for content in (100, 119, 900, 907):
+        index = sources.find(content)
+        assert index is not None
+        number, row, view = sources.places[index]
+        assert np.asarray(sources.stores[number].content_hash[:])[row, view] == content
+    for content in (99, 106, 120, 906, 2**64 - 1):
+        assert sources.find(content) is None
+
+
+def test_a_superseded_store_is_a_source_and_one_that_is_no_store_is_none(path: Path) -> None:
+    supersede(path)
+    path.with_name("other.zarr").mkdir()
+    sources = gather_sources(path)
+    assert [store.path.name for store in sources.stores] == ["test.zarr", "train.zarr.1"]
+    assert sources.find(103) is not None
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_chunk_is_no_source_and_the_others_stay_one(path: Path, damage: str) -> None:
+    chunk = path / "embeddings" / "c" / "1" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data) if damage == "flipped" else chunk.unlink()
+    sources = gather_sources(path)
+    assert [sources.find(100 + 4 * row) is not None for row in range(5)] == [True, True, False, False, True]
+
+
+def test_what_is_copied_is_the_embedding_of_that_content_in_its_place(path: Path) -> None:
+    sources = gather_sources(path)
+    values = np.zeros((3, 4, DIM), dtype=np.float16)
+    asked = {(0, 0): 119, (0, 3): 901, (1, 1): 100, (2, 2): 101, (2, 3): 900}
+    indices = {place: sources.find(content) for place, content in asked.items()}
+    copies = [(*place, index) for place, index in indices.items() if index is not None]
+    assert len(copies) == len(asked)
+    copy_embeddings(sources, copies, values)
+    for place in np.ndindex(3, 4):
+        assert (values[place] == asked.get(place, 0)).all()
+
+
+def test_a_source_that_goes_meanwhile_is_said(path: Path) -> None:
+    sources = gather_sources(path)
+    index = sources.find(100)
+    assert index is not None
+    (path / "embeddings" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(GeoError, match="the chunk of rows 0–1 is gone from the disk"):
+        copy_embeddings(sources, [(0, 0, index)], np.zeros((1, 4, DIM), dtype=np.float16))
+
+
+def test_without_any_store_nothing_is_at_hand(tmp_path: Path) -> None:
+    sources = gather_sources(tmp_path / "train.zarr")
+    assert sources.find(0) is None
+    copy_embeddings(sources, [], np.zeros((1, 4, DIM)))
+    with pytest.raises(GeoError):
+        open_store(tmp_path / "train.zarr")
