@@ -49,8 +49,8 @@ class Paths(_Group):
 
     def images(self, split: str) -> Path:
         """The image folder of a split."""
-        given = self.train_images if split == "train" else self.test_images
-        return given or self.data_root / f"{split}_images"
+        folder = self.train_images if split == "train" else self.test_images
+        return folder or self.data_root / f"{split}_images"
 
     def mapping(self) -> Path:
         """The CSV that names the states."""

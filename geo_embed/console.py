@@ -77,15 +77,15 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(label: str, total: int, unit: str, every_seconds: float) -> Callable[[int], None]:
-    start = said = time.monotonic()
+    start = last_line = time.monotonic()
     done = 0
 
     def advance(n: int) -> None:
-        nonlocal done, said
+        nonlocal done, last_line
         done += n
         now = time.monotonic()
-        if now - said >= every_seconds:
-            said = now
+        if now - last_line >= every_seconds:
+            last_line = now
             rate = done / (now - start)
             left = (total - done) / rate if rate else float("inf")
             say(f"{label}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, ETA {left:,.0f} s")

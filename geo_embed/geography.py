@@ -50,13 +50,13 @@ def bounding_box(latitude: ArrayLike, longitude: ArrayLike) -> tuple[float, floa
 def region_box(
     latitude: ArrayLike,
     longitude: ArrayLike,
-    given: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None),
+    edges: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None),
 ) -> tuple[float, float, float, float]:
     """The box of a region: south, north, west, east in degrees, east beyond 180 where it crosses the antimeridian.
 
     Args:
         latitude, longitude: (N,) known places; their smallest box, widened by `MARGIN`, gives each edge that isn't given.
-        given: south, north, west, east; None for one that isn't given.
+        edges: south, north, west, east; None for one that isn't given.
 
     Raises:
         GeoError: the southern edge doesn't lie below the northern one.
@@ -67,7 +67,7 @@ def region_box(
     )
     widened = (south - up, north + up, west - along, east + along)
     south, north, west, east = (
-        own if edge is None else edge for own, edge in zip(widened, given, strict=True)
+        derived if edge is None else edge for derived, edge in zip(widened, edges, strict=True)
     )
     if south >= north:
         raise GeoError(

@@ -114,9 +114,9 @@ def _layers(
         if not equals:
             raise GeoError(f"--set wants dotted.key=value, got {setting!r}", hint="--set training.seed=1")
         layers.append(("--set", {key.strip(): _parse(key.strip(), text)}))
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if given:
-        layers.append(("option", given))
+    options = {key: value for key, value in overrides.items() if value is not None}
+    if options:
+        layers.append(("option", options))
     return layers
 
 
@@ -144,29 +144,29 @@ def _parse(key: str, text: str) -> Any:
 
 
 def _flatten(layer: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, Any]:
-    known = known_keys()
+    keys = known_keys()
     flat: dict[str, Any] = {}
     for name, value in layer.items():
         key = prefix + name
         if isinstance(value, BaseModel):
             value = value.model_dump()
-        if key in known:
+        if key in keys:
             flat[key] = value
-        elif isinstance(value, Mapping) and any(k.startswith(key + ".") for k in known):
+        elif isinstance(value, Mapping) and any(k.startswith(key + ".") for k in keys):
             flat |= _flatten(value, origin, key + ".")
         else:
-            raise GeoError(f"unknown setting {key!r}", where=origin, hint=nearest_key(key, list(known)))
+            raise GeoError(f"unknown setting {key!r}", where=origin, hint=nearest_key(key, list(keys)))
     return flat
 
 
-def nearest_key(key: str, known: list[str]) -> str:
+def nearest_key(key: str, keys: list[str]) -> str:
     """A hint for an unknown key: the known one that was probably meant."""
     name = key.rsplit(".", 1)[-1]
-    by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-    elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == name]
+    by_leaf = {k.rsplit(".", 1)[-1]: k for k in keys}
+    elsewhere = [k for k in keys if k.rsplit(".", 1)[-1] == name]
     best = (
         difflib.get_close_matches(key, elsewhere, n=1, cutoff=0)
-        or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         or [by_leaf[leaf] for leaf in difflib.get_close_matches(name, list(by_leaf), n=1)]
     )
     return f"did you mean {best[0]!r}?" if best else "`geo config show` lists the known ones"
@@ -219,18 +219,18 @@ def to_toml(config: Config, *, comments: bool = False, only_hints: bool = False)
     return tomlkit.dumps(document)
 
 
-def dotted(given: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+def dotted(table: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
     """Nested tables to dotted keys of settings."""
-    known = known_keys()
+    keys = known_keys()
     leaves: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in table.items():
         key = prefix + name
-        if key in known:
+        if key in keys:
             leaves[key] = value
-        elif isinstance(value, Mapping) and any(other.startswith(key + ".") for other in known):
+        elif isinstance(value, Mapping) and any(other.startswith(key + ".") for other in keys):
             leaves |= dotted(value, where, key + ".")
         else:
-            raise GeoError(f"unknown setting {key!r}", where=where, hint=nearest_key(key, list(known)))
+            raise GeoError(f"unknown setting {key!r}", where=where, hint=nearest_key(key, list(keys)))
     return leaves
 
 

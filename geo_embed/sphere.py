@@ -82,11 +82,11 @@ def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
     )
     # Between two points of one weight every point is as good: take the middle, whatever rounding says, unless they are
     # antipodes and have none.
-    here = (p * great_circle_km(c, y[:, None])).sum(1) - _SAME_KM
-    here = torch.where(length[:, 0] > 1e-9, here, torch.inf)
+    mean_cost = (p * great_circle_km(c, y[:, None])).sum(1) - _SAME_KM
+    mean_cost = torch.where(length[:, 0] > 1e-9, mean_cost, torch.inf)
     seed = candidates[rows, best.argmin(1)]
-    y = torch.where((best.min(1).values < here)[:, None], seed, y)
-    cost = torch.minimum(best.min(1).values, here)
+    y = torch.where((best.min(1).values < mean_cost)[:, None], seed, y)
+    cost = torch.minimum(best.min(1).values, mean_cost)
     for _ in range(rounds):
         cosine = (c * y[:, None]).sum(-1, keepdim=True)
         tangent = c - cosine * y[:, None]  # (n, k, 3), of length sin d

@@ -159,8 +159,8 @@ def layer_groups(tower: VisionTower) -> "list[list[nn.Parameter]]":
     """
     later = [list(layer.parameters()) for layer in blocks(tower)]
     later.append([p for part in _output_modules(tower) for p in part.parameters()])
-    known = {id(parameter) for group in later for parameter in group}
-    return [[p for p in tower.parameters() if id(p) not in known], *later]
+    in_layers = {id(parameter) for group in later for parameter in group}
+    return [[p for p in tower.parameters() if id(p) not in in_layers], *later]
 
 
 def embedding_dim(directory: Path, feature: str) -> int:
@@ -178,10 +178,10 @@ def embedding_dim(directory: Path, feature: str) -> int:
 
 def _output_modules(tower: VisionTower) -> "list[nn.Module]":
     """What follows the layers: norm, pooling and projection, as far as the tower has them."""
-    found = []
+    modules = []
     for path in tower_family(tower).after:
         parent, _, name = path.rpartition(".")
         module = getattr(tower.get_submodule(parent), name, None)
         if module is not None:
-            found.append(module)
-    return found
+            modules.append(module)
+    return modules

@@ -80,9 +80,9 @@ def family_of(directory: Path) -> Family:
     for family in FAMILIES:
         if kind in family.model_types:
             return family
-    known = ", ".join(sorted({name for family in FAMILIES for name in family.model_types}))
+    model_types = ", ".join(sorted({name for family in FAMILIES for name in family.model_types}))
     raise GeoError(
-        f"a {kind or 'nameless'!r} model can't be a backbone; those that can: {known}",
+        f"a {kind or 'nameless'!r} model can't be a backbone; those that can: {model_types}",
         where=directory / "config.json",
         hint="name a model directory or id whose config.json has one of these as its model_type",
     )
@@ -174,8 +174,8 @@ def mlp_tensors(directory: Path) -> "dict[str, torch.Tensor]":
             where=path,
             hint=f"it must hold {', '.join(_MLP_TENSORS)}, as the geoclip package ships them",
         )
-    own: dict[str, torch.Tensor] = tensors
-    return own
+    checked: dict[str, torch.Tensor] = tensors
+    return checked
 
 
 def save_tower(tower: VisionTower, directory: Path) -> None:

@@ -49,7 +49,7 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
     for offline in (True, False) if download else (True,):
         for patterns in (_DOWNLOADED, ["*.json", "pytorch_model*.bin"]):
             try:
-                found = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+                snapshot = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
             except HFValidationError as error:
                 raise GeoError(
                     f"backbone {name!r} is neither a directory nor a Hugging Face id",
@@ -60,8 +60,8 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
             except Exception as error:
                 reasons.append(f"{type(error).__name__}")
                 break
-            if (found / "config.json").is_file() and _weight_files(found):
-                return found
+            if (snapshot / "config.json").is_file() and _weight_files(snapshot):
+                return snapshot
     raise GeoError(
         f"the weights of backbone {name!r} are not in the local Hugging Face cache"
         + (f" and can't be downloaded ({reasons[-1]})" if download and reasons else ""),
@@ -94,8 +94,8 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    found = [path for path in directory.glob("*.safetensors") if path.name != MLP_SAVED]
-    return sorted(found) or sorted(directory.glob("pytorch_model*.bin"))
+    safetensors = [path for path in directory.glob("*.safetensors") if path.name != MLP_SAVED]
+    return sorted(safetensors) or sorted(directory.glob("pytorch_model*.bin"))
 
 
 def _stored_tensors(
@@ -110,7 +110,7 @@ def _stored_tensors(
             yield from _safetensors(path, wanted, opened)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            loaded += [(found[1], tensors[name]) for name in tensors if (found := wanted.match(name))]
+            loaded += [(match[1], tensors[name]) for name in tensors if (match := wanted.match(name))]
     for name, tensor in loaded:
         data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
         yield name, str(tensor.dtype), list(tensor.shape), memoryview(data)
@@ -129,6 +129,6 @@ def _safetensors(
             raise GeoError("not a safetensors file", where=path) from error
     whole = opened.enter_context(memoryview(mapped))
     for name, entry in header.items():
-        if name != "__metadata__" and (found := wanted.match(name)):
+        if name != "__metadata__" and (match := wanted.match(name)):
             begin, end = entry["data_offsets"]
-            yield found[1], entry["dtype"], entry["shape"], whole[start + begin : start + end]
+            yield match[1], entry["dtype"], entry["shape"], whole[start + begin : start + end]

@@ -29,20 +29,20 @@ _ROUNDS = 3
 _VIEWS = 4
 
 
-def bench_extract(config: Config, *, pictures: int | None = None) -> Bench:
+def bench_extract(config: Config, *, count: int | None = None) -> Bench:
     """Time every part of stage 1 on synthetic pictures of 256 px.
 
     Args:
         config: device, workers and batch size.
-        pictures: how many pass through the model of realistic size: a ViT-B/32 on the CPU, StreetCLIP's own
+        count: images that pass through the model of realistic size: a ViT-B/32 on the CPU, StreetCLIP's own
             architecture on CUDA, with random weights. Default: 256 on the CPU, 8,192 on CUDA, some seconds' work for either.
     """
     device = pick_device(config.model.device)
-    pictures = pictures or (8192 if device.type == "cuda" else 256)
+    count = count or (8192 if device.type == "cuda" else 256)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
         root = Path(folder)
         # A fifth of the places is the test split.
-        locations = -(-pictures * 5 // (_VIEWS * 4))
+        locations = -(-count * 5 // (_VIEWS * 4))
         write_country(root / "data", locations=max(locations, 40), seed=0)
         write_backbone(root / "small")
         write_tower(root / "large", STREETCLIP if device.type == "cuda" else VIT_B_32)
@@ -61,7 +61,7 @@ def bench_extract(config: Config, *, pictures: int | None = None) -> Bench:
 
 def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float]:
     """A call that extracts the train split into an empty cache, and returns images/s."""
-    given = {
+    overrides = {
         "paths.data_root": root / "data",
         "paths.cache_dir": root / "cache",
         "model.backbone_name": str(root / backbone),
@@ -69,11 +69,11 @@ def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float
         "inference.workers": config.inference.workers,
         "inference.batch_size": config.inference.batch_size,
     }
-    own = resolve(overrides=given)[0]
+    settings = resolve(overrides=overrides)[0]
 
     def run() -> float:
         shutil.rmtree(root / "cache", ignore_errors=True)
-        return extract(own, "train").images_per_second
+        return extract(settings, "train").images_per_second
 
     return run
 
@@ -160,7 +160,7 @@ def plain_loop(root: str, device: str, workers: str) -> float:
         processor = CLIPImageProcessorPil.from_pretrained(backbone)
         model = CLIPVisionModelWithProjection.from_pretrained(backbone).to(device).eval()
 
-    class Pictures(Dataset[Any]):
+    class Images(Dataset[Any]):
         def __len__(self) -> int:
             return len(files)
 
@@ -170,7 +170,7 @@ def plain_loop(root: str, device: str, workers: str) -> float:
     started = time.perf_counter()
     embeddings = []
     with torch.inference_mode():
-        for batch in DataLoader(Pictures(), batch_size=32, num_workers=int(workers)):
+        for batch in DataLoader(Images(), batch_size=32, num_workers=int(workers)):
             embeddings.append(model(pixel_values=batch.to(device)).image_embeds.cpu().numpy())
     np.concatenate(embeddings)
     return len(files) / (time.perf_counter() - started)
@@ -189,10 +189,10 @@ def _preprocessing(data: list[bytes], backbone: Path) -> list[Measurement]:
     out = torch.empty(1, 3, spec.height, spec.width)
 
     def per_second(action: Callable[[bytes], object]) -> Callable[[], float]:
-        return lambda: len(data) / seconds(lambda: [action(one) for one in data])
+        return lambda: len(data) / seconds(lambda: [action(jpeg) for jpeg in data])
 
-    def normalised(one: bytes) -> object:
-        pixels = torch.from_numpy(images.resize(images.decode(one), spec))
+    def normalised(jpeg: bytes) -> object:
+        pixels = torch.from_numpy(images.resize(images.decode(jpeg), spec))
         return images.normalise(pixels[None], spec, torch.float32, out)
 
     threads = torch.get_num_threads()
@@ -200,10 +200,10 @@ def _preprocessing(data: list[bytes], backbone: Path) -> list[Measurement]:
     try:
         resized, resized_there, all_ours, all_there, decoded = in_turn(
             _ROUNDS,
-            per_second(lambda one: images.resize(images.decode(one), spec)),
-            per_second(lambda one: part(images=Image.open(io.BytesIO(one)), return_tensors="np")),
+            per_second(lambda jpeg: images.resize(images.decode(jpeg), spec)),
+            per_second(lambda jpeg: part(images=Image.open(io.BytesIO(jpeg)), return_tensors="np")),
             per_second(normalised),
-            per_second(lambda one: whole(images=Image.open(io.BytesIO(one)), return_tensors="np")),
+            per_second(lambda jpeg: whole(images=Image.open(io.BytesIO(jpeg)), return_tensors="np")),
             per_second(images.decode),
         )
     finally:

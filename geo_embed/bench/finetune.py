@@ -78,8 +78,8 @@ def _pass_size(config: Config, backbone: str, device: str) -> int:
 
 
 def _settings(config: Config, root: Path, backbone: str, device: str) -> Config:
-    how = config.finetune
-    given: dict[str, Any] = {
+    tuning = config.finetune
+    overrides: dict[str, Any] = {
         "paths.data_root": root / "data",
         "paths.cache_dir": root / "cache",
         "paths.runs_dir": root / f"runs-{backbone}",
@@ -91,12 +91,12 @@ def _settings(config: Config, root: Path, backbone: str, device: str) -> Config:
         "training.val_split": _HELD,
         "finetune.epochs": 1,
         "finetune.batch_size": _pass_size(config, backbone, device),
-        "finetune.accumulate": how.accumulate or 2,
-        "finetune.checkpointing": how.checkpointing,
-        "finetune.compile": how.compile,
-        "finetune.channels_last": how.channels_last,
+        "finetune.accumulate": tuning.accumulate or 2,
+        "finetune.checkpointing": tuning.checkpointing,
+        "finetune.compile": tuning.compile,
+        "finetune.channels_last": tuning.channels_last,
     }
-    return resolve(overrides=given)[0]
+    return resolve(overrides=overrides)[0]
 
 
 def _training(config: Config, samples: int) -> Callable[[], float]:
@@ -107,24 +107,26 @@ def _training(config: Config, samples: int) -> Callable[[], float]:
     fit_heads(config, name=_HEADS)
 
     def run() -> float:
-        done = finetune(config, name="tuned", init=_HEADS, limit=samples, overwrite=True)
-        assert done.samples_per_second is not None
+        tuned = finetune(config, name="tuned", init=_HEADS, limit=samples, overwrite=True)
+        assert tuned.samples_per_second is not None
         # What is measured next has a process of its own, and needs the card's memory.
         gc.collect()
         torch.cuda.empty_cache()
-        return done.samples_per_second
+        return tuned.samples_per_second
 
     return run
 
 
 def _against_model(config: Config, root: Path, samples: int, device: str) -> list[Measurement]:
-    own = _settings(config, root, "large", device)
+    settings = _settings(config, root, "large", device)
     # A hidden view isn't embedded: with some of them, less would be done than is counted.
-    shown = own.finetune.augment.model_copy(update={"view_dropout": 0.0})
-    own = own.model_copy(update={"finetune": own.finetune.model_copy(update={"augment": shown})})
+    shown = settings.finetune.augment.model_copy(update={"view_dropout": 0.0})
+    settings = settings.model_copy(
+        update={"finetune": settings.finetune.model_copy(update={"augment": shown})}
+    )
     tower = STREETCLIP if device == "cuda" else VIT_B_32
     name = "StreetCLIP's architecture" if device == "cuda" else "ViT-B/32"
-    ours, model = in_turn(_rounds(device), _training(own, samples), _bare(own, samples))
+    ours, model = in_turn(_rounds(device), _training(settings, samples), _bare(settings, samples))
     with quiet_transformers():
         from transformers import CLIPVisionConfig
 
@@ -132,7 +134,7 @@ def _against_model(config: Config, root: Path, samples: int, device: str) -> lis
     # Backwards, each product is two: towards the input, and towards the weights.
     flop = 3 * _VIEWS * forward
     rate = gemm_rate(device)
-    size = own.finetune.batch_size
+    size = settings.finetune.batch_size
     return [
         Measurement(
             f"geo finetune, {name}, {size} samples of {_VIEWS} pictures a pass",
@@ -186,7 +188,7 @@ def bare(config_json: str, samples: str) -> float:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     head = nn.Linear(backbone.dim, 33, device=device)
     labels = torch.arange(size, device=device) % 33
-    solver = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=1e-5, fused=True)
     half = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
 
     def step() -> float:
@@ -196,8 +198,8 @@ def bare(config_json: str, samples: str) -> float:
                 loss = nn.functional.cross_entropy(head(views.mean(1)), labels)
             loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0, foreach=True)
-        solver.step()
-        solver.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         # Reading the number waits for the device.
         return float(loss.detach())
 
@@ -211,16 +213,16 @@ def bare(config_json: str, samples: str) -> float:
 def _against_loop(config: Config, root: Path, device: str, small: int, large: int) -> Measurement:
     """On CUDA with the large model; on a CPU, where that leaves nothing to gain, with the demo's."""
     backbone, samples = ("large", large) if device == "cuda" else ("small", small)
-    own = _settings(config, root, backbone, device)
-    augment = own.finetune.augment.model_validate(_PLAIN)
-    plain = own.finetune.model_copy(update={"augment": augment, "accumulate": 1})
-    own = own.model_copy(update={"finetune": plain})
-    size = own.finetune.batch_size
+    settings = _settings(config, root, backbone, device)
+    augment = settings.finetune.augment.model_validate(_PLAIN)
+    plain = settings.finetune.model_copy(update={"augment": augment, "accumulate": 1})
+    settings = settings.model_copy(update={"finetune": plain})
+    size = settings.finetune.batch_size
     ours, loop, limit = in_turn(
         _rounds(device),
-        _training(own, samples),
+        _training(settings, samples),
         lambda: apart(__name__, "plain_loop", str(root), backbone, device, str(size), str(samples)),
-        _bare(own, samples),
+        _bare(settings, samples),
     )
     return Measurement(
         f"geo finetune without augmentation, {'StreetCLIP' if backbone == 'large' else 'the demo'}'s backbone",
@@ -258,15 +260,15 @@ def plain_loop(root: str, backbone: str, device: str, batch: str, samples: str) 
     width = model.config.projection_dim
     state_head, place_head = nn.Linear(width, 50).to(device), nn.Linear(width, 2).to(device)
     parameters = [*model.parameters(), *state_head.parameters(), *place_head.parameters()]
-    solver = torch.optim.AdamW(parameters, lr=1e-5)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
 
     class Places(Dataset[Any]):
         def __len__(self) -> int:
             return len(files)
 
         def __getitem__(self, index: int) -> Any:
-            pictures = [Image.open(data / "train_images" / name) for name in files[index]]
-            pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+            images = [Image.open(data / "train_images" / name) for name in files[index]]
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
             return pixels, int(states[index]), places[index]
 
     loader = DataLoader(
@@ -281,8 +283,8 @@ def plain_loop(root: str, backbone: str, device: str, batch: str, samples: str) 
             loss = loss + nn.functional.mse_loss(place_head(fused), place.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        solver.step()
-        solver.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
         if started:

@@ -121,7 +121,7 @@ def _loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
     heads = new_heads(rows, region, Model(), seed=0)
     tables = make_tables(region.centroids, region.counts, region.centres, training, device)
     drop = dropping(Model().dropout, dropout_of(0, device))
-    solver = torch.optim.AdamW(heads.parameters())
+    optimizer = torch.optim.AdamW(heads.parameters())
     loader = DataLoader(
         TensorDataset(vectors.cpu(), rows.labels.cpu(), rows.points.float().cpu()),
         batch_size=_LOADER,
@@ -132,9 +132,9 @@ def _loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
     for batch in loader:
         x, labels, points = (part.to(device) for part in batch)
         loss = objective(heads.read(x, drop), labels, points, tables, training)
-        solver.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        solver.step()
+        optimizer.step()
 
 
 def _waited(device: str, action: Callable[[], object]) -> float:
@@ -192,7 +192,7 @@ def _many_seeds(rows: Rows, region: Region) -> Measurement:
         for job in jobs:
             train(job.rows, job.region, job.model, job.training, seed=job.seed)
 
-    one, stacked, apart, rate = in_turn(
+    single, stacked, apart, rate = in_turn(
         _ROUNDS,
         _training(few, region, training.batch_size, 1),
         lambda: _waited(device, lambda: train_stacked(jobs)),
@@ -202,40 +202,40 @@ def _many_seeds(rows: Rows, region: Region) -> Measurement:
     arithmetic = flop_per_sample(new_heads(few, region, Model(), seed=0)) * len(few) * _SEEDS / rate
     return Measurement(
         f"{_SEEDS} seeds of the plain recipe as one program, {len(few):,} rows, one epoch",
-        stacked / one,
-        apart / one,
+        stacked / single,
+        apart / single,
         apart / stacked,
-        arithmetic / one,
+        arithmetic / single,
         "× one seed",
         f"{_SEEDS} runs in turn",
         "their FLOPs at the measured GEMM rate",
     )
 
 
-def bench_memory(given: Mapping[str, Any], train_rows: int, dim: int) -> list[Measurement]:
+def bench_memory(overrides: Mapping[str, Any], train_rows: int, dim: int) -> list[Measurement]:
     """The peak of fitting `pigeon` and `best` in a process of their own: of its resident set, or on CUDA of the card's memory.
 
     Args:
-        given: settings that point at an imported store, as `resolve` takes them.
+        overrides: settings that point at an imported store, as `resolve` takes them.
         train_rows, dim: N and D of the train split.
     """
-    views = len(given["model.view_names"])
+    views = len(overrides["model.view_names"])
     size = 4.0 * train_rows * views * dim
     bare = _apart("from geo_embed.bench.fitting import peak_bytes; import torch; print(peak_bytes())")
-    found = []
+    measurements = []
     for preset in ("pigeon", "best"):
-        own = {**given, "training.preset": preset}
+        settings = {**overrides, "training.preset": preset}
         if preset == "pigeon":
-            own["training.epochs"] = _EPOCHS
-        text = json.dumps(own, default=str)
-        done = _apart(
+            settings["training.epochs"] = _EPOCHS
+        text = json.dumps(settings, default=str)
+        result = _apart(
             f"from geo_embed.bench.fitting import fit_and_measure; print(fit_and_measure({text!r}))"
         )
-        on_card = done["card"] > 0
-        peak = float(done["card"] if on_card else done["peak"])
-        found.append(
+        on_card = result["card"] > 0
+        peak = float(result["card"] if on_card else result["peak"])
+        measurements.append(
             Measurement(
-                f"peak memory{' on the card' if on_card else ''} of fit-heads --preset {preset}, {train_rows:,} × {views} × {dim}, in {done['seconds']:.0f} s",
+                f"peak memory{' on the card' if on_card else ''} of fit-heads --preset {preset}, {train_rows:,} × {views} × {dim}, in {result['seconds']:.0f} s",
                 peak / size,
                 _ASKED_MEMORY,
                 _ASKED_MEMORY * size / peak,
@@ -245,7 +245,7 @@ def bench_memory(given: Mapping[str, Any], train_rows: int, dim: int) -> list[Me
                 "the split itself, in float16" if on_card else "Python with torch imported",
             )
         )
-    return found
+    return measurements
 
 
 def fit_and_measure(settings: str) -> str:
@@ -272,5 +272,5 @@ def peak_bytes() -> int:
 
 
 def _apart(code: str) -> Any:
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])

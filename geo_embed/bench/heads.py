@@ -39,10 +39,10 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
     data = planted(samples, seed=seed, dim=dim)
     timed = bench_fitting(config, data)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
-        given = write_planted(data, Path(folder)) | _settings(config)
+        overrides = write_planted(data, Path(folder)) | _settings(config)
         rows = len(data.train)
         del data
-        return Bench("heads", this_machine(), [*scored, *timed, *bench_memory(given, rows, dim)])
+        return Bench("heads", this_machine(), [*scored, *timed, *bench_memory(overrides, rows, dim)])
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def _settings(config: Config) -> dict[str, Any]:
 def _recipes(config: Config, data: Planted) -> list[Measurement]:
     """Fit `pigeon` and `best` on nine tenths of planted samples and score them on the last tenth, which nothing has seen."""
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
-        given = write_planted(data, Path(folder)) | _settings(config)
+        overrides = write_planted(data, Path(folder)) | _settings(config)
         scores: dict[str, float] = {}
         fits: dict[str, Fit] = {}
         for preset in ("pigeon", "best"):
-            own = resolve(overrides=given | {"training.preset": preset})[0]
-            fits[preset] = fit_heads(own, name=preset)
-            scores[preset] = _test_score(own, preset, data)
+            preset_config = resolve(overrides=overrides | {"training.preset": preset})[0]
+            fits[preset] = fit_heads(preset_config, name=preset)
+            scores[preset] = _test_score(preset_config, preset, data)
     rows = "{:,} planted samples × {} × {}".format(*data.embeddings.shape)
     ours, plain = scores["best"], scores["pigeon"]
     spent, plain_spent = fits["best"].seconds, fits["pigeon"].seconds
@@ -99,7 +99,7 @@ def _recipes(config: Config, data: Planted) -> list[Measurement]:
 
 def write_planted(data: Planted, root: Path) -> dict[str, Any]:
     """Lay planted data out as a dataset below `root`, import its embeddings, and return the settings that point there."""
-    given = {
+    overrides = {
         "paths.data_root": root / "data",
         "paths.cache_dir": root / "cache",
         "paths.runs_dir": root / "runs",
@@ -120,8 +120,8 @@ def write_planted(data: Planted, root: Path) -> dict[str, Any]:
     ):
         table.iloc[rows].to_csv(root / "data" / name, index=False)
         np.save(root / f"{split}.npy", data.embeddings[rows])
-        import_embeddings(resolve(overrides=given)[0], root / f"{split}.npy", split, BACKBONE)
-    return given
+        import_embeddings(resolve(overrides=overrides)[0], root / f"{split}.npy", split, BACKBONE)
+    return overrides
 
 
 def _test_score(config: Config, name: str, data: Planted) -> float:

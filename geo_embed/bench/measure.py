@@ -47,9 +47,9 @@ def in_turn(rounds: int, *actions: Callable[[], float]) -> list[float]:
     """Medians of figures that are measured in turn, A B A B …, so that a drifting machine hits all alike."""
     figures: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds):
-        for found, action in zip(figures, actions, strict=True):
-            found.append(action())
-    return [statistics.median(found) for found in figures]
+        for values, action in zip(figures, actions, strict=True):
+            values.append(action())
+    return [statistics.median(values) for values in figures]
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -62,14 +62,16 @@ def seconds(action: Callable[[], object]) -> float:
 def apart(module: str, function: str, *arguments: str) -> float:
     """The number that a function of strings returns in a process of its own, without the settings that `geo` makes for itself."""
     code = f"from {module} import {function}; print({function}({', '.join(map(repr, arguments))}))"
-    own = {
+    environment = {
         name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
-    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        why = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
         raise RuntimeError(f"{function} failed: {why[0]}")
-    return float(done.stdout.splitlines()[-1])
+    return float(result.stdout.splitlines()[-1])
 
 
 def this_machine() -> str:

@@ -126,19 +126,25 @@ def planted(
     x = signal · s · code · A + nuisance · z · B + cue + noise, with A (code_dim, dim) and B (rank, dim) random, scaled
     so that every coefficient of x has comparable size, s the view's strength and z its scene.
     """
-    how = difficulty or Difficulty()
+    difficulty = difficulty or Difficulty()
     rng = np.random.default_rng(seed)
     points = _locations(rng, n)
     label = _states(rng, points, classes)
-    code = _location_code(rng, points, how.code_dim)
+    code = _location_code(rng, points, difficulty.code_dim)
 
     kind = rng.choice(
-        3, size=(n, views), p=[1 - how.misleading - how.blank, how.misleading, how.blank]
+        3,
+        size=(n, views),
+        p=[
+            1 - difficulty.misleading - difficulty.blank,
+            difficulty.misleading,
+            difficulty.blank,
+        ],
     ).astype(np.int8)
-    strength = np.exp(how.strength_spread * rng.normal(size=(n, views)))
+    strength = np.exp(difficulty.strength_spread * rng.normal(size=(n, views)))
     strength[kind == 2] = 0.0
-    mix = rng.normal(size=(how.code_dim, dim)) / np.sqrt(how.code_dim)
-    scene_mix = rng.normal(size=(how.nuisance_rank, dim)) / np.sqrt(how.nuisance_rank)
+    mix = rng.normal(size=(difficulty.code_dim, dim)) / np.sqrt(difficulty.code_dim)
+    scene_mix = rng.normal(size=(difficulty.nuisance_rank, dim)) / np.sqrt(difficulty.nuisance_rank)
     cue_axes = rng.normal(size=(2, dim)) / np.sqrt(dim) * np.sqrt(24.0)
     offset, gain = (
         rng.normal(size=dim),
@@ -149,16 +155,18 @@ def planted(
     for view in range(views):  # a view at a time keeps the peak memory low
         source = np.where(kind[:, view] == 1, rng.permutation(n), np.arange(n))
         # Scenes: heavy-tailed weights on few directions, skewed so that a view's mean isn't 0.
-        scene = rng.standard_t(5, size=(n, how.nuisance_rank)) * np.exp(-np.arange(how.nuisance_rank) / 16.0)
+        scene = rng.standard_t(5, size=(n, difficulty.nuisance_rank)) * np.exp(
+            -np.arange(difficulty.nuisance_rank) / 16.0
+        )
         # The cue is a sign on one axis and its product with a second: a linear probe of either alone sees half of it.
         flip = rng.choice([-1.0, 1.0], size=n)
         telling = np.where(kind[:, view] == 0, 1.0, -1.0)
-        first = telling * how.cue / 2 + rng.normal(size=n)
-        second = flip * (1.0 + 0.5 * telling) * how.cue / 2 + rng.normal(size=n)
-        x = how.signal * strength[:, view, None] * (code[source] @ mix)
-        x += how.nuisance * (scene @ scene_mix)
+        first = telling * difficulty.cue / 2 + rng.normal(size=n)
+        second = flip * (1.0 + 0.5 * telling) * difficulty.cue / 2 + rng.normal(size=n)
+        x = difficulty.signal * strength[:, view, None] * (code[source] @ mix)
+        x += difficulty.nuisance * (scene @ scene_mix)
         x += first[:, None] * cue_axes[0] + second[:, None] * cue_axes[1]
-        x += how.noise * rng.normal(size=(n, dim))
+        x += difficulty.noise * rng.normal(size=(n, dim))
         embeddings[:, view] = (offset + gain * x) * 0.3
 
     numbers = np.sort(rng.choice(np.arange(max(50, classes)), size=classes, replace=False))

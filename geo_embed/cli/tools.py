@@ -110,7 +110,7 @@ def _bench(
     config = GLOBALS.config(
         model__device=device, inference__batch_size=batch_size, inference__workers=workers
     )
-    size = {} if samples is None else {"pictures" if name == "extract" else "samples": samples}
+    size = {} if samples is None else {"count" if name == "extract" else "samples": samples}
     benches: dict[str, Callable[..., Any]] = {
         "store": bench_store,
         "extract": bench_extract,

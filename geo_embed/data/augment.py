@@ -55,7 +55,7 @@ def mirror_order(view_names: Sequence[str]) -> tuple[int, ...] | None:
     mirrored = [
         name.translate(str.maketrans("ew", "we"))
         if len(name) < 3
-        else re.sub("east|west|left|right", lambda found: _MIRRORED[found[0]], name)
+        else re.sub("east|west|left|right", lambda match: _MIRRORED[match[0]], name)
         for name in names
     ]
     return tuple(names.index(name) for name in mirrored) if set(mirrored) <= set(names) else None
@@ -65,7 +65,7 @@ def mirror_order(view_names: Sequence[str]) -> tuple[int, ...] | None:
 def augment(
     pixels: Tensor,
     present: Tensor,
-    how: Augment,
+    settings: Augment,
     view_names: Sequence[str],
     generator: torch.Generator,
     *,
@@ -78,7 +78,7 @@ def augment(
     Args:
         pixels: uint8 (B, V, 3, H, W), before `normalise`; on any device.
         present: (B, V) bool, on the same.
-        how: how strongly. A mirrored street drives on the other side and its writing can't be read, and both tell countries
+        settings: how strongly. A mirrored street drives on the other side and its writing can't be read, and both tell countries
             apart: `flip` is off unless asked for.
         view_names: V names.
         generator: on the CPU, the source of all randomness.
@@ -91,18 +91,18 @@ def augment(
     Raises:
         GeoError: a flip is asked for, and these views can't be mirrored.
     """
-    order = _order(how, view_names)
+    order = _order(settings, view_names)
     samples, views, _, height, _ = pixels.shape
     drawn = torch.rand(skip + samples, 7 + 4 * views, generator=generator)[skip:]
-    mirror = drawn[:, 4] < how.flip
+    mirror = drawn[:, 4] < settings.flip
     most = max(height * _MOST_BLUR_OF_HEIGHT, _LEAST_BLUR_PX)
-    blur = torch.where(drawn[:, 5] < how.blur, _LEAST_BLUR_PX + drawn[:, 6] * (most - _LEAST_BLUR_PX), 0)
+    blur = torch.where(drawn[:, 5] < settings.blur, _LEAST_BLUR_PX + drawn[:, 6] * (most - _LEAST_BLUR_PX), 0)
     side, across, down, kept = drawn[:, 7:].view(samples, 4, views).unbind(1)
     light = frame = None
-    if how.brightness or how.contrast or how.saturation or how.hue:
-        light = _light(drawn[:, :4], how)
-    if how.crop < 1 or how.flip:
-        frame = _frame((1 - side * (1 - how.crop)).sqrt(), 2 * across - 1, 2 * down - 1, mirror)
+    if settings.brightness or settings.contrast or settings.saturation or settings.hue:
+        light = _light(drawn[:, :4], settings)
+    if settings.crop < 1 or settings.flip:
+        frame = _frame((1 - side * (1 - settings.crop)).sqrt(), 2 * across - 1, 2 * down - 1, mirror)
 
     if order is not None:
         pixels, present = _swap(pixels, present, mirror, order)
@@ -110,8 +110,8 @@ def augment(
     kept = kept.to(present.device)
     # The likeliest view to stay is never hidden.
     likeliest = kept.masked_fill(~present, -1).argmax(1, keepdim=True)
-    shown = present & (kept >= how.view_dropout).scatter(1, likeliest, True)
-    if how.view_dropout:
+    shown = present & (kept >= settings.view_dropout).scatter(1, likeliest, True)
+    if settings.view_dropout:
         changed = changed.clone() if changed is pixels else changed
         changed.masked_fill_((present & ~shown)[..., None, None, None], 0)
     return changed, shown
@@ -119,31 +119,31 @@ def augment(
 
 @torch.no_grad()
 def tta_views(
-    pixels: Tensor, present: Tensor, how: Augment, view_names: Sequence[str]
+    pixels: Tensor, present: Tensor, settings: Augment, view_names: Sequence[str]
 ) -> list[tuple[Tensor, Tensor]]:
     """A batch in a few sure variants, for predictions that are averaged: as it is; its middle, as large a part as the average
     crop of the training (where that crops); and its mirror image (where that flips).
 
     Args and errors as in `augment`.
     """
-    order = _order(how, view_names)
+    order = _order(settings, view_names)
     samples, views = present.shape
-    nothing, middle = torch.zeros(samples, views), ((1 + how.crop) / 2) ** 0.5
+    nothing, middle = torch.zeros(samples, views), ((1 + settings.crop) / 2) ** 0.5
     unblurred, mirror = torch.zeros(samples), torch.ones(samples, dtype=torch.bool)
     variants = [(pixels, present)]
-    if how.crop < 1:
+    if settings.crop < 1:
         frame = _frame(nothing + middle, nothing, nothing, ~mirror)
         variants.append((_change(pixels, present, None, frame, unblurred), present))
     if order is not None:
-        swapped, there = _swap(pixels, present, mirror, order)
+        swapped, seen = _swap(pixels, present, mirror, order)
         frame = _frame(nothing + 1, nothing, nothing, mirror)
-        variants.append((_change(swapped, there, None, frame, unblurred), there))
+        variants.append((_change(swapped, seen, None, frame, unblurred), seen))
     return variants
 
 
-def _order(how: Augment, view_names: Sequence[str]) -> tuple[int, ...] | None:
+def _order(settings: Augment, view_names: Sequence[str]) -> tuple[int, ...] | None:
     """The mirrored order where a flip is asked for, else None."""
-    if not how.flip:
+    if not settings.flip:
         return None
     order = mirror_order(view_names)
     if order is None:
@@ -163,9 +163,11 @@ def _swap(pixels: Tensor, present: Tensor, mirror: Tensor, order: tuple[int, ...
     return pixels[rows, source], present[rows, source]
 
 
-def _light(drawn: Tensor, how: Augment) -> _Light:
+def _light(drawn: Tensor, settings: Augment) -> _Light:
     """From (B, 4) draws. In luma and colour axes, saturation is a length, hue an angle; contrast is about the mean grey."""
-    strengths = torch.tensor([how.brightness, how.contrast, how.saturation, how.hue * 2 * math.pi])
+    strengths = torch.tensor(
+        [settings.brightness, settings.contrast, settings.saturation, settings.hue * 2 * math.pi]
+    )
     brightness, contrast, saturation, hue = ((2 * drawn.double() - 1) * strengths).T
     brightness, contrast, saturation = 1 + brightness, 1 + contrast, 1 + saturation
     to_yiq = torch.tensor(_TO_YIQ, dtype=torch.float64)
@@ -228,8 +230,8 @@ def _change(
             if len(blurred):
                 deviations, index = blur[rows][blurred].to(device), blurred.to(device)
                 x[index] = _blur(x[index], deviations)
-            there = present[rows, :, None, None, None]
-            changed[rows] = torch.where(there, x.round_().clamp_(0, 255).to(torch.uint8), pixels[rows])
+            seen = present[rows, :, None, None, None]
+            changed[rows] = torch.where(seen, x.round_().clamp_(0, 255).to(torch.uint8), pixels[rows])
     return changed
 
 

@@ -84,10 +84,10 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
             raise GeoError(checked.problems[0].message, where=checked.problems[0].where)
         say(f"check    {split}: {checked.samples:,} samples, no problems")
     for split in SPLITS:
-        done = extract(config, split)
+        extraction = extract(config, split)
         say(
-            f"extract  {split}: {done.computed:,} pictures computed, {done.reused:,} reused, "
-            f"{done.images_per_second:,.0f} images/s"
+            f"extract  {split}: {extraction.computed:,} pictures computed, {extraction.reused:,} reused, "
+            f"{extraction.images_per_second:,.0f} images/s"
         )
     fit = fit_heads(config, name=RUN, overwrite=True, command=command)
     say(f"fit      {fit.epochs} epochs in {fit.seconds:.1f} s")
@@ -119,10 +119,10 @@ def make_country(config: Config, root: Path, locations: int) -> None:
     Raises:
         GeoError: `root` holds something that no demo put there.
     """
-    mark, made = root / _MARK, f"{locations} locations, seed {config.training.seed}\n"
+    mark, content = root / _MARK, f"{locations} locations, seed {config.training.seed}\n"
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        if mark.is_file() and mark.read_text(encoding="utf-8") == made:
+        if mark.is_file() and mark.read_text(encoding="utf-8") == content:
             say(f"country  {locations:,} synthetic places are there already, in {root}")
             return
         if not mark.is_file() and any(root.iterdir()):
@@ -143,5 +143,5 @@ def make_country(config: Config, root: Path, locations: int) -> None:
                 progress=lambda done, total: advance(1),
             )
         write_backbone(root / "backbone", seed=config.training.seed)
-        mark.write_text(made, encoding="utf-8")
+        mark.write_text(content, encoding="utf-8")
     say(f"country  {locations:,} synthetic places painted in {root}")
