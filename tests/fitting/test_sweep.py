@@ -383,7 +383,7 @@ def test_the_command_says_every_setting_that_was_given_so_that_a_shell_and_the_p
     config = resolve(None, given)[0]
     changes = {"training.learning_rate": 0.00123, "model.fusion": "evidence"}
     winner = with_changes(room.plain(config), changes)
-    words = shlex.split(room.command(config, winner, changes, "swept", 50))
+    words = shlex.split(room.rerun_command(config, winner, changes, "swept", 50))
     assert words[-5:] == ["fit-heads", "--name", "swept-again", "--limit", "50"]
     assert "training.tau_km=300.0" in words
     assert "training.preset=pigeon" in words
