@@ -200,3 +200,38 @@ def test_two_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
         held(tmp_path / "a.lock"),
     ):
         pass
+
+
+COUNT = """
+import sys, pathlib
+from geo_embed.errors import GeoError
+from geo_embed.files import lock
+path, number = map(pathlib.Path, sys.argv[1:])
+print("ready", flush=True)
+sys.stdin.readline()
+counted = 0
+while counted < 100:
+    try:
+        with lock(path, busy="", where=path, hint="", keep=False):
+            number.write_text(str(int(number.read_text()) + 1))
+        counted += 1
+    except GeoError:
+        pass
+"""
+
+
+def test_a_lock_that_is_not_kept_leaves_no_file_and_never_has_two_holders(tmp_path: Path) -> None:
+    """Whoever opens the file just before it goes must not hold it beside the one who makes the next."""
+    path, number = tmp_path / "a.lock", tmp_path / "number"
+    number.write_text("0")
+    begin = [sys.executable, "-c", COUNT, str(path), str(number)]
+    processes = [
+        subprocess.Popen(begin, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n", timeout=60)
+    assert number.read_text() == "300"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["number"]

@@ -18,9 +18,10 @@ from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, is_locked, lock, restore_replaced
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
-from geo_embed.finetuning.loop import Progress, train_unfrozen
+from geo_embed.finetuning.loop import train_unfrozen
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.prepare import fit_initial_heads, merge_config, prepare
+from geo_embed.finetuning.state import Progress
 from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team, join_team
 from geo_embed.finetuning.validate import predict_val

@@ -39,8 +39,8 @@ from geo_embed.seeding import set_seed
 if TYPE_CHECKING:
     from conftest import Country
 
-prepare, step, loop, validation = (
-    import_module(f"geo_embed.finetuning.{name}") for name in ("prepare", "step", "loop", "validate")
+prepare, training_state, step, loop, validation = (
+    import_module(f"geo_embed.finetuning.{name}") for name in ("prepare", "state", "step", "loop", "validate")
 )
 
 # Two steps of two passes an epoch, with `having`.
@@ -345,7 +345,7 @@ def test_interrupted_it_goes_on_to_the_same_bits_whatever_was_drawn_meanwhile(
 ) -> None:
     """A tower's own dropout draws from the global generator, whose state no checkpoint holds."""
     always_better(monkeypatch)
-    new_model, take_step = loop.new_model, loop._optimizer_step
+    new_model, take_step = training_state.new_model, loop._optimizer_step
 
     def with_dropout(task: Any) -> GeoModel:
         model: GeoModel = new_model(task)
@@ -354,7 +354,7 @@ def test_interrupted_it_goes_on_to_the_same_bits_whatever_was_drawn_meanwhile(
                 module.dropout = 0.3  # type: ignore[assignment]
         return model
 
-    monkeypatch.setattr(loop, "new_model", with_dropout)
+    monkeypatch.setattr(training_state, "new_model", with_dropout)
     how = having(config, epochs=2, checkpoint_minutes=1e-9, ema=0.5)
     set_seed(1)
     tune(how, "whole")
@@ -547,7 +547,7 @@ def test_a_gallery_is_kept_where_no_epoch_is_better(config: Config, monkeypatch:
 
 
 def in_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (step, loop):
+    for module in (step, training_state):
         monkeypatch.setattr(module, "amp_dtype", lambda _: dtype)
 
 

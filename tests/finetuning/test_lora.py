@@ -17,6 +17,7 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.finetuning.lora import add_lora, is_lora_a, merge_lora, train_lora_only
+from geo_embed.finetuning.state import Progress
 from geo_embed.finetuning.task import Task
 from geo_embed.runs.run import Run
 
@@ -156,7 +157,7 @@ def taken_as_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last epoch is the result, however it scores: that is about training, not about so few places."""
     end = loop._end_epoch
 
-    def better(task: Task, progress: loop.Progress, scores: dict[str, float]) -> bool:
+    def better(task: Task, progress: Progress, scores: dict[str, float]) -> bool:
         progress.best_score = -1.0
         return end(task, progress, scores)
 
