@@ -100,24 +100,24 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
         return quota_of
     groups = _group(places, training.group_km)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
-    held = np.zeros_like(quota)
+    taken = np.zeros_like(quota)
     chosen = np.zeros(len(groups), dtype=bool)
-    # First round: a group is taken where it lowers Σ (held − quota)² over the classes, which grows by Σ n (n + 2 (held − quota))
+    # First round: a group is taken where it lowers Σ (taken − quota)² over the classes, which grows by Σ n (n + 2 (taken − quota))
     # for its n samples of each class. Second round: where it brings the sum of all closer to what is wanted.
     for fill in (False, True):
         for group in np.random.default_rng(training.seed).permutation(len(groups)):
             classes, counts = groups.content(group)
-            if chosen[group] or (held[classes] + counts >= groups.counts[classes]).any():
+            if chosen[group] or (taken[classes] + counts >= groups.counts[classes]).any():
                 continue
             size = counts.sum()
             if fill:
-                better = size < 2 * (wanted - held.sum())
+                better = size < 2 * (wanted - taken.sum())
             else:
-                better = (counts * (counts + 2 * (held - quota)[classes])).sum() < 0
+                better = (counts * (counts + 2 * (taken - quota)[classes])).sum() < 0
             if better:
                 chosen[group] = True
-                held[classes] += counts
-    got = int(held.sum())
+                taken[classes] += counts
+    got = int(taken.sum())
     if got < wanted / 2:
         hint = _smaller_step(places, training.group_km, wanted) or "raise training.val_split"
         if not got:
@@ -177,23 +177,23 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
 def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
     count, samples = training.folds, len(places)
     groups = _group(places, training.group_km)
-    held = np.zeros((count, len(groups.counts)), dtype=np.int64)
+    dealt = np.zeros((count, len(groups.counts)), dtype=np.int64)
     fold_of = np.full(len(groups), ALWAYS_TRAINING, dtype=np.int64)
     random = np.random.default_rng(training.seed).permutation(len(groups))
     # The largest first: the small ones even out what they leave. Each goes where the folds stay most alike.
     for group in random[np.argsort(-groups.sizes[random], kind="stable")]:
         classes, counts = groups.content(group)
-        after = held[:, classes] + counts
+        after = dealt[:, classes] + counts
         allowed = (after < groups.counts[classes]).all(axis=1)
         if not allowed.any() or groups.sizes[group] > samples / 2:
             continue
-        # The growth of Σ held² ÷ all, over the classes and the whole: even parts make it least.
-        cost = (counts * (after + held[:, classes]) / groups.counts[classes]).sum(axis=1)
+        # The growth of Σ dealt² ÷ all, over the classes and the whole: even parts make it least.
+        cost = (counts * (after + dealt[:, classes]) / groups.counts[classes]).sum(axis=1)
         size = groups.sizes[group]
-        cost += size * (size + 2 * held.sum(axis=1)) / samples
+        cost += size * (size + 2 * dealt.sum(axis=1)) / samples
         best = np.lexsort((cost, ~allowed))[0]
         fold_of[group] = best
-        held[best, classes] += counts
+        dealt[best, classes] += counts
     in_folds, never = int((fold_of >= 0).sum()), int(groups.sizes[fold_of < 0].sum())
     if in_folds < count:
         raise GeoError(
@@ -211,7 +211,9 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
 
 
 def class_folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """Folds (N,) of rows with these labels (N,), each with near equal shares of every class; rows come in an order of their own."""
+    """Folds (N,) of rows with these labels (N,), each with near equal shares of every class. Unlike `folds`, this depends on the
+    order of rows.
+    """
     return deal(shuffle_by_class(labels, seed), folds)
 
 

@@ -30,7 +30,6 @@ from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import check_new_name, new_run_name, writing_run
-from geo_embed.settings import value_at
 
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
 
@@ -129,7 +128,7 @@ def fit_heads(
     # 1. What is trained on, and what is held out.
     data = open_training_data(config, limit=limit)
     examples = data.examples
-    _warn_of_ignored(config)
+    _warn_of_ignored(config.model, training)
     splits = plan(examples.places, training)
     train = np.logical_or.reduce([split.train for split in splits])
     val = np.logical_or.reduce([split.val for split in splits])
@@ -268,12 +267,17 @@ def _finish(dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHe
     return FittedHeads(heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
 
 
-def _warn_of_ignored(config: Config) -> None:
-    """`best` brings its own recipe: say so where settings of the plain one were given."""
-    if config.training.preset != "best":
+def _warn_of_ignored(model: Model, training: Training) -> None:
+    """`best` brings its own recipe: say so where settings of the plain one were changed."""
+    if training.preset != "best":
         return
-    plain = Config()
-    ignored = [key for key in CHOSEN_SETTINGS if value_at(config, key) != value_at(plain, key)]
+    changed = {
+        f"{group}.{key}"
+        for group, settings in (("model", model), ("training", training))
+        for key, value in settings
+        if value != getattr(type(settings)(), key)
+    }
+    ignored = [key for key in CHOSEN_SETTINGS if key in changed]
     if ignored:
         warn(f"--preset best chooses {', '.join(ignored)} by itself; --preset pigeon follows the settings")
 

@@ -82,7 +82,11 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         GeoError: the CSV is at fault, the store no longer fits it, or the settings hold nothing out.
     """
     samples = load_samples(config, "train")
-    store = _find_store(config)
+    store = None
+    try:
+        store = find_store(config, "train")
+    except GeoError as error:
+        _warn_of_places_alone(error)
     if store is not None:
         check_fits(store, samples)
     places, views = _open(samples, store, load_mapping(config.paths.mapping()))
@@ -141,14 +145,6 @@ def leaks(
         found += _alike(val_rows, train_rows, views, cosine)
         found += _same_image(val_rows, train_rows, views)
     return found
-
-
-def _find_store(config: Config) -> Store | None:
-    try:
-        return find_store(config, "train")
-    except GeoError as error:
-        _warn_of_places_alone(error)
-        return None
 
 
 def _open(

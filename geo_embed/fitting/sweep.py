@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from geo_embed import __version__
 from geo_embed.cache.store import Store
-from geo_embed.config import Config, Training
+from geo_embed.config import Config, Model, Training
 from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device
@@ -105,6 +105,10 @@ class _State:
             write_json(self.path, content)
 
 
+# Of a configuration.
+_Settings = tuple[Model, Training]
+
+
 @dataclass(frozen=True)
 class _InnerTask:
     """What every configuration is tried on: the examples, their inner split, and its training rows."""
@@ -113,9 +117,9 @@ class _InnerTask:
     split: Split
     rows: Rows
 
-    def job(self, config: Config) -> TrainingJob:
+    def job(self, settings: _Settings) -> TrainingJob:
         """The training of a configuration."""
-        return make_job(self.dataset, self.split, config.model, config.training, self.rows)
+        return make_job(self.dataset, self.split, *settings, self.rows)
 
 
 def sweep(
@@ -285,29 +289,30 @@ def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta:
             remaining = remaining[:count]
             if rung == len(steps) - 1:
                 remaining += [trial for trial, stepping in enumerate(by_steps) if not stepping]
-            configs = {
-                trial: with_changes(base, {**drawn[trial], "training.epochs": epochs}) for trial in remaining
-            }
-            for group in _groups(task, configs, stack=task.dataset.device.type == "cuda"):
+            settings: dict[int, _Settings] = {}
+            for trial in remaining:
+                config = with_changes(base, {**drawn[trial], "training.epochs": epochs})
+                settings[trial] = config.model, config.training
+            for group in _groups(task, settings, stack=task.dataset.device.type == "cuda"):
                 # A group is done or not: shared, a training's last bits depend on its company.
                 if all((trial, rung) in state.results for trial in group):
                     continue
                 show(list(group), rung)
-                state.add(_train_group(task, configs, group, rung, epochs))
+                state.add(_train_group(task, settings, group, rung, epochs))
                 show([], rung)
             ranked = sorted((state.results[trial, rung] for trial in remaining), key=_rank)
             remaining = [result.trial for result in ranked if result.error is None]
 
 
 def _groups(
-    task: _InnerTask, configs: Mapping[int, Config], *, stack: bool
+    task: _InnerTask, settings: Mapping[int, _Settings], *, stack: bool
 ) -> list[dict[int, TrainingJob | None]]:
     """Trials to train together: stacked those of one shape, with the jobs that told their shape; else each alone."""
     if not stack:
-        return [{trial: None} for trial in configs]
+        return [{trial: None} for trial in settings]
     groups: list[dict[int, TrainingJob]] = []
-    for trial, config in configs.items():
-        job = task.job(config)
+    for trial in settings:
+        job = task.job(settings[trial])
         for group in groups:
             if len(group) < _TOGETHER and stackable([*group.values(), job]):
                 group[trial] = job
@@ -319,7 +324,7 @@ def _groups(
 
 def _train_group(
     task: _InnerTask,
-    configs: Mapping[int, Config],
+    settings: Mapping[int, _Settings],
     group: Mapping[int, TrainingJob | None],
     rung: int,
     epochs: int,
@@ -327,10 +332,10 @@ def _train_group(
     """Train the configurations of a group together; where one fails, each alone, so that the others don't fail with it."""
     started = time.monotonic()
     try:
-        trained = train_all([job or task.job(configs[trial]) for trial, job in group.items()])
+        trained = train_all([job or task.job(settings[trial]) for trial, job in group.items()])
     except (GeoError, torch.OutOfMemoryError) as error:
         if len(group) > 1:
-            alone = [_train_group(task, configs, {trial: job}, rung, epochs) for trial, job in group.items()]
+            alone = [_train_group(task, settings, {trial: job}, rung, epochs) for trial, job in group.items()]
             return [result for results in alone for result in results]
         why = str(error).splitlines()[0]
         seconds = time.monotonic() - started

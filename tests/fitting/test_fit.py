@@ -117,14 +117,14 @@ def test_fitting_leaves_the_callers_random_numbers_alone(config: Config) -> None
 
 def test_the_split_that_was_used_is_stratified_seeded_and_saved(config: Config, fitted: Path) -> None:
     samples = load_samples(config, "train")
-    held = stratified_split(samples.sample_id, samples.truth.state_idx, 0.1, seed=0)
+    val = stratified_split(samples.sample_id, samples.truth.state_idx, 0.1, seed=0)
     saved = split_of(fitted)
     assert saved["sample_id"].astype(str).tolist() == samples.sample_id.tolist()
-    assert (saved["part"] == "val").tolist() == held.tolist()
+    assert (saved["part"] == "val").tolist() == val.tolist()
     predictions, truth = saved_predictions(fitted / "val_predictions.parquet")
-    assert predictions.sample_id.tolist() == samples.sample_id[held].tolist()
-    assert truth.state_idx.tolist() == samples.truth.state_idx[held].tolist()
-    assert truth.latitude.tolist() == samples.truth.latitude[held].tolist()
+    assert predictions.sample_id.tolist() == samples.sample_id[val].tolist()
+    assert truth.state_idx.tolist() == samples.truth.state_idx[val].tolist()
+    assert truth.latitude.tolist() == samples.truth.latitude[val].tolist()
 
 
 # ---------------------------------------------------------------- the schedule
@@ -154,9 +154,9 @@ def test_the_first_step_of_the_shortest_training_still_moves(steps: int, warmup:
 
 def test_the_rate_of_training_follows_the_schedule(config: Config) -> None:
     samples = len(load_samples(config, "train"))
-    held = round(samples * 0.1)
+    held_out = round(samples * 0.1)
     fit_heads(with_training(config, epochs=4, batch_size=32, patience=4, warmup=0.25), name="x")
-    steps = -(-(samples - held) // 32)
+    steps = -(-(samples - held_out) // 32)
     history = pd.read_parquet(config.paths.runs_dir / "x" / "history.parquet")
     # An epoch's entry holds the rate of its last step.
     wanted = [1e-3 * warmup_cosine(steps * epoch - 1, steps * 4, 0.25) for epoch in range(1, 5)]
@@ -326,9 +326,9 @@ def test_samples_without_pictures_are_left_out_and_said(
     values[status == MISSING] = 0
     store.status[:], store.embeddings[:] = status, values
     fit_heads(with_training(own.config(), epochs=1), name="x")
-    told = capsys.readouterr().err
-    assert "1 samples have no picture and are left out of training" in told
-    assert "1 samples lack some of their views" in told
+    warnings = capsys.readouterr().err
+    assert "1 samples have no picture and are left out of training" in warnings
+    assert "1 samples lack some of their views" in warnings
     saved = split_of(own.root / "runs" / "x")["sample_id"].astype(str).tolist()
     ids = load_samples(own.config(), "train").sample_id.tolist()
     assert saved == ids[:3] + ids[4:]
@@ -458,10 +458,10 @@ def test_other_seeds_are_the_next_ones(config: Config) -> None:
 
 def test_spatial_validation_holds_neighbours_out_together(config: Config) -> None:
     config, saved, data = fitted_as(config, validation="spatial", group_km=30)
-    held = (saved.split["part"] == "val").to_numpy()
-    assert 0 < held.sum() < len(held) / 2
+    val = (saved.split["part"] == "val").to_numpy()
+    assert 0 < val.sum() < len(val) / 2
     km = distance_matrix_km(np.stack([data.truth.latitude, data.truth.longitude], axis=1))
-    assert km[held][:, ~held].min() > 30
+    assert km[val][:, ~val].min() > 30
     shuffled = plan(data.places, Training(validation="random"))[0]
     assert km[shuffled.val][:, shuffled.train].min() < 30
 
@@ -474,10 +474,10 @@ def test_calibration_is_reported_before_and_after_and_answers_from_then_on(
     config: Config, training: dict[str, object]
 ) -> None:
     config, saved, data = fitted_as(config, calibration="temperature", epochs=6, **training)
-    told = saved.metrics["calibration"]
-    assert told["after"]["nll"] < told["before"]["nll"]
-    assert saved.metrics["val"]["nll"] == pytest.approx(told["after"]["nll"], rel=1e-4)
-    assert saved.metrics["val"]["ece"] == pytest.approx(told["after"]["ece"], abs=1e-4)
+    reliability = saved.metrics["calibration"]
+    assert reliability["after"]["nll"] < reliability["before"]["nll"]
+    assert saved.metrics["val"]["nll"] == pytest.approx(reliability["after"]["nll"], rel=1e-4)
+    assert saved.metrics["val"]["ece"] == pytest.approx(reliability["after"]["ece"], abs=1e-4)
     panel = load_heads(saved.run)
     assert panel.calibration is not None
     assert panel.calibration.kind == "temperature"
@@ -497,9 +497,9 @@ def test_a_calibration_that_does_not_help_is_reported_and_left_out(
 ) -> None:
     # So few samples are too few for a factor and an offset per state.
     _, saved, _ = fitted_as(config, calibration="vector", epochs=6, folds=3)
-    told = saved.metrics["calibration"]
-    assert told["after"]["nll"] > told["before"]["nll"]
-    assert saved.metrics["val"]["nll"] == pytest.approx(told["before"]["nll"], rel=1e-4)
+    reliability = saved.metrics["calibration"]
+    assert reliability["after"]["nll"] > reliability["before"]["nll"]
+    assert saved.metrics["val"]["nll"] == pytest.approx(reliability["before"]["nll"], rel=1e-4)
     assert load_heads(saved.run).calibration is None
     assert "calibration by vector is left out" in capsys.readouterr().err
 

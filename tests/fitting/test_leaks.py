@@ -93,9 +93,9 @@ def test_without_embeddings_places_are_compared_alone_and_an_empty_part_leaks_no
 def test_a_dataset_without_leaks_passes_the_check(
     country: Country, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = command(capsys, *country.options(), "--json", "data", "leaks", "--km", "0.001")
-    assert said.code == 0, said.out
-    assert said.json == {"held_out": 13, "training": 115, "leaking": 0, "embeddings": True, "leaks": []}
+    ran = command(capsys, *country.options(), "--json", "data", "leaks", "--km", "0.001")
+    assert ran.code == 0, ran.out
+    assert ran.json == {"held_out": 13, "training": 115, "leaking": 0, "embeddings": True, "leaks": []}
 
 
 def move_next_to_a_training_sample(own: Country) -> tuple[str, str]:
@@ -105,24 +105,24 @@ def move_next_to_a_training_sample(own: Country) -> tuple[str, str]:
     labels = np.unique(table["state_idx"], return_inverse=True)[1]
     ids = table["sample_id"].astype(str).to_numpy(dtype=object)
     val = stratified_split(ids, labels, config.training.val_split, config.training.seed)
-    one, other = np.flatnonzero(val)[0], np.flatnonzero(~val)[0]
+    held_out, training = np.flatnonzero(val)[0], np.flatnonzero(~val)[0]
     for column in ("latitude", "longitude"):
-        table.loc[one, column] = table.loc[other, column]
+        table.loc[held_out, column] = table.loc[training, column]
     table.to_csv(own.train_csv, index=False)
-    return ids[one], ids[other]
+    return ids[held_out], ids[training]
 
 
 def test_a_leak_is_named_with_both_samples_and_the_exit_code_of_a_failed_check(
     own: Country, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = move_next_to_a_training_sample(own)
-    said = command(capsys, *own.options(), "data", "leaks")
-    assert said.code == 3
-    assert f"{one} is held out, {other} is not (0.000 km)" in said.out
-    assert "--set training.validation=spatial" in said.err
+    held_out, training = move_next_to_a_training_sample(own)
+    ran = command(capsys, *own.options(), "data", "leaks")
+    assert ran.code == 3
+    assert f"{held_out} is held out, {training} is not (0.000 km)" in ran.out
+    assert "--set training.validation=spatial" in ran.err
     as_json = command(capsys, *own.options(), "--json", "data", "leaks").json
     assert as_json["leaking"] == 1
-    assert as_json["leaks"] == [{"kind": "place", "held_out": one, "training": other, "value": 0.0}]
+    assert as_json["leaks"] == [{"kind": "place", "held_out": held_out, "training": training, "value": 0.0}]
 
 
 def one_of_each_part(config: Config) -> tuple[int, int]:

@@ -114,8 +114,8 @@ def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -
 
 def out_of(members: list[mixture.Member], rows: Rows, region: Region) -> list[Answer]:
     return [
-        train(rows, region, one.model, one.training, seed=seed).heads.answer(rows.views, rows.present)
-        for seed, one in enumerate(members)
+        train(rows, region, member.model, member.training, seed=seed).heads.answer(rows.views, rows.present)
+        for seed, member in enumerate(members)
     ]
 
 
@@ -138,7 +138,7 @@ def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
     rows, classes = planted_rows()
     region = region_of(rows, SMALL.model, classes)
     members = [SMALL, SMALL.variant("-probe", {"head": "probe", "fusion": "average"}, l2=0.1)]
-    parts = [train(rows, region, one.model, one.training, seed=0).heads for one in members]
+    parts = [train(rows, region, member.model, member.training, seed=0).heads for member in members]
     made = mixture.Mixture(members, parts, Decision((0.25, 0.75), 0.25, 1.2, 0.8)).eval()
     described = json.loads(json.dumps(made.description()))
     again = mixture.build_mixture(described, rows.views.shape[2], rows.views.shape[1], classes)
@@ -264,8 +264,8 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
     raced = [trial.member for trial in race.trials]
     assert raced[:3] == ["probe", "average", "evidence"]
     assert len(race.chosen) == 1
-    # A tenth is held out in the race, and all of it is learnt from in the end.
-    assert [len(one) for one in fits] == [360] * len(raced) + [400]
+    # A tenth is held out in the race, and all of it is trained on in the end.
+    assert [len(train_rows) for train_rows in fits] == [360] * len(raced) + [400]
     winner = max(race.trials, key=lambda trial: trial.score).member
     assert race.chosen == [f"{winner} × 1.00"]
     stingy, short = room.fit_best(rows, classes, *settings(1e-6), seed=0)
@@ -281,8 +281,8 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
 
 def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
     base = mixture.Member("", SMALL.model, SMALL.training)
-    assert [one.name for one in room._large_members(base, "attention")] == ["attention"]
-    assert [one.name for one in room._large_members(base, "average")] == ["probe", "average"]
+    assert [member.name for member in room._large_members(base, "attention")] == ["attention"]
+    assert [member.name for member in room._large_members(base, "average")] == ["probe", "average"]
 
 
 def test_folds_cover_everything_once_and_share_every_class() -> None:
@@ -299,10 +299,10 @@ def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> No
     from geo_embed.fitting.fit import fit_heads
     from geo_embed.settings import resolve
 
-    given = write_planted(planted(1000, seed=3, classes=12, dim=64), tmp_path)
-    plain = fit_heads(resolve(overrides=given | {"training.preset": "pigeon"})[0], name="plain")
+    overrides = write_planted(planted(1000, seed=3, classes=12, dim=64), tmp_path)
+    plain = fit_heads(resolve(overrides=overrides | {"training.preset": "pigeon"})[0], name="plain")
     chosen = fit_heads(
-        resolve(overrides=given | {"training.preset": "best", "training.budget_seconds": 6})[0],
+        resolve(overrides=overrides | {"training.preset": "best", "training.budget_seconds": 6})[0],
         name="chosen",
     )
     assert chosen.val["score"] > plain.val["score"] + 0.05

@@ -24,7 +24,7 @@ def test_drawing_is_seeded_and_more_trials_only_add_to_fewer(config: Config) -> 
     few, many = draw(space, config, 5), draw(space, config, 40)
     assert few == many[:5]
     assert many[0] == {}
-    assert all(one not in many[:k] for k, one in enumerate(many))
+    assert all(changes not in many[:k] for k, changes in enumerate(many))
     other = draw(
         space, config.model_copy(update={"training": config.training.model_copy(update={"seed": 1})}), 5
     )
@@ -45,14 +45,14 @@ def test_rates_are_drawn_evenly_in_their_logarithm(config: Config) -> None:
 
 def test_every_drawn_setting_has_an_effect_in_its_head(config: Config) -> None:
     drawn = draw(parse_space(SPACE, config), config, 60)
-    heads = {one.get("model.head", "separate") for one in drawn}
+    heads = {changes.get("model.head", "separate") for changes in drawn}
     assert heads == {"separate", "geocells", "dual", "hierarchical", "probe"}
-    for one in drawn:
-        head = one.get("model.head", "separate")
-        assert ("training.l2" in one) <= (head == "probe")
-        assert ("training.learning_rate" in one) <= (head != "probe")
-        assert ("model.cells" in one) <= (head in ("geocells", "probe"))
-        assert ("training.gps_loss" in one) <= (head in ("dual", "hierarchical"))
+    for changes in drawn:
+        head = changes.get("model.head", "separate")
+        assert ("training.l2" in changes) <= (head == "probe")
+        assert ("training.learning_rate" in changes) <= (head != "probe")
+        assert ("model.cells" in changes) <= (head in ("geocells", "probe"))
+        assert ("training.gps_loss" in changes) <= (head in ("dual", "hierarchical"))
 
 
 def test_a_space_that_is_used_up_ends_the_drawing(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,10 @@ def job(
     return TrainingJob(rows, region_of(rows, made), made, training, seed, validate)
 
 
-def alone(one: TrainingJob, validate: Any = None) -> TrainedHeads:
-    return train(one.rows, one.region, one.model, one.training, seed=one.seed, validate=validate)
+def alone(single: TrainingJob, validate: Any = None) -> TrainedHeads:
+    return train(
+        single.rows, single.region, single.model, single.training, seed=single.seed, validate=validate
+    )
 
 
 def close(stacked: TrainedHeads, wanted: TrainedHeads, tolerance: float = 2e-4) -> None:
@@ -59,10 +61,10 @@ def close(stacked: TrainedHeads, wanted: TrainedHeads, tolerance: float = 2e-4) 
         assert got.keys() == entry.keys()
         for key, value in entry.items():
             assert got[key] == pytest.approx(value, rel=2e-3, abs=1e-5), key
-    given, state = stacked.heads.state_dict(), wanted.heads.state_dict()
-    assert given.keys() == state.keys()
+    weights, state = stacked.heads.state_dict(), wanted.heads.state_dict()
+    assert weights.keys() == state.keys()
     for key, value in state.items():
-        mine = given[key]
+        mine = weights[key]
         if "qkv" in key and key.endswith("bias"):
             # Softmax doesn't see an offset of all keys: its gradient is rounding, which AdamW makes steps of full size of.
             (mine, value) = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (mine, value))
@@ -90,8 +92,8 @@ def test_seeds_rates_decays_and_weights_side_by_side_are_three_trainings(fusion:
     ]
     assert stackable(jobs)
     stacked = train_stacked(jobs)
-    for one, got in zip(jobs, stacked, strict=True):
-        close(got, alone(one))
+    for single, got in zip(jobs, stacked, strict=True):
+        close(got, alone(single))
     # Three trainings, not three times one.
     first, second = (next(iter(got.heads.states.parameters())) for got in stacked[:2])
     assert not torch.allclose(first, second, atol=1e-2)
@@ -104,8 +106,8 @@ def test_average_fusion_is_stacked_once_fused_and_view_by_view(kind: str) -> Non
             job(seed, settings(**apart, **disturbed), head=kind, dropout=0.2)
             for seed, apart in enumerate(APART)
         ]
-        for one, got in zip(jobs, train_stacked(jobs), strict=True):
-            close(got, alone(one))
+        for single, got in zip(jobs, train_stacked(jobs), strict=True):
+            close(got, alone(single))
 
 
 @pytest.mark.parametrize(
@@ -119,45 +121,45 @@ def test_average_fusion_is_stacked_once_fused_and_view_by_view(kind: str) -> Non
 )
 def test_every_loss_is_stacked(losses: dict[str, object]) -> None:
     jobs = [job(seed, settings(**(apart | losses)), dropout=0.0) for seed, apart in enumerate(APART)]
-    for one, got in zip(jobs, train_stacked(jobs), strict=True):
-        close(got, alone(one))
+    for single, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(single))
 
 
 def test_dropout_of_different_strength_is_stacked() -> None:
     jobs = [job(seed, settings(), dropout=rate) for seed, rate in enumerate((0.1, 0.5))]
     assert stackable(jobs)
-    for one, got in zip(jobs, train_stacked(jobs), strict=True):
-        close(got, alone(one))
+    for single, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(single))
 
 
 def test_each_stops_where_its_own_validation_says_and_keeps_its_own_best_epoch() -> None:
     scores = ((0.9, 0.1, 0.1, 0.1, 0.1), (0.1, 0.2, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4, 0.5))
     training = settings(epochs=5, patience=2, learning_rate=1e-2)
-    validations = [Scores(*given) for given in scores]
+    validations = [Scores(*values) for values in scores]
     jobs = [job(seed, training, validate=validate) for seed, validate in enumerate(validations)]
     stacked = train_stacked(jobs)
-    assert [len(one.history) for one in stacked] == [3, 5, 5]
+    assert [len(single.history) for single in stacked] == [3, 5, 5]
     assert [validate.asked for validate in validations] == [3, 5, 5]
-    for one, got, given in zip(jobs, stacked, scores, strict=True):
-        close(got, alone(one, Scores(*given)))
+    for single, got, values in zip(jobs, stacked, scores, strict=True):
+        close(got, alone(single, Scores(*values)))
 
 
 def test_all_stop_when_the_last_has_stopped() -> None:
     training = settings(epochs=50, patience=1)
     jobs = [job(seed, training, validate=Scores(0.5, 0.4, 0.4)) for seed in range(2)]
-    assert [len(one.history) for one in train_stacked(jobs)] == [2, 2]
+    assert [len(single.history) for single in train_stacked(jobs)] == [2, 2]
 
 
 @pytest.mark.parametrize("kind", ["separate", "hierarchical", "geocells"])
 def test_folds_of_one_size_have_a_region_each(kind: str) -> None:
-    held = [torch.arange(len(ROWS)) % 3 != fold for fold in range(3)]
+    train_masks = [torch.arange(len(ROWS)) % 3 != fold for fold in range(3)]
     # One sample per cell: as many cells in every fold.
     shape = {"head": kind, "cell_samples": 1, "fusion": "attention"}
-    jobs = [job(seed, settings(), ROWS.take(mask), **shape) for seed, mask in enumerate(held)]
+    jobs = [job(seed, settings(), ROWS.take(mask), **shape) for seed, mask in enumerate(train_masks)]
     assert stackable(jobs)
     assert not torch.equal(jobs[0].region.middle, jobs[1].region.middle)
-    for one, got in zip(jobs, train_stacked(jobs), strict=True):
-        close(got, alone(one))
+    for single, got in zip(jobs, train_stacked(jobs), strict=True):
+        close(got, alone(single))
 
 
 def test_only_trainings_of_one_shape_are_stackable() -> None:
@@ -192,11 +194,11 @@ def test_one_that_blows_up_is_an_error() -> None:
 
 def test_on_a_cpu_jobs_take_turns_bit_by_bit_and_need_not_be_stackable() -> None:
     jobs = [job(0, settings()), job(1, settings(), head="dual"), job(2, settings(), head="probe")]
-    for one, got in zip(jobs, train_all(jobs), strict=True):
-        wanted = alone(one).heads.state_dict()
+    for single, got in zip(jobs, train_all(jobs), strict=True):
+        wanted = alone(single).heads.state_dict()
         assert all(torch.equal(value, wanted[key]) for key, value in got.heads.state_dict().items())
 
 
 def test_a_single_job_is_stacked_too() -> None:
-    one = job(3, settings(), fusion="transformer", head="geocells")
-    close(train_stacked([one])[0], alone(one))
+    single = job(3, settings(), fusion="transformer", head="geocells")
+    close(train_stacked([single])[0], alone(single))

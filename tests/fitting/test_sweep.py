@@ -44,8 +44,8 @@ def short(country: Country, work: Path, **changes: Any) -> Config:
 
 
 def searched(config: Config, space: dict[str, Any] | None = None, **options: Any) -> Sweep:
-    given = {"trials": 4, "eta": 2} | options
-    return sweep(config, space=parse_space(space or SMALL, config), **given)
+    arguments = {"trials": 4, "eta": 2} | options
+    return sweep(config, space=parse_space(space or SMALL, config), **arguments)
 
 
 def untimed(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,20 +85,20 @@ def test_the_better_half_goes_on_with_more_epochs_from_scratch_and_the_best_wins
     seen = trainings(monkeypatch)
     found = searched(short(country, tmp_path))
     saved = json.loads((tmp_path / "runs" / "sweep.sweep.json").read_text())["results"]
-    first, second = ([one for one in saved if one["rung"] == rung] for rung in (0, 1))
-    ranked = sorted(first, key=lambda one: -one["score"])
-    assert [one["trial"] for one in first] == [0, 1, 2, 3]
-    assert [one["trial"] for one in second] == [one["trial"] for one in ranked[:2]]
-    assert [one["epochs"] for one in [*first, *second]] == [2] * 4 + [3] * 2
+    first, second = ([result for result in saved if result["rung"] == rung] for rung in (0, 1))
+    ranked = sorted(first, key=lambda result: -result["score"])
+    assert [result["trial"] for result in first] == [0, 1, 2, 3]
+    assert [result["trial"] for result in second] == [result["trial"] for result in ranked[:2]]
+    assert [result["epochs"] for result in [*first, *second]] == [2] * 4 + [3] * 2
     # The last training is that of the run.
     assert [job.training.epochs for job in seen] == [2] * 4 + [3] * 3
-    best = max(second, key=lambda one: one["score"])
+    best = max(second, key=lambda result: result["score"])
     assert {key: found.best[key] for key in best} == best
-    assert [one["trial"] for one in found.trials][:2] == sorted(
-        (one["trial"] for one in second),
+    assert [result["trial"] for result in found.trials][:2] == sorted(
+        (result["trial"] for result in second),
         key=lambda trial: -next(o["score"] for o in second if o["trial"] == trial),
     )
-    assert len({one["trial"] for one in found.trials}) == 4
+    assert len({result["trial"] for result in found.trials}) == 4
     assert found.trials[0] == {k: v for k, v in found.best.items() if k not in ("run", "val")}
     assert (found.computed, found.reused) == (6, 0)
     assert found.best["settings"]
@@ -112,7 +112,7 @@ def test_a_probe_knows_no_epochs_and_meets_the_others_on_the_last_rung(
 ) -> None:
     space = {"model.head": ["probe"], "training.l2": [0.1, 0.001], "training.learning_rate": [1e-3, 2e-3]}
     found = searched(short(country, tmp_path), space, trials=3)
-    assert {(one["trial"], one["rung"], one["epochs"]) for one in found.trials} == {
+    assert {(result["trial"], result["rung"], result["epochs"]) for result in found.trials} == {
         (0, 0, 3),
         (1, 0, 3),
         (2, 0, 3),
@@ -120,7 +120,9 @@ def test_a_probe_knows_no_epochs_and_meets_the_others_on_the_last_rung(
     assert found.computed == 3
     # What has no effect in a probe isn't set.
     assert all(
-        one["settings"].keys() == {"model.head", "training.l2"} for one in found.trials if one["trial"]
+        result["settings"].keys() == {"model.head", "training.l2"}
+        for result in found.trials
+        if result["trial"]
     )
 
 
@@ -268,8 +270,8 @@ def test_the_state_file_is_not_taken_for_a_run(country: Country, tmp_path: Path)
 def test_a_trial_that_blows_up_is_noted_and_the_others_go_on(country: Country, tmp_path: Path) -> None:
     config = short(country, tmp_path, training__clip_norm=1e30)
     found = searched(config, {"training.learning_rate": [1e30, 2e-3]}, trials=3)
-    failed = [one for one in found.trials if one["error"]]
-    assert [one["settings"] for one in failed] == [{"training.learning_rate": 1e30}]
+    failed = [result for result in found.trials if result["error"]]
+    assert [result["settings"] for result in failed] == [{"training.learning_rate": 1e30}]
     assert failed[0]["score"] is None
     assert found.trials[-1] == failed[0]
     assert found.best["error"] is None
@@ -302,13 +304,14 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
         {"training.learning_rate": 1e30},
     ]
     base: dict[str, Any] = {"training.epochs": 2, "training.clip_norm": 1e30, "model.head_hidden": 16}
-    configs = {trial: with_changes(config, base | change) for trial, change in enumerate(changes)}
-    alone = room._groups(task, configs, stack=False)
+    changed = [with_changes(config, base | change) for change in changes]
+    settings = {trial: (result.model, result.training) for trial, result in enumerate(changed)}
+    alone = room._groups(task, settings, stack=False)
     assert [list(group) for group in alone] == [[0], [1], [2], [3]]
-    together = room._groups(task, configs, stack=True)
+    together = room._groups(task, settings, stack=True)
     assert [list(group) for group in together] == [[0, 2, 3], [1]]
     expected = {
-        result.trial: result for group in alone for result in room._train_group(task, configs, group, 0, 2)
+        result.trial: result for group in alone for result in room._train_group(task, settings, group, 0, 2)
     }
 
     stacked = []
@@ -320,13 +323,15 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     monkeypatch.setattr(room, "train_all", train_all)
     del together[0][3]
     got = {
-        result.trial: result for group in together for result in room._train_group(task, configs, group, 0, 2)
+        result.trial: result
+        for group in together
+        for result in room._train_group(task, settings, group, 0, 2)
     }
     assert stacked == [2, 1]
     for trial, result in got.items():
         assert result.score == pytest.approx(expected[trial].score, abs=0.02)
-    with_a_wild_one = room._groups(task, configs, stack=True)[0]
-    results = room._train_group(task, configs, with_a_wild_one, 0, 2)
+    with_a_wild_one = room._groups(task, settings, stack=True)[0]
+    results = room._train_group(task, settings, with_a_wild_one, 0, 2)
     assert [result.error is None for result in results] == [True, True, False]
     assert expected[3].error is not None
 
@@ -374,13 +379,13 @@ def test_the_command_says_every_setting_that_was_given_so_that_a_shell_and_the_p
     tmp_path: Path,
 ) -> None:
     (tmp_path / "geo.toml").write_text('[training]\ntau_km = 75.0\n[paths]\nruns_dir = "it\'s here"\n')
-    given = [
+    arguments = [
         "training.tau_km=300",
         'model.view_names=["left","r 2"]',
         'model.backbone_name="7"',
         "model.gps_box.lat_min=-10.5",
     ]
-    config = resolve(None, given)[0]
+    config = resolve(None, arguments)[0]
     changes = {"training.learning_rate": 0.00123, "model.fusion": "evidence"}
     winner = with_changes(room.plain(config), changes)
     words = shlex.split(room.rerun_command(config, winner, changes, "swept", 50))
