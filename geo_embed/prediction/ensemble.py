@@ -93,10 +93,14 @@ def ensemble(
     runs_dir = config.paths.runs_dir
     name = name or new_run_name(runs_dir, "ensemble")
     check_new_name(runs_dir, name, overwrite=overwrite)
+
+    # 1. The members' predictions for the samples that all of them held out.
     validated = [_val_predictions(run) for run in _load_runs(runs_dir, names)]
     for other in validated[1:]:
         _check_same(validated[0], other)
     first, truth = validated[0].run, validated[0].truth
+
+    # 2. Weights, and predictions that had no part in them: what is scored.
     weights, predictions = _cross_fit(method, [member.predictions for member in validated], truth)
     groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
     val = final_metrics(predictions, truth, groups=groups)
@@ -109,6 +113,7 @@ def ensemble(
         for member, weight in zip(validated, weights, strict=True)
     ]
 
+    # 3. The ensemble, as a run.
     described = {
         "method": method,
         "weights": weights.tolist(),

@@ -36,7 +36,12 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
     """
-    predictions, truth, stores = predict_cached(run, split, config.paths, config.model.device)
+    return save_split(run, split, config.paths, config.model.device)
+
+
+def save_split(run: Run, split: str, paths: Paths, device: str) -> tuple[Predictions, Path]:
+    """As `predict_split`, from the settings that it needs."""
+    predictions, truth, stores = predict_cached(run, split, paths, device)
     path = run.predictions_path(split)
     write_predictions(path, predictions, truth, stores)
     return predictions, path

@@ -25,12 +25,15 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.geography import region_box
 from geo_embed.metrics import top_states
-from geo_embed.prediction.predict import predict_split
-from geo_embed.runs.run import Run
+from geo_embed.prediction.predict import save_split
+from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.table import read_predictions, read_stores
 
 # Rows named one by one in a finding; more are counted.
 _SHOWN = 3
+
+# South, north, west, east in degrees; across the antimeridian, east is above 180.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     Raises:
         GeoError: no template, no embeddings of the test split, or a sample of the template without an answer.
     """
-    template = read_template(config)
-    predictions = _test_predictions(config, run, template)
+    template = read_template(config.paths.csv("test"))
+    run = on_this_machine(run, config.paths, config.model.device)
+    predictions = _test_predictions(run, template)
     path = out or config.paths.submissions_dir / f"{run.name}.csv"
     table = fill_template(template, predictions)
     with disk_errors(path):
@@ -71,9 +75,8 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     return path, validate(config, path)
 
 
-def read_template(config: Config) -> pd.DataFrame:
-    """The template's rows and columns as text, in its order. Raises GeoError where it is none."""
-    path = config.paths.csv("test")
+def read_template(path: Path) -> pd.DataFrame:
+    """The template's rows and columns as text, in its order. Raises GeoError where the file is no template."""
     table, problems = read_csv(path, ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT])
     if table is None:
         raise GeoError(
@@ -127,29 +130,29 @@ def validate(config: Config, path: Path) -> Verdict:
     """
     if not path.is_file():
         raise GeoError("there is no such submission", where=path, hint="write one with: geo submit")
-    template = read_template(config)
+    template = read_template(config.paths.csv("test"))
     columns = ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT]
     table, problems = read_csv(path, columns)
     if table is None:
         return Verdict(errors=[problem.message for problem in problems])
     verdict = Verdict(rows=len(table))
     _check_rows(verdict, table["sample_id"], template["sample_id"])
-    _check_states(verdict, table, config)
-    _check_points(verdict, table, config)
+    _check_states(verdict, table, load_mapping(config.paths.mapping()), config.inference.max_state_idx)
+    _check_points(verdict, table, _region(config))
     return verdict
 
 
-def _test_predictions(config: Config, run: Run, template: pd.DataFrame) -> Predictions:
-    """The run's own table, unless it lacks a sample of the template or the stores hold something else since it was made."""
+def _test_predictions(run: Run, template: pd.DataFrame) -> Predictions:
+    """The run's table, made again if it lacks a sample of the template or the stores hold something else since it was made."""
     path = run.predictions_path("test")
-    if path.is_file() and not _is_stale(config, run, path):
+    if path.is_file() and not _is_stale(run, path):
         predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
-    return predict_split(config, run, "test")[0]
+    return save_split(run, "test", run.config.paths, run.config.model.device)[0]
 
 
-def _is_stale(config: Config, run: Run, path: Path) -> bool:
+def _is_stale(run: Run, path: Path) -> bool:
     """Whether a table of test predictions was made from other content than the run's test stores have now.
 
     A store that isn't on this machine has no say, and with it the predictions can't be made again. A table that doesn't
@@ -159,8 +162,9 @@ def _is_stale(config: Config, run: Run, path: Path) -> bool:
     for fingerprint in run.store_fingerprints:
         now[fingerprint] = None
         with contextlib.suppress(GeoError):
-            now[fingerprint] = content_digest(find_store(config, "test", fingerprint=fingerprint))
+            now[fingerprint] = content_digest(find_store(run.config, "test", fingerprint=fingerprint))
     made_from = read_stores(path)
+    # An earlier version's: what can't be made again is better than nothing.
     if made_from is None:
         return None not in now.values()
     return any(digest not in (None, made_from.get(fingerprint)) for fingerprint, digest in now.items())
@@ -185,19 +189,19 @@ def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]
         verdict.errors.append(f"{len(lacking):,} sample_ids of the template are missing: {_some(lacking)}")
 
 
-def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
-    mapping = load_mapping(config.paths.mapping())
-    largest = max(config.inference.max_state_idx, *mapping)
+def _check_states(verdict: Verdict, table: pd.DataFrame, mapping: dict[int, str], largest: int) -> None:
+    """Add what is wrong with the ranked states: any outside 0…`largest`, or above what the mapping has, is an error."""
+    largest = max(largest, *mapping)
     ranked = np.full((len(table), len(PREDICTED_STATES)), -1, dtype=np.int64)
     for rank, column in enumerate(PREDICTED_STATES):
         text = table[column]
         numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
-        given = (text != "").to_numpy()
-        none = ~given | (numbers == -1)
+        filled = (text != "").to_numpy()
+        none = ~filled | (numbers == -1)
         whole = np.isfinite(numbers) & (numbers == np.round(numbers))
         if rank == 0:
             _find(verdict.errors, table, none, f"without {column}")
-        _find(verdict.errors, table, given & ~whole, f"where {column} is not a whole number", text)
+        _find(verdict.errors, table, filled & ~whole, f"where {column} is not a whole number", text)
         outside = whole & ~none & ((numbers < 0) | (numbers > largest))
         _find(verdict.errors, table, outside, f"where {column} lies outside [0, {largest}]", text)
         fine = whole & ~none & ~outside
@@ -215,7 +219,8 @@ def _check_states(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
     )
 
 
-def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None:
+def _check_points(verdict: Verdict, table: pd.DataFrame, region: Box | None) -> None:
+    """Add what is wrong with the points; one outside the region is a warning."""
     fine = np.ones(len(table), dtype=bool)
     points = []
     for column, bound in zip(PREDICTED_POINT, (90, 180), strict=True):
@@ -229,7 +234,6 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
         _find(verdict.errors, table, outside, f"where {column} lies outside [-{bound}, {bound}]", text)
         fine &= finite & ~outside
         points.append(numbers)
-    region = _region(config)
     if region is None:
         return
     south, north, west, east = region
@@ -239,12 +243,12 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, config: Config) -> None
     _find(verdict.warnings, table, fine & ~inside, f"with a point outside the region ({where})")
 
 
-def _region(config: Config) -> tuple[float, float, float, float] | None:
+def _region(config: Config) -> Box | None:
     """South, north, west, east of `model.gps_box`; an edge that isn't given comes from the training places, and where these
     can't be read either, there is no region.
     """
-    given = config.model.gps_box.edges
-    south, north, west, east = given
+    edges = config.model.gps_box.edges
+    south, north, west, east = edges
     if south is not None and north is not None and west is not None and east is not None:
         return south, north, west, east
     try:
@@ -252,7 +256,7 @@ def _region(config: Config) -> tuple[float, float, float, float] | None:
     except GeoError:
         return None
     truth = truth_of(samples)
-    return region_box(truth.latitude, truth.longitude, given)
+    return region_box(truth.latitude, truth.longitude, edges)
 
 
 def _repeats(ranked: NDArray[np.int64]) -> NDArray[np.bool_]:

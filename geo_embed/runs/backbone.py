@@ -36,11 +36,11 @@ def load_backbone_of(
     model = run.config.model
     model = model.model_copy(update={"backbone_name": name or model.backbone_name})
     tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
-    for what, have, wanted in (
+    for what, actual, expected in (
         ("weights", tower.weights_sha256, made_by["weights_sha256"]),
         ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),
     ):
-        if have != wanted:
+        if actual != expected:
             raise GeoError(
                 f"backbone {tower.name} has other {what} than the one this run was fitted on, {made_by['backbone']}",
                 where=run.path,
@@ -50,15 +50,16 @@ def load_backbone_of(
 
 
 def _only_backbone(run: Run) -> dict[str, Any]:
-    """The store that a run was fitted on. Raises GeoError for an ensemble whose members look at pictures differently."""
+    """The store that a run was fitted on. Raises GeoError for an ensemble whose members take other features or views, or have other backbones."""
     ensemble = load_ensemble(run)
     if ensemble is None:
         return dict(run.provenance["store"])
     stores = [_only_backbone(member) for member in ensemble.members]
-    looks = [(one.config.model.feature, one.config.model.view_names) for one in ensemble.members]
+    models = [member.config.model for member in ensemble.members]
+    inputs = [(model.feature, model.view_names) for model in models]
     keys = ("weights_sha256", "preprocessing")
-    for member, store, look in zip(ensemble.members, stores, looks, strict=True):
-        if look != looks[0] or any(store[key] != stores[0][key] for key in keys):
+    for member, store, takes in zip(ensemble.members, stores, inputs, strict=True):
+        if takes != inputs[0] or any(store[key] != stores[0][key] for key in keys):
             raise GeoError(
                 f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "
                 f"{store['backbone']}, or on different views",

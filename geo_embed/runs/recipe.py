@@ -39,8 +39,8 @@ def load_ensemble(run: Run) -> Ensemble | None:
             return None
         described = recipe["ensemble"]
         weights, names = np.array(described["weights"], dtype=np.float64), list(described["members"])
-        shares = weights.shape == (len(names),) and (weights >= 0).all() and np.isclose(weights.sum(), 1)
-        if described["method"] not in get_args(EnsembleMethod) or not shares:
+        fit = weights.shape == (len(names),) and (weights >= 0).all() and np.isclose(weights.sum(), 1)
+        if described["method"] not in get_args(EnsembleMethod) or not fit:
             raise ValueError(f"{described['method']} of {len(names)} members with weights {weights.tolist()}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GeoError(

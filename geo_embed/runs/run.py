@@ -392,5 +392,5 @@ def _newest(runs_dir: Path) -> Path:
 
 def _runs(runs_dir: Path) -> list[Path]:
     """Finished runs, newest first."""
-    found = [path.parent for path in runs_dir.glob(f"[!.]*/{_PROVENANCE}")]
-    return sorted(found, key=lambda path: (path / _PROVENANCE).stat().st_mtime_ns, reverse=True)
+    finished = [path.parent for path in runs_dir.glob(f"[!.]*/{_PROVENANCE}")]
+    return sorted(finished, key=lambda path: (path / _PROVENANCE).stat().st_mtime_ns, reverse=True)
