@@ -211,6 +211,28 @@ class Batch:
     points: Tensor
 
 
+@dataclass(frozen=True)
+class _RowsByCell:
+    """Rows in order of their cells, so that drawing a random one of a cell is one look-up.
+
+    Attributes:
+        cell: (N,) of each row.
+        rows: (N,) cell after cell.
+        starts, sizes: (M,) where a cell's rows begin in `rows`, and how many there are.
+    """
+
+    cell: Tensor
+    rows: Tensor
+    starts: Tensor
+    sizes: Tensor
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """For each row of `index` (B,) a random row of its cell, maybe itself."""
+        cell = self.cell[index]
+        nth = (torch.rand(len(index), generator=generator).to(cell.device) * self.sizes[cell]).long()
+        return self.rows[self.starts[cell] + nth]
+
+
 class Source:
     """Gives the batches of an epoch, in a new order each time.
 
@@ -224,11 +246,11 @@ class Source:
         self.rows, self.vectors, self.training = rows, vectors, training
         self.order, self.view_draws = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
         self.points = rows.points.float()
+        self.by_cell: _RowsByCell | None = None
         if training.view_swap and region.cells is not None:
-            owner = region.cells.owner.to(rows.views.device)
-            sizes = torch.bincount(owner, minlength=len(region.cells.centres))
-            self.owner, self.sizes = owner, sizes
-            self.by_cell, self.starts = torch.argsort(owner, stable=True), sizes.cumsum(0) - sizes
+            cell = region.cells.owner.to(rows.views.device)
+            sizes = torch.bincount(cell, minlength=len(region.cells.centres))
+            self.by_cell = _RowsByCell(cell, torch.argsort(cell, stable=True), sizes.cumsum(0) - sizes, sizes)
 
     @property
     def fused(self) -> bool:
@@ -260,10 +282,8 @@ class Source:
         rows, training = self.rows, self.training
         views, present = rows.views[index], rows.present[index]
         device = views.device
-        if training.view_swap and hasattr(self, "owner"):
-            cell = self.owner[index]
-            nth = (torch.rand(len(index), generator=self.view_draws).to(device) * self.sizes[cell]).long()
-            other = self.by_cell[self.starts[cell] + nth]
+        if self.by_cell is not None:
+            other = self.by_cell.draw(index, self.view_draws)
             swapped = torch.rand(present.shape, generator=self.view_draws).to(device) < training.view_swap
             i, v = swapped.nonzero(as_tuple=True)
             views[i, v] = rows.views[other[i], v]
