@@ -17,7 +17,7 @@ from geo_embed.backbones.families import quiet_transformers
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
-from geo_embed.config import Config
+from geo_embed.config import Config, Inference
 from geo_embed.data import images
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.extraction.extract import extract
@@ -52,22 +52,22 @@ def bench_extract(config: Config, *, count: int | None = None) -> Bench:
             "extract",
             this_machine(),
             [
-                _against_model(config, root, "large", device.type),
-                _against_loop(config, root),
+                _against_model(root, "large", config.model.device, config.inference),
+                _against_loop(root, config.model.device, config.inference),
                 *_preprocessing(data, root / "large"),
             ],
         )
 
 
-def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float]:
+def _extraction(root: Path, backbone: str, device: str, inference: Inference) -> Callable[[], float]:
     """A call that extracts the train split into an empty cache, and returns images/s."""
     overrides = {
         "paths.data_root": root / "data",
         "paths.cache_dir": root / "cache",
         "model.backbone_name": str(root / backbone),
-        "model.device": config.model.device,
-        "inference.workers": config.inference.workers,
-        "inference.batch_size": config.inference.batch_size,
+        "model.device": device,
+        "inference.workers": inference.workers,
+        "inference.batch_size": inference.batch_size,
     }
     settings = resolve(overrides=overrides)[0]
 
@@ -78,20 +78,20 @@ def _extraction(config: Config, root: Path, backbone: str) -> Callable[[], float
     return run
 
 
-def _against_model(config: Config, root: Path, backbone: str, device: str) -> Measurement:
+def _against_model(root: Path, backbone: str, device_name: str, inference: Inference) -> Measurement:
     import torch
 
-    where = pick_device(device)
+    device = pick_device(device_name)
     settings = resolve(overrides={"model.backbone_name": str(root / backbone), "model.exact": False})[0].model
-    loaded = backbones.load_backbone(settings, where, pick_dtype("auto", where))
-    batch = config.inference.batch_size or (256 if device == "cuda" else 32)
+    loaded = backbones.load_backbone(settings, device, pick_dtype("auto", device))
+    batch = inference.batch_size or (256 if device.type == "cuda" else 32)
     side = loaded.preprocessing.height
-    pixels = torch.randn(batch, 3, side, side, device=where, dtype=loaded.dtype)
+    pixels = torch.randn(batch, 3, side, side, device=device, dtype=loaded.dtype)
     bare = _bare(loaded, pixels)
     bare()
-    ours, model = in_turn(_ROUNDS, _extraction(config, root, backbone), bare)
-    limit = gemm_rate(device) / flop_per_image(loaded.module.config)
-    name = "StreetCLIP's architecture" if device == "cuda" else "ViT-B/32"
+    ours, model = in_turn(_ROUNDS, _extraction(root, backbone, device_name, inference), bare)
+    limit = gemm_rate(device.type) / flop_per_image(loaded.module.config)
+    name = "StreetCLIP's architecture" if device.type == "cuda" else "ViT-B/32"
     return Measurement(
         f"geo extract, {name}",
         ours,
@@ -119,19 +119,19 @@ def _bare(backbone: Backbone, pixels: Any) -> Callable[[], float]:
     return run
 
 
-def _against_loop(config: Config, root: Path) -> Measurement:
+def _against_loop(root: Path, device_name: str, inference: Inference) -> Measurement:
     import torch
 
-    device = pick_device(config.model.device)
+    device = pick_device(device_name)
     settings = resolve(overrides={"model.backbone_name": str(root / "small")})[0].model
     loaded = backbones.load_backbone(settings, device, pick_dtype("auto", device))
     small, batch = loaded.preprocessing.height, 256 if device.type == "cuda" else 32
     pixels = torch.randn(batch, 3, small, small, device=device, dtype=loaded.dtype)
     # As many as extraction has threads.
-    workers = config.inference.workers or os.cpu_count() or 1
+    workers = inference.workers or os.cpu_count() or 1
     ours, loop, bare = in_turn(
         _ROUNDS,
-        _extraction(config, root, "small"),
+        _extraction(root, "small", device_name, inference),
         lambda: apart(__name__, "plain_loop", str(root), device.type, str(workers)),
         _bare(loaded, pixels),
     )

@@ -11,7 +11,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.families import quiet_transformers
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, this_machine
 from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
-from geo_embed.config import Config
+from geo_embed.config import Config, Finetune
 from geo_embed.devices import pick_device
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.finetune import finetune
@@ -51,7 +51,7 @@ def bench_finetune(config: Config, *, samples: int | None = None) -> Bench:
     device = pick_device(config.model.device).type
     passes = config.finetune.accumulate or 2
     large, small = (
-        max(samples or usual, 3 * passes * _pass_size(config, backbone, device))
+        max(samples or usual, 3 * passes * _pass_size(config.finetune, backbone, device))
         for backbone, usual in (("large", 384 if device == "cuda" else 24), ("small", 256))
     )
     with TemporaryDirectory(prefix="geo-bench-") as folder:
@@ -72,9 +72,9 @@ def _rounds(device: str) -> int:
     return _ROUNDS_ON_CUDA if device == "cuda" else _ROUNDS
 
 
-def _pass_size(config: Config, backbone: str, device: str) -> int:
+def _pass_size(tuning: Finetune, backbone: str, device: str) -> int:
     # 32 pictures of 336 px keep some 27 GB of activations in StreetCLIP's tower.
-    return config.finetune.batch_size or (8 if device == "cuda" else 4 if backbone == "large" else 8)
+    return tuning.batch_size or (8 if device == "cuda" else 4 if backbone == "large" else 8)
 
 
 def _settings(config: Config, root: Path, backbone: str, device: str) -> Config:
@@ -90,7 +90,7 @@ def _settings(config: Config, root: Path, backbone: str, device: str) -> Config:
         "training.epochs": 1,
         "training.val_split": _HELD,
         "finetune.epochs": 1,
-        "finetune.batch_size": _pass_size(config, backbone, device),
+        "finetune.batch_size": _pass_size(tuning, backbone, device),
         "finetune.accumulate": tuning.accumulate or 2,
         "finetune.checkpointing": tuning.checkpointing,
         "finetune.compile": tuning.compile,

@@ -35,24 +35,24 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
     """
     from geo_embed.bench.fitting import bench_fitting, bench_memory
 
-    scored = _recipes(config, planted(min(samples, _SCORED), seed=seed, dim=dim))
+    passed_on = {
+        "model.device": config.model.device,
+        "training.budget_seconds": config.training.budget_seconds,
+    }
+    scored = _recipes(passed_on, planted(min(samples, _SCORED), seed=seed, dim=dim))
     data = planted(samples, seed=seed, dim=dim)
     timed = bench_fitting(config, data)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
-        overrides = write_planted(data, Path(folder)) | _settings(config)
+        overrides = write_planted(data, Path(folder)) | passed_on
         rows = len(data.train)
         del data
         return Bench("heads", this_machine(), [*scored, *timed, *bench_memory(overrides, rows, dim)])
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    return {"model.device": config.model.device, "training.budget_seconds": config.training.budget_seconds}
-
-
-def _recipes(config: Config, data: Planted) -> list[Measurement]:
+def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
     """Fit `pigeon` and `best` on nine tenths of planted samples and score them on the last tenth, which nothing has seen."""
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
-        overrides = write_planted(data, Path(folder)) | _settings(config)
+        overrides = write_planted(data, Path(folder)) | passed_on
         scores: dict[str, float] = {}
         fits: dict[str, Fit] = {}
         for preset in ("pigeon", "best"):
@@ -89,7 +89,7 @@ def _recipes(config: Config, data: Planted) -> list[Measurement]:
             spent,
             plain_spent,
             plain_spent / spent,
-            config.training.budget_seconds,
+            passed_on["training.budget_seconds"],
             "s",
             "pigeon",
             "training.budget_seconds",
