@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
@@ -20,6 +20,7 @@ from geo_embed.fitting.fit import fit_heads
 from geo_embed.fitting.stacked import TrainingJob, train_stacked
 from geo_embed.fitting.train import dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
+from geo_embed.heads.heads import step_flop
 from geo_embed.heads.layers import dropping
 from geo_embed.heads.losses import make_tables, objective
 from geo_embed.heads.probe import ROUNDS as PROBE_ROUNDS
@@ -55,14 +56,10 @@ def bench_fitting(config: Config, data: Planted) -> list[Measurement]:
     return [*_plain(rows, vectors, region), _probe(rows, vectors, region), _many_seeds(rows, region)]
 
 
-def flop_per_sample(heads: nn.Module) -> float:
-    """Of one training step of the plain recipe's two networks, 2 per multiply-add: forward and both gradients of every
-    layer, without the first layers' towards the input, which nobody needs."""
-    linear = {name: layer for name, layer in heads.named_modules() if isinstance(layer, nn.Linear)}
-    products = {name: 2 if name.endswith(".hidden") else 3 for name in linear}
-    return float(
-        sum(2 * layer.in_features * layer.out_features * products[name] for name, layer in linear.items())
-    )
+def _step_flop(rows: Rows, region: Region) -> int:
+    """Of one training step of the plain recipe, per sample: what its heads declare."""
+    _, views, dim = rows.views.shape
+    return step_flop(Model(), dim, views, region.classes, cells=0)
 
 
 def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
@@ -74,8 +71,7 @@ def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
         lambda: _waited(device, lambda: _loader_epoch(rows, vectors, region)) * _EPOCHS,
         lambda: gemm_rate(device),
     )
-    heads = new_heads(rows, region, Model(), seed=0)
-    limit = flop_per_sample(heads) * n * _EPOCHS / rate
+    limit = _step_flop(rows, region) * n * _EPOCHS / rate
     what = f"the plain recipe, {n:,} × {rows.views.shape[1]} × {rows.views.shape[2]}, {_EPOCHS} epochs"
     bound = "its FLOPs at the GEMM rate measured beside it"
     return [
@@ -199,7 +195,7 @@ def _many_seeds(rows: Rows, region: Region) -> Measurement:
         lambda: _waited(device, in_order),
         lambda: gemm_rate(device),
     )
-    arithmetic = flop_per_sample(new_heads(few, region, Model(), seed=0)) * len(few) * _SEEDS / rate
+    arithmetic = _step_flop(few, region) * len(few) * _SEEDS / rate
     return Measurement(
         f"{_SEEDS} seeds of the plain recipe as one program, {len(few):,} rows, one epoch",
         stacked / single,

@@ -406,6 +406,12 @@ def test_what_head_and_fusion_declare_is_what_torch_counts(kind: str, fusion: st
     assert declared == pytest.approx(counter.get_total_flops(), rel=tolerance)
 
 
+def test_a_steps_arithmetic_counts_no_gradient_towards_the_input() -> None:
+    # Multiply-adds: twice through each first layer, three times through what follows.
+    model = tiny(head_hidden=4, gps_hidden=2)
+    assert step_flop(model, 8, 4, 3, 0) == 2 * (2 * 8 * 4 * 2 + 3 * (4 * 3 + 4 * 2 + 2 * 2))
+
+
 def test_a_probe_costs_no_steps() -> None:
     assert step_flop(tiny(head="probe"), 96, 4, 20, 100) == 0
 
