@@ -23,7 +23,7 @@ _VERBS = {
     "ensemble": "prediction.ensemble",
     "evaluate": "prediction.evaluate",
     "extract": "extraction.extract",
-    "find_store": "cache.store",
+    "find_store": "cache.find",
     "finetune": "finetuning.finetune",
     "fit_heads": "fitting.fit",
     "get_config": "settings",

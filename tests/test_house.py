@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import geo_embed
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "geo_embed"
 
@@ -157,3 +159,8 @@ def test_every_import_is_an_arrow_unless_others_imply_it(tmp_path: Path, drawing
             cache -.-> show
         ```
         """)
+
+
+@pytest.mark.parametrize("verb", geo_embed.__all__)
+def test_every_verb_of_the_package_is_where_it_is_said_to_be(verb: str) -> None:
+    assert getattr(geo_embed, verb).__name__ == verb

@@ -1,4 +1,4 @@
-"""The store that belongs to the settings, and whether it fits the CSV."""
+"""Which store belongs to the settings, whether it fits the CSV, and what says so."""
 
 import contextlib
 from pathlib import Path
@@ -19,33 +19,36 @@ if TYPE_CHECKING:
 
 
 def find_store(config: Config, split: str, fingerprint: str | None = None) -> Store:
-    """The one store that belongs to the settings.
+    """The store that belongs to the settings; as `choose_store`, of the whole configuration."""
+    return choose_store(config.paths.cache_dir, config.model, split, fingerprint)
+
+
+def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | None = None) -> Store:
+    """The only store that belongs to the settings.
 
     Where the backbone's weights are on this machine, the store must have been made by them, whatever it is called;
     where they are not (a laptop that got the cache alone, or an import), its recorded name must be the one asked for.
     Either way views, feature, resize and, where asked for by name, precision must agree.
 
     Args:
-        config: `paths.cache_dir` and the `model` group.
+        cache_dir: where stores lie.
+        model: what made it.
         split: `train` or `test`.
         fingerprint: take this store and no other, as a run does whose heads belong to it.
 
     Raises:
-        GeoError: there is no such store, or more than one fits.
+        GeoError: no such store, or more than one fits.
     """
-    model = config.model
-    stores = list_stores(config.paths.cache_dir, split)
+    stores = list_stores(cache_dir, split)
     fingerprint = fingerprint or model.fingerprint
     command = rebuild_hint(Path(split), {"backbone": model.backbone_name})
     if fingerprint:
         exact = [store for store in stores if store.fingerprint == fingerprint]
         if exact:
             return exact[0]
-        raise GeoError(
-            f"no {split} store has the fingerprint {fingerprint}", where=config.paths.cache_dir, hint=command
-        )
+        raise GeoError(f"no {split} store has the fingerprint {fingerprint}", where=cache_dir, hint=command)
 
-    wanted = _wanted(config)
+    wanted = _wanted(model)
     differences = {store.path: _difference(store, wanted) for store in stores}
     fitting = [store for store in stores if not differences[store.path]]
     if len(fitting) == 1:
@@ -54,16 +57,16 @@ def find_store(config: Config, split: str, fingerprint: str | None = None) -> St
         listed = ", ".join(f"{s.fingerprint} ({s.attrs['dtype']}, {s.attrs['backbone']})" for s in fitting)
         raise GeoError(
             f"{len(fitting)} {split} stores fit the settings: {listed}",
-            where=config.paths.cache_dir,
+            where=cache_dir,
             hint="choose one with --set model.fingerprint=…",
         )
     near = [path for path, difference in differences.items() if difference != "backbone"]
     why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
-    damaged = set(store_paths(config.paths.cache_dir, split)) - set(differences)
+    damaged = set(store_paths(cache_dir, split)) - set(differences)
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     raise GeoError(
         f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",
-        where=config.paths.cache_dir,
+        where=cache_dir,
         hint=command,
     )
 
@@ -90,9 +93,8 @@ def check_fits(store: Store, samples: Samples) -> None:
     )
 
 
-def _wanted(config: Config) -> dict[str, Any]:
+def _wanted(model: Model) -> dict[str, Any]:
     """What a store's attributes must say to belong to the settings."""
-    model = config.model
     wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
     wanted["feature"] = model.feature
     wanted["resize"] = "pil" if model.exact else "torch"

@@ -1,14 +1,15 @@
-"""Whether a store is whole: every byte against its checksum, and embeddings against their pictures."""
+"""Whether a store is whole: every byte against its checksum, and embeddings against their images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.find import check_fits, choose_store
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import (
@@ -28,15 +29,18 @@ from geo_embed.cache.store import (
     read_status,
     read_store,
 )
-from geo_embed.config import Config
+from geo_embed.config import Config, Model
 from geo_embed.data import images
-from geo_embed.data.samples import SPLITS, load_samples
+from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 
-# How alike a picture embedded again must be; bfloat16 on another device stays above it, another picture doesn't.
+if TYPE_CHECKING:
+    import torch
+
+# How alike an image embedded again must be; bfloat16 on another device stays above it, another image doesn't.
 _SAME_COSINE = 0.999
-_DEEP_PICTURES = 32
+_DEEP_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -49,28 +53,29 @@ class StoreProblem:
 
 
 def choose_stores(
-    config: Config, split: str, path: Path | None = None
+    cache_dir: Path, model: Model, split: str, path: Path | None = None
 ) -> tuple[list[Store], list[StoreProblem]]:
-    """The stores to look after, and what is there but can't be opened at all.
+    """The stores to look after, and what stands in the place of one but can't be opened at all.
 
     Args:
-        config: the settings that choose, where no path is given.
-        split: `train`, `test`, or `all` for as many of them as there are.
-        path: one store, whatever the settings.
+        cache_dir: where stores lie.
+        model: the settings that choose, where no path is named.
+        split: `train`, `test`, or `all` for as many of them as exist.
+        path: a store, whatever the settings.
 
     Raises:
-        GeoError: there is neither.
+        GeoError: neither a store nor anything that should be one.
     """
     if path is not None:
         problems = _unreadable(path) if path.exists() else []
         return ([] if problems else [open_store(path)]), problems
     splits = SPLITS if split == "all" else (split,)
-    problems = unreadable_stores(config.paths.cache_dir, splits)
+    problems = unreadable_stores(cache_dir, splits)
     stores: list[Store] = []
     absent: list[GeoError] = []
-    for one in splits:
+    for name in splits:
         try:
-            stores.append(find_store(config, one))
+            stores.append(choose_store(cache_dir, model, name))
         except GeoError as error:
             absent.append(error)
     if not stores and not problems:
@@ -127,19 +132,20 @@ def missing_parts(store: Store, parts: int) -> list[int]:
     return [k for k, rows in enumerate(ranges, start=1) if pending[rows].any()]
 
 
-def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES) -> list[StoreProblem]:
-    """Embed a sample of pictures again, and compare file and embedding with what the store says.
+def verify_deep(config: Config, store: Store, *, count: int = _DEEP_IMAGES) -> list[StoreProblem]:
+    """Embed a sample of images again, and compare file and embedding with what the store says.
 
     Args:
         config: paths, device, and the backbone's place.
         store: a store that was extracted, not imported.
-        pictures: how many, spread evenly over the store.
+        count: how many, spread evenly over the store.
 
     Raises:
         GeoError: the backbone is not the store's.
     """
     import torch
 
+    # The store's own samples, and the backbone that made it.
     if store.attrs.get("imported"):
         raise GeoError("an imported store can't be embedded again", where=store.path)
     samples = load_samples(config, store.split)
@@ -149,11 +155,19 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
     backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:
         raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
+    return list(_differences(store, samples, backbone, device, count))
+
+
+def _differences(
+    store: Store, samples: Samples, backbone: backbones.Backbone, device: "torch.device", count: int
+) -> Iterator[StoreProblem]:
+    """What is wrong with `count` images, spread evenly over those that have an embedding."""
+    import torch
+
     spec = images.Preprocessing(**store.attrs["preprocessing"])
     embeddings, content = read_store(store), read_content_hash(store)
     rows, views = np.nonzero(embeddings.present)
-    problems = []
-    for k in np.linspace(0, len(rows) - 1, min(pictures, len(rows))).astype(int):
+    for k in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
         i, v = rows[k], views[k]
         where = f"sample {samples.sample_id[i]}, view {samples.view_names[v]}"
         path = samples.image_root / samples.images[i, v]
@@ -161,20 +175,17 @@ def verify_deep(config: Config, store: Store, *, pictures: int = _DEEP_PICTURES)
             data = path.read_bytes()
             pixels = images.resize(images.decode(data), spec)
         except (OSError, images.UnreadableImage) as error:
-            problems.append(StoreProblem(store.path, where, f"the picture can't be read any more: {error}"))
+            yield StoreProblem(store.path, where, f"the picture can't be read any more: {error}")
             continue
         if hash_content(data) != content[i, v]:
-            problems.append(StoreProblem(store.path, where, f"the picture changed on disk: {path}"))
+            yield StoreProblem(store.path, where, f"the picture changed on disk: {path}")
             continue
         with torch.inference_mode():
             batch = images.normalise(torch.from_numpy(pixels)[None].to(device), spec, backbone.dtype)
             again = backbones.embed(backbone, batch)[0].float().cpu().numpy()
         cosine = _cosine(again, embeddings.values[i, v].astype(np.float32))
         if cosine < _SAME_COSINE:
-            problems.append(
-                StoreProblem(store.path, where, f"embedded again it differs: cosine {cosine:.4f}")
-            )
-    return problems
+            yield StoreProblem(store.path, where, f"embedded again it differs: cosine {cosine:.4f}")
 
 
 def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:

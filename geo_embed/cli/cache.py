@@ -58,7 +58,7 @@ def _cache_info(
     users = run_stores(config.paths.runs_dir)
     described = [
         asdict(summarise_store(chosen, users)) | {"attrs": chosen.attrs}
-        for chosen in choose_stores(config, split, store)[0]
+        for chosen in choose_stores(config.paths.cache_dir, config.model, split, store)[0]
     ]
     print_result({"stores": described}, [])
     if not GLOBALS.as_json:
@@ -90,7 +90,7 @@ def _cache_verify(
     from geo_embed.cache.verify import choose_stores, verify, verify_deep
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
-    stores, problems = choose_stores(config, split, store)
+    stores, problems = choose_stores(config.paths.cache_dir, config.model, split, store)
     for opened in stores:
         damage = verify(opened, repair=repair)
         problems += damage
