@@ -68,10 +68,10 @@ def start(
 
 
 def weights(made: Small, name: str) -> dict[str, bytes]:
-    """All that a run learnt, bit by bit."""
+    """All that was trained, bit by bit."""
     path = made.root / "runs" / name
     tower, heads = load_file(path / "backbone" / "model.safetensors"), load_file(path / "heads.safetensors")
-    return {key: one.numpy().tobytes() for key, one in (tower | heads).items()}
+    return {key: value.numpy().tobytes() for key, value in (tower | heads).items()}
 
 
 def history(made: Small, name: str) -> bytes:
@@ -115,13 +115,13 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
         # In a pass, or at one of the four times that each checkpoint is forced to the disk: before it has its name, or after.
         function = rng.choice(("finetuning.step.backward_pass", "finetuning.checkpoint._force_to_disk"))
         before = dying(function, rng.randint(1, 9)) if kills < KILLS else ""
-        said = start(made, nursery, before=before, checkpoint_minutes=rng.choice((1e-9, 10.0))).end()
-        if said.code == 0:
+        ran = start(made, nursery, before=before, checkpoint_minutes=rng.choice((1e-9, 10.0))).end()
+        if ran.code == 0:
             assert weights(made, "tuned") == weights(made, "whole")
             assert history(made, "tuned") == history(made, "whole")
             shutil.rmtree(made.root / "runs" / "tuned")
         else:
-            assert said.code == -signal.SIGKILL, said.err
+            assert ran.code == -signal.SIGKILL, ran.err
             kills += 1
             inside += bool(list((made.root / "runs" / "tuned").glob("checkpoints/.*.writing")))
     assert inside >= 2, "too few kills came in the middle of a checkpoint"
@@ -137,9 +137,9 @@ def test_a_training_without_a_name_finds_its_own_beginning(made: Small, nursery:
         == -signal.SIGKILL
     )
     (unfinished, _) = sorted(set(runs.glob("[!.]*")) - before, key=lambda path: path.stat().st_mtime_ns)
-    said = start(made, nursery, None).end()
-    assert said.code == 0, said.err
-    assert said.json["run"] == unfinished.name
+    ran = start(made, nursery, None).end()
+    assert ran.code == 0, ran.err
+    assert ran.json["run"] == unfinished.name
     assert weights(made, unfinished.name) == weights(made, "whole")
 
 
@@ -148,29 +148,29 @@ def test_a_signal_saves_at_once_and_ends_with_130(
     made: Small, nursery: Nursery, number: signal.Signals
 ) -> None:
     name = f"stopped-{number.name.lower()}"
-    said = start(
+    ran = start(
         made,
         nursery,
         name,
         dying("finetuning.step.backward_pass", 11, f"os.kill(os.getpid(), {int(number)})"),
     ).end()
-    assert said.code == 130, said.err
-    assert said.out == ""
-    assert "interrupted: 5 steps are done and saved; the same command goes on from there" in said.err
-    assert "Traceback" not in said.err
+    assert ran.code == 130, ran.err
+    assert ran.out == ""
+    assert "interrupted: 5 steps are done and saved; the same command goes on from there" in ran.err
+    assert "Traceback" not in ran.err
     assert newest(made, name) == "step-00000005"
-    said = start(made, nursery, name).end()
-    assert said.code == 0, said.err
-    assert "going on from step 5, epoch 2" in said.err
+    ran = start(made, nursery, name).end()
+    assert ran.code == 0, ran.err
+    assert "going on from step 5, epoch 2" in ran.err
     assert weights(made, name) == weights(made, "whole")
     assert history(made, name) == history(made, "whole")
 
 
 def test_a_signal_during_validation_saves_as_well(made: Small, nursery: Nursery) -> None:
     before = dying("finetuning.loop.validate", 1, f"os.kill(os.getpid(), {int(signal.SIGTERM)})")
-    said = start(made, nursery, "judged", before).end()
-    assert said.code == 130, said.err
-    assert "interrupted: 3 steps are done and saved" in said.err
+    ran = start(made, nursery, "judged", before).end()
+    assert ran.code == 130, ran.err
+    assert "interrupted: 3 steps are done and saved" in ran.err
     latest = latest_checkpoint(made.root / "runs" / "judged" / "checkpoints")
     assert latest is not None
     assert read_state(latest)["training"]["epoch"] == 0, "it waited for the end of the validation"
@@ -195,9 +195,9 @@ pathlib.Path.rename = dying
 """
     assert start(made, nursery, "between", killed).end().code == -signal.SIGKILL
     assert not (made.root / "runs" / "between").exists()
-    said = start(made, nursery, "between").end()
-    assert said.code == 0, said.err
-    assert "going on from step 9" in said.err
+    ran = start(made, nursery, "between").end()
+    assert ran.code == 0, ran.err
+    assert "going on from step 9" in ran.err
     assert weights(made, "between") == weights(made, "whole")
 
 
@@ -208,11 +208,11 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(made: Small, nursery
         2,
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))",
     )
-    said = start(made, nursery, "starved", full).end()
-    assert said.code == 1
-    assert len(re.findall("^error: can't write: ", said.err, re.MULTILINE)) == 1
-    assert "the same command goes on from there" in said.err
-    assert "Traceback" not in said.err
+    ran = start(made, nursery, "starved", full).end()
+    assert ran.code == 1
+    assert len(re.findall("^error: can't write: ", ran.err, re.MULTILINE)) == 1
+    assert "the same command goes on from there" in ran.err
+    assert "Traceback" not in ran.err
     assert newest(made, "starved") == "step-00000000"
     assert start(made, nursery, "starved").end().code == 0
     assert weights(made, "starved") == weights(made, "whole")
@@ -228,9 +228,9 @@ def test_a_damaged_checkpoint_is_passed_over(made: Small, nursery: Nursery) -> N
     data = bytearray(tensors.read_bytes())
     data[-5] ^= 1
     tensors.write_bytes(data)
-    said = start(made, nursery, "bitten").end()
-    assert said.code == 0, said.err
-    assert "is damaged" in said.err
-    assert "going on from step 3, epoch 2" in said.err
+    ran = start(made, nursery, "bitten").end()
+    assert ran.code == 0, ran.err
+    assert "is damaged" in ran.err
+    assert "going on from step 3, epoch 2" in ran.err
     assert weights(made, "bitten") == weights(made, "whole")
     assert history(made, "bitten") == history(made, "whole")

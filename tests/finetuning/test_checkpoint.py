@@ -373,8 +373,8 @@ def test_killed_at_random_moments_there_is_always_a_whole_one(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
-    said = json.loads(done.stdout)
-    assert said["torn"] >= 5, "too few kills came in the middle of a save"
+    counts = json.loads(done.stdout)
+    assert counts["torn"] >= 5, "too few kills came in the middle of a save"
 
 
 @pytest.fixture
@@ -392,9 +392,9 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_checkpoint_before(little_disk: Path) -> None:
     directory = little_disk / "checkpoints"
     whole = save(directory, 1, size=150_000)
-    with pytest.raises(GeoError, match="No space left on device") as said:
+    with pytest.raises(GeoError, match="No space left on device") as caught:
         save(directory, 2, size=150_000)
-    assert "free or unlock the disk" in said.value.hint
+    assert "free or unlock the disk" in caught.value.hint
     assert names(directory) == ["1"]
     assert latest_checkpoint(directory) == whole
     assert load_checkpoint(whole).tensors["x"].eq(1).all()

@@ -59,8 +59,8 @@ def having(config: Config, *, training: dict[str, Any] | None = None, **changes:
         "patience": 9,
     }
     tuned = config.finetune.model_validate(small | changes)
-    learnt = config.training.model_copy(update=training or {})
-    return config.model_copy(update={"finetune": tuned, "training": learnt})
+    fitted = config.training.model_copy(update=training or {})
+    return config.model_copy(update={"finetune": tuned, "training": fitted})
 
 
 def tune(
@@ -70,7 +70,7 @@ def tune(
 
 
 def weights(config: Config, name: str = "tuned") -> dict[str, Tensor]:
-    """All that a run learnt."""
+    """All that was trained."""
     path = config.paths.runs_dir / name
     tower = load_file(path / "backbone" / "model.safetensors")
     return {f"tower.{key}": value for key, value in tower.items()} | load_file(path / "heads.safetensors")
@@ -319,8 +319,8 @@ def test_out_of_memory_halves_the_passes_and_changes_nothing_else(
     capsys.readouterr()
     tune(having(config, epochs=2, batch_size=16, accumulate=1), "tight")
     assert sizes[:5] == [16, 4, 4, 4, 4]
-    said = capsys.readouterr().err
-    assert said.count("out of memory: 4 samples per pass from now on, 4 passes per step") == 1
+    err = capsys.readouterr().err
+    assert err.count("out of memory: 4 samples per pass from now on, 4 passes per step") == 1
     np.testing.assert_allclose(
         history(config, "tight")["train_loss"], history(config, "roomy")["train_loss"], rtol=1e-5
     )
@@ -419,9 +419,9 @@ def test_a_nan_is_skipped_counted_and_named(
     tune(having(config, epochs=2))
     assert scores(config)["skipped_steps"] == 1
     assert history(config)["skipped_steps"].tolist() == [1.0, 0.0]
-    said = capsys.readouterr().err
-    assert "step 2 is skipped: its loss is NaN or infinite (samples " in said
-    assert all(bool(one.isfinite().all()) for one in weights(config).values())
+    err = capsys.readouterr().err
+    assert "step 2 is skipped: its loss is NaN or infinite (samples " in err
+    assert all(bool(value.isfinite().all()) for value in weights(config).values())
 
 
 def test_gradients_that_are_not_finite_skip_the_step_too(
@@ -447,7 +447,9 @@ def test_three_nans_in_a_row_end_it_with_a_good_checkpoint(config: Config, run: 
     latest = latest_checkpoint(config.paths.runs_dir / "tuned" / "checkpoints")
     assert latest is not None
     kept = load_checkpoint(latest)
-    assert all(bool(one.isfinite().all()) for key, one in kept.tensors.items() if key.startswith("model/"))
+    assert all(
+        bool(value.isfinite().all()) for key, value in kept.tensors.items() if key.startswith("model/")
+    )
 
 
 # What comes of it
@@ -569,9 +571,9 @@ def test_float16_skips_what_overflows_until_its_scale_fits(
     in_dtype(torch.float16, monkeypatch)
     tune(having(config, batch_size=2, accumulate=1), limit=12)
     assert history(config)["skipped_steps"].sum() == 0
-    learnt, before = weights(config), load_file(run.path / "heads.safetensors")
-    assert all(bool(value.isfinite().all()) for value in learnt.values())
-    assert any(not torch.equal(learnt[key], before[key]) for key in before)
+    trained, before = weights(config), load_file(run.path / "heads.safetensors")
+    assert all(bool(value.isfinite().all()) for value in trained.values())
+    assert any(not torch.equal(trained[key], before[key]) for key in before)
 
 
 @pytest.mark.parametrize("option", ["checkpointing", "channels_last"])
@@ -665,14 +667,14 @@ def tuned(country: Country, fitted: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_predicting_from_the_new_cache_gives_the_predictions_of_training(tuned: Config) -> None:
     run = load_run(tuned.paths.runs_dir, "tuned")
-    said, _ = saved_predictions(run.path / "val_predictions.parquet")
+    predictions, _ = saved_predictions(run.path / "val_predictions.parquet")
     cached, _ = predict_split(tuned, run, "train")
-    rows = [list(cached.sample_id).index(one) for one in said.sample_id]
-    np.testing.assert_allclose(cached.probabilities[rows], said.probabilities, atol=CACHED)
-    np.testing.assert_allclose(cached.latitude[rows], said.latitude, atol=0.05)
-    np.testing.assert_allclose(cached.longitude[rows], said.longitude, atol=0.05)
+    rows = [list(cached.sample_id).index(sample) for sample in predictions.sample_id]
+    np.testing.assert_allclose(cached.probabilities[rows], predictions.probabilities, atol=CACHED)
+    np.testing.assert_allclose(cached.latitude[rows], predictions.latitude, atol=0.05)
+    np.testing.assert_allclose(cached.longitude[rows], predictions.longitude, atol=0.05)
     first, _ = saved_predictions(tuned.paths.runs_dir / "first" / "val_predictions.parquet")
-    assert np.abs(first.probabilities - said.probabilities).max() > 5 * CACHED, "it learnt something"
+    assert np.abs(first.probabilities - predictions.probabilities).max() > 5 * CACHED, "it learnt something"
 
 
 def test_it_is_a_run_like_any_other(tuned: Config) -> None:

@@ -164,7 +164,7 @@ def history(work: Path, name: str) -> pd.DataFrame:
 
 
 def weights(work: Path, name: str) -> dict[str, torch.Tensor]:
-    """All that a run learnt."""
+    """All that was trained."""
     path = work / "runs" / name
     return load_file(path / "backbone" / "model.safetensors") | load_file(path / "heads.safetensors")
 
@@ -241,10 +241,10 @@ GeoModel.forward = tight
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_leaves_a_good_checkpoint(tune: Any, work: Path) -> None:
     code = at_call("finetuning.step.backward_pass", 5, 1, DIES)
-    said = tune("lost", "--seed", 3, before=code)
-    assert said.code != 0
-    assert "error: another process of this training has ended (process 0 of 2)" in said.err
-    assert "the same command goes on from the last checkpoint" in said.err
+    ran = tune("lost", "--seed", 3, before=code)
+    assert ran.code != 0
+    assert "error: another process of this training has ended (process 0 of 2)" in ran.err
+    assert "the same command goes on from the last checkpoint" in ran.err
     latest = latest_checkpoint(work / "runs" / "lost" / "checkpoints")
     assert latest is not None
     assert load_checkpoint(latest).step == 0
@@ -258,9 +258,9 @@ def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
     tune: Any, tune_alone: Any, work: Path, alone: Finetuned
 ) -> None:
     code = at_call("finetuning.loop.accumulate_gradients", 3, 1, DIES)
-    said = tune("lost-parts", before=code, sharded=True, checkpoint_minutes=1e-9)
-    assert said.code != 0
-    assert "error: another process of this training has ended (process 0 of 2)" in said.err
+    ran = tune("lost-parts", before=code, sharded=True, checkpoint_minutes=1e-9)
+    assert ran.code != 0
+    assert "error: another process of this training has ended (process 0 of 2)" in ran.err
     shutil.copytree(work / "runs" / "lost-parts", work / "runs" / "lost-one")
     in_one = tune_alone("lost-one")
     in_two = tune("lost-parts", sharded=True)
@@ -301,10 +301,10 @@ def test_every_way_of_training_is_the_same_where_the_model_is_divided(
 @pytest.mark.slow
 def test_a_divided_model_out_of_memory_ends_with_advice(tune: Any) -> None:
     """The other process waits for a part that will not come: it can't be asked to try again."""
-    said = tune("tight-parts", before=TIGHT, sharded=True)
-    assert said.code != 0
-    assert "error: out of memory: no room" in said.err
-    assert "use a smaller --batch-size" in said.err
+    ran = tune("tight-parts", before=TIGHT, sharded=True)
+    assert ran.code != 0
+    assert "error: out of memory: no room" in ran.err
+    assert "use a smaller --batch-size" in ran.err
 
 
 @pytest.mark.slow
@@ -312,9 +312,9 @@ def test_torchrun_that_is_told_to_stop_saves_first(
     options: Any, geo: Geo, work: Path, tmp_path: Path
 ) -> None:
     code = at_call("finetuning.step.backward_pass", 3, 0, "os.kill(os.getppid(), signal.SIGTERM)")
-    said = geo(*options("stopped", "--seed", 4), command=patched(tmp_path, code))
-    assert said.code != 0
-    assert "the same command goes on from there" in said.err
+    ran = geo(*options("stopped", "--seed", 4), command=patched(tmp_path, code))
+    assert ran.code != 0
+    assert "the same command goes on from there" in ran.err
     latest = latest_checkpoint(work / "runs" / "stopped" / "checkpoints")
     assert latest is not None
     assert load_checkpoint(latest).step in (2, 3)
@@ -326,17 +326,17 @@ def test_a_fault_of_the_first_process_leaves_no_other_waiting(
 ) -> None:
     """The first fits the heads, and finds no cache."""
     settings = [*country.options(tmp_path), "--set", f"paths.cache_dir={tmp_path / 'empty'}"]
-    said = in_two(nursery, tmp_path, [*settings, "finetune", "--name", "x"])
-    assert said.code != 0
-    assert "error: no embeddings of the train split" in said.err
-    assert said.out == ""
+    ran = in_two(nursery, tmp_path, [*settings, "finetune", "--name", "x"])
+    assert ran.code != 0
+    assert "error: no embeddings of the train split" in ran.err
+    assert ran.out == ""
 
 
 @pytest.mark.slow
 def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Path) -> None:
-    said = tune("tight", before=TIGHT)
-    assert said.code == 0, said.err
-    assert said.err.count("out of memory: 4 samples per pass from now on") == 1
+    ran = tune("tight", before=TIGHT)
+    assert ran.code == 0, ran.err
+    assert ran.err.count("out of memory: 4 samples per pass from now on") == 1
     whole = work / "runs" / "two" / "history.parquet"
     if not whole.is_file():
         assert tune("two").code == 0
