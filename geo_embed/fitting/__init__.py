@@ -1,1 +1,1 @@
-"""Stage 2, cache to run: `fit_heads`, `sweep`."""
+"""Stage 2, cache to run: `fit_heads`, `sweep`, `check_leaks`."""
