@@ -163,7 +163,7 @@ def join_team(device: str) -> Iterator[Team]:
     try:
         yield Team(dist.get_rank(), size)
     except RuntimeError as error:
-        if not _tells_of_a_loss(error):
+        if not is_lost_process(error):
             raise
         raise GeoError(
             "another process of this training has ended",
@@ -174,7 +174,7 @@ def join_team(device: str) -> Iterator[Team]:
         dist.destroy_process_group()
 
 
-def _tells_of_a_loss(error: RuntimeError) -> bool:
+def is_lost_process(error: RuntimeError) -> bool:
     """Whether an exchange failed, rather than a computation; gloo says so by a plain RuntimeError."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(

@@ -18,7 +18,7 @@ from small import Nursery, Ran
 
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
-from geo_embed.finetuning.team import Share, Team, _tells_of_a_loss, join_team
+from geo_embed.finetuning.team import Share, Team, is_lost_process, join_team
 from geo_embed.fitting.fit import fit_heads
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def test_a_team_of_one_needs_nobody() -> None:
 
 
 def test_a_lost_process_is_told_from_a_fault_of_ours() -> None:
-    assert _tells_of_a_loss(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [::1]:1"))
-    assert not _tells_of_a_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_lost_process(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [::1]:1"))
+    assert not is_lost_process(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # In two processes: forks that find each other as torchrun's do, and torchrun itself where it is what is asked about
