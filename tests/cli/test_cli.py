@@ -400,7 +400,8 @@ def test_help_does_not_wait_for_heavy_libraries(geo: Geo) -> None:
 
 
 def test_importing_the_package_does_not_wait_for_them_either(geo: Geo) -> None:
-    script = "import sys, geo_embed; print({'torch', 'transformers', 'zarr', 'pandas'} & sys.modules.keys())"
+    heavy = "{'torch', 'transformers', 'zarr', 'pandas', 'numpy', 'PIL'}"
+    script = f"import sys, geo_embed, geo_embed.synthetic; print({heavy} & sys.modules.keys())"
     assert geo(command=[sys.executable, "-c", script]).out == "set()\n"
 
 
