@@ -53,6 +53,7 @@ def read_preprocessing(directory: Path, *, exact: bool) -> Preprocessing:
         )
     import transformers
 
+    # The processor's own class fills in what the file leaves out; only what follows from its sizes is worked out here.
     content = read_json(path)
     kind = (
         str(content.get("image_processor_type") or family.processor).removesuffix("Fast").removesuffix("Pil")
@@ -69,6 +70,7 @@ def read_preprocessing(directory: Path, *, exact: bool) -> Preprocessing:
     with quiet_transformers():
         defaults_used = {key: value for key, value in defaults.items() if key not in content}
         processor = getattr(transformers, name).from_pretrained(directory, **defaults_used)
+    # What pictures are resized to, and then what is cropped from that.
     if kind == SIGLIP2.processor:
         side = math.isqrt(processor.max_num_patches) * processor.patch_size
         size = {"height": side, "width": side}

@@ -35,6 +35,7 @@ def bench_store(config: Config, *, samples: int = 65_980, dim: int = 768) -> Ben
         status = np.full(shape[:2], OK, dtype=np.uint8)
         copy = np.empty_like(values)
 
+        # Ours and NumPy's take turns on the same disk: both write to a file that isn't there, and read what is in the page cache.
         def write() -> None:
             attrs = {"fingerprint": "bench", "backbone": "bench"}
             rows = config.inference.chunk_rows

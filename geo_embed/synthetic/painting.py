@@ -244,6 +244,7 @@ def _things(
     def base(z: float) -> float:
         return float(horizon + _CAMERA_HEIGHT * focal / z)
 
+    # The tree line at the horizon: two ridges of noise, its height and its crowns, behind the haze of 90 m.
     if place.forest > 0.12:
         start, row = int(rng.integers(ridges.shape[1])), int(rng.integers(8))
         wood = ridges[row][(start + np.arange(size) * (1200 // size)) % ridges.shape[1]]
@@ -258,7 +259,9 @@ def _things(
         band = canvas[:, foot - tall : foot]
         band += (mix(colour, *veil(90.0)) - band) * inside
 
+    # What stands there is listed first, as (distance, sprite, metres to the side, height, colours), and stamped farthest first.
     jobs: list[tuple[float, str, float, float, tuple[Floats, Floats]]] = []
+    # Plants, in the place's mixture of kinds.
     kinds = [kind for kind, _ in place.trees]
     shares = np.array([share for _, share in place.trees])
     count = int(rng.poisson(3 + 20 * place.forest + 4 * (1 - place.cover)))
@@ -279,6 +282,7 @@ def _things(
             leaf = mix(leaf, rgb(0.47, 0.5, 0.33), 0.6)
         leaf = mix(leaf, rgb(0.88, 0.9, 0.94), frost) * place.light
         jobs.append((z, kind, side_x, heights[kind] * float(rng.uniform(0.7, 1.25)), (leaf, bark)))
+    # Houses in the state's colours.
     for _ in range(int(rng.poisson(place.houses))):
         z = float(rng.uniform(18, 60))
         side_x = (
@@ -288,6 +292,7 @@ def _things(
         )
         walls = mix(style.walls, any_colour(rng), 0.25) * place.light
         jobs.append((z, "house", side_x, 9.0, (walls, mix(style.roofs, rgb(0.9, 0.92, 0.96), place.snow))))
+    # A row of poles at the state's spacing, along the road or across the view.
     poles = (style.pole_colour * place.light, style.pole_colour)
     side_of = float(rng.choice((-1, 1)))
     first = float(rng.uniform(0.25, 1)) * style.pole_spacing
@@ -299,6 +304,7 @@ def _things(
             spots.append((11.0, -30.0 + first + step * style.pole_spacing * 0.8))
     for z, side_x in spots:
         jobs.append((z, style.pole, side_x, 8.0, poles))
+    # A sign, and now and then a car.
     if rng.random() < 0.75:
         z = float(rng.uniform(8, 15))
         side_x = float(rng.choice((-1, 1, 1)) * rng.uniform(4.8, 6)) if along else float(rng.uniform(-5, 5))
@@ -309,6 +315,7 @@ def _things(
         jobs.append(
             (float(rng.uniform(9, 40)), "car", float(rng.choice((-1.8, 1.8))), 2.4, (paint, paint + 0.2))
         )
+    # By the pinhole: columns by side_x / z, heights by height / z.
     for z, kind, side_x, height, colours in sorted(jobs, key=lambda job: -job[0]):
         variant = int(rng.integers(VARIANTS))
         _stamp(

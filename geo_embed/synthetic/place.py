@@ -195,6 +195,7 @@ def look_of(state_idx: int, latitude: float, longitude: float, visit: tuple[int,
     # Plain floats: a float64 scalar would turn every float32 array it meets into float64.
     field: list[float] = (swell + rng.normal(0, 0.16, swell.shape)).tolist()
 
+    # Climate and ground: smooth functions of the map (a wet coast, a dry west, two ranges, plains), each stirred by a field.
     coast = math.exp(-(((longitude + 123.5) / 2.5) ** 2)) * _sigmoid((latitude - 40) / 1.5)
     dry = _sigmoid((-99.5 - longitude) / 3.0) * _sigmoid((52 - latitude) / 2) * (1 - coast)
     dry = min(1.0, max(0.0, dry * (0.55 + 0.45 * _sigmoid((42 - latitude) / 3)) + 0.22 * field[0]))
@@ -206,6 +207,7 @@ def look_of(state_idx: int, latitude: float, longitude: float, visit: tuple[int,
     warm = min(1.0, max(0.0, (47 - latitude) / 20))
     forest = min(1.0, max(0.0, (1 - dry) * (0.75 - 0.7 * plains) + 0.25 * field[2] + 0.1 * coast))
 
+    # The day: a season, and the snow that goes with it and with the climate.
     season = float(rng.random())
     winter = max(0.0, math.cos(2 * math.pi * season))
     autumn = max(0.0, math.cos(2 * math.pi * (season - 0.8))) ** 4
@@ -215,6 +217,7 @@ def look_of(state_idx: int, latitude: float, longitude: float, visit: tuple[int,
     lush = mix(rgb(0.3, 0.47, 0.17), rgb(0.2, 0.42, 0.14), 0.5 + 0.5 * math.tanh(2 * field[3]))
     straw = mix(rgb(0.66, 0.57, 0.33), rgb(0.55, 0.55, 0.36), 0.5 + 0.5 * math.tanh(2 * field[4]))
     grass = mix(straw, lush, float((1 - 0.85 * dry) * thaw)) + style.grass_tint
+    # Soil and leaves, after the grass: by ground, climate and season.
     red_earth = 0.5 + 0.5 * math.tanh(2.2 * field[5] + 1.3 * (warm - 0.5))
     pale = mix(rgb(0.6, 0.52, 0.41), rgb(0.75, 0.67, 0.5), dry)
     soil = mix(mix(pale, rgb(0.33, 0.26, 0.2), float(plains * 0.8)), rgb(0.66, 0.36, 0.22), 0.75 * red_earth)
@@ -224,6 +227,7 @@ def look_of(state_idx: int, latitude: float, longitude: float, visit: tuple[int,
     )
     rock = mix(mix(rgb(0.37, 0.36, 0.4), soil, 0.55), leaf, 0.6 * forest)
 
+    # Which trees grow there, as shares.
     conifer = max(0.02, (0.25 + 0.9 * (1 - warm) + 0.5 * relief + coast) * (1 - 0.75 * dry))
     mixture = {
         "conifer": conifer,
@@ -235,6 +239,7 @@ def look_of(state_idx: int, latitude: float, longitude: float, visit: tuple[int,
     }
     total = sum(mixture.values())
 
+    # Sky and light: clouds, the sun's height by latitude, season and hour, haze.
     overcast = float(np.clip(rng.beta(0.9, 1.3) + 0.15 * field[8] + 0.1 * (0.5 - dry), 0, 1))
     hour = float(rng.uniform(-1, 1))
     tilt = 23.4 * -math.cos(2 * math.pi * season)
