@@ -217,7 +217,7 @@ def test_an_import_carries_everything_downstream_without_a_picture(
     for split, rows in (("train", 8), ("test", 4)):
         shutil.rmtree(small.images(split))
         file = save(small.root / f"{split}.npy", made_up(rows))
-        said = command(
+        ran = command(
             capsys,
             *small.options(),
             "--json",
@@ -229,8 +229,8 @@ def test_an_import_carries_everything_downstream_without_a_picture(
             "--backbone",
             "my/vit",
         )
-        assert said.code == 0, said.err
-        assert set(said.json) >= {"store", "fingerprint", "samples", "views", "dim"}
+        assert ran.code == 0, ran.err
+        assert set(ran.json) >= {"store", "fingerprint", "samples", "views", "dim"}
     fit = command(capsys, *small.options(), "--json", "fit-heads", "--name", "first", "--backbone", "my/vit")
     assert fit.code == 0, fit.err
     done = command(capsys, *small.options(), "--json", "submit", "first")
@@ -238,11 +238,11 @@ def test_an_import_carries_everything_downstream_without_a_picture(
     assert done.json["valid"]
     assert done.json["rows"] == 4
 
-    said = command(
+    ran = command(
         capsys, *small.options(), "cache", "verify", "--split", "train", "--backbone", "my/vit", "--deep"
     )
-    assert said.code == 1
-    assert "an imported store can't be embedded again" in said.err
+    assert ran.code == 1
+    assert "an imported store can't be embedded again" in ran.err
 
 
 def test_an_import_that_no_longer_fits_is_to_be_imported_again(
@@ -250,6 +250,6 @@ def test_an_import_that_no_longer_fits_is_to_be_imported_again(
 ) -> None:
     import_embeddings(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
     small.write(small.table().iloc[::-1])
-    said = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
-    assert said.code == 1
-    assert "hint: geo cache import FILE --split train --backbone mine" in said.err
+    ran = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
+    assert ran.code == 1
+    assert "hint: geo cache import FILE --split train --backbone mine" in ran.err

@@ -37,8 +37,8 @@ def import_made_up(small: Small) -> None:
 def test_ls_shows_every_store_and_the_runs_fitted_on_it(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = command(capsys, *small.options(), "cache", "ls")
-    assert (said.code, said.out.strip()) == (0, "the cache is empty")
+    ran = command(capsys, *small.options(), "cache", "ls")
+    assert (ran.code, ran.out.strip()) == (0, "the cache is empty")
     extract(small.config(), "train")
     extract(small.config(), "test", limit=2)
     import_made_up(small)
@@ -87,10 +87,10 @@ def test_gc_lists_first_and_deletes_only_when_told(small: Small, capsys: pytest.
     for path in litter:
         path.write_text("left") if path.suffix == ".partial" else path.mkdir()
         age(path)
-    said = command(capsys, *small.options(), "--json", "cache", "gc")
-    assert said.code == 0
-    assert {one["path"] for one in said.json["stores"]} == {str(path) for path in litter}
-    assert not said.json["deleted"]
+    ran = command(capsys, *small.options(), "--json", "cache", "gc")
+    assert ran.code == 0
+    assert {one["path"] for one in ran.json["stores"]} == {str(path) for path in litter}
+    assert not ran.json["deleted"]
     assert all(path.exists() for path in litter)
     assert "delete with --yes" in command(capsys, *small.options(), "cache", "gc").out
     assert command(capsys, *small.options(), "--json", "cache", "gc", "--yes").json["deleted"]

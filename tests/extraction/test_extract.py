@@ -156,36 +156,36 @@ def test_a_backbone_that_gives_nan_is_refused(small: Small, tmp_path: Path, pois
 
 
 def test_json_has_every_key_of_the_contract(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    said = command(capsys, *small.options(), "--json", "extract", "--split", "train")
-    assert said.code == 0
-    assert set(said.json) >= {
+    ran = command(capsys, *small.options(), "--json", "extract", "--split", "train")
+    assert ran.code == 0
+    assert set(ran.json) >= {
         "split", "store", "fingerprint", "samples", "views", "dim", "computed", "reused", "skipped",
         "images_per_second", "seconds",
     }  # fmt: skip
-    shown = {key: said.json[key] for key in ("split", "samples", "views", "dim", "computed", "reused")}
+    shown = {key: ran.json[key] for key in ("split", "samples", "views", "dim", "computed", "reused")}
     assert shown == {"split": "train", "samples": 8, "views": 4, "dim": 768, "computed": 32, "reused": 0}
-    assert Path(said.json["store"]) == small.store()
-    assert said.json["fingerprint"] in said.json["store"]
-    assert said.json["images_per_second"] > 0
+    assert Path(ran.json["store"]) == small.store()
+    assert ran.json["fingerprint"] in ran.json["store"]
+    assert ran.json["images_per_second"] > 0
 
 
 def test_both_splits_make_one_json_object(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    said = command(capsys, *small.options(), "--json", "extract", "--split", "all")
-    assert [one["split"] for one in said.json["splits"]] == ["train", "test"]
+    ran = command(capsys, *small.options(), "--json", "extract", "--split", "all")
+    assert [one["split"] for one in ran.json["splits"]] == ["train", "test"]
 
 
 def test_progress_is_plain_lines_off_a_terminal_and_nothing_with_q(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     eager = [*small.options(), "--set", "tracking.progress_seconds=1e-9"]
-    said = command(capsys, *eager, "extract", "--split", "train")
-    looked, *lines = said.err.splitlines()
+    ran = command(capsys, *eager, "extract", "--split", "train")
+    looked, *lines = ran.err.splitlines()
     assert looked.startswith("look at pictures: 32 of 32 images, ")
     assert len(lines) == 32
     assert lines[0].startswith("extract train: 1 of 32 images, ")
     assert "ETA" in lines[0]
-    assert "\r" not in said.err
-    assert "\x1b" not in said.err + said.out
+    assert "\r" not in ran.err
+    assert "\x1b" not in ran.err + ran.out
     quiet = command(capsys, *eager, "-q", "extract", "--split", "test")
     assert quiet.err == ""
 

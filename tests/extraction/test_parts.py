@@ -203,6 +203,30 @@ def test_the_last_part_to_end_discards_not_the_last_to_begin(small: Small, nurse
     assert_equals_one_run(small)
 
 
+def test_a_source_stays_while_a_part_copies_from_it_though_no_row_is_pending(
+    small: Small, nursery: Nursery
+) -> None:
+    """An image that was missing, and so recorded, is back: its embedding is in the superseded store alone."""
+    extract(small.config(), "train")
+    small.write(small.table().iloc[::-1])
+    data = small.picture(35).read_bytes()
+    small.picture(35).unlink()
+    skip = {"inference__on_bad_image": "skip"}
+    assert len(extract(small.config(**skip), "train", part=(2, 2)).skipped) == 1
+    small.picture(35).write_bytes(data)
+    hold = HOLD.replace("commit_chunk", "copy_embeddings")
+    held = nursery.start(small, "--json", "extract", "--split", "train", "--part", "2/2", before=hold)
+    assert held.wait_for(lambda: (small.root / "held").exists())
+    done = extract(small.config(), "train", part=(1, 2))
+    assert (read_status(open_store(done.store)) != PENDING).all()
+    assert len(superseded_paths(done.store)) == 1
+    (small.root / "go").touch()
+    ended = held.end()
+    assert ended.code == 0, ended.err
+    assert ended.json["computed"] == 0
+    assert_equals_one_run(small)
+
+
 def test_samples_that_change_under_another_part_move_no_store(small: Small, nursery: Nursery) -> None:
     held = nursery.start(small, "extract", "--split", "train", "--part", "2/2", before=HOLD)
     assert held.wait_for(lambda: (small.root / "held").exists())

@@ -62,9 +62,9 @@ def test_a_flipped_bit_in_a_chunk_is_found(
     small: Small, capsys: pytest.CaptureFixture[str], file: str, at: float
 ) -> None:
     flip(small.store() / file, at)
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train")
-    assert said.code == 3, said.err
-    (problem,) = said.json["problems"]
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train")
+    assert ran.code == 3, ran.err
+    (problem,) = ran.json["problems"]
     assert file.split("/")[0] in problem["where"]
     assert problem["store"] == str(small.store())
     if file.startswith(("status", "content_hash", "embeddings")):
@@ -94,10 +94,10 @@ def test_a_flipped_bit_in_the_head_of_a_store_is_never_read_in_silence(
 
 
 def test_a_whole_store_has_no_problems(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
-    assert said.code == 0
-    assert said.json["problems"] == []
-    assert said.json["stores"] == [str(small.store())]
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
+    assert ran.code == 0
+    assert ran.json["problems"] == []
+    assert ran.json["stores"] == [str(small.store())]
 
 
 @pytest.mark.parametrize("change", ["flipped", "cut", "grown", "gone"])
@@ -122,13 +122,13 @@ def test_what_is_damaged_is_not_read_and_repair_and_extract_mend_it(
     fitted = command(capsys, *small.options(), "fit-heads", "--name", "first")
     # Stage 2 reads neither hashes nor, where no view is missing, anything that depends on them.
     assert fitted.code == (0 if file.startswith("content_hash") else 1)
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--repair")
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--repair")
     if (file, change) == ("status/c/1/0", "gone"):
         # Rows without a status were never committed, as far as the disk can tell: pending, not damaged.
         assert (np.asarray(open_store(small.store()).status[2:4]) == PENDING).all()
     else:
-        assert said.code == 3
-        assert len(said.json["problems"]) == 1
+        assert ran.code == 3
+        assert len(ran.json["problems"]) == 1
 
     again = command(capsys, *small.options(), "--json", "extract", "--split", "train")
     assert again.code == 0, again.err
@@ -159,15 +159,15 @@ def test_a_store_without_a_readable_head_does_not_pass_for_absent(
 ) -> None:
     head = small.store() / "zarr.json"
     head.write_text(head.read_text()[:-30])
-    said = command(capsys, *small.options(), "fit-heads")
-    assert said.code == 1
-    assert f"{small.store().parent.name} can't be read" in said.err
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train")
-    assert said.code == 3
-    (problem,) = said.json["problems"]
+    ran = command(capsys, *small.options(), "fit-heads")
+    assert ran.code == 1
+    assert f"{small.store().parent.name} can't be read" in ran.err
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train")
+    assert ran.code == 3
+    (problem,) = ran.json["problems"]
     assert problem["store"] == str(small.store())
-    said = command(capsys, *small.options(), "--json", "cache", "ls")
-    assert [found["store"] for found in said.json["problems"]] == [str(small.store())]
+    ran = command(capsys, *small.options(), "--json", "cache", "ls")
+    assert [found["store"] for found in ran.json["problems"]] == [str(small.store())]
 
 
 def test_deep_notices_a_picture_that_changed_on_disk(
@@ -176,9 +176,9 @@ def test_deep_notices_a_picture_that_changed_on_disk(
     small.picture(3, "east").write_bytes(small.other_picture(0))
     small.picture(5, "west").unlink()
     assert command(capsys, *small.options(), "cache", "verify", "--split", "train").code == 0
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
-    assert said.code == 3
-    changed, gone = said.json["problems"]
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
+    assert ran.code == 3
+    changed, gone = ran.json["problems"]
     ids = small.table()["sample_id"]
     assert changed["where"] == f"sample {ids[3]}, view east"
     assert "the picture changed on disk" in changed["message"]
@@ -195,9 +195,9 @@ def test_deep_notices_an_embedding_that_was_tampered_with(
     rows[1, 2] = rows[0, 2]
     store.embeddings[2:4] = rows
     assert command(capsys, *small.options(), "cache", "verify", "--split", "train").code == 0
-    said = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
-    assert said.code == 3
-    (problem,) = said.json["problems"]
+    ran = command(capsys, *small.options(), "--json", "cache", "verify", "--split", "train", "--deep")
+    assert ran.code == 3
+    (problem,) = ran.json["problems"]
     assert problem["where"] == f"sample {small.table()['sample_id'][3]}, view south"
     assert "embedded again it differs: cosine 0." in problem["message"]
 
@@ -206,9 +206,9 @@ def test_deep_refuses_a_store_that_no_longer_fits_the_csv(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.write(small.table().iloc[::-1])
-    said = command(capsys, *small.options(), "cache", "verify", "--split", "train", "--deep")
-    assert said.code == 1
-    assert "no longer fits" in said.err
+    ran = command(capsys, *small.options(), "cache", "verify", "--split", "train", "--deep")
+    assert ran.code == 1
+    assert "no longer fits" in ran.err
 
 
 def test_reading_the_first_rows_does_not_stumble_over_damage_behind_them(small: Small) -> None:

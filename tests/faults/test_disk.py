@@ -45,10 +45,10 @@ def whole(small: Small) -> dict[str, object]:
 def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
     small: Small, little_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = command(capsys, *small.options(), "extract", "--split", "train")
-    assert said.code == 1
-    assert "error: can't write: No space left on device" in said.err
-    assert "hint: free or unlock the disk" in said.err
+    ran = command(capsys, *small.options(), "extract", "--split", "train")
+    assert ran.code == 1
+    assert "error: can't write: No space left on device" in ran.err
+    assert "hint: free or unlock the disk" in ran.err
 
     store = open_store(small.store())
     committed = (np.asarray(store.status[:]) == OK).all(axis=1)
@@ -59,9 +59,9 @@ def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
     assert read_store(store, slice(0, rows)).present.all()
 
     subprocess.run(["mount", "-o", "remount,size=4m", str(little_disk)], check=True)
-    said = command(capsys, *small.options(), "--json", "extract", "--split", "train")
-    assert said.code == 0, said.err
-    assert (said.json["computed"], said.json["reused"]) == (160 - 4 * rows, 4 * rows)
+    ran = command(capsys, *small.options(), "--json", "extract", "--split", "train")
+    assert ran.code == 0, ran.err
+    assert (ran.json["computed"], ran.json["reused"]) == (160 - 4 * rows, 4 * rows)
     assert content(small.store()) == whole(small)
     assert not any(small.cache.rglob(".*.writing"))
 
@@ -69,9 +69,9 @@ def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
 def test_a_write_that_the_system_refuses_stops_an_extraction_likewise(small: Small, nursery: Nursery) -> None:
     """No root needed: a limit on the size of files lets the store be made, and no chunk of embeddings be written."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
-    said = nursery.run(small, "extract", "--split", "train", before=limit)
-    assert said.code == 1
-    assert "error: can't write: File too large" in said.err
+    ran = nursery.run(small, "extract", "--split", "train", before=limit)
+    assert ran.code == 1
+    assert "error: can't write: File too large" in ran.err
     assert not (np.asarray(open_store(small.store()).status[:]) == OK).any()
     assert nursery.run(small, "extract", "--split", "train").code == 0
     assert content(small.store()) == whole(small)
@@ -88,17 +88,17 @@ def test_a_full_disk_leaves_an_import_or_export_as_it_was(
     naming = ["--split", "train", "--backbone", "mine"]
     assert command(capsys, *small.options(), "cache", "import", first, *naming).code == 0
     before = content(small.store())
-    said = command(capsys, *small.options(), "cache", "import", second, *naming, "--overwrite")
-    assert said.code == 1
-    assert "No space left on device" in said.err
+    ran = command(capsys, *small.options(), "cache", "import", second, *naming, "--overwrite")
+    assert ran.code == 1
+    assert "No space left on device" in ran.err
     assert content(small.store()) == before
 
     for ending in (".npy", ".npz", ".safetensors", ".parquet"):
         export = ["cache", "export", "--split", "train", "--backbone", "mine"]
-        said = command(capsys, *small.options(), *export, "--out", little_disk / f"out{ending}")
-        assert said.code == 1, ending
-        assert re.search("error: can't write: .*(No space left on device|the disk may be full)", said.err), (
-            said.err
+        ran = command(capsys, *small.options(), *export, "--out", little_disk / f"out{ending}")
+        assert ran.code == 1, ending
+        assert re.search("error: can't write: .*(No space left on device|the disk may be full)", ran.err), (
+            ran.err
         )
         assert not any(little_disk.glob("*out*"))
 
@@ -115,13 +115,13 @@ def test_a_cache_that_may_not_be_written_is_said_and_left_alone(
     for folder in folders:
         folder.chmod(0o555)
     try:
-        said = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
+        ran = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
     finally:
         for folder in folders:
             folder.chmod(0o755)
-    assert said.code == 1
-    assert "error: can't write: Permission denied" in said.err
-    assert "hint: " in said.err
+    assert ran.code == 1
+    assert "error: can't write: Permission denied" in ran.err
+    assert "hint: " in ran.err
     changed = {name for name, digest in files(small.cache).items() if before.get(name) != digest}
     assert {name for name in changed if not name.endswith(".lock")} == set()
     assert extract(small.config(), "train").computed == (144 if exists else 160)

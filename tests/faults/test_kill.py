@@ -93,16 +93,16 @@ def test_a_store_killed_at_random_moments_ends_bit_identical(small: Small, nurse
     kills = finished = torn = 0
     while kills < KILLS or not finished:
         before = done_rows(small)
-        said = start_and_kill(small, nursery, rng) if kills < KILLS else finish(small, nursery)
+        ran = start_and_kill(small, nursery, rng) if kills < KILLS else finish(small, nursery)
         assert done_rows(small) >= before, "a committed row was lost"
-        if said.code == 0:
-            assert said.json["computed"] <= 4 * (ROWS - before), "a committed row was computed again"
-            assert said.json["computed"] + said.json["reused"] == 4 * ROWS
+        if ran.code == 0:
+            assert ran.json["computed"] <= 4 * (ROWS - before), "a committed row was computed again"
+            assert ran.json["computed"] + ran.json["reused"] == 4 * ROWS
             assert content(small.store()) == whole
             finished += 1
             shutil.rmtree(small.cache)
         else:
-            assert said.code == -signal.SIGKILL, said.err
+            assert ran.code == -signal.SIGKILL, ran.err
             kills += 1
             torn += any(small.cache.rglob(".*.writing"))
     assert torn >= 3, "too few kills came in the middle of a write"
@@ -120,11 +120,11 @@ def test_killed_after_the_csv_and_the_pictures_changed_the_result_is_right(
     whole = content(whole_store(small))
     rng = random.Random(1)
     for _ in range(8):
-        said = start_and_kill(small, nursery, rng)
-        assert said.code in (0, -signal.SIGKILL), said.err
-    said = finish(small, nursery)
-    assert said.code == 0, said.err
-    assert said.json["computed"] <= 2
+        ran = start_and_kill(small, nursery, rng)
+        assert ran.code in (0, -signal.SIGKILL), ran.err
+    ran = finish(small, nursery)
+    assert ran.code == 0, ran.err
+    assert ran.json["computed"] <= 2
     assert content(small.store()) == whole
 
 
@@ -146,13 +146,13 @@ def test_an_interrupt_ends_with_130_and_says_how_far_it_got(
     process = nursery.start(small, "extract", "--split", "train")
     assert process.wait_for(lambda: done_rows(small) >= 3)
     process.signal(number)
-    said = process.end()
-    assert said.code == 130, said.err
-    assert said.out == ""
-    told = re.search(r"interrupted: (\d+) of 40 train samples are done", said.err)
-    assert told, said.err
+    ran = process.end()
+    assert ran.code == 130, ran.err
+    assert ran.out == ""
+    told = re.search(r"interrupted: (\d+) of 40 train samples are done", ran.err)
+    assert told, ran.err
     assert int(told[1]) == done_rows(small) >= 3
-    assert "Traceback" not in said.err
+    assert "Traceback" not in ran.err
     assert not any(small.cache.rglob(".*.writing"))
 
     again = nursery.run(small, "--json", "extract", "--split", "train").json

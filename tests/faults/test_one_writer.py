@@ -93,8 +93,8 @@ def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Smal
         os.utime(path, (0, 0))
     assert collect_garbage(small.config(model__backbone_name="another"), runs={}, delete=True).stores == []
     (small.root / "go").touch()
-    said = writer.end()
-    assert (said.json["computed"], said.json["reused"]) == (0, 32)
+    ran = writer.end()
+    assert (ran.json["computed"], ran.json["reused"]) == (0, 32)
     whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
     assert content(small.store()) == content(whole)
 
@@ -126,9 +126,9 @@ def test_a_store_deleted_under_a_running_job_is_said_and_made_anew(
     store = small.store()
     shutil.rmtree(store if gone == "store" else store.parent)
     (small.root / "go").touch()
-    said = writer.end()
-    assert said.code == 1
-    assert "error: the store was deleted while it was being written" in said.err
-    assert "hint: geo extract --split train" in said.err
+    ran = writer.end()
+    assert ran.code == 1
+    assert "error: the store was deleted while it was being written" in ran.err
+    assert "hint: geo extract --split train" in ran.err
     assert not any(small.cache.glob("*/train.zarr"))
     assert extract(small.config(), "train").computed == 32

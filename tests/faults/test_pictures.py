@@ -125,8 +125,8 @@ def break_pictures(small: Small) -> dict[str, str]:
     return expected
 
 
-def complaints(said: Ran) -> list[str]:
-    return [line for line in said.err.splitlines() if line.startswith("warning: sample ")]
+def complaints(ran: Ran) -> list[str]:
+    return [line for line in ran.err.splitlines() if line.startswith("warning: sample ")]
 
 
 def test_bad_pictures_are_all_listed_before_the_model_is_loaded(
@@ -139,17 +139,17 @@ def test_bad_pictures_are_all_listed_before_the_model_is_loaded(
 
     monkeypatch.setattr(backbones, "load_backbone", loaded)
     expected = break_pictures(small)
-    said = command(capsys, *small.options(), "extract", "--split", "train")
-    assert said.code == 1
-    assert said.out == ""
-    lines = complaints(said)
+    ran = command(capsys, *small.options(), "extract", "--split", "train")
+    assert ran.code == 1
+    assert ran.out == ""
+    lines = complaints(ran)
     assert len(lines) == len(expected)
     for who, reason in expected.items():
         (line,) = [line for line in lines if who in line]
         assert re.search(reason, line), line
         assert ".jpg" in line
-    assert "error: 7 pictures can't be read, listed above" in said.err
-    assert "--on-bad-image skip" in said.err
+    assert "error: 7 pictures can't be read, listed above" in ran.err
+    assert "--on-bad-image skip" in ran.err
 
 
 def test_a_bad_picture_keeps_the_good_store_as_it_is(small: Small) -> None:
@@ -168,9 +168,9 @@ def test_a_fault_that_only_decoding_finds_fails_too_but_the_rest_is_done(
 ) -> None:
     """A JPEG with its first and its last bytes and no picture between them."""
     small.picture(5).write_bytes(b"\xff\xd8" + b"\0" * 100 + b"\xff\xd9")
-    said = command(capsys, *small.options(), "extract", "--split", "train")
-    assert said.code == 1
-    assert len(complaints(said)) == 1
+    ran = command(capsys, *small.options(), "extract", "--split", "train")
+    assert ran.code == 1
+    assert len(complaints(ran)) == 1
     status = np.asarray(open_store(small.store()).status[:])
     assert status[5, 0] == PENDING
     assert (status == OK).sum() == 47
@@ -186,9 +186,9 @@ def test_skipped_pictures_are_recorded_reported_and_left_out_downstream(
         small.picture(8, view).unlink()
         small.picture(1, view, "test").write_bytes(b"")
     small.picture(2, "west", "test").unlink()
-    said = command(capsys, *small.options(), "--json", "extract", "--split", "all", "--on-bad-image", "skip")
-    assert said.code == 0, said.err
-    train, test = said.json["splits"]
+    ran = command(capsys, *small.options(), "--json", "extract", "--split", "all", "--on-bad-image", "skip")
+    assert ran.code == 0, ran.err
+    train, test = ran.json["splits"]
     assert len(train["skipped"]) == len(expected) + 4
     assert set(train["skipped"][0]) == {"sample_id", "view", "path", "reason"}
     assert all(one["reason"] for one in train["skipped"] + test["skipped"])
@@ -278,23 +278,23 @@ def test_a_view_that_the_csv_leaves_empty_is_missing(small: Small) -> None:
 
 def test_a_picture_without_permission_is_reported_and_skipped(small: Small, nursery: Nursery) -> None:
     small.picture(4, "west").chmod(0)
-    said = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
-    assert said.code == 1
-    (line,) = complaints(said)
+    ran = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
+    assert ran.code == 1
+    (line,) = complaints(ran)
     assert f"sample {small.table()['sample_id'][4]}, view west: Permission denied" in line
-    said = nursery.run(small, "extract", "--split", "train", "--on-bad-image", "skip", before=UNPRIVILEGED)
-    assert said.code == 0, said.err
+    ran = nursery.run(small, "extract", "--split", "train", "--on-bad-image", "skip", before=UNPRIVILEGED)
+    assert ran.code == 0, ran.err
     assert np.asarray(open_store(small.store()).status[:])[4, 3] == UNREADABLE
-    assert "skipped: sample" in said.out
-    assert "Permission denied" in said.out
+    assert "skipped: sample" in ran.out
+    assert "Permission denied" in ran.out
 
 
 def test_an_image_folder_without_permission_is_said(small: Small, nursery: Nursery) -> None:
     small.images().chmod(0)
     try:
-        said = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
+        ran = nursery.run(small, "extract", "--split", "train", before=UNPRIVILEGED)
     finally:
         small.images().chmod(0o755)
-    assert said.code == 1
-    assert len(complaints(said)) == 48
-    assert "error: 48 pictures can't be read" in said.err
+    assert ran.code == 1
+    assert len(complaints(ran)) == 48
+    assert "error: 48 pictures can't be read" in ran.err

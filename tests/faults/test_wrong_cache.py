@@ -99,10 +99,10 @@ def test_fit_heads_refuses_a_store_that_no_longer_fits_the_csv(
 ) -> None:
     extract(small.config(), "train")
     small.write(small.table().iloc[::-1])
-    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
-    assert said.code == 1
-    assert "error: the store no longer fits" in said.err
-    assert f"hint: geo extract --split train --backbone {small.backbone}" in said.err
+    ran = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert ran.code == 1
+    assert "error: the store no longer fits" in ran.err
+    assert f"hint: geo extract --split train --backbone {small.backbone}" in ran.err
     assert not (small.root / "runs").exists()
 
     assert command(capsys, *small.options(), "extract", "--split", "train").code == 0
@@ -111,10 +111,10 @@ def test_fit_heads_refuses_a_store_that_no_longer_fits_the_csv(
 
 def test_fit_heads_refuses_a_half_extracted_store(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     extract(small.config(), "train", limit=5)
-    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
-    assert said.code == 1
-    assert "3 of 8 samples are not extracted yet" in said.err
-    assert "hint: geo extract --split train" in said.err
+    ran = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert ran.code == 1
+    assert "3 of 8 samples are not extracted yet" in ran.err
+    assert "hint: geo extract --split train" in ran.err
 
 
 def test_a_prediction_refuses_a_test_store_that_no_longer_fits(
@@ -124,9 +124,9 @@ def test_a_prediction_refuses_a_test_store_that_no_longer_fits(
         extract(small.config(), split)
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     small.write(small.table("test").iloc[::-1], "test")
-    said = command(capsys, *small.options(), "predict", "first", "--split", "test")
-    assert said.code == 1
-    assert f"hint: geo extract --split test --backbone {small.backbone}" in said.err
+    ran = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    assert ran.code == 1
+    assert f"hint: geo extract --split test --backbone {small.backbone}" in ran.err
 
 
 def test_a_run_predicts_from_the_store_of_its_own_backbone(
@@ -136,23 +136,23 @@ def test_a_run_predicts_from_the_store_of_its_own_backbone(
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     other_weights(small)
     extract(small.config(), "test")
-    said = command(capsys, *small.options(), "predict", "first", "--split", "test")
-    assert said.code == 1
-    assert "no test store has the fingerprint" in said.err
+    ran = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    assert ran.code == 1
+    assert "no test store has the fingerprint" in ran.err
 
 
 def test_of_two_stores_that_fit_neither_is_guessed(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     half = extract(small.config(), "train")
     single = extract(small.config(model__dtype="bfloat16"), "train")
-    said = command(capsys, *small.options(), "fit-heads", "--name", "first")
-    assert said.code == 1
-    assert "2 train stores fit the settings" in said.err
-    assert half.fingerprint in said.err
-    assert single.fingerprint in said.err
-    assert "hint: choose one with --set model.fingerprint=" in said.err
+    ran = command(capsys, *small.options(), "fit-heads", "--name", "first")
+    assert ran.code == 1
+    assert "2 train stores fit the settings" in ran.err
+    assert half.fingerprint in ran.err
+    assert single.fingerprint in ran.err
+    assert "hint: choose one with --set model.fingerprint=" in ran.err
     chosen = ["--set", f"model.fingerprint={single.fingerprint}"]
-    said = command(capsys, *small.options(), *chosen, "fit-heads", "--name", "first")
-    assert said.code == 0, said.err
+    ran = command(capsys, *small.options(), *chosen, "fit-heads", "--name", "first")
+    assert ran.code == 0, ran.err
     provenance = json.loads((small.root / "runs" / "first" / "provenance.json").read_text())
     assert provenance["store"]["fingerprint"] == single.fingerprint
     assert find_store(small.config(model__dtype="bfloat16"), "train").path == single.store
