@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from geo_embed.cache.find import find_store, store_attributes
-from geo_embed.config import Config
+from geo_embed.config import Config, Finetune, Training
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
@@ -106,7 +106,9 @@ def finetune(
             task = prepare(merged, run, directory, limit, team)
             with _one_writer(directory, team, afresh=overwrite):
                 team.wait()
-                model, state = train_unfrozen(task, _settings(merged, run, limit))
+                model, state = train_unfrozen(
+                    task, _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
+                )
                 val = _write_run(merged, task, model, state.progress, started, command)
     except torch.OutOfMemoryError as error:
         raise GeoError(
@@ -160,7 +162,9 @@ def _lock_file(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.lock")
 
 
-def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
+def _settings(
+    tuning: Finetune, training: Training, train_csv: Path, run: Run, limit: int | None
+) -> dict[str, Any]:
     """What must be the same for a training to go on: everything that its weights depend on."""
     free = {
         "checkpoint_minutes",
@@ -172,11 +176,11 @@ def _settings(config: Config, run: Run, limit: int | None) -> dict[str, Any]:
     }
     return {
         "heads": file_sha256(run.heads_path),
-        "train_csv": file_sha256(config.paths.csv("train")),
+        "train_csv": file_sha256(train_csv),
         "limit": limit,
-        **{f"finetune.{k}": v for k, v in config.finetune.model_dump(mode="json").items() if k not in free},
-        "training.seed": config.training.seed,
-        "training.class_weights": config.training.class_weights,
+        **{f"finetune.{k}": v for k, v in tuning.model_dump(mode="json").items() if k not in free},
+        "training.seed": training.seed,
+        "training.class_weights": training.class_weights,
     }
 
 
@@ -188,7 +192,8 @@ def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None)
         try:
             latest = latest_checkpoint(checkpoints_dir(path))
             run = load_run(runs, init or f"{path.name}-heads")
-            settings = _settings(merge_config(config, run), run, limit)
+            merged = merge_config(config, run)
+            settings = _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
             if latest and read_state(latest)["settings"] == settings:
                 return path.name
         except GeoError:

@@ -77,7 +77,13 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
         GeoError: `root` holds something else.
     """
     started = time.monotonic()
-    make_country(config, root, locations)
+    make_country(
+        root,
+        locations,
+        seed=config.training.seed,
+        workers=config.inference.workers,
+        progress_seconds=config.tracking.progress_seconds,
+    )
     for split in SPLITS:
         checked = check_data(config, split)
         if checked.problems:
@@ -113,13 +119,22 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
     return Demo(root, fit.run, scores["score"], tuned.run, finetuned_score, run.name, submission, seconds)
 
 
-def make_country(config: Config, root: Path, locations: int) -> None:
+def make_country(
+    root: Path, locations: int, *, seed: int, workers: int | None, progress_seconds: float
+) -> None:
     """Write the pictures, CSVs and backbone of a demo, unless these very ones are there.
+
+    Args:
+        root: an empty or new directory, or that of an earlier demo.
+        locations: train and test places together.
+        seed: of the places and the backbone.
+        workers: processes that paint; default: one per core.
+        progress_seconds: between two lines of news.
 
     Raises:
         GeoError: `root` holds something that no demo put there.
     """
-    mark, content = root / _MARK, f"{locations} locations, seed {config.training.seed}\n"
+    mark, content = root / _MARK, f"{locations} locations, seed {seed}\n"
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         if mark.is_file() and mark.read_text(encoding="utf-8") == content:
@@ -133,15 +148,14 @@ def make_country(config: Config, root: Path, locations: int) -> None:
             )
         # Written first and empty: an interrupted demo is known as one, and painted again.
         mark.write_text("", encoding="utf-8")
-        every = config.tracking.progress_seconds
-        with progress("country", locations, "places", every) as advance:
+        with progress("country", locations, "places", progress_seconds) as advance:
             write_country(
                 root / "data",
                 locations=locations,
-                seed=config.training.seed,
-                workers=config.inference.workers,
+                seed=seed,
+                workers=workers,
                 progress=lambda done, total: advance(1),
             )
-        write_backbone(root / "backbone", seed=config.training.seed)
+        write_backbone(root / "backbone", seed=seed)
         mark.write_text(content, encoding="utf-8")
     say(f"country  {locations:,} synthetic places painted in {root}")

@@ -177,10 +177,12 @@ def test_run_again_it_works_paints_nothing_and_ends_the_same_and_tells_people_wh
     assert [line.split()[3] for line in last] == ["data", "extract", "fit-heads", "submit"]
 
 
+PAINTING: Any = {"seed": 0, "workers": 1, "progress_seconds": 10.0}
+
+
 def test_another_size_in_the_same_place_is_painted_anew(tmp_path: Path) -> None:
-    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
     for locations in (3, 2):
-        make_country(config, tmp_path / "X", locations)
+        make_country(tmp_path / "X", locations, **PAINTING)
         assert (tmp_path / "X" / ".synthetic").read_text() == f"{locations} locations, seed 0\n"
     rows = (tmp_path / "X" / "data" / "train_ground_truth.csv").read_text().splitlines()
     assert len(rows) == 1 + 1
@@ -199,22 +201,20 @@ def test_a_directory_that_is_somebody_elses_is_refused_and_left_as_it_is(geo: Ge
 
 def test_an_empty_directory_is_as_good_as_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "X").mkdir()
-    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
-    make_country(config, tmp_path / "X", 2)
+    make_country(tmp_path / "X", 2, **PAINTING)
     assert (tmp_path / "X" / "data" / "train_ground_truth.csv").is_file()
 
 
 def test_a_file_in_the_directorys_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "X").write_text("a file")
     with pytest.raises(GeoError):
-        make_country(resolve(overrides=demo_settings(tmp_path / "X"))[0], tmp_path / "X", 2)
+        make_country(tmp_path / "X", 2, **PAINTING)
     assert (tmp_path / "X").read_text() == "a file"
 
 
 def test_a_demo_that_was_interrupted_while_painting_is_taken_up_again(tmp_path: Path) -> None:
-    config = resolve(overrides=demo_settings(tmp_path / "X"))[0]
     (tmp_path / "X" / "data" / "train_images").mkdir(parents=True)
     (tmp_path / "X" / "data" / "train_images" / "img_000000_north.jpg").write_bytes(b"half a pic")
     (tmp_path / "X" / ".synthetic").write_text("")
-    make_country(config, tmp_path / "X", 2)
+    make_country(tmp_path / "X", 2, **PAINTING)
     assert (tmp_path / "X" / "data" / "train_images" / "img_000000_north.jpg").read_bytes()[:2] == b"\xff\xd8"
