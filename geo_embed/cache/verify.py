@@ -182,8 +182,8 @@ def _differences(
             continue
         with torch.inference_mode():
             batch = images.normalise(torch.from_numpy(pixels)[None].to(device), spec, backbone.dtype)
-            again = backbones.embed(backbone, batch)[0].float().cpu().numpy()
-        cosine = _cosine(again, embeddings.values[i, v].astype(np.float32))
+            embedding = backbones.embed(backbone, batch)[0].float().cpu().numpy()
+        cosine = _cosine(embedding, embeddings.values[i, v].astype(np.float32))
         if cosine < _SAME_COSINE:
             yield StoreProblem(store.path, where, f"embedded again it differs: cosine {cosine:.4f}")
 

@@ -28,8 +28,8 @@ app.add_typer(tools.config_app, name="config")
 app.add_typer(prediction.submission_app, name="submission")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 

@@ -71,8 +71,8 @@ def _data_leaks(
             alike = [leak for leak in leakage.leaks if leak["kind"] == kind]
             print(f"same {kind}: {len(alike):,}")
             for leak in alike[:5]:
-                how = f"{leak['value']:.3f} km" if kind == "place" else f"cosine {leak['value']:.4f}"
-                print(f"  {leak['held_out']} is held out, {leak['training']} is not ({how})")
+                similarity = f"{leak['value']:.3f} km" if kind == "place" else f"cosine {leak['value']:.4f}"
+                print(f"  {leak['held_out']} is held out, {leak['training']} is not ({similarity})")
     if leakage.leaks:
         if config.training.validation == "random":
             print("hint: hold whole places out with --set training.validation=spatial", file=sys.stderr)

@@ -82,11 +82,11 @@ def _ensemble(
     wait_passively()
     from geo_embed.prediction.ensemble import ensemble
 
-    made = ensemble(
+    ensembled = ensemble(
         GLOBALS.config(), runs, method=method, name=name, overwrite=overwrite, command=GLOBALS.command
     )
-    members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in made.members]
-    print_result(made, [("run", made.run), *members, *metric_rows(made.val)])
+    members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in ensembled.members]
+    print_result(ensembled, [("run", ensembled.run), *members, *metric_rows(ensembled.val)])
 
 
 @app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")

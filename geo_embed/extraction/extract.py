@@ -363,8 +363,8 @@ def _take(
     result: Extraction,
 ) -> None:
     """Enter one image into its chunk, and count it."""
-    known = committed(row, view)
-    if known is not None and image.content_hash != known:
+    hash_before = committed(row, view)
+    if hash_before is not None and image.content_hash != hash_before:
         name = f"sample {plan.samples.sample_id[row]}, view {plan.samples.view_names[view]}"
         raise _ImageChanged(f"the picture of {name} changed on disk")
     place = (row - chunk.rows.start, view)

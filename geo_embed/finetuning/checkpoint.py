@@ -252,18 +252,18 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _list(directory: Path) -> list[_Saved]:
     """The checkpoints by name, newest first."""
-    found = [
+    checkpoints = [
         _Saved(int(match[1]), int(match[2] or 0), path)
         for path in directory.glob("step-*")
         if (match := _NAME.fullmatch(path.name))
     ]
-    return sorted(found, key=lambda saved: (saved.step, saved.again), reverse=True)
+    return sorted(checkpoints, key=lambda saved: (saved.step, saved.again), reverse=True)
 
 
 def _prune(directory: Path, newest: Path, keep_last: int) -> None:
     everything = _list(directory)
-    (just,) = (saved for saved in everything if saved.path == newest)
-    past = [saved for saved in everything if saved.step <= just.step]
+    (newest_saved,) = (saved for saved in everything if saved.path == newest)
+    past = [saved for saved in everything if saved.step <= newest_saved.step]
     # The newest save of each step; the later one of a pair replaces the earlier.
     last = {saved.step: saved.path for saved in reversed(past)}
     kept = set(list(last.values())[-keep_last:])

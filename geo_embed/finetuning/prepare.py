@@ -56,21 +56,21 @@ def merge_config(config: Config, run: Run) -> Config:
             "backbone_name": _backbone_name(config.model.backbone_name, run),
         }
     )
-    asked, fitted = config.training, run.config.training
+    training, fitted = config.training, run.config.training
     training = fitted.model_copy(
-        update={"seed": asked.seed, "class_weights": fitted.class_weights or asked.class_weights}
+        update={"seed": training.seed, "class_weights": fitted.class_weights or training.class_weights}
     )
     return config.model_copy(update={"model": model, "training": training})
 
 
-def _backbone_name(asked: str, run: Run) -> str:
+def _backbone_name(configured: str, run: Run) -> str:
     """Where the run's own backbone lies: where the settings say, or where it lay when the run was made."""
-    for name in dict.fromkeys((asked, run.config.model.backbone_name)):
+    for name in dict.fromkeys((configured, run.config.model.backbone_name)):
         with suppress(GeoError):
             directory = find_backbone(name, download=False)
             if hash_weights(directory) == run.provenance["store"]["weights_sha256"]:
                 return name
-    return asked
+    return configured
 
 
 def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: Team) -> Task:

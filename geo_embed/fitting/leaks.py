@@ -91,7 +91,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
         check_fits(store, samples)
     places, views = _open(samples, store, load_mapping(config.paths.mapping()))
     masks = validation_masks(places, config.training)
-    found = [
+    all_leaks = [
         leak
         for val in masks
         for leak in leaks(val, places.latitude, places.longitude, views, km=km, cosine=cosine)
@@ -99,7 +99,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
     return Leakage(
         held_out=int(sum(val.sum() for val in masks)),
         training=int((~masks[0]).sum()) if len(masks) == 1 else len(places),
-        leaking=len({leak.held_out for leak in found}),
+        leaking=len({leak.held_out for leak in all_leaks}),
         embeddings=views is not None,
         leaks=[
             {
@@ -108,7 +108,7 @@ def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Le
                 "training": str(places.sample_id[leak.training]),
                 "value": leak.value,
             }
-            for leak in found
+            for leak in all_leaks
         ],
     )
 
@@ -140,11 +140,11 @@ def leaks(
     val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
     if not (len(val_rows) and len(train_rows)):
         return []
-    found = _same_place(val_rows, train_rows, latitude, longitude, km)
+    all_leaks = _same_place(val_rows, train_rows, latitude, longitude, km)
     if views is not None:
-        found += _alike(val_rows, train_rows, views, cosine)
-        found += _same_image(val_rows, train_rows, views)
-    return found
+        all_leaks += _alike(val_rows, train_rows, views, cosine)
+        all_leaks += _same_image(val_rows, train_rows, views)
+    return all_leaks
 
 
 def _open(
@@ -199,7 +199,7 @@ def _alike(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews,
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
     # 2. Of each held-out sample the most similar training sample, block by block of the matrix of cosines.
-    found = []
+    alike: list[Leak] = []
     train_means = means[train].T
     block = max(1, _BLOCK // len(train))
     for start in range(0, len(val), block):
@@ -207,11 +207,11 @@ def _alike(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews,
         similar = means[rows] @ train_means
         nearest = similar.argmax(axis=1)
         best = similar[np.arange(len(rows)), nearest]
-        found += [
+        alike += [
             Leak("embedding", int(rows[k]), int(train[nearest[k]]), min(float(best[k]), 1.0))
             for k in np.flatnonzero(best >= cosine)
         ]
-    return found
+    return alike
 
 
 def _same_image(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews) -> list[Leak]:
@@ -219,12 +219,14 @@ def _same_image(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedV
     (train_row, train_view), (val_row, val_view) = (
         (rows[at[:, 0]], at[:, 1]) for rows in (train, val) for at in [np.argwhere(views.present[rows])]
     )
-    known, first = np.unique(views.content_hash[train_row, train_view], return_index=True)
-    if not len(known):
+    hashes, first = np.unique(views.content_hash[train_row, train_view], return_index=True)
+    if not len(hashes):
         return []
     wanted = views.content_hash[val_row, val_view]
-    place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    found: dict[int, Leak] = {}
-    for k in np.flatnonzero(known[place] == wanted):
-        found.setdefault(int(val_row[k]), Leak("view", int(val_row[k]), int(train_row[first[place[k]]]), 1.0))
-    return list(found.values())
+    place = np.searchsorted(hashes, wanted).clip(max=len(hashes) - 1)
+    first_leaks: dict[int, Leak] = {}
+    for k in np.flatnonzero(hashes[place] == wanted):
+        first_leaks.setdefault(
+            int(val_row[k]), Leak("view", int(val_row[k]), int(train_row[first[place[k]]]), 1.0)
+        )
+    return list(first_leaks.values())

@@ -198,14 +198,14 @@ def _join_small(
         if not small:
             break
         smallest = leaves[min(small, key=lambda i: len(leaves[i].members))]
-        others = [leaf for leaf in leaves if leaf is not smallest]
-        far = np.square(np.stack([leaf.middle for leaf in others]) - smallest.middle).sum(axis=1)
-        near = others[int(far.argmin())]
+        rest = [leaf for leaf in leaves if leaf is not smallest]
+        far = np.square(np.stack([leaf.middle for leaf in rest]) - smallest.middle).sum(axis=1)
+        near = rest[int(far.argmin())]
         if not at_any_size and len(smallest.members) + len(near.members) > limit:
             stays.add(id(smallest))
             continue
         members = np.concatenate([near.members, smallest.members])
-        leaves = [leaf for leaf in others if leaf is not near]
+        leaves = [leaf for leaf in rest if leaf is not near]
         leaves.append(_Leaf(members, plane[members].mean(axis=0)))
     return leaves
 
@@ -245,22 +245,24 @@ def _even_out(points: NDArray[np.float64], cells: int, seed: int) -> list[NDArra
     mean = len(points) / cells
     owner = nearest(points, sphere_kmeans(points, cells, seed=seed))
     queue = [np.flatnonzero(owner == cell) for cell in np.unique(owner)]
-    done: list[NDArray[np.int64]] = []
+    finished: list[NDArray[np.int64]] = []
     while queue:
         group = queue.pop()
         halves = _halve(points, group, mean / _EVEN) if len(group) > _EVEN * mean else []
         if halves:
             queue += halves
             continue
-        others = done + queue
-        if len(group) >= mean / _EVEN or not others:
-            done.append(group)
+        rest = finished + queue
+        if len(group) >= mean / _EVEN or not rest:
+            finished.append(group)
             continue
-        middles = np.stack([_middle(points[other]) for other in others])
+        middles = np.stack([_middle(points[other]) for other in rest])
         near = int((middles @ _middle(points[group])).argmax())
-        (done if near < len(done) else queue).pop(near if near < len(done) else near - len(done))
-        queue.append(np.concatenate([others[near], group]))
-    return done
+        (finished if near < len(finished) else queue).pop(
+            near if near < len(finished) else near - len(finished)
+        )
+        queue.append(np.concatenate([rest[near], group]))
+    return finished
 
 
 def _halve(points: NDArray[np.float64], group: NDArray[np.int64], least: float) -> list[NDArray[np.int64]]:

@@ -119,7 +119,7 @@ def ensemble(
         "weights": weights.tolist(),
         "members": [f"{i}-{member.run}" for i, member in enumerate(members, start=1)],
     }
-    learnt = (
+    weights_from = (
         f"from these samples; each was answered with weights learnt without its part of {_FOLDS}"
         if method in LEARNT
         else "not at all"
@@ -133,7 +133,7 @@ def ensemble(
         "ensemble": {
             **described,
             "runs": [str(run.path.resolve()) for run in runs],
-            "weights_learnt": learnt,
+            "weights_learnt": weights_from,
         },
     }
     # In ascending order of the states, as the predictions are.
@@ -143,7 +143,7 @@ def ensemble(
     with writing_run(runs_dir, name) as writer:
         writer.write_ensemble(described, dict(zip(described["members"], runs, strict=True)))
         writer.write_metrics(
-            {"val": val, "weights_learnt": learnt, "members": [asdict(member) for member in members]}
+            {"val": val, "weights_learnt": weights_from, "members": [asdict(member) for member in members]}
         )
         writer.copy_places(first)
         writer.write_distances(distances[np.ix_(order, order)])
@@ -200,17 +200,17 @@ def _val_predictions(run: Run) -> _Validated:
 def _check_same(a: _Validated, b: _Validated) -> None:
     """Raise GeoError where two runs can't be compared sample by sample."""
     where, first = b.run.path, a.run.name
-    known, other = (set(member.run.labels.state_idx.tolist()) for member in (a, b))
-    if known != other:
+    states, other_states = (set(member.run.labels.state_idx.tolist()) for member in (a, b))
+    if states != other_states:
         raise GeoError(
-            f"the run knows other states than {first}: {_differ(known, other, 'state_idx')}",
+            f"the run knows other states than {first}: {_differ(states, other_states, 'state_idx')}",
             where=where,
             hint="combine runs that were fitted on the same states",
         )
-    ids, others = (set(member.predictions.sample_id) for member in (a, b))
-    if ids != others:
+    ids, other_ids = (set(member.predictions.sample_id) for member in (a, b))
+    if ids != other_ids:
         raise GeoError(
-            f"the run held out other samples than {first}: {_differ(ids, others, 'sample')}",
+            f"the run held out other samples than {first}: {_differ(ids, other_ids, 'sample')}",
             where=where,
             hint=_REFIT,
         )
@@ -231,9 +231,9 @@ def _check_same(a: _Validated, b: _Validated) -> None:
 def _differ(a: set[Any], b: set[Any], what: str) -> str:
     lacks, adds = sorted(a - b), sorted(b - a)
     differences = [
-        f"{len(some):,} {word}, {what} {some[0]} first"
-        for some, word in ((lacks, "lacking"), (adds, "more"))
-        if some
+        f"{len(items):,} {word}, {what} {items[0]} first"
+        for items, word in ((lacks, "lacking"), (adds, "more"))
+        if items
     ]
     return "; ".join(differences)
 

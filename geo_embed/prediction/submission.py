@@ -186,7 +186,9 @@ def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]
     )
     lacking = wanted[~wanted.isin(ids)]
     if len(lacking):
-        verdict.errors.append(f"{len(lacking):,} sample_ids of the template are missing: {_some(lacking)}")
+        verdict.errors.append(
+            f"{len(lacking):,} sample_ids of the template are missing: {_examples(lacking)}"
+        )
 
 
 def _check_states(verdict: Verdict, table: pd.DataFrame, mapping: dict[int, str], largest: int) -> None:
@@ -274,11 +276,11 @@ def _find(
 ) -> None:
     rows = table.index[np.asarray(wrong)]
     if len(rows):
-        shown = "" if values is None else f": {_some(values[rows])}"
+        shown = "" if values is None else f": {_examples(values[rows])}"
         more = ", …" if len(rows) > _SHOWN else ""
         at = ", ".join(str(row) for row in rows[:_SHOWN]) + more
         findings.append(f"{len(rows):,} row{'s' * (len(rows) > 1)} {what}{shown} (row {at})")
 
 
-def _some(values: "pd.Series[str]") -> str:
+def _examples(values: "pd.Series[str]") -> str:
     return ", ".join(repr(value) for value in values.iloc[:_SHOWN]) + (", …" if len(values) > _SHOWN else "")

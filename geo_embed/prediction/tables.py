@@ -99,7 +99,7 @@ def view_table(
     return rows
 
 
-def border_km(truth: Truth, others: Truth) -> NDArray[np.float64]:
+def border_km(truth: Truth, rest: Truth) -> NDArray[np.float64]:
     """How far the border is from each sample, as far as the data tell: km to the nearest sample of another state.
 
     An upper bound, since no outlines are at hand: with many samples it comes close to the distance of the border,
@@ -107,7 +107,7 @@ def border_km(truth: Truth, others: Truth) -> NDArray[np.float64]:
 
     Args:
         truth: of N samples.
-        others: of the M samples to measure to; the N may be among them.
+        rest: of the M samples to measure to; the N may be among them.
 
     Returns:
         (N,) km; infinite where no sample is of another state.
@@ -117,7 +117,7 @@ def border_km(truth: Truth, others: Truth) -> NDArray[np.float64]:
     away = np.full(len(truth), np.inf)
     for state in np.unique(truth.state_idx):
         rows = np.flatnonzero(truth.state_idx == state)
-        foreign = others.take(np.flatnonzero(others.state_idx != state))
+        foreign = rest.take(np.flatnonzero(rest.state_idx != state))
         if len(foreign):
             # An unbalanced tree serves these few queries as well, and is built in a third of the time.
             tree = cKDTree(

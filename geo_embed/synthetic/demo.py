@@ -154,7 +154,7 @@ def make_country(
                 locations=locations,
                 seed=seed,
                 workers=workers,
-                progress=lambda done, total: advance(1),
+                progress=lambda _painted, total: advance(1),
             )
         write_backbone(root / "backbone", seed=seed)
         mark.write_text(content, encoding="utf-8")
