@@ -30,7 +30,7 @@ class Backbone:
 
     Attributes:
         name: as the user wrote it: a hub id or a directory.
-        module: its tower (adapters.py says which class, by family), in eval mode, on `device`.
+        module: its tower (families.py says which class, by family), in eval mode, on `device`.
         preprocessing: what its pictures need.
         weights_sha256: of its tensors as stored.
         feature: which output is the embedding.
@@ -110,7 +110,7 @@ def embed(backbone: Backbone, pixels: "torch.Tensor") -> "torch.Tensor":
 
     `image_embeds` is the family's usual embedding: for a CLIP the projected pooled state, what
     `CLIPModel.get_image_features` gives. `pooler_output` is the pooled state before the projection, on which PIGEON
-    trains. What they are to the other families: see adapters.py.
+    trains. What they are to the other families: see families.py.
     """
     return tower_family(backbone.module).features[backbone.feature](backbone.module, pixels)
 
