@@ -85,7 +85,9 @@ def write_chunk(store: Store, chunk: Chunk, sources: Sources, samples: Samples) 
         values = np.zeros((rows.stop - rows.start, *store.shape[1:]), store.embeddings.dtype)
     for places, embeddings in chunk.computed:
         row, view = np.array(places).T
-        values[row, view] = embeddings.cpu().numpy()
+        # What float16 can't hold becomes infinite, and is refused below.
+        with np.errstate(over="ignore"):
+            values[row, view] = embeddings.cpu().numpy()
         finite = np.isfinite(values[row, view]).all(axis=1)
         if not finite.all():
             first = int(np.argmin(finite))
