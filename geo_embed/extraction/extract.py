@@ -137,6 +137,10 @@ def extract(
     existing = _existing_store(plan)
     range_rows = part_rows(count, existing.chunk_rows if existing else plan.chunk_rows, part)
     rows = range_rows if limit is None else slice(0, min(limit, count))
+    if part is not None and rows.start == rows.stop:
+        say(
+            f"part {part[0]}/{part[1]} is empty: parts are ranges of whole chunks of samples (inference.chunk_rows)"
+        )
 
     with only_writer(plan.path, None if part is None else range_rows):
         # Nothing is made or moved before the images have been looked at.

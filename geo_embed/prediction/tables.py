@@ -1,4 +1,4 @@
-"""Tables that say where a score comes from: by class, view, border, distance, confidence. Predictions in, rows of plain values out."""
+"""Tables that say where a score comes from: by class, view, border, distance, calibration. Predictions in, rows of plain values out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
