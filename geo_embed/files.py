@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -61,8 +62,11 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     replaced = path.with_name(f".{path.name}{_REPLACED}")
     with disk_errors(path):
         temporary.mkdir(parents=True)
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_WRITING}"):
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+        # Earlier versions gave the name without the random part.
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}*{_WRITING}"):
+            middle = leftover.name.removeprefix(f".{path.name}").removesuffix(_WRITING)
+            is_ours = not middle or re.fullmatch(r"\.[0-9a-f]{8}", middle)
+            if is_ours and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
     try:
         with disk_errors(path):

@@ -139,12 +139,14 @@ def test_a_directory_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: 
 
 def test_what_a_killed_writer_left_goes_once_it_is_old_and_never_what_may_be_at_work(tmp_path: Path) -> None:
     old, young = tmp_path / ".run.00000000.writing", tmp_path / ".run.11111111.writing"
-    for left in (old, young):
+    earlier_version, another = tmp_path / ".run.writing", tmp_path / ".runner.00000000.writing"
+    for left in (old, young, earlier_version, another):
         (left / "half").mkdir(parents=True)
-    os.utime(old, (0, 0))
+    for left in (old, earlier_version, another):
+        os.utime(left, (0, 0))
     with replacing_directory(tmp_path / "run"):
         pass
-    assert names(tmp_path) == [".run.11111111.writing", "run"]
+    assert names(tmp_path) == [".run.11111111.writing", ".runner.00000000.writing", "run"]
 
 
 def test_the_names_of_what_is_being_written_are_known_as_leftovers(tmp_path: Path) -> None:
