@@ -75,7 +75,7 @@ def resolve(
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known_keys(), "default")
     for origin, layer in _layers(file, settings, overrides or {}):
-        for key, value in _flatten(layer, origin).items():
+        for key, value in dotted(layer, origin).items():
             values[key] = value
             origins[key] = origin
     named = values.get("model.plugins", ())
@@ -143,22 +143,6 @@ def _parse(key: str, text: str) -> Any:
     return value
 
 
-def _flatten(layer: Mapping[str, Any], origin: str, prefix: str = "") -> dict[str, Any]:
-    keys = known_keys()
-    flat: dict[str, Any] = {}
-    for name, value in layer.items():
-        key = prefix + name
-        if isinstance(value, BaseModel):
-            value = value.model_dump()
-        if key in keys:
-            flat[key] = value
-        elif isinstance(value, Mapping) and any(k.startswith(key + ".") for k in keys):
-            flat |= _flatten(value, origin, key + ".")
-        else:
-            raise GeoError(f"unknown setting {key!r}", where=origin, hint=nearest_key(key, list(keys)))
-    return flat
-
-
 def nearest_key(key: str, keys: list[str]) -> str:
     """A hint for an unknown key: the known one that was probably meant."""
     name = key.rsplit(".", 1)[-1]
@@ -220,11 +204,13 @@ def to_toml(config: Config, *, comments: bool = False, only_hints: bool = False)
 
 
 def dotted(table: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Nested tables to dotted keys of settings."""
+    """Nested tables, or groups of settings, to dotted keys. Raises GeoError for an unknown one, with the nearest."""
     keys = known_keys()
     leaves: dict[str, Any] = {}
     for name, value in table.items():
         key = prefix + name
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
         if key in keys:
             leaves[key] = value
         elif isinstance(value, Mapping) and any(other.startswith(key + ".") for other in keys):
