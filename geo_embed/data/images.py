@@ -24,6 +24,11 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 
 
+# How a file becomes pixels. One more whenever any picture's pixels become others than they were: embeddings made before are then of
+# other pixels. 1: up to version 0.1.0. 2: grey levels by the file's own depth and sample format.
+PICTURE_SEMANTICS: int = 2
+
+
 class UnreadableImage(Exception):
     """A picture that can't be decoded; the text is the reason, for people."""
 
