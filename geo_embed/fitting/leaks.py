@@ -165,7 +165,7 @@ def _open(
 
 
 def _warn_of_places_alone(error: GeoError) -> None:
-    warn(f"places alone are compared, no embeddings: {error}")
+    warn(f"places alone are compared: {error}")
 
 
 def _same_place(
