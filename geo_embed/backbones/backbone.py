@@ -12,7 +12,7 @@ from geo_embed.backbones.families import (
     save_tower,
     tower_family,
 )
-from geo_embed.backbones.preprocessing import describe_preprocessing, read_preprocessing
+from geo_embed.backbones.preprocessing import check_tower_takes, describe_preprocessing, read_preprocessing
 from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.config import Model
 from geo_embed.data.images import Preprocessing
@@ -62,6 +62,7 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
     directory = find_backbone(model.backbone_name)
     dim = embedding_dim(directory, model.feature)
     preprocessing = read_preprocessing(directory, exact=model.exact)
+    check_tower_takes(directory, preprocessing)
     with quiet_transformers():
         tower = load_tower(directory, dtype)
     return Backbone(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     pass
 
 
-_DOWNLOADED = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_DOWNLOADED = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+]
 
 
 def find_backbone(name: str, *, download: bool = True) -> Path:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geo_embed.backbones.preprocessing import read_preprocessing
+from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
@@ -125,9 +125,11 @@ def _difference(store: Store, wanted: dict[str, Any]) -> str:
 
 def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
     """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
+    preprocessing = read_preprocessing(directory, exact=model.exact)
+    check_tower_takes(directory, preprocessing)
     made_by = {
         "weights_sha256": hash_weights(directory),
-        "preprocessing": read_preprocessing(directory, exact=model.exact).to_dict(),
+        "preprocessing": preprocessing.to_dict(),
         "feature": model.feature,
         "view_names": list(model.view_names),
         "dtype": str(dtype).removeprefix("torch."),

@@ -44,6 +44,7 @@ class Preprocessing:
         scale: factor from grey levels to the unit range, before mean and standard deviation are applied.
         mean, std: per channel.
         resize: whose resize is used.
+        longest_edge: what the longer side may not exceed after resizing, where `shortest_edge` is set; None for no such bound.
     """
 
     shortest_edge: int | None
@@ -54,11 +55,14 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: Literal["torch", "pil"]
+    longest_edge: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the fingerprint and the store."""
+        """Plain values, for the fingerprint and the store; a bound that isn't set is left out, as in the stores of earlier versions."""
         return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if (key, value) != ("longest_edge", None)
         }
 
 
@@ -101,12 +105,27 @@ def one_thread() -> None:
 
 
 def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
-    """(height, width) after resizing and before the crop, as transformers computes it."""
+    """(height, width) after resizing and before the crop, as transformers computes it.
+
+    Raises:
+        UnreadableImage: `longest_edge` leaves nothing of the shorter side.
+    """
     if spec.shortest_edge is None:
         return spec.height, spec.width
     short, long = min(height, width), max(height, width)
-    scaled = int(spec.shortest_edge * long / short)
-    return (scaled, spec.shortest_edge) if width <= height else (spec.shortest_edge, scaled)
+    edge, unrounded = spec.shortest_edge, float(spec.shortest_edge)
+    if spec.longest_edge is not None and long / short * edge > spec.longest_edge:
+        unrounded = spec.longest_edge * short / long
+        edge = round(unrounded)
+        if not edge:
+            raise UnreadableImage(
+                f"{width}×{height} pixels: too long for a longest_edge of {spec.longest_edge}"
+            )
+        # transformers leaves a picture alone whose shorter side is right by chance, though its longer one is not.
+        if edge == short:
+            return height, width
+    scaled = int(unrounded * long / short)
+    return (scaled, edge) if width <= height else (edge, scaled)
 
 
 def resize(pixels: Pixels, spec: Preprocessing) -> Pixels:
