@@ -38,3 +38,14 @@ def disk_errors(path: Path) -> Iterator[None]:
             where=path,
             hint="free or unlock the disk; what is committed stays, and the same command goes on from there",
         ) from error
+
+
+@contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that is read, its name included, into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GeoError("there is no such file", where=path) from error
+    except OSError as error:
+        raise GeoError(f"can't read: {error.strerror or error}", where=path) from error

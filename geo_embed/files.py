@@ -1,4 +1,7 @@
-"""Files of any kind: atomic replacement, locks, JSON, checksums, and tensors with the mode of any other file.
+"""Files of any kind: the door for what comes from outside, atomic replacement, locks, checksums, tensors.
+
+`open_regular`, `read_bytes`, `read_json` and `open_tensors` are how a file is opened that somebody else may have made: it must
+be a regular file, is read up to a bound, and what it claims about its content is checked before memory is taken for it.
 
 `replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package.
 """
@@ -6,27 +9,259 @@
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar, overload
 
-from geo_embed.errors import GeoError, disk_errors
+from geo_embed.errors import GeoError, disk_errors, reading_errors
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from safetensors import safe_open
     from torch import Tensor
+
+Schema = TypeVar("Schema", bound="BaseModel")
 
 # Hidden names beside what they are to become, or were.
 _WRITING, _REPLACED = ".writing", ".replaced"
 # What is younger may belong to a writer at work.
 LEFTOVER_SECONDS = 3600
+
+# Parsed, JSON takes up to some thirty times its bytes: half a gigabyte at worst.
+JSON_BYTES = 16 << 20
+# Far more than any file of ours has, far less than Python's own recursion stands.
+_JSON_DEPTH = 100
+# The largest towers have a few thousand tensors, at some hundred bytes of header each.
+_TENSORS = 100_000
+# By the names that safetensors gives them; smaller ones than a byte are left out, since nothing here reads them.
+_TENSOR_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, opened for reading bytes while the block runs. A pipe or device in its place can't make it wait.
+
+    Raises:
+        GeoError: it isn't there or can't be read, also within the block; or it is a directory, pipe, socket or device.
+    """
+    # Opening can already do harm (a tape rewinds), and without O_NONBLOCK waits for a pipe's other end.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with reading_errors(path):
+        try:
+            _check_regular(path, path.stat().st_mode)
+        except ValueError as error:
+            raise GeoError(f"no file can have this name: {error}", where=repr(str(path))) from error
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            _check_regular(path, os.fstat(file.fileno()).st_mode)
+            yield file
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "device")
+    raise GeoError(
+        f"this is a {kind}, where a file is wanted", where=path, hint="put the file there, or name it"
+    )
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """A regular file's bytes. Raises GeoError as `open_regular` does, and where there are more than `limit` of them."""
+    with open_regular(path) as file:
+        # What the system says of the size can be wrong (/proc), or change meanwhile.
+        data = b"" if os.fstat(file.fileno()).st_size > limit else file.read(limit + 1)
+        size = max(os.fstat(file.fileno()).st_size, len(data))
+    if size > limit:
+        raise GeoError(f"{size:,} bytes are more than a file of this kind may have ({limit:,})", where=path)
+    return data
+
+
+@overload
+def read_json(path: Path, schema: None = None, *, limit: int = JSON_BYTES) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, schema: "type[Schema]", *, limit: int = JSON_BYTES) -> "Schema": ...
+def read_json(path: Path, schema: "type[BaseModel] | None" = None, *, limit: int = JSON_BYTES) -> Any:
+    """A JSON object from a file.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        schema: a pydantic model to validate it with; default: any object.
+        limit: most bytes.
+
+    Returns:
+        The object as plain values, or an instance of the schema.
+
+    Raises:
+        GeoError: as `read_bytes`; or it isn't JSON (NaN and Infinity are not), not an object, nested too deep, holds half a
+            character, or isn't as the schema has it, by the first key that isn't.
+    """
+    data = read_bytes(path, limit=limit)
+    content = parse_json(data, path)
+    return content if schema is None else validated(schema, content, path)
+
+
+def parse_json(data: bytes, where: Path | str) -> dict[str, Any]:
+    """A JSON object from bytes; see `read_json`."""
+    try:
+        content = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+        # A surrogate alone passes the parser, and nothing can print or write it.
+        if b"\\ud" in data.lower():
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        # Later code walks what it is given by recursion, too.
+        if data.count(b"[") + data.count(b"{") > _JSON_DEPTH and _is_deep(content):
+            raise RecursionError
+    except RecursionError as error:
+        raise GeoError("not a readable JSON file: it is nested too deep", where=where) from error
+    except ValueError as error:
+        raise GeoError(f"not a readable JSON file: {error}", where=where) from error
+    if not isinstance(content, dict):
+        raise GeoError(f"not a JSON object, but a {type(content).__name__}", where=where)
+    return content
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is beyond any number here")
+    return number
+
+
+def _is_deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(_JSON_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def validated(schema: "type[Schema]", content: Any, where: Path | str) -> "Schema":
+    """An instance of a pydantic model. Raises GeoError that names the first key that isn't as it should be."""
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        what = first["msg"].removeprefix("Value error, ")
+        # A missing key's input is all that is there, and a whole list helps nobody.
+        value = first["input"]
+        shown = "" if isinstance(value, dict | list) else f", got {value!r:.60}"
+        raise GeoError(f"{key}: {what}{shown}" if key else f"{what}{shown}", where=where) from error
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a safetensors header says of a tensor: dtype by safetensors' name, and where its bytes lie in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_tensor_header(path: Path) -> dict[str, TensorEntry]:
+    """What a safetensors file says that it holds, by name, checked against the bytes that it has.
+
+    Format: https://github.com/safetensors/safetensors#format: 8 bytes of length, little-endian, a JSON header of that
+    length, the tensors' bytes.
+
+    Raises:
+        GeoError: as `open_regular`; or the header is cut short, too long, not JSON, or claims what the file doesn't hold.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            _refuse_tensors(path, f"its header is cut short, or it isn't one ({size:,} bytes)")
+        if length > JSON_BYTES:
+            _refuse_tensors(path, f"its header has {length:,} bytes")
+        header = parse_json(file.read(length), path)
+    header.pop("__metadata__", None)
+    if len(header) > _TENSORS:
+        _refuse_tensors(path, f"it claims {len(header):,} tensors")
+    entries = {name: _tensor_entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    stop = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start < stop:
+            _refuse_tensors(path, f"{name!r:.80} overlaps another tensor")
+        stop = entry.stop
+    return entries
+
+
+def _tensor_entry(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorEntry:
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        _refuse_tensors(path, f"{name!r:.80} isn't described by dtype, shape and data_offsets")
+    if not isinstance(dtype, str) or dtype not in _TENSOR_BYTES:
+        _refuse_tensors(path, f"{name!r:.80} is of dtype {dtype!r:.40}, which isn't known here")
+    # Beside a zero, the other lengths take no bytes and can still be beyond what a tensor may have.
+    if len(shape) > 32 or math.prod(n or 1 for n in shape) > 1 << 48:
+        _refuse_tensors(path, f"{name!r:.80} claims a shape of {len(shape)} dimensions beyond any tensor's")
+    if start > stop or begin + stop > size:
+        _refuse_tensors(path, f"{name!r:.80} ends at byte {begin + stop:,} of {size:,}")
+    if math.prod(shape) * _TENSOR_BYTES[dtype] != stop - start:
+        _refuse_tensors(path, f"{name!r:.80} claims {dtype} {shape!r:.80} in {stop - start:,} bytes")
+    return TensorEntry(dtype, tuple(shape), begin + start, begin + stop)
+
+
+def _refuse_tensors(path: Path, why: str) -> NoReturn:
+    raise GeoError(
+        f"not a readable safetensors file: {why}",
+        where=path,
+        hint="copy or download it again: part of it is missing or damaged",
+    )
+
+
+@contextmanager
+def open_tensors(path: Path, *, device: str = "cpu") -> "Iterator[safe_open]":
+    """A safetensors file, opened while the block runs: `.keys()`, `.get_slice(name).get_shape()`, `.get_tensor(name)`.
+
+    Tensors are PyTorch's. Compare shapes before tensors are read, or anything is built to hold them.
+
+    Raises:
+        GeoError: as `read_tensor_header`; or what safetensors says of the file, also within the block.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_tensor_header(path)
+    with reading_errors(path):
+        try:
+            with safe_open(path, framework="pt", device=device) as opened:
+                yield opened
+        except SafetensorError as error:
+            _refuse_tensors(path, str(error))
 
 
 @contextmanager
@@ -172,15 +407,6 @@ def write_json(path: Path, content: Any) -> None:
     """Indented JSON, in one piece. Raises GeoError where the disk is full or may not be written."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file holds something else. Raises GeoError where it can't be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GeoError(f"not a readable JSON file: {error}", where=path) from error
-    return content if isinstance(content, dict) else {}
 
 
 def file_sha256(path: Path) -> str:

@@ -1,21 +1,26 @@
-"""Checksums of whole files, and tensors in a file that has the mode of any other."""
+"""The door for what comes from outside, checksums, replacement in one piece, locks, tensors in a file with the usual mode."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from pydantic import BaseModel, Field
+from safetensors.torch import load_file, save_file
 
 from geo_embed.backbones.backbone import Backbone, load_backbone, save_backbone
 from geo_embed.config import Config
@@ -26,6 +31,11 @@ from geo_embed.files import (
     is_leftover,
     is_locked,
     lock,
+    open_regular,
+    open_tensors,
+    read_bytes,
+    read_json,
+    read_tensor_header,
     replacing,
     replacing_directory,
     restore_replaced,
@@ -80,6 +90,247 @@ def test_a_labs_others_may_read_the_heads_and_the_backbone_of_a_run(
         RunWriter(tmp_path / "run").write_heads(load_heads(run))
     for directory in (tmp_path / "backbone", tmp_path / "run"):
         assert set(modes(directory).values()) == {0o644}
+
+
+# ---------------------------------------------------------------- the door
+
+
+class Named(BaseModel):
+    name: str
+    size: int = Field(ge=0)
+
+
+def in_a_second(path: Path, read: Callable[[Path], object]) -> str:
+    """What is said of a file that is refused; a test that hangs, or takes memory for what a file claims, fails here."""
+    refused: list[str] = []
+
+    def try_it() -> None:
+        with pytest.raises(GeoError) as caught:
+            read(path)
+        refused.append(str(caught.value))
+
+    tracemalloc.start()
+    thread = threading.Thread(target=try_it, daemon=True)
+    thread.start()
+    thread.join(20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused
+    assert peak < 50e6
+    assert "\n" not in refused[0]
+    return refused[0]
+
+
+def read_all(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    with open_tensors(path) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+DOORS: list[Callable[[Path], object]] = [
+    read_all,
+    partial(read_bytes, limit=1000),
+    read_json,
+    partial(read_json, schema=Named),
+    read_tensor_header,
+    read_tensors,
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_only_a_regular_file_comes_in_and_nothing_waits_for_a_pipes_other_end(
+    tmp_path: Path, door: Callable[[Path], object]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    (tmp_path / "nowhere").symlink_to("gone")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name, why in {
+            "pipe": "this is a named pipe, where a file is wanted",
+            "to_pipe": "named pipe",
+            "socket": "this is a socket",
+            ".": "this is a directory",
+            "/dev/zero": "this is a device",
+            "/dev/null": "this is a device",
+            "loop": "symbolic links",
+            "nowhere": "there is no such file",
+            "absent": "there is no such file",
+            "a\0b": "no file can have this name",
+            "a" * 300: "File name too long",
+            "absent/under": "there is no such file",
+        }.items():
+            assert why in in_a_second(tmp_path / name, door)
+
+
+def test_a_file_through_a_link_is_read_and_one_without_permission_or_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_all(tmp_path / "link") == read_bytes(tmp_path / "link", limit=7) == b"content"
+    assert "7 bytes are more than" in in_a_second(tmp_path / "file", partial(read_bytes, limit=6))
+    # 4 GB without a byte on the disk.
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 32)
+    assert "4,294,967,296 bytes" in in_a_second(tmp_path / "huge", read_json)
+    if os.geteuid():
+        (tmp_path / "file").chmod(0)
+        assert "Permission denied" in in_a_second(tmp_path / "file", read_all)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_the_bound_holds_where_the_system_says_that_a_file_has_no_bytes() -> None:
+    assert Path("/proc/self/maps").stat().st_size == 0
+    assert "are more than" in in_a_second(Path("/proc/self/maps"), partial(read_bytes, limit=10))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"[1, 2]", "not a JSON object, but a list"),
+        (b"null", "not a JSON object, but a NoneType"),
+        (b'{"a": NaN}', "NaN is no number of JSON's"),
+        (b'{"a": [-Infinity]}', "-Infinity is no number"),
+        (b'{"a": 1e999}', "1e999 is beyond any number"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "integer string conversion"),
+        (b'{"a": "\xff"}', "can't decode byte 0xff"),
+        (b"{\0}", "Expecting property name"),
+        (b'{"a": "\\ud800"}', "surrogates not allowed"),
+        (b'{"\\uDC00": 1}', "surrogates not allowed"),
+        (b'{"a":' + b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b'{"a":' + b"[" * 150 + b"]" * 150 + b"}", "nested too deep"),
+        ('{"a": 1}'.encode("utf-16"), "can't decode"),
+    ],
+)
+def test_what_is_no_plain_json_is_refused_in_one_line(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    for door in (read_json, partial(read_json, schema=Named)):
+        assert why in in_a_second(tmp_path / "a.json", door)
+
+
+def test_json_is_read_as_python_reads_it_and_a_schema_gives_its_own_kind(tmp_path: Path) -> None:
+    text = '{"name": "a\\ud83d\\ude00b", "size": 3, "more": [[1, 2.5], {"b": null}], "large": 123456789012345678901}'
+    (tmp_path / "a.json").write_text("\ufeff" + text, encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == json.loads(text)
+    assert read_json(tmp_path / "a.json", Named) == Named(name="a\U0001f600b", size=3)
+    many = {"many": [[n] for n in range(1000)]}
+    (tmp_path / "a.json").write_text(json.dumps(many))
+    assert read_json(tmp_path / "a.json") == many
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({}, "name: Field required"),
+        ({"name": "a", "size": "many"}, "size: Input should be a valid integer"),
+        ({"name": "a", "size": -1}, "size: Input should be greater than or equal to 0, got -1"),
+        ({"name": ["x" * 1000], "size": 1}, "name: Input should be a valid string"),
+    ],
+)
+def test_a_schema_names_the_key_that_is_wrong(tmp_path: Path, content: dict[str, object], why: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    refused = in_a_second(tmp_path / "a.json", partial(read_json, schema=Named))
+    assert refused.startswith(why)
+    assert refused.endswith(f"({tmp_path / 'a.json'})")
+    assert len(refused) < 200 + len(str(tmp_path))
+
+
+TENSORS = {
+    "a": torch.arange(6).reshape(2, 3),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 5),
+    "scalar": torch.tensor(2.5),
+}
+
+
+def with_header(path: Path, header: object, data: bytes = bytes(8), *, length: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_a_tensor_file_says_what_safetensors_wrote_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path, metadata={"format": "pt"})
+    entries = read_tensor_header(path)
+    assert {name: entry.shape for name, entry in entries.items()} == {
+        name: tuple(tensor.shape) for name, tensor in TENSORS.items()
+    }
+    whole = path.read_bytes()
+    assert whole[entries["a"].start : entries["a"].stop] == TENSORS["a"].numpy().tobytes()
+    read = read_tensors(path)
+    assert read.keys() == TENSORS.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in TENSORS.items())
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"a": F32 | {"shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, "ends at byte 4,000,"),
+        ({"a": F32 | {"shape": [10**12]}}, "in 8 bytes"),
+        ({"a": F32 | {"shape": [2**40, 2**40]}}, "beyond any tensor's"),
+        ({"a": F32 | {"shape": [0, 2**62], "data_offsets": [0, 0]}}, "beyond any tensor's"),
+        ({"a": F32 | {"shape": [1] * 100_000}}, "100000 dimensions"),
+        ({"a": F32 | {"shape": [-2]}}, "isn't described by"),
+        ({"a": F32 | {"shape": [True, 2]}}, "isn't described by"),
+        ({"a": F32 | {"shape": 2}}, "isn't described by"),
+        ({"a": F32 | {"data_offsets": [8, 0]}}, "ends at byte"),
+        ({"a": F32 | {"data_offsets": [-8, 0]}}, "isn't described by"),
+        ({"a": F32 | {"data_offsets": [0, 8, 8]}}, "isn't described by"),
+        ({"a": F32 | {"data_offsets": [0.0, 8.0]}}, "isn't described by"),
+        ({"a": F32 | {"dtype": "F31"}}, "'F31', which isn't known"),
+        ({"a": F32 | {"dtype": ["F32"]}}, "which isn't known"),
+        ({"a": F32 | {"dtype": "F64"}}, "in 8 bytes"),
+        ({"a": F32, "b": F32}, "'b' overlaps another"),
+        ({"a": {"dtype": "F32"}}, "isn't described by"),
+        ({"a": None}, "isn't described by"),
+        ([F32], "not a JSON object"),
+        (b"{", "not a readable JSON file"),
+        (b'{"a":' + b"[" * 100_000, "nested too deep"),
+        ({str(n): {} for n in range(100_001)}, "claims 100,001 tensors"),
+    ],
+)
+def test_a_tensor_file_that_claims_what_it_has_not_is_refused_before_memory_is_taken(
+    tmp_path: Path, header: object, why: str
+) -> None:
+    path = with_header(tmp_path / "a.safetensors", header)
+    for door in (read_tensor_header, read_tensors):
+        assert why in in_a_second(path, door)
+
+
+def test_a_tensor_file_cut_anywhere_or_with_a_header_of_any_length_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path)
+    whole = path.read_bytes()
+    for size in (0, 1, 7, 8, 9, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert "not a readable" in in_a_second(path, read_tensors)
+    for length in (0, 1, 40, 10**3, 2**40, 2**64 - 1):
+        with_header(path, {"a": F32}, length=length)
+        assert "not a readable" in in_a_second(path, read_tensors)
+    # A header of ten million entries, 100 MB, and one that is nothing but long: neither is parsed.
+    with path.open("wb") as file:
+        file.write((10**8).to_bytes(8, "little") + b'{"a":{},')
+        file.truncate(10**8 + 16)
+    assert "its header has 100,000,000 bytes" in in_a_second(path, read_tensors)
+
+
+def test_what_only_safetensors_minds_is_refused_in_its_words(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "a.safetensors", {"a": F32 | {"data_offsets": [8, 16]}}, bytes(16))
+    assert read_tensor_header(path)["a"].shape == (2,)
+    assert "not a readable safetensors file: Error while deserializing header" in in_a_second(
+        path, read_tensors
+    )
 
 
 # ---------------------------------------------------------------- in one piece
