@@ -2,6 +2,9 @@
 
 uint8 all the way to the device; only `normalise` makes floats. Two resizes exist: torch's antialiased bicubic
 (within two grey levels of PIL, and faster), and PIL's own, bit-equal to transformers' processor.
+
+Whatever a file holds, `decode` gives the picture that PIL makes of it, or raises `UnreadableImage`: nothing else gets out of the
+decoders. Files are handed to them without what makes no pixels, since text, profiles and EXIF can be as broken as they like.
 """
 
 import io
@@ -13,24 +16,43 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from geo_embed.data import gif, jpeg, kinds, png, tiff
+from geo_embed.data.depth import Depth, UnknownDepth, to_rgb
+from geo_embed.data.orientation import UPRIGHT, read_orientation, turn_upright
+from geo_embed.data.resampling import resize_part
 
 if TYPE_CHECKING:
     import torch
 
 Pixels = NDArray[np.uint8]
 
+_JPEG = b"\xff\xd8"
+
 # 100 megapixels are 300 MB once decoded: more than a street view has, less than a decoding thread can bear.
 MAX_PIXELS = 100_000_000
 
+
+# A resized picture beyond this, of which less than a quarter is kept, is made in that part alone.
+_MOST_RESIZED = 4_000_000
 
 # How a file becomes pixels. One more whenever any picture's pixels become others than they were: embeddings made before are then of
 # other pixels. 1: up to version 0.1.0. 2: grey levels by the file's own depth and sample format.
 PICTURE_SEMANTICS: int = 2
 
 
+# PIL warns of metadata, and of pictures that are larger than MAX_PIXELS; the former make no pixels, the latter are refused.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 class UnreadableImage(Exception):
     """A picture that can't be decoded; the text is the reason, for people."""
+
+
+class DamagedImage(UnreadableImage):
+    """A picture that decodes, but whose decoder had to make pixels up."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +88,44 @@ class Preprocessing:
         }
 
 
-def decode(data: bytes) -> Pixels:
-    """Image bytes to RGB (H, W, 3), upright by EXIF, transparency laid over white, 16-bit scaled to 8.
+def decode(data: bytes, *, accept_damage: bool = False) -> Pixels:
+    """Image bytes to RGB (H, W, 3), upright by EXIF or XMP, transparency laid over white, any depth scaled to 8 bits.
+
+    Args:
+        data: the file.
+        accept_damage: take what PIL makes of a picture whose decoder complains of pixels that are lost.
 
     Raises:
-        UnreadableImage: with the reason.
+        DamagedImage: with what is lost, unless it is accepted.
+        UnreadableImage: with the reason; every exception of a decoder becomes this one.
     """
-    pixels = _decode_plain_jpeg(data) if data[:2] == b"\xff\xd8" else None
-    return _decode_any(data) if pixels is None else pixels
+    try:
+        pixels = _decode_plain_jpeg(data) if data[:2] == _JPEG else None
+        return _decode_any(data, accept_damage) if pixels is None else pixels
+    except UnreadableImage:
+        raise
+    except UnknownDepth as error:
+        raise UnreadableImage(str(error)) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:
+        raise UnreadableImage(_in_one_line(error)) from error
 
 
-def find_fault(path: Path) -> str:
+def find_fault(path: Path, *, accept_damage: bool = False) -> str:
     """Why a picture can't be read, looking as little as possible; empty where it seems fine.
 
-    A JPEG with both its markers passes; anything else is decoded.
+    A JPEG with both its markers passes; anything else is decoded, as `decode` does.
     """
     try:
         with path.open("rb") as file:
             start = file.read(2)
-            if start == b"\xff\xd8":
+            if start == _JPEG:
                 file.seek(-2, os.SEEK_END)
                 if file.read(2) == b"\xff\xd9":
                     return ""
             file.seek(0)
-            decode(file.read())
+            decode(file.read(), accept_damage=accept_damage)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
@@ -129,9 +165,20 @@ def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, in
 
 
 def resize(pixels: Pixels, spec: Preprocessing) -> Pixels:
-    """(H, W, 3) to the backbone's (3, height, width): resize, then centre crop, zero-padded where too small."""
+    """(H, W, 3) to the backbone's (3, height, width): resize, then centre crop, zero-padded where too small.
+
+    Of a picture that is many times as long as it is wide only the crop is made, by PIL's arithmetic: bit-equal to PIL's resize, and
+    within two grey levels of torch's, like every other.
+    """
     size = resized_shape(pixels.shape[0], pixels.shape[1], spec)
-    resized = _resize_pil(pixels, size, spec) if spec.resize == "pil" else _resize_torch(pixels, size, spec)
+    wanted = spec.height * spec.width
+    if size[0] * size[1] > max(_MOST_RESIZED, 4 * wanted):
+        rows, columns = _kept(size[0], spec.height), _kept(size[1], spec.width)
+        resized = resize_part(pixels, size, rows, columns, spec.resample)
+    else:
+        resized = (
+            _resize_pil(pixels, size, spec) if spec.resize == "pil" else _resize_torch(pixels, size, spec)
+        )
     return np.ascontiguousarray(_centre_crop(resized, spec.height, spec.width).transpose(2, 0, 1))
 
 
@@ -190,12 +237,16 @@ def _gain_and_offset(spec: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]"
 
 
 def _decode_plain_jpeg(data: bytes) -> Pixels | None:
-    """Decode what simplejpeg decodes bit-equal to PIL; None for anything that needs a closer look."""
+    """Decode what simplejpeg decodes bit-equal to PIL and without a complaint; None for anything that needs a closer look."""
     import simplejpeg
 
     # EXIF or XMP may turn the picture, and CMYK needs PIL's inversion.
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+    if b"Exif\0\0" in data or b"tiff:Orientation" in data or data.count(b"\xff\xda") > jpeg.MAX_SCANS:
         return None
+    return _decode_upright_jpeg(data, simplejpeg)
+
+
+def _decode_upright_jpeg(data: bytes, simplejpeg: Any) -> Pixels | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray", "GRAY") or height * width > MAX_PIXELS:
@@ -205,36 +256,121 @@ def _decode_plain_jpeg(data: bytes) -> Pixels | None:
         return None
 
 
-def _decode_any(data: bytes) -> Pixels:
-    if not data:
-        raise UnreadableImage("zero bytes")
+def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
+    """By kind of file: its essence to the decoder; then what is lost; then depth, transparency and orientation."""
+    depth: Depth | None = Depth()
+    key: tuple[int, ...] = ()
+    loss = ""
+    if data[:2] == _JPEG:
+        return _decode_jpeg(data, accept_damage)
+    if data.startswith(png.SIGNATURE):
+        read = png.read_png(data)
+        _refuse_size(read.width, read.height)
+        image = _load(read.essence)
+        loss = png.find_loss(read)
+        depth, key = _png_depth(read, image)
+        orientation = read_orientation(read.exif, read.xmp)
+    elif (directory := tiff.read_directory(data)) is not None:
+        refusal = tiff.find_refusal(data, directory)
+        if refusal:
+            raise UnreadableImage(refusal)
+        image = _load(tiff.only_pixels(data, directory), unknown=tiff.describe(directory))
+        loss = tiff.find_loss(data, directory)
+        depth = Depth(
+            bits=directory.first(tiff.BITS_PER_SAMPLE, 1),
+            floating=directory.first(tiff.SAMPLE_FORMAT, tiff.UNSIGNED) == tiff.FLOAT,
+            inverted=directory.first(tiff.PHOTOMETRIC, 0) == tiff.MIN_IS_WHITE,
+        )
+        orientation = directory.first(tiff.ORIENTATION, UPRIGHT)
+    else:
+        image = _load(data)
+        if image.format == "GIF":
+            loss = gif.find_loss(data)
+        if image.format not in ("PPM", "JPEG2000"):
+            depth = None
+        elif image.mode == "F":
+            depth = Depth(floating=True)
+        orientation = read_orientation(_bytes_of(image, "exif"), _bytes_of(image, "xmp"))
+    if loss and not accept_damage:
+        raise DamagedImage(f"damaged: {loss}")
+    return turn_upright(to_rgb(image, depth, key), orientation)
+
+
+def _decode_jpeg(data: bytes, accept_damage: bool) -> Pixels:
+    import simplejpeg
+
+    read = jpeg.read_jpeg(data)
+    refusal = jpeg.find_refusal(data, read)
+    if refusal:
+        raise UnreadableImage(refusal)
+    pixels = _decode_upright_jpeg(read.essence, simplejpeg) if read.essence else None
+    if pixels is None:
+        rare = jpeg.describe_process(read)
+        image = _load(
+            read.essence or data, unknown=f"not an image that can be read here: {rare}" if rare else ""
+        )
+        loss = jpeg.find_loss(read)
+        if loss and not accept_damage:
+            raise DamagedImage(f"damaged: {loss}")
+        pixels = to_rgb(image, None)
+    return turn_upright(pixels, read_orientation(read.exif, read.xmp))
+
+
+def _load(data: bytes, *, unknown: str = "") -> Image.Image:
+    """PIL's picture, decoded; of a file that PIL doesn't know `unknown` is said, or what it looks like."""
+    if kinds.is_postscript(data) or not data:
+        raise UnreadableImage(kinds.describe(data))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImage(f"{width}×{height} pixels: more than {MAX_PIXELS:,}")
-            image = ImageOps.exif_transpose(image)
-            return np.asarray(_to_rgb(image), dtype=np.uint8)
+        image: Image.Image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
-        raise UnreadableImage(str(error) or type(error).__name__) from error
+        raise UnreadableImage(unknown or kinds.describe(data)) from error
+    _refuse_size(*image.size)
+    try:
+        image.load()
+    except OSError as error:
+        # Formats that PIL knows by name alone.
+        if "cannot find loader" in str(error):
+            raise UnreadableImage(f"not an image that can be read here: {image.format}") from error
+        raise
+    _refuse_size(*image.size)
+    return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # PIL clips 16-bit grey to white instead of scaling it.
-        grey = np.asarray(image, dtype=np.uint32)
-        return Image.fromarray((grey.clip(max=65535) >> 8).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _refuse_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width}×{height} pixels: more than {MAX_PIXELS:,}")
+
+
+def _png_depth(read: png.Png, image: Image.Image) -> tuple[Depth, tuple[int, ...]]:
+    """How grey samples of 16 bits are read, and the transparent colour in 8 bits a channel."""
+    if not read.key:
+        return Depth(), ()
+    if read.bits == 16 and read.colour == png.GREY:
+        return Depth(key=read.key[0]), ()
+    if read.bits == 16:
+        # PIL keeps the upper 8 bits: whether a colour that has those of the transparent one is transparent can't be told.
+        key = tuple(sample >> 8 for sample in read.key)
+        if (np.asarray(image.convert("RGB")) == key).all(axis=2).any():
+            raise UnreadableImage(
+                "a PNG of 16 bits with a transparent colour, which isn't followed; save it with an alpha channel, or with 8 bits"
+            )
+        image.info.pop("transparency", None)
+        return Depth(), ()
+    largest = (1 << read.bits) - 1
+    return Depth(), tuple((sample & largest) * 255 // largest for sample in read.key)
+
+
+def _bytes_of(image: Image.Image, name: str) -> bytes:
+    value = image.info.get(name, b"")
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
+def _in_one_line(error: Exception) -> str:
+    """What a decoder's exception says, for people: printable, and not longer than a line."""
+    text = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))[:200]
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _resize_pil(pixels: Pixels, size: tuple[int, int], spec: Preprocessing) -> Pixels:
@@ -260,6 +396,12 @@ def _resize_torch(pixels: Pixels, size: tuple[int, int], spec: Preprocessing) ->
         batch, size=size, mode=mode, antialias=True, align_corners=False
     )
     return np.asarray(resized[0].permute(1, 2, 0).numpy(), dtype=np.uint8)
+
+
+def _kept(resized: int, wanted: int) -> tuple[int, int]:
+    """First and end of what the centre crop keeps of a side."""
+    start = max(resized - wanted, 0) // 2
+    return start, min(start + wanted, resized)
 
 
 def _centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:

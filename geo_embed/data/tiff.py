@@ -1,0 +1,152 @@
+"""A TIFF's first directory of tags, which EXIF is too: read without trust, and written anew with what makes pixels alone."""
+
+import struct
+from dataclasses import dataclass
+
+ORIENTATION = 0x0112
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 259, 262, 339
+SUB_IFDS, DNG_VERSION = 330, 50706
+MIN_IS_WHITE = 0
+UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+
+# Sizes of the types of integers, and their codes in `struct`: BYTE, SHORT, LONG, SBYTE, SSHORT, SLONG, IFD, LONG8, SLONG8, IFD8.
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# More numbers of a tag than this say nothing about depth or orientation.
+_MOST_VALUES = 64
+# Tags that decide about pixels: size, coding, colours, strips and tiles, tables of JPEG and of YCbCr.
+_PIXEL_TAGS = frozenset(
+    {
+        254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 284, 290, 291, 292, 293, 317, 320, 322,
+        323, 324, 325, 332, 333, 334, 336, 338, 339, 340, 341, 347, *range(512, 522), 529, 530, 531, 532,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The first directory of tags.
+
+    Attributes:
+        order: of its bytes, `<` or `>`.
+        big: BigTIFF, whose offsets have eight bytes.
+        entries: (tag, where its entry lies) in the file's order.
+        values: of the tags that are integers, at most 64 numbers each; of a tag that occurs twice, the later ones.
+        counts: how many numbers a tag has.
+    """
+
+    order: str
+    big: bool
+    entries: list[tuple[int, int]]
+    values: dict[int, tuple[int, ...]]
+    counts: dict[int, int]
+
+    def first(self, tag: int, default: int) -> int:
+        """A tag's first number."""
+        return self.values.get(tag, (default,))[0]
+
+
+def read_directory(data: bytes) -> Directory | None:
+    """The first directory of a TIFF, or of EXIF without its "Exif" in front; None where there is none. Never raises."""
+    # Some writers have the version in the other order of bytes; PIL reads these.
+    if data[:2] not in (b"II", b"MM") or data[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        return None
+    order, big = ("<" if data[:2] == b"II" else ">"), b"+" in data[2:4]
+    offset_code, entry_size = ("Q", 20) if big else ("I", 12)
+    try:
+        (start,) = struct.unpack_from(order + offset_code, data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    except (struct.error, OverflowError):
+        return None
+    first = start + (8 if big else 2)
+    count = min(count, max(len(data) - first, 0) // entry_size)
+    entries, values, counts = [], {}, {}
+    for position in range(first, first + count * entry_size, entry_size):
+        (tag,) = struct.unpack_from(order + "H", data, position)
+        entries.append((tag, position))
+        numbers = _integers(data, position, order, big)
+        if numbers:
+            values[tag] = numbers
+            (counts[tag],) = struct.unpack_from(order + ("Q" if big else "I"), data, position + 4)
+    return Directory(order, big, entries, values, counts)
+
+
+def only_pixels(data: bytes, directory: Directory) -> bytes:
+    """The same picture under a directory of the tags that decide about pixels, orientation not among them."""
+    size = 20 if directory.big else 12
+    kept = [data[position : position + size] for tag, position in directory.entries if tag in _PIXEL_TAGS]
+    start = len(data) + len(data) % 2
+    padding = b"\0" * (start - len(data))
+    if directory.big:
+        offset, count, end = (
+            struct.pack(directory.order + "Q", start),
+            struct.pack(directory.order + "Q", len(kept)),
+            bytes(8),
+        )
+        header = data[:8] + offset + data[16:]
+    else:
+        offset, count, end = (
+            struct.pack(directory.order + "I", start),
+            struct.pack(directory.order + "H", len(kept)),
+            bytes(4),
+        )
+        header = data[:4] + offset + data[8:]
+    return b"".join((header, padding, count, *kept, end))
+
+
+def find_refusal(data: bytes, directory: Directory) -> str:
+    """Why this kind of TIFF isn't decoded, and what would make another of it; empty where it may be."""
+    thumbnail = directory.first(NEW_SUBFILE_TYPE, 0) & 1 and SUB_IFDS in directory.values
+    if data[8:11] == b"CR\x02" or thumbnail or any(tag == DNG_VERSION for tag, _ in directory.entries):
+        return (
+            "not an image that can be read here: a camera's RAW file (such as DNG, NEF, CR2, ARW); "
+            "develop it to JPEG or TIFF: dcraw, darktable, rawpy"
+        )
+    if any(code not in (UNSIGNED, FLOAT) for code in directory.values.get(SAMPLE_FORMAT, ())):
+        return describe(directory)
+    return ""
+
+
+def describe(directory: Directory) -> str:
+    """A TIFF whose samples nothing here reads."""
+    bits, codes = (
+        directory.values.get(BITS_PER_SAMPLE, (1,)),
+        directory.values.get(SAMPLE_FORMAT, (UNSIGNED,)),
+    )
+    names = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "float", UNDEFINED: "undefined"}
+    return (
+        f"a TIFF of {', '.join(map(str, bits[:5]))} bits per sample ({names.get(codes[0], 'complex')}, photometric "
+        f"{directory.first(PHOTOMETRIC, 0)}, compression {directory.first(COMPRESSION, 1)}), not an image that can be read here; "
+        "scale it to 8 or 16 bits, and save it as PNG: ImageMagick, GDAL"
+    )
+
+
+def find_loss(data: bytes, directory: Directory) -> str:
+    """Why pixels are missing; empty where all are there as far as can be told without unpacking them."""
+    width, height = directory.first(256, 0), directory.first(257, 0)
+    if _TILE_OFFSETS in directory.counts:
+        across, down = directory.first(322, width), directory.first(323, height)
+        count, kind = directory.counts[_TILE_OFFSETS], "tiles"
+        parts = -(-width // max(across, 1)) * -(-height // max(down, 1))
+    else:
+        count, kind = directory.counts.get(_STRIP_OFFSETS, 0), "strips"
+        parts = -(-height // max(min(directory.first(278, height), height), 1))
+    if directory.first(284, 1) == 2:
+        parts *= max(directory.first(277, 1), 1)
+    return f"{count:,} {kind} where there should be {parts:,}" if count < parts else ""
+
+
+def _integers(data: bytes, position: int, order: str, big: bool) -> tuple[int, ...]:
+    """The numbers of the entry at `position`; none where it isn't of integers, or points out of the file."""
+    kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), data, position + 2)
+    code = _INTEGERS.get(kind)
+    if code is None or not count:
+        return ()
+    count = min(count, _MOST_VALUES)
+    inline, at = (8, position + 12) if big else (4, position + 8)
+    if struct.calcsize(code) * count > inline:
+        (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
+    try:
+        return struct.unpack_from(f"{order}{count}{code}", data, at)
+    except (struct.error, OverflowError):
+        return ()
