@@ -4,6 +4,7 @@ A root is a folder of this machine today. Another medium, such as an object stor
 the functions below it that make, move and list whole roots; the rest of the package asks for no more.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, is_leftover, remove_directory, replacing, replacing_directory
+from geo_embed.files import (
+    file_sha256,
+    is_leftover,
+    open_regular,
+    remove_directory,
+    replacing,
+    replacing_directory,
+)
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 # Names that earlier versions gave to what they were writing, beside those that `files` gives.
 _EARLIER_LEFTOVERS = (".creating", ".importing", ".replaced")
 _EARLIER_PARTIAL = ".partial"
+_CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,18 @@ class Storage:
         return LocalStore(self.root, read_only=not writable)
 
     def exists(self, name: str) -> bool:
-        """Whether there are bytes of this name, such as `status/c/3/0`."""
-        return (self.root / name).is_file()
+        """Whether anything has this name, such as `status/c/3/0`: what isn't a file of bytes fails once it is read."""
+        return os.path.lexists(self.root / name)
+
+    def size(self, name: str) -> int:
+        """How many bytes a name has. Raises GeoError where it is absent, or no regular file."""
+        with open_regular(self.root / name) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first bytes of a name. Raises GeoError where it can't be read."""
+        with open_regular(self.root / name) as file:
+            return file.read(count)
 
     def checksum(self, name: str) -> str:
         """The sha256 of the bytes of a name."""
@@ -71,7 +90,7 @@ class Storage:
                     beside.unlink(missing_ok=True)
         with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
             # An unbuffered write may take less than all, as on a disk that fills up just now.
-            for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(4, "little"))):
+            for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little"))):
                 while part:
                     part = part[file.write(part) :]
 
@@ -82,20 +101,25 @@ class Storage:
 
         Raises:
             ValueError: its bytes are not those that were written.
-            OSError: it can't be read.
+            GeoError: it can't be read.
         """
         import google_crc32c
 
-        with (self.root / name).open("rb", buffering=0) as file:
+        with open_regular(self.root / name) as file:
             raw = block.reshape(-1).view(np.uint8)
             complete = file.readinto(raw.data) == len(raw)
-            checksum = file.read()
-        if not complete or google_crc32c.value(raw).to_bytes(4, "little") != checksum:
+            checksum = file.read(_CHECKSUM_BYTES + 1)
+        if not complete or google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
             raise ValueError(f"the checksum of {name} does not match")
 
     def usage(self) -> tuple[int, float]:
         """Bytes in all, and when the last of them was written (seconds since 1970)."""
-        files = [path.stat() for path in self.root.rglob("*") if path.is_file()]
+        files = []
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                # A link's own few bytes: what it points to is no part of the store, and may be gone.
+                with suppress(OSError):
+                    files.append((Path(folder) / name).lstat())
         return sum(file.st_size for file in files), max((file.st_mtime for file in files), default=0.0)
 
 
@@ -140,7 +164,11 @@ def supersede(path: Path) -> None:
 
 def superseded_paths(path: Path) -> list[Path]:
     """Earlier stores of this split that were moved aside."""
-    return sorted(earlier for earlier in path.parent.glob(f"{path.name}.*") if earlier.suffix[1:].isdigit())
+    return sorted(
+        earlier
+        for earlier in path.parent.glob(f"{path.name}.*")
+        if re.fullmatch(r"\.[0-9]{1,9}", earlier.suffix)
+    )
 
 
 def discard(path: Path) -> None:

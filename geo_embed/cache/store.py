@@ -9,6 +9,7 @@ CRC-32C of its bytes.
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed import __version__
+from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout
 from geo_embed.cache.storage import Storage, creating, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import Samples, natural_ids, text_ids
@@ -29,12 +31,11 @@ from geo_embed.errors import GeoError, disk_errors
 if TYPE_CHECKING:
     import zarr
 
-FORMAT_VERSION = 1
 PENDING, OK, MISSING, UNREADABLE = 0, 1, 2, 3
 
 # Rows that are hashed at once: few calls, bounded memory.
 _MANIFEST_ROWS = 65_536
-_ARRAYS = ("embeddings", "status", "content_hash", "sample_id")
+_IDS = "sample_id/c/0"
 _VERSIONED = ("torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
 
 
@@ -65,9 +66,8 @@ class Store:
 
     @property
     def sample_id(self) -> NDArray[np.object_]:
-        """(N,) ids as text."""
-        with damaged_chunks(self.path):
-            return text_ids(np.asarray(self.ids[:]).tolist())
+        """(N,) ids as text. Raises GeoError where they are damaged or gone."""
+        return read_ids(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -191,26 +191,32 @@ def lay_out(
 
 
 def open_store(path: Path, *, writable: bool = True) -> Store:
-    """Open a store. Raises GeoError where there is none, or one of another format."""
+    """Open a store. Raises GeoError where there is none, or one whose metadata is not as this package writes it."""
     import zarr
 
     if not path.exists():
         raise GeoError("there is no such store", where=path, hint="`geo cache ls` lists the stores")
     storage = Storage(path)
     try:
-        group = zarr.open_group(
-            storage.zarr(writable=writable), mode="r+" if writable else "r", zarr_format=3
-        )
-        attrs = dict(group.attrs)
-        arrays: dict[str, Any] = {name: group[name] for name in _ARRAYS}
-    except (FileNotFoundError, KeyError, ValueError, TypeError, OSError) as error:
-        raise GeoError(f"not a readable store: {error}".splitlines()[0], where=path, hint=_RESTORE) from error
-    if attrs.get("format_version") != FORMAT_VERSION:
+        attrs = check_layout(storage)
+    except GeoError as error:
+        other_format = error.what.startswith("store format")
+        what = error.what if other_format else f"not a readable store: {error.what}"
         raise GeoError(
-            f"store format {attrs.get('format_version')!r}, where this version reads {FORMAT_VERSION}",
-            where=path,
-            hint=rebuild_hint(path),
+            what, where=error.where or path, hint=rebuild_hint(path) if other_format else _RESTORE
+        ) from error
+    try:
+        # Metadata gathered elsewhere, which Zarr would prefer, is not what was checked.
+        group = zarr.open_group(
+            storage.zarr(writable=writable),
+            mode="r+" if writable else "r",
+            zarr_format=3,
+            use_consolidated=False,
         )
+        arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
+    # Zarr, its codecs and the file system have exceptions of their own for what is not as it should be.
+    except Exception as error:
+        raise GeoError(f"not a readable store: {error}".splitlines()[0], where=path, hint=_RESTORE) from error
     return Store(
         storage,
         attrs,
@@ -303,8 +309,9 @@ def read_chunk(store: Store, rows: slice) -> NDArray[Any]:
     """The embeddings (R, V, D) of a chunk that was committed. Raises GeoError where they are damaged or gone."""
     if not has_chunk(store, "embeddings", rows):
         raise _gone(store, rows)
-    whole = _empty_chunk(store, "embeddings")
     with damaged_chunks(store.path):
+        _check_size(store, "embeddings", rows)
+        whole = _empty_chunk(store, "embeddings")
         _fill_chunk(store, "embeddings", rows, whole)
     return whole[: store.shape[0] - rows.start]
 
@@ -320,7 +327,17 @@ def is_whole(store: Store, start: int) -> bool:
 
 def read_status(store: Store, rows: slice | None = None) -> NDArray[np.uint8]:
     """The status (R, V) of rows, all of them if left out: PENDING, OK, MISSING or UNREADABLE. Raises GeoError for damage."""
-    return _read_rows(store, "status", rows or slice(0, store.shape[0]))
+    rows = rows or slice(0, store.shape[0])
+    status: NDArray[np.uint8] = read_rows(store, "status", rows)
+    unknown = (status > UNREADABLE).any(axis=1)
+    if unknown.any():
+        row = int(unknown.argmax())
+        raise GeoError(
+            f"row {rows.start + row} has the unknown status {status[row].max()}",
+            where=store.path,
+            hint=verify_hint(store.path),
+        )
+    return status
 
 
 def read_content_hash(store: Store, rows: slice | None = None) -> NDArray[np.uint64]:
@@ -331,14 +348,27 @@ def read_content_hash(store: Store, rows: slice | None = None) -> NDArray[np.uin
     Raises:
         GeoError: they are damaged.
     """
-    return _read_rows(store, "content_hash", rows or slice(0, store.shape[0]))
+    return read_rows(store, "content_hash", rows or slice(0, store.shape[0]))
 
 
 def read_ids(store: Store) -> NDArray[np.object_]:
-    """The ids (N,) as text. Raises GeoError where they are damaged or gone."""
-    if not store.storage.exists("sample_id/c/0"):
+    """The ids (N,) as text. Raises GeoError where they are damaged, gone, or not of one sample each."""
+    if not store.storage.exists(_IDS):
         raise GeoError("the ids are gone from the disk", where=store.path, hint=verify_hint(store.path))
-    return store.sample_id
+    n = store.shape[0]
+    with damaged_chunks(store.path):
+        size = store.storage.size(_IDS)
+        # Texts lie one after the other, each behind its length of four bytes, and before them all how many there are.
+        is_text = store.ids.dtype.kind not in "iu"
+        fits = size >= 4 * n + 8 if is_text else size == 8 * n + 4
+        if not fits:
+            raise ValueError(f"{n:,} ids can't lie in the {size:,} bytes of {_IDS}")
+        if is_text and (count := int.from_bytes(store.storage.head(_IDS, 4), "little")) != n:
+            raise ValueError(f"{_IDS} holds {count:,} ids, where {n:,} belong")
+        ids = text_ids(np.asarray(store.ids[:]).tolist())
+    if len(set(ids)) != n:
+        raise GeoError("an id stands there twice", where=store.path, hint=verify_hint(store.path))
+    return ids
 
 
 def content_digest(store: Store) -> str:
@@ -363,7 +393,7 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
         rows: part of it; default all.
 
     Raises:
-        GeoError: rows are pending, or bytes are damaged, with the command that mends it.
+        GeoError: rows are pending, bytes are damaged, or numbers are not finite, with the command that mends it.
     """
     rows = rows or slice(0, store.shape[0])
     faults = metadata_faults(store)
@@ -377,11 +407,26 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
             where=store.path,
             hint=rebuild_hint(store.path, store.attrs),
         )
-    for chunk in chunks_of(store):
-        if chunk.start < rows.stop and not has_chunk(store, "embeddings", chunk):
+    # The bytes must be there before memory is taken for them.
+    for chunk in _touched(store, rows):
+        if not has_chunk(store, "embeddings", chunk):
             raise _gone(store, chunk)
-    values = _read_rows(store, "embeddings", rows)
-    return Embeddings(read_ids(store)[rows], values, status == OK, store)
+        with damaged_chunks(store.path):
+            _check_size(store, "embeddings", chunk)
+    values = read_rows(store, "embeddings", rows)
+    ids, present = read_ids(store)[rows], status == OK
+    if not present.all():
+        values[~present] = 0
+    for chunk in _touched(store, rows):
+        block = values[max(chunk.start, rows.start) - rows.start : min(chunk.stop, rows.stop) - rows.start]
+        if not np.isfinite(block).all():
+            row = max(chunk.start, rows.start) + int((~np.isfinite(block)).any(axis=(1, 2)).argmax())
+            raise GeoError(
+                f"the embedding of sample {ids[row - rows.start]!r:.80} (row {row}) is NaN or infinite",
+                where=store.path,
+                hint=f"--dtype float32 stores larger values; {verify_hint(store.path)}",
+            )
+    return Embeddings(ids, values, present, store)
 
 
 def metadata_faults(store: Store) -> list[tuple[str, str]]:
@@ -422,34 +467,62 @@ def _fill_chunk(store: Store, name: str, rows: slice, block: NDArray[Any]) -> No
         raise ValueError(f"the checksum of rows {rows.start}–{rows.stop - 1} does not match") from error
 
 
-def _read_rows(store: Store, name: str, rows: slice) -> NDArray[Any]:
-    """Rows of an array, chunk by chunk on threads, straight into place; zeros where a chunk was never written."""
-    whole = _empty_chunk(store, name)
-    values = np.empty((rows.stop - rows.start, *whole.shape[1:]), whole.dtype)
+def read_rows(store: Store, name: str, rows: slice) -> NDArray[Any]:
+    """Rows of an array, chunk by chunk on threads, straight into place; zeros where a chunk was never written.
+
+    Args:
+        store: any store.
+        name: `embeddings`, `status` or `content_hash`.
+        rows: which of them.
+
+    Raises:
+        GeoError: bytes are damaged, or more than there is memory for.
+    """
+    array: zarr.Array[Any] = getattr(store, name)
+    shape = (rows.stop - rows.start, *array.shape[1:])
+    try:
+        # Zeros of the system's take no memory until they are written to.
+        values = np.zeros(shape, np.dtype(array.dtype).newbyteorder("<"))
+    except MemoryError as error:
+        raise GeoError(f"no memory for {name} of shape {shape}", where=store.path) from error
 
     def read(chunk: slice) -> None:
+        if not has_chunk(store, name, chunk):
+            return
         first, last = max(rows.start, chunk.start), min(rows.stop, chunk.stop)
         place = values[first - rows.start : last - rows.start]
-        if not has_chunk(store, name, chunk):
-            place[:] = 0
-        elif len(place) == store.chunk_rows:
+        if len(place) == store.chunk_rows:
             _fill_chunk(store, name, chunk, place)
         else:
+            _check_size(store, name, chunk)
             block = _empty_chunk(store, name)
             _fill_chunk(store, name, chunk, block)
             place[:] = block[first - chunk.start : last - chunk.start]
 
-    touched = [chunk for chunk in chunks_of(store) if chunk.start < rows.stop and chunk.stop > rows.start]
     with damaged_chunks(store.path), ThreadPoolExecutor() as pool:
-        list(pool.map(read, touched))
+        list(pool.map(read, _touched(store, rows)))
     return values
+
+
+def _touched(store: Store, rows: slice) -> list[slice]:
+    """The chunks that hold any of these rows."""
+    return [chunk for chunk in chunks_of(store) if chunk.start < rows.stop and chunk.stop > rows.start]
+
+
+def _check_size(store: Store, name: str, rows: slice) -> None:
+    """Raise ValueError where a chunk's file can't hold it, before memory is taken for it."""
+    array: zarr.Array[Any] = getattr(store, name)
+    wanted = math.prod(array.chunks) * np.dtype(array.dtype).itemsize + 4
+    size = store.storage.size(_chunk_name(store, name, rows))
+    if size != wanted:
+        raise ValueError(f"rows {rows.start}–{rows.stop - 1} have {size:,} bytes, where {wanted:,} belong")
 
 
 def _metadata_checksums(storage: Storage, attrs: dict[str, Any]) -> dict[str, str]:
     """sha256 of each array's zarr.json, and of the group's attributes as canonical JSON."""
     described = {key: value for key, value in attrs.items() if key != "checksums"}
     sums = {"attributes": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()}
-    for name in _ARRAYS:
+    for name in ARRAYS:
         sums[f"{name}/zarr.json"] = storage.checksum(f"{name}/zarr.json")
     return sums
 
@@ -464,12 +537,14 @@ def _gone(store: Store, rows: slice) -> GeoError:
 
 @contextlib.contextmanager
 def damaged_chunks(path: Path) -> Iterator[None]:
-    """Turn a checksum that does not match, or a chunk of the wrong length, into one line."""
+    """Turn whatever is wrong with a chunk into one line: its bytes, its length, or what lies in its place."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
+    # Zarr and its codecs have exceptions of their own for bytes that are none of theirs.
+    except Exception as error:
+        why = error.what if isinstance(error, GeoError) else str(error)
         raise GeoError(
-            f"a chunk is damaged: {error}".splitlines()[0], where=path, hint=verify_hint(path)
+            (f"a chunk is damaged: {why}".splitlines() or [""])[0], where=path, hint=verify_hint(path)
         ) from error
 
 

@@ -13,11 +13,11 @@ from geo_embed.cache.find import check_fits, choose_store
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import (
+    OK,
     PENDING,
     UNREADABLE,
     Store,
     chunks_of,
-    damaged_chunks,
     forget_chunk,
     has_chunk,
     hash_content,
@@ -26,6 +26,7 @@ from geo_embed.cache.store import (
     part_rows,
     read_content_hash,
     read_ids,
+    read_rows,
     read_status,
     read_store,
 )
@@ -189,20 +190,22 @@ def _differences(
 
 
 def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
-    committed = True
+    """What is wrong with a chunk of rows: array and reason. Once its status is known, the others are held against it."""
+    status = np.full((rows.stop - rows.start, store.shape[1]), OK, dtype=np.uint8)
     for name in ("status", "content_hash", "embeddings"):
         try:
-            with damaged_chunks(store.path):
-                block = np.asarray(getattr(store, name)[rows])
+            block = read_rows(store, name, rows)
         except GeoError as error:
             yield name, error.what
             continue
         if name == "status":
-            committed = bool((block != PENDING).any())
-            if block.max() > UNREADABLE:
-                yield name, f"unknown status {block.max()}"
-        elif committed and not has_chunk(store, name, rows):
+            status = block
+            if status.max() > UNREADABLE:
+                yield name, f"unknown status {status.max()}"
+        elif (status != PENDING).any() and not has_chunk(store, name, rows):
             yield name, "the chunk is gone from the disk"
+        elif name == "embeddings" and not np.isfinite(block).all(axis=2)[status == OK].all():
+            yield name, "numbers that are NaN or infinite"
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -172,12 +172,12 @@ def test_what_transformers_5_writes_is_read_and_comes_before_the_older_file(tmp_
 HOSTILE: dict[str, list[Any]] = {
     "size": [10**9, -1, 0, True, 2.5, "224", [224], [1, 2, 3], {}, {"shortest_edge": 10**9}, {"shortest_edge": None},
              {"height": 224}, {"height": 224, "width": 10**9}, {"shortest_edge": 224, "longest_edge": -3},
-             {"longest_edge": 224}, {"min_pixels": 1, "max_pixels": 9}, {"shortest_edge": {"shortest_edge": 3}}, float("nan")],
-    "crop_size": [10**9, -1, 0, True, "224", [224, -1], {"shortest_edge": 224}, {"height": 1e400, "width": 3}],
+             {"longest_edge": 224}, {"min_pixels": 1, "max_pixels": 9}, {"shortest_edge": {"shortest_edge": 3}}],
+    "crop_size": [10**9, -1, 0, True, "224", [224, -1], {"shortest_edge": 224}, {"height": 1e300, "width": 3}],
     "resample": [6, -1, 3.0, "bicubic", True, [3]],
-    "rescale_factor": [0, -1, float("nan"), float("inf"), "1/255", 1e-300, 1e300, True],
-    "image_mean": [[0.5], [0.5] * 4, [], ["a", "b", "c"], "0.5", float("nan"), [0.5, 0.5, float("inf")], {"r": 1}, True, 1e39],
-    "image_std": [0, [0.5, 0.5, 0], -0.5, [0.5, 0.5], 1e-46, float("inf")],
+    "rescale_factor": [0, -1, "1/255", 1e-300, 1e300, True],
+    "image_mean": [[0.5], [0.5] * 4, [], ["a", "b", "c"], "0.5", [0.5, 0.5, 1e200], {"r": 1}, True, 1e39],
+    "image_std": [0, [0.5, 0.5, 0], -0.5, [0.5, 0.5], 1e-46, 1e30],
     "do_resize": [1, "true", [], False],
     "do_center_crop": [1, "no", {}],
     "do_rescale": ["false"],
@@ -262,6 +262,27 @@ def test_patches_of_another_size_than_the_towers_are_refused(tmp_path: Path) -> 
         check_tower_takes(tmp_path, read_preprocessing(tmp_path, exact=True))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"size": NaN}',
+        '{"image_mean": [0.5, 0.5, Infinity]}',
+        '{"size": 1e400}',
+        "[]",
+        "3",
+        "",
+        '{"size":' * 5000,
+        "\x00",
+    ],
+)
+def test_what_is_no_json_object_is_refused_by_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(text)
+    with pytest.raises(GeoError) as refused:
+        read_preprocessing(tmp_path, exact=True)
+    assert refused.value.where == str(file)
+
+
 TIMM_CFG: dict[str, Any] = {"input_size": [3, 32, 32], "crop_mode": "center"}
 
 
@@ -271,8 +292,8 @@ TIMM_CFG: dict[str, Any] = {"input_size": [3, 32, 32], "crop_mode": "center"}
         ("input_size", value)
         for value in ([1, 32, 32], [3, 10**9, 10**9], [3, -1, -1], "x", [3, 32], {"a": 1}, 32)
     ]
-    + [("crop_pct", value) for value in (0, -1, 1e9, "x", float("nan"), 1e-300)]
-    + [("mean", value) for value in (0.5, ["a"] * 3, [float("nan")] * 3)]
+    + [("crop_pct", value) for value in (0, -1, 1e9, "x", 1e-300)]
+    + [("mean", value) for value in (0.5, ["a"] * 3, [1e300] * 3)]
     + [("std", value) for value in ([0, 1, 1], [1, 1])]
     + [("interpolation", 3), ("crop_mode", ["center"])],
 )

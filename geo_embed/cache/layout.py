@@ -1,0 +1,156 @@
+"""What a store's metadata may say. It is checked before anything is opened, counted or allocated by it.
+
+A store is a Zarr v3 group in one layout only: the arrays and codecs of `_ARRAYS`, and chunks of whole rows. Whatever else a
+zarr.json asks for (another codec, other chunks, a shape beyond the bounds below) is refused by name, and Zarr never sees it.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from geo_embed.cache.storage import Storage
+from geo_embed.errors import GeoError
+from geo_embed.files import read_json, validated
+
+FORMAT_VERSION = 1
+# Bounds of a store, each far beyond any dataset of street views: pictures (N · V), numbers in an embedding (D), chunks.
+MOST_PICTURES, MOST_NUMBERS, MOST_CHUNKS = 2**28, 2**20, 2**18
+_MOST_CHUNK_BYTES = 2**32
+
+_Codec = tuple[str, dict[str, Any]]
+_LITTLE: _Codec = ("bytes", {"endian": "little"})
+# By array: the dimensions of its shape, and by dtype the codec that makes bytes of it; a CRC-32C always follows.
+ARRAYS: dict[str, tuple[str, dict[str, _Codec]]] = {
+    "embeddings": ("NVD", {"float16": _LITTLE, "float32": _LITTLE}),
+    "status": ("NV", {"uint8": ("bytes", {})}),
+    "content_hash": ("NV", {"uint64": _LITTLE}),
+    "sample_id": ("N", {"int64": _LITTLE, "string": ("vlen-utf8", {})}),
+}
+
+_Text = Annotated[str, Field(max_length=4096)]
+_Length = Annotated[int, Field(ge=1, lt=2**63)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Group(_Strict):
+    zarr_format: Literal[3]
+    node_type: Literal["group"]
+    attributes: dict[str, Any]
+
+
+class Attributes(_Strict):
+    """What a store says of itself, as far as anything goes by it."""
+
+    # Enters paths and messages.
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    backbone: _Text
+    view_names: Annotated[list[_Text], Field(min_length=1)]
+    manifest_sha256: _Text
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    stored: Literal["float16", "float32"] | None = None
+    feature: _Text | None = None
+    weights_sha256: _Text | None = None
+    preprocessing: dict[str, Any] | None = None
+    imported: bool = False
+    checksums: dict[str, str] = {}
+    versions: dict[str, Any] = {}
+
+
+class _ChunkShape(_Strict):
+    chunk_shape: list[_Length]
+
+
+class _ChunkGrid(_Strict):
+    name: Literal["regular"]
+    configuration: _ChunkShape
+
+
+class _Separator(_Strict):
+    separator: Literal["/"] = "/"
+
+
+class _ChunkKeys(_Strict):
+    name: Literal["default"]
+    configuration: _Separator = _Separator()
+
+
+class _CodecEntry(_Strict):
+    name: str
+    configuration: dict[str, Any] = {}
+
+
+class _Array(_Strict):
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: list[_Length]
+    data_type: str
+    chunk_grid: _ChunkGrid
+    chunk_key_encoding: _ChunkKeys
+    fill_value: int | float | str
+    codecs: list[_CodecEntry]
+    storage_transformers: Annotated[list[Any], Field(max_length=0)] = []
+
+
+def check_layout(storage: Storage) -> dict[str, Any]:
+    """The attributes of a store whose metadata is in order.
+
+    Raises:
+        GeoError: the first thing in a zarr.json that is not as this package writes it, by file and key.
+    """
+    attributes = read_json(storage.root / "zarr.json", _Group).attributes
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise GeoError(f"store format {version!r:.40}, where this version reads {FORMAT_VERSION}")
+    views = validated(Attributes, attributes, storage.root / "zarr.json").view_names
+    lengths: dict[str, int] = {}
+    for name, (dimensions, codecs) in ARRAYS.items():
+        path = storage.root / name / "zarr.json"
+        array = read_json(path, _Array)
+        _check_array(array, dimensions, codecs, lengths, where=str(path))
+    if len(set(views)) != len(views) or len(views) != lengths["V"]:
+        raise GeoError(
+            f"view_names: {len(set(views))} names for {lengths['V']} views", where=storage.root / "zarr.json"
+        )
+    return attributes
+
+
+def _check_array(
+    array: _Array, dimensions: str, codecs: dict[str, _Codec], lengths: dict[str, int], *, where: str
+) -> None:
+    """Check one array; `lengths` gathers N, V, D and rows per chunk (C), in which all arrays of a store must agree."""
+    if len(array.shape) != len(dimensions):
+        raise GeoError(f"shape: {len(array.shape)} dimensions, where {len(dimensions)} belong", where=where)
+    for dimension, length in zip(dimensions, array.shape, strict=True):
+        if lengths.setdefault(dimension, length) != length:
+            raise GeoError(
+                f"shape: {array.shape}, where other arrays have {lengths[dimension]} along {dimension}",
+                where=where,
+            )
+    n, v, d = (lengths.get(dimension, 1) for dimension in "NVD")
+    if n * v > MOST_PICTURES or d > MOST_NUMBERS:
+        raise GeoError(
+            f"shape: {array.shape} is more than {MOST_PICTURES:,} pictures, or {MOST_NUMBERS:,} numbers each",
+            where=where,
+        )
+    # Ids lie in one chunk; the others are cut along their rows alone, all into the same.
+    rows, *others = array.chunk_grid.configuration.chunk_shape
+    wanted = n if dimensions == "N" else lengths.setdefault("C", rows)
+    if rows != wanted or rows > n or others != array.shape[1:]:
+        raise GeoError(
+            f"chunk_grid: chunks of {[rows, *others]} in {array.shape}, where chunks of {min(wanted, n)} whole rows belong",
+            where=where,
+        )
+    if -(-n // rows) > MOST_CHUNKS or rows * math.prod(others) * 8 > _MOST_CHUNK_BYTES:
+        raise GeoError(f"chunk_grid: chunks of {[rows, *others]} in {array.shape} can't be read", where=where)
+    if array.data_type not in codecs:
+        raise GeoError(f"data_type: {array.data_type!r:.40}, not {' or '.join(codecs)}", where=where)
+    given = [(codec.name, codec.configuration) for codec in array.codecs]
+    if given != [codecs[array.data_type], ("crc32c", {})]:
+        raise GeoError(
+            f"codecs: {', '.join(name for name, _ in given)!r:.80} are not {codecs[array.data_type][0]} and crc32c",
+            where=where,
+        )
