@@ -21,6 +21,7 @@ Preset = Literal["pigeon", "best"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnBadImage = Literal["fail", "skip"]
+OnDamagedImage = Literal["fail", "skip", "accept"]
 EnsembleMethod = Literal["average", "weighted", "voting", "rrf", "stacking"]
 
 
@@ -309,9 +310,19 @@ class Inference(_Group):
     on_bad_image: OnBadImage = Field(
         "fail", description="fail: list bad pictures and stop; skip: record them in the store and go on"
     )
+    on_damaged_image: OnDamagedImage | None = Field(
+        None,
+        description="what to do with pictures that decode, but with pixels that the decoder had to make up: fail and skip as "
+        "on_bad_image (its value is the default), accept: take them as they are, and say which",
+    )
     max_state_idx: int = Field(
         49, ge=0, description="largest state_idx a submission may name; a larger one in the mapping raises it"
     )
+
+    @property
+    def with_damaged(self) -> OnDamagedImage:
+        """What is done with damaged pictures."""
+        return self.on_damaged_image or self.on_bad_image
 
 
 class Tracking(_Group):

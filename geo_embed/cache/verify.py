@@ -174,7 +174,7 @@ def _differences(
         path = samples.image_root / samples.images[i, v]
         try:
             data = path.read_bytes()
-            pixels = images.resize(images.decode(data), spec)
+            pixels = images.resize(images.decode(data, accept_damage=True), spec)
         except (OSError, images.UnreadableImage) as error:
             yield StoreProblem(store.path, where, f"the picture can't be read any more: {error}")
             continue

@@ -27,7 +27,8 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     Args:
         config: paths and views.
         split: `train` or `test`.
-        decode: decode every picture too, instead of only looking for its file.
+        decode: decode every picture too, instead of only looking for its file. A damaged one is a problem unless
+            `inference.on_damaged_image` accepts such.
     """
     samples, problems = check_samples(config.paths, config.model.view_names, split)
     if samples is None:
@@ -36,25 +37,32 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
     if decode:
         workers, every = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
-        problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, every)
+        accept_damage = config.inference.with_damaged == "accept"
+        problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, every, accept_damage)
     return Checked(split, len(samples), problems)
 
 
 def _undecodable(
-    samples: Samples, absent: set[tuple[int, int]], workers: int, progress_seconds: float
+    samples: Samples,
+    absent: set[tuple[int, int]],
+    workers: int,
+    progress_seconds: float,
+    accept_damage: bool,
 ) -> list[Problem]:
-    """Pictures that are there and can't be decoded."""
+    """Pictures that are there and can't be decoded, or not without a loss."""
 
-    def look(place: tuple[int, int]) -> str:
+    def look(place: tuple[int, int]) -> tuple[str, str]:
         if place in absent:
-            return ""
+            return "", ""
         try:
             images.decode((samples.image_root / samples.images[place]).read_bytes())
+        except images.DamagedImage as error:
+            return "" if accept_damage else "damaged-image", str(error)
         except images.UnreadableImage as error:
-            return str(error)
+            return "unreadable-image", str(error)
         except OSError as error:
-            return error.strerror or str(error)
-        return ""
+            return "unreadable-image", error.strerror or str(error)
+        return "", ""
 
     problems = []
     views = range(len(samples.view_names))
@@ -66,11 +74,12 @@ def _undecodable(
         # A pool's map takes all its tasks at once: by blocks, a million samples need no more memory than a thousand.
         for start in range(0, len(samples), _BLOCK):
             places = [(i, v) for i in range(start, min(start + _BLOCK, len(samples))) for v in views]
-            for (i, v), reason in zip(places, pool.map(look, places), strict=True):
+            for (i, v), (kind, reason) in zip(places, pool.map(look, places), strict=True):
                 advance(1)
-                if reason:
-                    name = samples.images[i, v]
-                    problems.append(_image_problem(samples, "unreadable-image", i, v, f"{reason}: {name}"))
+                if kind:
+                    problems.append(
+                        _image_problem(samples, kind, i, v, f"{reason}: {samples.images[i, v]}")
+                    )
     return problems
 
 

@@ -34,7 +34,7 @@ _JPEG = b"\xff\xd8"
 MAX_PIXELS = 100_000_000
 
 
-# A resized picture beyond this, of which less than a quarter is kept, is made in that part alone.
+# A picture that is enlarged beyond this, of which less than a quarter is kept, is made in that part alone.
 _MOST_RESIZED = 4_000_000
 
 # How a file becomes pixels. One more whenever any picture's pixels become others than they were: embeddings made before are then of
@@ -167,12 +167,13 @@ def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, in
 def resize(pixels: Pixels, spec: Preprocessing) -> Pixels:
     """(H, W, 3) to the backbone's (3, height, width): resize, then centre crop, zero-padded where too small.
 
-    Of a picture that is many times as long as it is wide only the crop is made, by PIL's arithmetic: bit-equal to PIL's resize, and
-    within two grey levels of torch's, like every other.
+    Of a picture that is many times as long as it is wide, and would be enlarged, only the crop is made, by PIL's arithmetic: bit-equal
+    to PIL's resize, and within two grey levels of torch's, like every other.
     """
     size = resized_shape(pixels.shape[0], pixels.shape[1], spec)
-    wanted = spec.height * spec.width
-    if size[0] * size[1] > max(_MOST_RESIZED, 4 * wanted):
+    # One that shrinks costs no more than its decoding did.
+    least = max(_MOST_RESIZED, 4 * spec.height * spec.width, pixels.shape[0] * pixels.shape[1])
+    if size[0] * size[1] > least:
         rows, columns = _kept(size[0], spec.height), _kept(size[1], spec.width)
         resized = resize_part(pixels, size, rows, columns, spec.resample)
     else:

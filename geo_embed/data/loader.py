@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geo_embed.config import OnDamagedImage
 from geo_embed.data import images
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
@@ -88,6 +89,7 @@ def read_batches(
     workers: int,
     *,
     pinned: bool = False,
+    with_damaged: OnDamagedImage = "fail",
 ) -> Iterator[Iterator[PixelBatch]]:
     """Decode batches of samples on threads, in order, at most a few ahead of the reader.
 
@@ -98,33 +100,58 @@ def read_batches(
         spec: how images are resized.
         workers: threads.
         pinned: in memory that a GPU reads from without waiting.
+        with_damaged: what to do with images that decode with a loss; one that is skipped is absent from its batch.
 
     Raises:
-        GeoError: from the iterator, for an image that can't be read.
+        GeoError: from the iterator, for an image that can't be read, or is damaged and may not be, or is the last of its sample.
     """
     shape = (present.shape[1], 3, spec.height, spec.width)
 
-    def read(into: Tensor, row: int, view: int) -> None:
+    def read(into: Tensor, row: int, view: int) -> bool:
+        """Whether the image is there once it is read."""
         path = samples.image_root / samples.images[row, view]
+        name = f"sample {samples.sample_id[row]}, view {samples.view_names[view]}"
         try:
-            pixels = images.resize(images.decode(path.read_bytes()), spec)
+            data = path.read_bytes()
+            try:
+                pixels = images.decode(data)
+            except images.DamagedImage as error:
+                if with_damaged == "fail":
+                    raise GeoError(
+                        f"the picture of {name} is {error}",
+                        where=path,
+                        hint="put it right, or --on-damaged-image skip|accept; geo data check --decode lists all",
+                    ) from error
+                if with_damaged == "skip":
+                    return False
+                pixels = images.decode(data, accept_damage=True)
+            into.copy_(torch.from_numpy(images.resize(pixels, spec)))
         except (OSError, images.UnreadableImage) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise GeoError(
-                f"can't read the picture of sample {samples.sample_id[row]}: {reason}",
+                f"can't read the picture of {name}: {reason}",
                 where=path,
                 hint="geo data check --decode",
             ) from error
-        into.copy_(torch.from_numpy(pixels))
+        return True
 
     def begin(pool: ThreadPoolExecutor, rows: NDArray[np.int64]) -> Callable[[], PixelBatch]:
         pixels = torch.zeros((len(rows), *shape), dtype=torch.uint8, pin_memory=pinned)
         exists = present[rows]
-        work = [pool.submit(read, pixels[i, v], int(rows[i]), int(v)) for i, v in np.argwhere(exists)]
+        places = np.argwhere(exists)
+        work = [pool.submit(read, pixels[i, v], int(rows[i]), int(v)) for i, v in places]
 
         def finish() -> PixelBatch:
-            for task in work:
-                task.result()
+            had_some = exists.any(axis=1)
+            for (i, v), task in zip(places, work, strict=True):
+                exists[i, v] = task.result()
+            bare = rows[had_some & ~exists.any(axis=1)]
+            if len(bare):
+                raise GeoError(
+                    f"every picture of sample {samples.sample_id[bare[0]]} is damaged: none is left to skip to",
+                    where=samples.image_root,
+                    hint="put them right, or leave the sample out: geo extract --on-damaged-image skip, then geo fit-heads",
+                )
             return PixelBatch(rows, pixels, torch.from_numpy(exists))
 
         return finish

@@ -1,7 +1,7 @@
-"""PIL's resize for a part of the result alone: a picture of 40,000 × 1 is never made 13 million pixels wide to keep 336 of them.
+"""PIL's resize for a part of an enlarged picture alone: one of 40,000 × 1 is never made 13 million pixels wide to keep 336 of them.
 
-The arithmetic is that of Pillow's Resample.c: weights of a filter that is as wide as the shrinking asks for, rounded to 22 bits; one
-pass along rows, rounded to grey levels, then one along columns.
+The arithmetic is that of Pillow's Resample.c: weights of a filter, rounded to 22 bits; one pass along rows, rounded to grey levels,
+then one along columns. (Where a picture shrinks, Pillow 13 goes along columns first if that seems cheaper.)
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ _FILTERS: dict[int, tuple[float, Callable[[Floats], Floats]]] = {
 def resize_part(
     pixels: Pixels, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], resample: int
 ) -> Pixels:
-    """What PIL's resize gives between these rows and columns.
+    """What PIL's resize gives between these rows and columns of a picture of which no side shrinks.
 
     Args:
         pixels: (H, W, 3).
@@ -60,7 +60,7 @@ def resize_part(
         resample: PIL's code of the filter.
 
     Returns:
-        (rows, columns, 3). Bit-equal to PIL's where both sides shrink or both grow, as they do where their ratio is kept.
+        (rows, columns, 3). Bit-equal to PIL's where no side shrinks; of nearest pixels, but for ties.
     """
     # Only the rows that the second pass needs go through the first.
     first_row, row_weights = _weights(pixels.shape[0], size[0], rows, resample)

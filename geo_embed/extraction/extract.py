@@ -35,14 +35,21 @@ from geo_embed.cache.store import (
     read_status,
     write_ids,
 )
-from geo_embed.config import Config, Model
+from geo_embed.config import Config, Model, OnDamagedImage
 from geo_embed.console import progress, say, warn
 from geo_embed.data.images import Preprocessing
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import Embedder, default_batch_size
-from geo_embed.extraction.reader import BadImage, ReadImage, bad_image, find_bad_images, read_images
+from geo_embed.extraction.reader import (
+    BadImage,
+    DamagedImage,
+    ReadImage,
+    bad_image,
+    find_bad_images,
+    read_images,
+)
 from geo_embed.extraction.reuse import gather_sources
 from geo_embed.extraction.writer import Chunk, Writer
 
@@ -57,7 +64,7 @@ _AHEAD = 4
 class Extraction:
     """What an extraction did.
 
-    `computed`, `reused` and `skipped` count images; `images_per_second` leaves out the loading of the backbone,
+    `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` leaves out the loading of the backbone,
     `seconds` leaves out nothing.
     """
 
@@ -70,6 +77,7 @@ class Extraction:
     computed: int = 0
     reused: int = 0
     skipped: list[BadImage] = field(default_factory=list)
+    damaged: list[BadImage] = field(default_factory=list)
     images_per_second: float = 0.0
     seconds: float = 0.0
 
@@ -88,6 +96,7 @@ class _Plan:
         batch_size: images per pass.
         workers: decoding threads.
         skip_bad: record images that can't be read and go on, instead of stopping.
+        with_damaged: what to do with images that decode with a loss.
         progress_seconds: between two lines of news.
     """
 
@@ -104,6 +113,7 @@ class _Plan:
     batch_size: int
     workers: int
     skip_bad: bool
+    with_damaged: OnDamagedImage
     progress_seconds: float
 
 
@@ -170,8 +180,9 @@ def extract(
             say(f"{change}; what is the same is copied into a new store")
             store = _lay_out(plan, None, anew=True)
             result = _run(plan, store, rows)
-        if result.skipped and not plan.skip_bad:
-            raise _bad_images(result.skipped)
+        refused = [image for image in result.skipped if not _may_skip(plan, isinstance(image, DamagedImage))]
+        if refused:
+            raise _bad_images(refused)
     _discard_superseded(store)
     result.seconds = time.monotonic() - started
     return result
@@ -217,6 +228,7 @@ def _make_plan(config: Config, split: str) -> _Plan:
         inference.batch_size or default_batch_size(device),
         inference.workers or os.cpu_count() or 1,
         inference.on_bad_image == "skip",
+        inference.with_damaged,
         config.tracking.progress_seconds,
     )
 
@@ -276,7 +288,12 @@ def _refuse_bad_images(plan: _Plan, store: Store | None, rows: slice) -> None:
     shape = (rows.stop - rows.start, len(plan.samples.view_names))
     pending = np.ones(shape, dtype=bool) if store is None else read_status(store)[rows] != OK
     bad = find_bad_images(
-        plan.samples, rows, pending, workers=plan.workers, progress_seconds=plan.progress_seconds
+        plan.samples,
+        rows,
+        pending,
+        workers=plan.workers,
+        progress_seconds=plan.progress_seconds,
+        accept_damage=plan.with_damaged != "fail",
     )
     if bad:
         raise _bad_images(bad)
@@ -286,11 +303,19 @@ def _bad_images(bad: list[BadImage]) -> GeoError:
     for image in bad:
         warn(f"sample {image.sample_id}, view {image.view}: {image.reason} ({image.path})")
     count = f"{len(bad):,} picture{'s' if len(bad) > 1 else ''}"
+    hint = "put them right, or leave them out with --on-bad-image skip"
+    if any(isinstance(image, DamagedImage) for image in bad):
+        hint += "; --on-damaged-image accept takes damaged ones as they are"
     return GeoError(
         f"{count} can't be read, listed above",
         where=Path(bad[0].path).parent,
-        hint="put them right, or leave them out with --on-bad-image skip",
+        hint=hint,
     )
+
+
+def _may_skip(plan: _Plan, damaged: bool) -> bool:
+    """Whether an image without an embedding is recorded as such, instead of refused."""
+    return plan.with_damaged == "skip" if damaged else plan.skip_bad
 
 
 def _run(plan: _Plan, store: Store, rows: slice) -> Extraction:
@@ -340,6 +365,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
             committed,
             ahead=_AHEAD * plan.batch_size,
             workers=plan.workers,
+            accept_damage=plan.with_damaged == "accept",
         ) as read,
     ):
         for chunk_rows in chunks_of(store, rows):
@@ -373,12 +399,15 @@ def _take(
         raise _ImageChanged(f"the picture of {name} changed on disk")
     place = (row - chunk.rows.start, view)
     chunk.content_hash[place] = image.content_hash
-    chunk.status[place] = image.status if image.status == OK or plan.skip_bad else PENDING
+    kept = image.status == OK or _may_skip(plan, image.damaged)
+    chunk.status[place] = image.status if kept else PENDING
     if image.pixels is not None:
         embedder.add(image.pixels, place)
         result.computed += 1
+        if image.damaged:
+            result.damaged.append(bad_image(plan.samples, row, view, image.reason, damaged=True))
     elif image.status != OK:
-        result.skipped.append(bad_image(plan.samples, row, view, image.reason))
+        result.skipped.append(bad_image(plan.samples, row, view, image.reason, damaged=image.damaged))
     else:
         result.reused += 1
         if image.source is not None:

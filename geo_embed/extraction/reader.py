@@ -29,6 +29,10 @@ class BadImage:
     reason: str
 
 
+class DamagedImage(BadImage):
+    """An image that decodes, but not without a loss."""
+
+
 @dataclass(frozen=True)
 class ReadImage:
     """One image: pixels to embed, or where its embedding lies already, or why it has none.
@@ -38,7 +42,8 @@ class ReadImage:
         status: as in a store.
         pixels: uint8 (3, H, W), where it is to be embedded.
         source: index into the sources, where its embedding is to be copied.
-        reason: why it has none.
+        reason: why it has none, or what is lost.
+        damaged: it decodes, but not without a loss.
     """
 
     content_hash: int
@@ -46,6 +51,7 @@ class ReadImage:
     pixels: images.Pixels | None = None
     source: int | None = None
     reason: str = ""
+    damaged: bool = False
 
 
 @contextmanager
@@ -58,6 +64,7 @@ def read_images(
     *,
     ahead: int,
     workers: int,
+    accept_damage: bool = False,
 ) -> Iterator[Iterator[ReadImage]]:
     """Read the images of (row, view) places, in order, at most `ahead` of the reader.
 
@@ -70,11 +77,14 @@ def read_images(
             that is still the same is neither decoded nor looked for among the sources.
         ahead: images.
         workers: threads.
+        accept_damage: take what there is of an image that decodes with a loss.
     """
 
     def begin(pool: ThreadPoolExecutor, place: tuple[int, int]) -> Callable[[], ReadImage]:
         row, view = place
-        return pool.submit(read_image, samples, row, view, spec, sources, committed(row, view)).result
+        return pool.submit(
+            read_image, samples, row, view, spec, sources, committed(row, view), accept_damage
+        ).result
 
     with read_ahead(places, begin, ahead=ahead, workers=workers) as read_in_order:
         yield read_in_order
@@ -87,6 +97,7 @@ def read_image(
     spec: images.Preprocessing,
     sources: Sources,
     committed: int | None,
+    accept_damage: bool = False,
 ) -> ReadImage:
     """Read one image, and decode it unless its content was embedded before; arguments as in `read_images`."""
     if not samples.images[row, view]:
@@ -104,6 +115,11 @@ def read_image(
         return ReadImage(content_hash, source=source)
     try:
         return ReadImage(content_hash, pixels=images.resize(images.decode(data), spec))
+    except images.DamagedImage as error:
+        if not accept_damage:
+            return ReadImage(content_hash, UNREADABLE, reason=str(error), damaged=True)
+        pixels = images.resize(images.decode(data, accept_damage=True), spec)
+        return ReadImage(content_hash, pixels=pixels, reason=str(error), damaged=True)
     except images.UnreadableImage as error:
         return ReadImage(content_hash, UNREADABLE, reason=str(error))
 
@@ -115,6 +131,7 @@ def find_bad_images(
     *,
     workers: int,
     progress_seconds: float,
+    accept_damage: bool = False,
 ) -> list[BadImage]:
     """Images that are absent, or that can't be read as far as a cheap look tells; before anything is paid for.
 
@@ -124,6 +141,7 @@ def find_bad_images(
         pending: (R, V) of these rows, True where an image's bytes are to be looked at; where it is absent is always told.
         workers: threads.
         progress_seconds: between two lines of news.
+        accept_damage: images that decode with a loss aren't bad.
     """
     absent = [
         (row, view, reason) for row, view, reason in missing_images(samples, rows.stop) if row >= rows.start
@@ -136,7 +154,8 @@ def find_bad_images(
         row, view = place
         if place in named:
             return None
-        reason = images.find_fault(samples.image_root / samples.images[row, view])
+        path = samples.image_root / samples.images[row, view]
+        reason = images.find_fault(path, accept_damage=accept_damage)
         return bad_image(samples, row, view, reason) if reason else None
 
     with (
@@ -150,8 +169,9 @@ def find_bad_images(
     return bad
 
 
-def bad_image(samples: Samples, row: int, view: int, reason: str) -> BadImage:
+def bad_image(samples: Samples, row: int, view: int, reason: str, *, damaged: bool = False) -> BadImage:
     """A (row, view) of the samples, for people."""
     name = samples.images[row, view]
     path = samples.image_root / name if name else samples.image_root
-    return BadImage(samples.sample_id[row], samples.view_names[view], str(path), reason)
+    kind = DamagedImage if damaged else BadImage
+    return kind(samples.sample_id[row], samples.view_names[view], str(path), reason)

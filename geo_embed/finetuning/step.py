@@ -121,6 +121,7 @@ def read_images(task: Task, model: GeoModel, shares: list[Share]) -> Iterator[It
         model.backbone.preprocessing,
         task.inference.workers or max(1, (os.cpu_count() or 1) // processes_here),
         pinned=task.device.type == "cuda",
+        with_damaged=task.inference.with_damaged,
     ) as batches:
         yield batches
 

@@ -11,7 +11,7 @@ from geo_embed.answers import Predictions, Truth
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import check_fits, find_store
 from geo_embed.cache.store import Embeddings, content_digest, read_store
-from geo_embed.config import Augment, Config, Paths
+from geo_embed.config import Augment, Config, OnDamagedImage, Paths
 from geo_embed.console import warn
 from geo_embed.data import images
 from geo_embed.data.samples import load_samples, text_ids
@@ -132,7 +132,7 @@ def predict_images(
         backbone: where the run's backbone lies, if not under the name that it had in training.
 
     Raises:
-        GeoError: the wrong number of pictures, one that can't be read, or a backbone that isn't the run's.
+        GeoError: the wrong number of pictures, one that can't be read or is damaged and may not be, or a backbone that isn't the run's.
     """
     views = run.config.model.view_names
     if len(paths) != len(views):
@@ -143,45 +143,77 @@ def predict_images(
         )
     device = pick_device(config.model.device)
     tower = load_backbone_of(run, device, backbone)
-    embeddings = _embed_images(
-        tower, paths, views, run.config.finetune.augment if config.inference.tta else None
+    pixels, present = _read_pictures(tower, paths, config.inference.with_damaged)
+    variants = _embed_images(
+        tower, pixels, present, views, run.config.finetune.augment if config.inference.tta else None
     )
-    present = np.ones((1, len(views)), dtype=bool)
     ids = text_ids(["images"])
 
     def predict(member: Run) -> Predictions:
         heads = load_heads(member)
         return averaged(
-            [apply_heads(heads, device, member.prior, member.labels, ids, x, present) for x in embeddings]
+            [apply_heads(heads, device, member.prior, member.labels, ids, x, seen) for x, seen in variants]
         )
 
     return predict_by_members(run, predict)
 
 
-def _embed_images(
-    tower: backbones.Backbone, paths: Sequence[Path], view_names: Sequence[str], variants_by: Augment | None
-) -> list[NDArray[np.float32]]:
-    """The embeddings (1, V, D) of one place's images; of several variants of them, if there are settings to make these by."""
-    import torch
+def _read_pictures(
+    tower: backbones.Backbone, paths: Sequence[Path], with_damaged: OnDamagedImage
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pixels (V, 3, H, W) of one place's pictures, and which are there (1, V): a damaged one may be skipped.
 
-    from geo_embed.data.augment import tta_views
-
-    pixels = []
-    for path in paths:
+    Raises:
+        GeoError: a picture can't be read, or is damaged and may not be; or every one is damaged.
+    """
+    spec = tower.preprocessing
+    pixels = np.zeros((len(paths), 3, spec.height, spec.width), dtype=np.uint8)
+    present = np.ones((1, len(paths)), dtype=bool)
+    for view, path in enumerate(paths):
         try:
-            pixels.append(images.resize(images.decode(path.read_bytes()), tower.preprocessing))
+            data = path.read_bytes()
+            try:
+                decoded = images.decode(data)
+            except images.DamagedImage as error:
+                if with_damaged == "fail":
+                    hint = "--on-damaged-image accept takes it as it is, skip does without it"
+                    raise GeoError(f"the picture is {error}", where=path, hint=hint) from error
+                warn(f"{path} is {error}; it is {'left out' if with_damaged == 'skip' else 'taken as it is'}")
+                if with_damaged == "skip":
+                    present[0, view] = False
+                    continue
+                decoded = images.decode(data, accept_damage=True)
+            pixels[view] = images.resize(decoded, spec)
         except OSError as error:
             raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
         except images.UnreadableImage as error:
             raise GeoError(f"can't read the picture: {error}", where=path) from error
-    batch = torch.from_numpy(np.stack(pixels)).to(tower.device)[None]
-    present = torch.ones(batch.shape[:2], dtype=torch.bool, device=tower.device)
-    variants = [(batch, present)]
+    if not present.any():
+        raise GeoError("every picture is damaged", where=paths[0].parent, hint="--on-damaged-image accept")
+    return pixels, present
+
+
+def _embed_images(
+    tower: backbones.Backbone,
+    pixels: NDArray[np.uint8],
+    present: NDArray[np.bool_],
+    view_names: Sequence[str],
+    variants_by: Augment | None,
+) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """The embeddings (1, V, D) of one place's images (V, 3, H, W), and which are there (1, V); of several variants of them, if there are settings to make these by."""
+    import torch
+
+    from geo_embed.data.augment import tta_views
+
+    batch = torch.from_numpy(pixels).to(tower.device)[None]
+    there = torch.from_numpy(present).to(tower.device)
+    variants = [(batch, there)]
     if variants_by is not None:
-        variants = tta_views(batch, present, variants_by, view_names)
+        variants = tta_views(batch, there, variants_by, view_names)
     embeddings = []
     with torch.inference_mode():
-        for changed, _ in variants:
+        for changed, seen in variants:
             normal = images.normalise(changed[0], tower.preprocessing, tower.dtype)
-            embeddings.append(backbones.embed(tower, normal).float().cpu().numpy()[None])
+            embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
+            embeddings.append((embedded, seen.cpu().numpy()))
     return embeddings
