@@ -173,7 +173,7 @@ def _differences(
         where = f"sample {samples.sample_id[i]}, view {samples.view_names[v]}"
         path = samples.image_root / samples.images[i, v]
         try:
-            data = path.read_bytes()
+            data = images.read_picture(path)
             pixels = images.resize(images.decode(data, accept_damage=True), spec)
         except (OSError, images.UnreadableImage) as error:
             yield StoreProblem(store.path, where, f"the picture can't be read any more: {error}")

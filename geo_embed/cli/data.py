@@ -9,6 +9,7 @@ from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
     BackboneOption,
+    DamagedOption,
     SeedOption,
     SplitOption,
     WorkersOption,
@@ -24,12 +25,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
 def _data_check(
     split: SplitOption = "all",
     decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, too.")] = False,
+    on_damaged_image: DamagedOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Validate CSVs and images. Exits with 3 where there are problems."""
     from geo_embed.data.check import check_data
 
-    config = GLOBALS.config(inference__workers=workers)
+    config = GLOBALS.config(inference__on_damaged_image=on_damaged_image, inference__workers=workers)
     checks = [check_data(config, name, decode=decode) for name in splits_of(split)]
     print_splits(
         split, checks, lambda c: [("samples", f"{c.samples:,}"), ("problems", f"{len(c.problems):,}")]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from geo_embed.config import Config, Device, Dtype
+from geo_embed.config import Config, Device, Dtype, OnDamagedImage
 from geo_embed.settings import resolve
 
 FAULT, CHECK_FAILED = 1, 3
@@ -31,6 +31,14 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everythi
 BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per step.")]
 
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Decoding threads.")]
+
+DamagedOption = Annotated[
+    OnDamagedImage | None,
+    typer.Option(
+        "--on-damaged-image",
+        help="What to do with pictures that decode, but not without a loss; default: as with those that can't be read.",
+    ),
+]
 
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first samples of the split.")

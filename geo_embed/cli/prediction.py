@@ -11,6 +11,7 @@ from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
     BackboneOption,
+    DamagedOption,
     DeviceOption,
     NameOption,
     OverwriteOption,
@@ -99,6 +100,7 @@ def _predict(
     ] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
+    on_damaged_image: DamagedOption = None,
 ) -> None:
     """Predict a cached split into the run's prediction table, or one place from its pictures."""
     wait_passively()
@@ -107,7 +109,7 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    config = GLOBALS.config(model__device=device)
+    config = GLOBALS.config(model__device=device, inference__on_damaged_image=on_damaged_image)
     loaded = load_run(config.paths.runs_dir, run)
     if split is not None:
         written = [

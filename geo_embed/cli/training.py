@@ -10,6 +10,7 @@ from geo_embed.cli.options import (
     GLOBALS,
     BackboneOption,
     BatchOption,
+    DamagedOption,
     DeviceOption,
     DtypeOption,
     LimitOption,
@@ -44,6 +45,7 @@ def _extract(
     on_bad_image: Annotated[
         OnBadImage | None, typer.Option(help="What to do with pictures that can't be read.")
     ] = None,
+    on_damaged_image: DamagedOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     limit: LimitOption = None,
@@ -69,6 +71,7 @@ def _extract(
         model__dtype=dtype,
         model__exact=exact,
         inference__on_bad_image=on_bad_image,
+        inference__on_damaged_image=on_damaged_image,
         inference__batch_size=batch_size,
         inference__workers=workers,
         training__seed=seed,
@@ -88,6 +91,8 @@ def _extract(
         for extraction in extractions:
             for bad in extraction.skipped:
                 print(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+            for bad in extraction.damaged:
+                print(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
 
 
 def known_fusion(name: str | None) -> str | None:
@@ -215,6 +220,7 @@ def _finetune(
     backbone: BackboneOption = None,
     device: DeviceOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs to train.")] = None,
+    on_damaged_image: DamagedOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     limit: LimitOption = None,
@@ -231,6 +237,7 @@ def _finetune(
         model__device=device,
         finetune__epochs=epochs,
         finetune__batch_size=batch_size,
+        inference__on_damaged_image=on_damaged_image,
         inference__workers=workers,
         training__seed=seed,
     )

@@ -55,7 +55,7 @@ def _undecodable(
         if place in absent:
             return "", ""
         try:
-            images.decode((samples.image_root / samples.images[place]).read_bytes())
+            images.decode(images.read_picture(samples.image_root / samples.images[place]))
         except images.DamagedImage as error:
             return "" if accept_damage else "damaged-image", str(error)
         except images.UnreadableImage as error:
@@ -77,9 +77,7 @@ def _undecodable(
             for (i, v), (kind, reason) in zip(places, pool.map(look, places), strict=True):
                 advance(1)
                 if kind:
-                    problems.append(
-                        _image_problem(samples, kind, i, v, f"{reason}: {samples.images[i, v]}")
-                    )
+                    problems.append(_image_problem(samples, kind, i, v, f"{reason}: {samples.images[i, v]}"))
     return problems
 
 

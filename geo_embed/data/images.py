@@ -20,8 +20,11 @@ from PIL import Image, UnidentifiedImageError
 
 from geo_embed.data import gif, jpeg, kinds, png, tiff
 from geo_embed.data.depth import Depth, UnknownDepth, to_rgb
+from geo_embed.data.libtiff import hearing_complaints
 from geo_embed.data.orientation import UPRIGHT, read_orientation, turn_upright
 from geo_embed.data.resampling import resize_part
+from geo_embed.errors import GeoError
+from geo_embed.files import open_regular, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,8 @@ _JPEG = b"\xff\xd8"
 
 # 100 megapixels are 300 MB once decoded: more than a street view has, less than a decoding thread can bear.
 MAX_PIXELS = 100_000_000
+# Of a file: 100 megapixels of three 16-bit samples are 600 MB before any compression.
+MAX_BYTES = 1 << 30
 
 
 # A picture that is enlarged beyond this, of which less than a quarter is kept, is made in that part alone.
@@ -112,20 +117,36 @@ def decode(data: bytes, *, accept_damage: bool = False) -> Pixels:
         raise UnreadableImage(_in_one_line(error)) from error
 
 
+def read_picture(path: Path) -> bytes:
+    """A picture's file. A pipe or device in its place can't make a reader wait.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        UnreadableImage: it can't be read, isn't a regular file, or is too large; with the reason.
+    """
+    try:
+        return read_bytes(path, limit=MAX_BYTES)
+    except GeoError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise UnreadableImage(_of_file(error)) from error
+
+
 def find_fault(path: Path, *, accept_damage: bool = False) -> str:
     """Why a picture can't be read, looking as little as possible; empty where it seems fine.
 
     A JPEG with both its markers passes; anything else is decoded, as `decode` does.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(2)
             if start == _JPEG:
                 file.seek(-2, os.SEEK_END)
                 if file.read(2) == b"\xff\xd9":
                     return ""
-            file.seek(0)
-            decode(file.read(), accept_damage=accept_damage)
+        decode(read_picture(path), accept_damage=accept_damage)
+    except GeoError as error:
+        return _of_file(error)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
@@ -275,8 +296,9 @@ def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
         refusal = tiff.find_refusal(data, directory)
         if refusal:
             raise UnreadableImage(refusal)
-        image = _load(tiff.only_pixels(data, directory), unknown=tiff.describe(directory))
-        loss = tiff.find_loss(data, directory)
+        with hearing_complaints() as complaints:
+            image = _load(tiff.only_pixels(data, directory), unknown=tiff.describe(directory))
+        loss = tiff.find_loss(data, directory) or "; ".join(complaints[:1])
         depth = Depth(
             bits=directory.first(tiff.BITS_PER_SAMPLE, 1),
             floating=directory.first(tiff.SAMPLE_FORMAT, tiff.UNSIGNED) == tiff.FLOAT,
@@ -364,6 +386,12 @@ def _png_depth(read: png.Png, image: Image.Image) -> tuple[Depth, tuple[int, ...
 def _bytes_of(image: Image.Image, name: str) -> bytes:
     value = image.info.get(name, b"")
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
+def _of_file(error: GeoError) -> str:
+    """What the door says of a file, without its path."""
+    cause = error.__cause__
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else error.what
 
 
 def _in_one_line(error: Exception) -> str:

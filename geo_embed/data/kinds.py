@@ -48,6 +48,7 @@ _MAGIC: list[tuple[int, bytes, str, str]] = [
         "convert it to 8 or 16 bits: ImageMagick, oiiotool",
     ),
     (0, b"#?RGBE", "a Radiance HDR picture of floats", "convert it to 8 or 16 bits: ImageMagick, oiiotool"),
+    (0, b"PF\n", "a picture of floats (PFM in colour)", "convert it to 8 or 16 bits: ImageMagick, oiiotool"),
     (0, b"II\xbc", "a JPEG XR picture", "convert it to JPEG or PNG: JxrDecApp, ImageMagick"),
     (0, b"BPG\xfb", "a BPG picture", "convert it to PNG: bpgdec"),
     (0, b"gimp xcf", "a GIMP document", "export it to PNG"),

@@ -112,7 +112,7 @@ def read_batches(
         path = samples.image_root / samples.images[row, view]
         name = f"sample {samples.sample_id[row]}, view {samples.view_names[view]}"
         try:
-            data = path.read_bytes()
+            data = images.read_picture(path)
             try:
                 pixels = images.decode(data)
             except images.DamagedImage as error:

@@ -3,15 +3,20 @@
 import struct
 from dataclasses import dataclass
 
+from geo_embed.data import jpeg
+
 ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 259, 262, 339
 SUB_IFDS, DNG_VERSION = 330, 50706
 MIN_IS_WHITE = 0
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+_JPEG_COMPRESSION = 7
+# Offsets, sizes, and the tables that all have in common, without tiles and with.
+_JPEG_TAGS = {False: (_STRIP_OFFSETS, 279, 347), True: (_TILE_OFFSETS, 325, 347)}
 
-# Sizes of the types of integers, and their codes in `struct`: BYTE, SHORT, LONG, SBYTE, SSHORT, SLONG, IFD, LONG8, SLONG8, IFD8.
-_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# Sizes of the types of integers, and their codes in `struct`: BYTE, UNDEFINED, SHORT, LONG, SBYTE, SSHORT, SLONG, IFD, LONG8, SLONG8, IFD8.
+_INTEGERS = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 # More numbers of a tag than this say nothing about depth or orientation.
 _MOST_VALUES = 64
 # Tags that decide about pixels: size, coding, colours, strips and tiles, tables of JPEG and of YCbCr.
@@ -41,6 +46,11 @@ class Directory:
     values: dict[int, tuple[int, ...]]
     counts: dict[int, int]
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether its pixels lie in tiles, not strips."""
+        return _TILE_OFFSETS in self.counts
+
     def first(self, tag: int, default: int) -> int:
         """A tag's first number."""
         return self.values.get(tag, (default,))[0]
@@ -65,7 +75,8 @@ def read_directory(data: bytes) -> Directory | None:
         (tag,) = struct.unpack_from(order + "H", data, position)
         entries.append((tag, position))
         numbers = _integers(data, position, order, big)
-        if numbers:
+        # UNDEFINED is bytes, no number.
+        if numbers and data[position + 2 : position + 4] not in (b"\7\0", b"\0\7"):
             values[tag] = numbers
             (counts[tag],) = struct.unpack_from(order + ("Q" if big else "I"), data, position + 4)
     return Directory(order, big, entries, values, counts)
@@ -102,6 +113,10 @@ def find_refusal(data: bytes, directory: Directory) -> str:
             "not an image that can be read here: a camera's RAW file (such as DNG, NEF, CR2, ARW); "
             "develop it to JPEG or TIFF: dcraw, darktable, rawpy"
         )
+    # libtiff unpacks floats in the machine's order, and PIL takes them for the file's.
+    unpacked = directory.first(COMPRESSION, 1) != 1 and directory.order == ">"
+    if unpacked and FLOAT in directory.values.get(SAMPLE_FORMAT, ()):
+        return describe(directory)
     if any(code not in (UNSIGNED, FLOAT) for code in directory.values.get(SAMPLE_FORMAT, ())):
         return describe(directory)
     return ""
@@ -124,7 +139,7 @@ def describe(directory: Directory) -> str:
 def find_loss(data: bytes, directory: Directory) -> str:
     """Why pixels are missing; empty where all are there as far as can be told without unpacking them."""
     width, height = directory.first(256, 0), directory.first(257, 0)
-    if _TILE_OFFSETS in directory.counts:
+    if directory.is_tiled:
         across, down = directory.first(322, width), directory.first(323, height)
         count, kind = directory.counts[_TILE_OFFSETS], "tiles"
         parts = -(-width // max(across, 1)) * -(-height // max(down, 1))
@@ -133,16 +148,42 @@ def find_loss(data: bytes, directory: Directory) -> str:
         parts = -(-height // max(min(directory.first(278, height), height), 1))
     if directory.first(284, 1) == 2:
         parts *= max(directory.first(277, 1), 1)
-    return f"{count:,} {kind} where there should be {parts:,}" if count < parts else ""
+    if count < parts:
+        return f"{count:,} {kind} where there should be {parts:,}"
+    return _find_jpeg_loss(data, directory) if directory.first(COMPRESSION, 1) == _JPEG_COMPRESSION else ""
 
 
-def _integers(data: bytes, position: int, order: str, big: bool) -> tuple[int, ...]:
+def _find_jpeg_loss(data: bytes, directory: Directory) -> str:
+    """Of strips or tiles that are JPEGs, whose tables stand apart."""
+    offsets, sizes, tables = ([*_all_numbers(data, directory, tag)] for tag in _JPEG_TAGS[directory.is_tiled])
+    left = 2 * len(data)
+    for offset, size in zip(offsets, sizes, strict=False):
+        strip = data[offset : offset + size]
+        # Strips that overlap make more of a file than it has.
+        left -= len(strip) + len(tables)
+        if left < 0:
+            return ""
+        # Tables and strip have a beginning and an end each: in between, those of the whole are left out.
+        whole = bytes(tables[:-2]) + strip[2:] if len(tables) > 4 else strip
+        if loss := jpeg.find_loss(jpeg.read_jpeg(whole)):
+            return loss
+    return ""
+
+
+def _all_numbers(data: bytes, directory: Directory, tag: int) -> tuple[int, ...]:
+    for other, position in directory.entries:
+        if other == tag:
+            return _integers(data, position, directory.order, directory.big, most=len(data))
+    return ()
+
+
+def _integers(data: bytes, position: int, order: str, big: bool, most: int = _MOST_VALUES) -> tuple[int, ...]:
     """The numbers of the entry at `position`; none where it isn't of integers, or points out of the file."""
     kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), data, position + 2)
     code = _INTEGERS.get(kind)
     if code is None or not count:
         return ()
-    count = min(count, _MOST_VALUES)
+    count = min(count, most)
     inline, at = (8, position + 12) if big else (4, position + 8)
     if struct.calcsize(code) * count > inline:
         (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)

@@ -103,10 +103,11 @@ def read_image(
     if not samples.images[row, view]:
         return ReadImage(0, MISSING, reason="the CSV names no image")
     try:
-        data = (samples.image_root / samples.images[row, view]).read_bytes()
-    except OSError as error:
-        gone = isinstance(error, FileNotFoundError)
-        return ReadImage(0, MISSING if gone else UNREADABLE, reason=error.strerror or str(error))
+        data = images.read_picture(samples.image_root / samples.images[row, view])
+    except FileNotFoundError as error:
+        return ReadImage(0, MISSING, reason=error.strerror or str(error))
+    except images.UnreadableImage as error:
+        return ReadImage(0, UNREADABLE, reason=str(error))
     content_hash = hash_content(data)
     if content_hash == committed:
         return ReadImage(content_hash)

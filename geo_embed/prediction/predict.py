@@ -171,7 +171,7 @@ def _read_pictures(
     present = np.ones((1, len(paths)), dtype=bool)
     for view, path in enumerate(paths):
         try:
-            data = path.read_bytes()
+            data = images.read_picture(path)
             try:
                 decoded = images.decode(data)
             except images.DamagedImage as error:

@@ -217,7 +217,7 @@ def test_a_quick_look_finds_the_faults_and_passes_the_good(tmp_path: Path) -> No
         file.write_bytes(encode(picture(), kind))
         assert find_fault(file) == ""
     assert find_fault(tmp_path / "absent.jpg") == "No such file or directory"
-    assert find_fault(tmp_path) == "Is a directory"
+    assert "is a directory" in find_fault(tmp_path)
 
 
 SHAPES = [(256, 256), (320, 200), (200, 320), (5, 7), (1, 1), (97, 96), (333, 251), (96, 96), (640, 31)]

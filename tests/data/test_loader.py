@@ -80,7 +80,9 @@ def test_a_picture_that_cannot_be_read_is_named(
         damage(small.picture(4, "south"))
         with (
             read_batches(samples, all_there(samples), [np.array([4])], spec, 2) as read,
-            pytest.raises(GeoError, match=f"picture of sample {samples.sample_id[4]}: ") as caught,
+            pytest.raises(
+                GeoError, match=f"picture of sample {samples.sample_id[4]}, view south: "
+            ) as caught,
         ):
             next(read)
         assert caught.value.where == str(small.picture(4, "south"))
@@ -103,3 +105,40 @@ def test_only_a_few_batches_are_read_ahead(
         time.sleep(0.5)
     assert VIEWS <= len(decoded) <= 4 * VIEWS
     assert threading.get_ident() not in decoded
+
+
+def test_a_damaged_picture_fails_is_absent_or_is_taken(
+    small: Small, samples: Samples, spec: images.Preprocessing
+) -> None:
+    file = small.picture(4, "south")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    rows = [np.array([3, 4])]
+    with (
+        read_batches(samples, all_there(samples), rows, spec, 2) as read,
+        pytest.raises(GeoError, match=f"sample {samples.sample_id[4]}, view south is damaged: ") as caught,
+    ):
+        next(read)
+    assert caught.value.where == str(file)
+    with read_batches(samples, all_there(samples), rows, spec, 2, with_damaged="skip") as read:
+        (batch,) = read
+    assert batch.present.tolist() == [[True] * 4, [True, True, False, True]]
+    assert not batch.pixels[1, 2].any()
+    with read_batches(samples, all_there(samples), rows, spec, 2, with_damaged="accept") as read:
+        (batch,) = read
+    assert batch.present.all()
+    expected = images.resize(images.decode(file.read_bytes(), accept_damage=True), spec)
+    assert np.array_equal(batch.pixels[1, 2].numpy(), expected)
+
+
+def test_a_sample_of_damaged_pictures_alone_is_refused_where_such_are_skipped(
+    small: Small, samples: Samples, spec: images.Preprocessing
+) -> None:
+    for view in samples.view_names:
+        file = small.picture(2, view)
+        file.write_bytes(file.read_bytes()[:1200] + b"\xff\xd9")
+    with (
+        read_batches(samples, all_there(samples), [np.array([2])], spec, 2, with_damaged="skip") as read,
+        pytest.raises(GeoError, match=f"every picture of sample {samples.sample_id[2]} is damaged"),
+    ):
+        next(read)

@@ -298,3 +298,105 @@ def test_an_image_folder_without_permission_is_said(small: Small, nursery: Nurse
     assert ran.code == 1
     assert len(complaints(ran)) == 48
     assert "error: 48 pictures can't be read" in ran.err
+
+
+def damaged() -> bytes:
+    """The upper half of a JPEG, and an end marker: the lower half is grey in every decoder."""
+    whole = jpeg()
+    return whole[: len(whole) // 2] + b"\xff\xd9"
+
+
+def test_a_damaged_picture_is_named_left_out_or_taken_as_asked(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = small.picture(5, "south")
+    file.write_bytes(damaged())
+    name = f"sample {small.table()['sample_id'][5]}, view south: damaged: "
+
+    # By default it fails as bad pictures do; the rest is done and stays.
+    ran = command(capsys, *small.options(), "extract", "--split", "train")
+    assert ran.code == 1
+    (line,) = complaints(ran)
+    assert name in line
+    assert str(file) in line
+    assert "--on-damaged-image accept" in ran.err
+    status = np.asarray(open_store(small.store()).status[:])
+    assert status[5, 2] == PENDING
+    assert (status == OK).sum() == 47
+
+    # Left out, also where bad ones are to fail, and the other way round.
+    ran = command(
+        capsys, *small.options(), "--json", "extract", "--split", "train", "--on-damaged-image", "skip"
+    )
+    assert ran.code == 0, ran.err
+    assert [bad["path"] for bad in ran.json["skipped"]] == [str(file)]
+    assert np.asarray(open_store(small.store()).status[:])[5, 2] == UNREADABLE
+    both = ("--on-bad-image", "skip", "--on-damaged-image", "fail")
+    assert command(capsys, *small.options(), "extract", "--split", "train", *both).code == 1
+
+    # Taken: an embedding like any other, said each time that it is computed, and not again.
+    ran = command(
+        capsys, *small.options(), "--json", "extract", "--split", "train", "--on-damaged-image", "accept"
+    )
+    assert ran.code == 0, ran.err
+    assert [bad["path"] for bad in ran.json["damaged"]] == [str(file)]
+    assert (np.asarray(open_store(small.store()).status[:]) == OK).all()
+    ran = command(capsys, *small.options(), "--json", "extract", "--split", "train")
+    assert (ran.code, ran.json["computed"], ran.json["damaged"]) == (0, 0, [])
+    assert command(capsys, *small.options(), "cache", "verify", "--deep").code == 0
+
+
+def test_data_check_names_a_damaged_picture_unless_such_are_accepted(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.picture(3, "west").write_bytes(damaged())
+    ran = command(capsys, *small.options(), "--json", "data", "check", "--split", "train", "--decode")
+    assert ran.code == 3
+    (problem,) = ran.json["problems"]
+    assert problem["kind"] == "damaged-image"
+    assert f"sample {small.table()['sample_id'][3]}, column image_west" in problem["where"]
+    assert small.picture(3, "west").name in problem["message"]
+    accepted = ("data", "check", "--split", "train", "--decode", "--on-damaged-image", "accept")
+    assert command(capsys, *small.options(), *accepted).code == 0
+
+
+def test_a_prediction_from_a_damaged_picture_is_refused_or_does_without_it(
+    small: Small, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    extract(small.config(), "train")
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(damaged())
+    whole = [str(small.picture(0, view)) for view in ("north", "east", "south")]
+    options = (*small.options(), "--json", "predict", "first", "--images", *whole, str(broken))
+    ran = command(capsys, *options)
+    assert ran.code == 1
+    assert str(broken) in ran.err
+    answers = {}
+    for way in ("accept", "skip"):
+        ran = command(capsys, *options, "--on-damaged-image", way)
+        assert ran.code == 0, ran.err
+        assert str(broken) in ran.err
+        answers[way] = ran.json["latitude"], ran.json["longitude"]
+    # Without the view: as a place whose west the CSV leaves empty.
+    assert answers["skip"] != answers["accept"]
+    four_broken = (*small.options(), "predict", "first", "--images", *[str(broken)] * 4)
+    ran = command(capsys, *four_broken, "--on-damaged-image", "skip")
+    assert ran.code == 1
+    assert "every picture is damaged" in ran.err
+
+
+def test_a_picture_that_no_decoder_takes_is_said_for_what_it_is(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a decoder raises: EXIF of a wrong type ended in a TypeError that named no picture."""
+    odd = b"II*\0\x08\0\0\0\2\0" + bytes.fromhex("12010300010000000600 0000") + bytes.fromhex("1a010200030000003732 0000") + bytes(4)  # fmt: skip
+    small.picture(0).write_bytes(jpeg()[:2] + b"\xff\xe1" + (len(odd) + 8).to_bytes(2, "big") + b"Exif\0\0" + odd + jpeg()[2:])  # fmt: skip
+    small.picture(1).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    small.picture(2).write_bytes(b"<!DOCTYPE html><html><title>404</title></html>")
+    ran = command(capsys, *small.options(), "extract", "--split", "train", "--on-bad-image", "skip")
+    assert ran.code == 0, ran.err
+    assert "HEIC" in ran.out
+    assert "web page" in ran.out
+    assert ran.out.count("skipped: sample") == 2
+    assert np.asarray(open_store(small.store()).status[:])[0, 0] == OK
