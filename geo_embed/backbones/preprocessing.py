@@ -38,7 +38,7 @@ from geo_embed.backbones.families import (
 )
 from geo_embed.data.images import Preprocessing
 from geo_embed.errors import GeoError
-from geo_embed.files import read_json
+from geo_embed.files import read_json, validated
 
 # Torchvision's processors have twins that need only PIL, but for DINOv3's, whose defaults are given here.
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -141,6 +141,27 @@ class _TimmFile(_Strict):
     std: Annotated[tuple[_Factor, _Factor, _Factor], Field(strict=False)] | None = Field(
         None, description="three numbers above zero"
     )
+
+
+class _Recorded(_Strict):
+    """What `Preprocessing.to_dict` leaves in a store."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    shortest_edge: _Side | None
+    height: _Side
+    width: _Side
+    resample: Annotated[int, Field(ge=0, le=5)]
+    scale: _Factor
+    mean: Annotated[tuple[_Number, _Number, _Number], Field(strict=False)]
+    std: Annotated[tuple[_Factor, _Factor, _Factor], Field(strict=False)]
+    resize: Literal["torch", "pil"]
+    longest_edge: _Side | None = None
+
+
+def recorded_preprocessing(content: object, where: Path) -> Preprocessing:
+    """What a store says was done to its pictures. Raises GeoError where that makes no sense."""
+    return Preprocessing(**validated(_Recorded, content, where).model_dump())
 
 
 def read_preprocessing(directory: Path, *, exact: bool) -> Preprocessing:

@@ -54,7 +54,9 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        listed = ", ".join(f"{s.fingerprint} ({s.attrs['dtype']}, {s.attrs['backbone']})" for s in fitting)
+        listed = ", ".join(
+            f"{s.fingerprint} ({s.attrs.get('dtype')}, {s.attrs['backbone']})" for s in fitting
+        )
         raise GeoError(
             f"{len(fitting)} {split} stores fit the settings: {listed}",
             where=cache_dir,

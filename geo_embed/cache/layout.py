@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 # Bounds of a store, each far beyond any dataset of street views: pictures (N · V), numbers in an embedding (D), chunks.
 MOST_PICTURES, MOST_NUMBERS, MOST_CHUNKS = 2**28, 2**20, 2**18
 _MOST_CHUNK_BYTES = 2**32
+_UNPROVEN_PICTURES = 2**22
 
 _Codec = tuple[str, dict[str, Any]]
 _LITTLE: _Codec = ("bytes", {"endian": "little"})
@@ -111,6 +112,10 @@ def check_layout(storage: Storage) -> dict[str, Any]:
         path = storage.root / name / "zarr.json"
         array = read_json(path, _Array)
         _check_array(array, dimensions, codecs, lengths, where=str(path))
+    n, v = lengths["N"], lengths["V"]
+    # An id takes four bytes or more: what few bytes claim to be millions of pictures are not.
+    if n * v > _UNPROVEN_PICTURES and storage.size("sample_id/c/0") < 4 * n:
+        raise GeoError(f"shape: {n:,} rows, where sample_id has fewer ids", where=storage.root)
     if len(set(views)) != len(views) or len(views) != lengths["V"]:
         raise GeoError(
             f"view_names: {len(set(views))} names for {lengths['V']} views", where=storage.root / "zarr.json"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -413,20 +413,21 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
             raise _gone(store, chunk)
         with damaged_chunks(store.path):
             _check_size(store, "embeddings", chunk)
-    values = read_rows(store, "embeddings", rows)
-    ids, present = read_ids(store)[rows], status == OK
+    present = status == OK
+
+    def check(first: int, block: NDArray[Any]) -> None:
+        if is_finite(block):
+            return
+        wrong = ~np.isfinite(block).all(axis=2) & present[first - rows.start :][: len(block)]
+        if wrong.any():
+            raise ValueError(
+                f"the embedding of row {first + int(wrong.any(axis=1).argmax())} is NaN or infinite"
+            )
+
+    values = read_rows(store, "embeddings", rows, check)
     if not present.all():
         values[~present] = 0
-    for chunk in _touched(store, rows):
-        block = values[max(chunk.start, rows.start) - rows.start : min(chunk.stop, rows.stop) - rows.start]
-        if not np.isfinite(block).all():
-            row = max(chunk.start, rows.start) + int((~np.isfinite(block)).any(axis=(1, 2)).argmax())
-            raise GeoError(
-                f"the embedding of sample {ids[row - rows.start]!r:.80} (row {row}) is NaN or infinite",
-                where=store.path,
-                hint=f"--dtype float32 stores larger values; {verify_hint(store.path)}",
-            )
-    return Embeddings(ids, values, present, store)
+    return Embeddings(read_ids(store)[rows], values, present, store)
 
 
 def metadata_faults(store: Store) -> list[tuple[str, str]]:
@@ -467,13 +468,29 @@ def _fill_chunk(store: Store, name: str, rows: slice, block: NDArray[Any]) -> No
         raise ValueError(f"the checksum of rows {rows.start}–{rows.stop - 1} does not match") from error
 
 
-def read_rows(store: Store, name: str, rows: slice) -> NDArray[Any]:
+def is_finite(block: NDArray[Any]) -> bool:
+    """Whether no number of a float16 or float32 array is NaN or infinite.
+
+    Those have the largest exponent: as integers they lie above all others of their sign. Two maxima tell it in a tenth of
+    the time that np.isfinite takes for float16.
+    """
+    bits, infinity = {2: (np.int16, 0x7C00), 4: (np.int32, 0x7F800000)}[block.itemsize]
+    integers = np.ascontiguousarray(block).view(bits)
+    negative = integers.view(integers.dtype.str.replace("i", "u"))
+    sign = 1 << (8 * block.itemsize - 1)
+    return not block.size or bool(integers.max() < infinity and negative.max() < infinity + sign)
+
+
+def read_rows(
+    store: Store, name: str, rows: slice, check: Callable[[int, NDArray[Any]], None] | None = None
+) -> NDArray[Any]:
     """Rows of an array, chunk by chunk on threads, straight into place; zeros where a chunk was never written.
 
     Args:
         store: any store.
         name: `embeddings`, `status` or `content_hash`.
         rows: which of them.
+        check: called on those threads with a first row and the rows from there on, to raise ValueError for what they hold.
 
     Raises:
         GeoError: bytes are damaged, or more than there is memory for.
@@ -498,6 +515,8 @@ def read_rows(store: Store, name: str, rows: slice) -> NDArray[Any]:
             block = _empty_chunk(store, name)
             _fill_chunk(store, name, chunk, block)
             place[:] = block[first - chunk.start : last - chunk.start]
+        if check is not None:
+            check(first, place)
 
     with damaged_chunks(store.path), ThreadPoolExecutor() as pool:
         list(pool.map(read, _touched(store, rows)))

@@ -1,7 +1,7 @@
 """The stores of a cache at a glance, and what of it nothing needs any more."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from geo_embed.cache.locks import is_busy
 from geo_embed.cache.storage import all_superseded, leftovers, usage
 from geo_embed.cache.storage import delete as delete_files
 from geo_embed.cache.store import PENDING, Store, list_stores, open_store, read_status
+from geo_embed.cache.verify import StoreProblem
 from geo_embed.config import Config
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError
@@ -46,13 +47,21 @@ class Garbage:
     deleted: bool = False
 
 
-def summarise(cache_dir: Path, runs: Mapping[str, list[str]]) -> list[StoreSummary]:
-    """Every store of the cache, by path; `runs` gives the names of the runs fitted on each fingerprint."""
-    return [summarise_store(store, runs) for store in list_stores(cache_dir)]
+def summarise(
+    stores: Iterable[Store], runs: Mapping[str, list[str]]
+) -> tuple[list[StoreSummary], list[StoreProblem]]:
+    """Stores at a glance, and what is wrong with those that can't be read; `runs` as in `summarise_store`."""
+    summaries, problems = [], []
+    for store in stores:
+        try:
+            summaries.append(summarise_store(store, runs))
+        except GeoError as error:
+            problems.append(StoreProblem(store.path, "the whole store", error.what))
+    return summaries, problems
 
 
 def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary:
-    """One store at a glance; `runs` gives the names of the runs fitted on each fingerprint."""
+    """One store at a glance; `runs` gives the names of the runs fitted on each fingerprint. Raises GeoError for damage."""
     size, last_write = store.storage.usage()
     complete = float((read_status(store) != PENDING).mean())
     return StoreSummary(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.preprocessing import recorded_preprocessing
 from geo_embed.cache.find import check_fits, choose_store
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import store_paths
@@ -21,6 +22,7 @@ from geo_embed.cache.store import (
     forget_chunk,
     has_chunk,
     hash_content,
+    is_finite,
     metadata_faults,
     open_store,
     part_rows,
@@ -149,6 +151,9 @@ def verify_deep(config: Config, store: Store, *, count: int = _DEEP_IMAGES) -> l
     # The store's own samples, and the backbone that made it.
     if store.attrs.get("imported"):
         raise GeoError("an imported store can't be embedded again", where=store.path)
+    for key in ("feature", "dtype", "weights_sha256", "preprocessing"):
+        if not store.attrs.get(key):
+            raise GeoError(f"the store doesn't say its {key}: it can't be embedded again", where=store.path)
     samples = load_samples(config, store.split)
     check_fits(store, samples)
     device = pick_device(config.model.device)
@@ -165,7 +170,7 @@ def _differences(
     """What is wrong with `count` images, spread evenly over those that have an embedding."""
     import torch
 
-    spec = images.Preprocessing(**store.attrs["preprocessing"])
+    spec = recorded_preprocessing(store.attrs["preprocessing"], store.path)
     embeddings, content = read_store(store), read_content_hash(store)
     rows, views = np.nonzero(embeddings.present)
     for k in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
@@ -204,7 +209,7 @@ def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
                 yield name, f"unknown status {status.max()}"
         elif (status != PENDING).any() and not has_chunk(store, name, rows):
             yield name, "the chunk is gone from the disk"
-        elif name == "embeddings" and not np.isfinite(block).all(axis=2)[status == OK].all():
+        elif name == "embeddings" and not is_finite(block[status == OK]):
             yield name, "numbers that are NaN or infinite"
 
 

@@ -23,13 +23,14 @@ cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding sto
 @cache_app.command("ls", epilog="Example: `geo cache ls`")
 def _cache_ls() -> None:
     """List every store: what made it, how complete it is, which runs were fitted on it."""
+    from geo_embed.cache.store import list_stores
     from geo_embed.cache.tidy import summarise
     from geo_embed.cache.verify import unreadable_stores
     from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config()
-    stores = summarise(config.paths.cache_dir, run_stores(config.paths.runs_dir))
-    problems = unreadable_stores(config.paths.cache_dir)
+    stores, damaged = summarise(list_stores(config.paths.cache_dir), run_stores(config.paths.runs_dir))
+    problems = unreadable_stores(config.paths.cache_dir) + damaged
     rows = [
         (
             f"{s.path.parent.name}/{s.path.name}",
@@ -38,7 +39,7 @@ def _cache_ls() -> None:
         )
         for s in stores
     ]
-    rows += [(f"{p.store.parent.name}/{p.store.name}", f"can't be opened: {p.message}") for p in problems]
+    rows += [(f"{p.store.parent.name}/{p.store.name}", f"can't be read: {p.message}") for p in problems]
     print_result({"stores": stores, "problems": problems}, rows or [("", "the cache is empty")])
 
 
@@ -50,17 +51,22 @@ def _cache_info(
 ) -> None:
     """Print what made the store that the settings choose, and where it stands."""
     wait_passively()
-    from geo_embed.cache.tidy import summarise_store
+    from geo_embed.cache.tidy import summarise
     from geo_embed.cache.verify import choose_stores
+    from geo_embed.errors import GeoError
     from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config(model__backbone_name=backbone)
-    users = run_stores(config.paths.runs_dir)
-    described = [
-        asdict(summarise_store(chosen, users)) | {"attrs": chosen.attrs}
-        for chosen in choose_stores(config.paths.cache_dir, config.model, split, store)[0]
-    ]
-    print_result({"stores": described}, [])
+    chosen, problems = choose_stores(config.paths.cache_dir, config.model, split, store)
+    summaries, damaged = summarise(chosen, run_stores(config.paths.runs_dir))
+    problems += damaged
+    if problems and not summaries:
+        raise GeoError(
+            problems[0].message, where=problems[0].store, hint="geo cache verify says what is damaged"
+        )
+    attrs = {opened.path: opened.attrs for opened in chosen}
+    described = [asdict(summary) | {"attrs": attrs[summary.path]} for summary in summaries]
+    print_result({"stores": described, "problems": problems}, [])
     if not GLOBALS.as_json:
         for summary in described:
             print_result(
@@ -70,6 +76,8 @@ def _cache_info(
                     *summary["attrs"].items(),
                 ],
             )
+        for problem in problems:
+            print(f"can't be read: {problem.message} ({problem.store})")
 
 
 @cache_app.command("verify", epilog="Example: `geo cache verify --split train --deep`")
@@ -87,15 +95,24 @@ def _cache_verify(
 ) -> None:
     """Read every byte against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
+    from geo_embed.cache.store import Store
     from geo_embed.cache.verify import choose_stores, verify, verify_deep
+    from geo_embed.errors import GeoError
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
     stores, problems = choose_stores(config.paths.cache_dir, config.model, split, store)
+    whole: list[Store] = []
     for opened in stores:
         damage = verify(opened, repair=repair)
         problems += damage
-        if deep and not damage:
+        whole += [] if damage else [opened]
+    # What forbids to embed one store again is said once all others are done.
+    refusals: list[GeoError] = []
+    for opened in whole if deep else []:
+        try:
             problems += verify_deep(config, opened)
+        except GeoError as error:
+            refusals.append(error)
     result = {"stores": [opened.path for opened in stores], "problems": problems}
     print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
     if not GLOBALS.as_json:
@@ -104,6 +121,8 @@ def _cache_verify(
         if problems and repair:
             print("The rows of damaged chunks are pending again. Next: geo extract")
         print(f"{len(problems):,} problems")
+    if refusals:
+        raise refusals[0]
     if problems:
         raise typer.Exit(CHECK_FAILED)
 
