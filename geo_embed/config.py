@@ -59,18 +59,24 @@ class Paths(_Group):
 
 
 class GpsBox(_Group):
-    """A box of latitudes and longitudes in degrees; an edge that isn't given comes from the training places."""
+    """A box of latitudes and longitudes in degrees; an edge that isn't given comes from the training places.
+
+    A western edge east of the eastern one makes a box across 180°: Fiji lies between 176 and −178.
+    """
 
     lat_min: float | None = Field(None, ge=-90, le=90, description="southern edge (degrees)")
     lat_max: float | None = Field(None, ge=-90, le=90, description="northern edge (degrees)")
-    lon_min: float | None = Field(None, ge=-180, le=180, description="western edge (degrees)")
+    lon_min: float | None = Field(
+        None, ge=-180, le=180, description="western edge (degrees); east of lon_max: across 180"
+    )
     lon_max: float | None = Field(None, ge=-180, le=180, description="eastern edge (degrees)")
 
     @model_validator(mode="after")
     def _ordered(self) -> "GpsBox":
-        for low, high in ((self.lat_min, self.lat_max), (self.lon_min, self.lon_max)):
-            if low is not None and high is not None and low >= high:
-                raise ValueError("lat_min must lie below lat_max and lon_min below lon_max")
+        if self.lat_min is not None and self.lat_max is not None and self.lat_min >= self.lat_max:
+            raise ValueError("lat_min must lie below lat_max")
+        if self.lon_min is not None and self.lon_min == self.lon_max:
+            raise ValueError("lon_min and lon_max are the same: a box without width")
         return self
 
     @property

@@ -9,6 +9,8 @@ EARTH_RADIUS_KM = 6371.0
 # Beyond the outermost places, as a share of their box, and at least so much.
 MARGIN = 0.05
 LEAST_REACH_DEGREES = 0.1
+# What float32 makes of an edge, rounded up: some 10 m.
+SAME_DEGREES = 1e-4
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +38,7 @@ def to_degrees(vectors: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def bounding_box(latitude: ArrayLike, longitude: ArrayLike) -> tuple[float, float, float, float]:
-    """The smallest box around places (N,): south, north, west, east in degrees.
+    """The smallest box around places (N,), N > 0: south, north, west, east in degrees.
 
     West lies in [-180, 180]; east follows it eastwards and passes 180 where the box crosses the antimeridian.
     """
@@ -52,11 +54,12 @@ def region_box(
     longitude: ArrayLike,
     edges: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None),
 ) -> tuple[float, float, float, float]:
-    """The box of a region: south, north, west, east in degrees, east beyond 180 where it crosses the antimeridian.
+    """The box of a region: south, north, west, east in degrees. It ends at the poles, is no wider than 360, and has its east
+    beyond 180 where it crosses the antimeridian.
 
     Args:
         latitude, longitude: (N,) known places; their smallest box, widened by `MARGIN`, gives each edge that isn't given.
-        edges: south, north, west, east; None for one that isn't given.
+        edges: south, north, west, east; None for one that isn't given. West may lie east of the eastern one: across 180.
 
     Raises:
         GeoError: the southern edge doesn't lie below the northern one.
@@ -65,7 +68,8 @@ def region_box(
     up, along = (
         max(MARGIN * (high - low), LEAST_REACH_DEGREES) for low, high in ((south, north), (west, east))
     )
-    widened = (south - up, north + up, west - along, east + along)
+    along = min(along, (360 - (east - west)) / 2)
+    widened = (max(south - up, -90.0), min(north + up, 90.0), west - along, east + along)
     south, north, west, east = (
         derived if edge is None else edge for derived, edge in zip(widened, edges, strict=True)
     )
@@ -75,12 +79,38 @@ def region_box(
             where="model.gps_box",
             hint="give both lat_min and lat_max, or neither",
         )
-    return south, north, west, east if west < east else east + 360
+    # An edge that is given and one that isn't can lie a turn apart; and a whole turn is a box, too.
+    width = east - west if 0 < east - west <= 360 else (east - west) % 360 or 360.0
+    return south, north, west, west + width
+
+
+def in_box(
+    box: tuple[float, float, float, float], latitude: ArrayLike, longitude: ArrayLike
+) -> NDArray[np.bool_]:
+    """Whether points (N,) lie in a box or within `SAME_DEGREES` of it, whichever way round their longitudes are written.
+
+    Args:
+        box: south, north, west, east in degrees, as `region_box` gives it.
+        latitude, longitude: (N,) degrees; NaN lies nowhere.
+    """
+    south, north, west, east = box
+    lat, lon = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
+    eastwards = (lon - west + SAME_DEGREES) % 360
+    inside = (lat >= south - SAME_DEGREES) & (lat <= north + SAME_DEGREES)
+    return np.asarray(inside & (eastwards <= east - west + 2 * SAME_DEGREES))
 
 
 def wrap_longitude(longitude: ArrayLike) -> Floats:
-    """Degrees of any size to [-180, 180)."""
+    """Degrees of any size to [-180, 180]; 180 only where rounding says so."""
     return np.asarray((np.asarray(longitude, dtype=np.float64) + 180) % 360 - 180)
+
+
+def on_earth(latitude: ArrayLike, longitude: ArrayLike) -> tuple[Floats, Floats]:
+    """Points (N,) of any numbers as points that there are: latitudes end at the poles, longitudes beyond ±180 go on from the
+    other side. What lies within the bounds stays as it is, to the last bit.
+    """
+    lat, lon = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
+    return np.clip(lat, -90.0, 90.0), np.where(np.abs(lon) <= 180, lon, wrap_longitude(lon))
 
 
 def class_centroids(latitude: ArrayLike, longitude: ArrayLike, labels: ArrayLike, classes: int) -> Floats:

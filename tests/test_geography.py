@@ -7,9 +7,13 @@ from geo_embed.geography import (
     class_centroids,
     distance_matrix_km,
     haversine_km,
+    in_box,
+    on_earth,
+    region_box,
     soft_labels,
     to_degrees,
     to_unit_vectors,
+    wrap_longitude,
 )
 
 JFK, LAX, LHR = (40.6398, -73.7789), (33.9425, -118.4081), (51.4775, -0.4614)
@@ -118,3 +122,69 @@ def test_a_small_temperature_makes_hard_labels_and_a_large_one_even_ones() -> No
     distances = distance_matrix_km(np.array([JFK, LAX, LHR]))
     np.testing.assert_allclose(soft_labels(distances, 1e-3), np.eye(3), atol=1e-12)
     np.testing.assert_allclose(soft_labels(distances, 1e12), 1 / 3, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- boxes and bounds
+
+
+def places_of(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Somewhere on Earth, often at a pole, often at the date line, near or wide apart."""
+    spread = 10 ** rng.uniform(-3, 2.3)
+    middle = rng.choice([-90.0, -89.2, 0.0, 45.0, 89.2, 90.0]), rng.choice([-180.0, -100.0, 0.0, 179.95])
+    latitude = np.clip(middle[0] + rng.normal(0, spread / 4, n), -90, 90)
+    return latitude, wrap_longitude(middle[1] + rng.normal(0, spread, n))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_derived_box_holds_its_places_passes_no_pole_and_is_no_wider_than_the_earth(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latitude, longitude = places_of(rng, int(rng.integers(1, 40)))
+    south, north, west, east = box = region_box(latitude, longitude)
+    assert -90 <= south < north <= 90
+    assert 0 < east - west <= 360
+    # The same places, with their longitudes written as others write them.
+    for turns in (-360, 0, 360):
+        assert in_box(box, latitude, longitude + turns).all()
+    # Of every way to write a longitude, one lies between the edges or none does.
+    probes = rng.uniform(-180, 180, 50)
+    between = [any(west <= probe + turn <= east for turn in (-720, -360, 0, 360, 720)) for probe in probes]
+    assert in_box(box, np.full(50, (south + north) / 2), probes).tolist() == between
+
+
+@pytest.mark.parametrize(
+    ("name", "west", "east", "inside", "outside"),
+    [
+        ("Fiji", 176, -178, [177, 179.99, 180, -180, -179, -178], [175.5, 0, -177.5, -100]),
+        ("Alaska", 172, -130, [172, 180, -150, -130], [171, -129, 0]),
+        ("Chukotka", 158, -169, [160, 180, -180, -170], [157, -168, 90]),
+        ("everywhere", -180, 180, [-180, -1, 0, 1, 180], []),
+        ("the western half", -180, 0, [-180, -90, 0], [1, 90, 179]),
+    ],
+)
+def test_a_box_that_is_given_across_180_holds_what_lies_in_it(
+    name: str, west: float, east: float, inside: list[float], outside: list[float]
+) -> None:
+    box = region_box([-20, 70], [0, 0], (-20, 70, west, east))
+    assert in_box(box, np.zeros(len(inside)), inside).all(), name
+    assert not in_box(box, np.zeros(len(outside)), outside).any(), name
+
+
+def test_an_edge_that_is_given_a_turn_away_from_a_derived_one_makes_no_box_around_the_earth() -> None:
+    # Derived: 170 to 190, and a little more. From −180 eastwards to −169 are 11°, not 371.
+    assert region_box([0.0, 1.0], [170.0, -170.0], (None, None, -180, None)) == pytest.approx(
+        (-0.1, 1.1, -180, -169)
+    )
+
+
+def test_the_edge_of_a_box_is_inside_it_in_single_precision_too() -> None:
+    edges = np.array([-33.3, 33.3, 100.1, 140.7])
+    box = region_box([0], [0], tuple(edges))
+    south, north, west, east = edges.astype(np.float32)
+    assert in_box(box, [south, south, north, north], [west, east, west, east]).all()
+    assert not in_box(box, [0.0, np.nan, 0.0], [100.0, 120.0, np.nan]).any()
+
+
+def test_points_are_brought_onto_the_earth_and_those_on_it_stay_to_the_last_bit() -> None:
+    latitude, longitude = on_earth([94.5, -90.1, 12.3456789012345, 90], [179.0, -181, 180, 540.5])
+    assert latitude.tolist() == [90, -90, 12.3456789012345, 90]
+    assert longitude.tolist() == [179, 179, 180, -179.5]

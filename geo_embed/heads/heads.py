@@ -179,7 +179,10 @@ class PointHeads(Heads):
             centres = torch.from_numpy(to_unit_vectors(*self.centroids.cpu().double().numpy().T))
             return states, unit_to_degrees(geometric_median(states, centres.to(states.device)))
         latitude, longitude = out["points"].unbind(dim=1)
-        return states, torch.stack([latitude, torch.remainder(longitude + 180, 360) - 180], dim=1)
+        # A state's reach, and the box of a run of earlier versions, can pass a pole.
+        return states, torch.stack(
+            [latitude.clamp(-90, 90), torch.remainder(longitude + 180, 360) - 180], dim=1
+        )
 
 
 class CellHeads(Heads):

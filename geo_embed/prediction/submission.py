@@ -23,7 +23,7 @@ from geo_embed.data.samples import (
 )
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
-from geo_embed.geography import region_box
+from geo_embed.geography import in_box, on_earth, region_box
 from geo_embed.metrics import top_states
 from geo_embed.prediction.predict import save_split
 from geo_embed.runs.run import Run, on_this_machine
@@ -113,7 +113,8 @@ def fill_template(template: pd.DataFrame, predictions: Predictions) -> pd.DataFr
     for rank, column in enumerate(PREDICTED_STATES):
         table[column] = ranked[:, rank] if rank < ranked.shape[1] else -1
     latitude, longitude = PREDICTED_POINT
-    table[latitude], table[longitude] = predictions.latitude[rows], predictions.longitude[rows]
+    # Tables of earlier versions hold points beyond a pole.
+    table[latitude], table[longitude] = on_earth(predictions.latitude[rows], predictions.longitude[rows])
     return table
 
 
@@ -240,7 +241,7 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, region: Box | None) -> 
         return
     south, north, west, east = region
     latitude, longitude = (np.where(fine, numbers, np.nan) for numbers in points)
-    inside = (latitude >= south) & (latitude <= north) & ((longitude - west) % 360 <= east - west)
+    inside = in_box(region, latitude, longitude)
     where = f"latitude {south:g}…{north:g}, longitude {west:g}…{east:g}"
     _find(verdict.warnings, table, fine & ~inside, f"with a point outside the region ({where})")
 
@@ -252,7 +253,7 @@ def _region(config: Config) -> Box | None:
     edges = config.model.gps_box.edges
     south, north, west, east = edges
     if south is not None and north is not None and west is not None and east is not None:
-        return south, north, west, east
+        return region_box([south, north], [west, east], edges)
     try:
         samples = load_samples(config, "train")
     except GeoError:

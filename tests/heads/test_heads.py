@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geo_embed.config import GpsBox, Model
 from geo_embed.fitting.train import gallery_of
-from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
+from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors, wrap_longitude
 from geo_embed.heads.decision import Answer, Decision, decide_cells
 from geo_embed.heads.fusion import fuse_average
-from geo_embed.heads.heads import Heads, build_heads, make_heads, size_of, step_flop
+from geo_embed.heads.heads import CellHeads, Heads, build_heads, make_heads, size_of, step_flop
 from geo_embed.heads.layers import ClassificationHead, GpsHead, dropping
 from geo_embed.heads.losses import gps_mse, soft_cross_entropy
+from geo_embed.heads.predictor import Panel
 from geo_embed.heads.refine import Refiner
 from geo_embed.registry import FUSIONS, HEADS
 from geo_embed.sphere import geometric_median
@@ -430,3 +432,46 @@ def test_best_plans_with_the_prices_that_it_always_had(fusion: str) -> None:
     heads = 6 * w * (k + c) + (0 if fusion in ("evidence", "transformer") else trunk)
     model = Model(head="geocells", fusion=fusion, head_hidden=w, head_depth=2)
     assert step_flop(model, d, v, c, k) == v * per_view.get(fusion, 0) + heads
+
+
+# ---------------------------------------------------------------- on Earth, wherever the places lie
+
+
+@pytest.mark.parametrize("middle", [(89.0, 0.0), (-89.0, 179.0), (60.0, 180.0), (-16.0, -179.5), (0.0, 0.0)])
+@pytest.mark.parametrize("point", ["head", "median"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_heads_answer_lies_beyond_a_pole_or_180(
+    kind: str, point: str, middle: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(0)
+    latitude = np.clip(middle[0] + rng.normal(0, 4, 96), -90, 90)
+    longitude = wrap_longitude(middle[1] + rng.normal(0, 40, 96))
+    rows = replace(ROWS, points=torch.from_numpy(to_unit_vectors(latitude, longitude)))
+    heads = heads_of(rows, head=kind, point=point)
+    with torch.no_grad():
+        # As far towards the edges of what it can say as a network goes.
+        for parameter in heads.parameters():
+            parameter.mul_(2 if isinstance(heads, CellHeads) else 100)
+    if isinstance(heads, CellHeads):
+        heads.look_up(
+            gallery_of(heads, rows, region_of(rows, heads.model)),
+            Refiner(cells=5, neighbours=4, temperature=0.1, max_km=20_000.0),
+        )
+    views = torch.randn(400, VIEWS, DIM) * 5
+    present = torch.ones(400, VIEWS, dtype=torch.bool)
+    panel = Panel([heads, heads_of(rows, head=kind, point=point)])
+    with torch.no_grad():
+        answers = heads.predict(views, present), panel.predict(views, present)
+    for _, points in answers:
+        assert points[:, 0].abs().max() <= 90
+        assert points[:, 1].abs().max() <= 180
+        # They answer at all: not everything in one place.
+        assert points.std(dim=0).max() > 1e-3
+
+
+def test_a_box_of_an_earlier_version_that_passes_a_pole_answers_with_the_pole() -> None:
+    heads = heads_of()
+    heads.middle.copy_(torch.tensor([88.0, 0.0]))
+    heads.reach.copy_(torch.tensor([6.5, 10.0]))
+    heads.gps.out.bias.data = torch.tensor([100.0, 0.0])
+    assert heads.predict(ROWS.views, ROWS.present)[1][:, 0].max() == 90

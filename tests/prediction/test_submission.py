@@ -395,6 +395,37 @@ def test_a_region_across_the_antimeridian_has_both_of_its_sides_and_not_the_rest
     assert warning == f"3 rows {OUTSIDE} (latitude 49.5…60.5, longitude 169…191) (row 2, 3, 4)"
 
 
+@pytest.mark.parametrize(
+    ("name", "west", "east", "inside", "outside"),
+    [
+        ("Fiji", 176, -178, (177, 180, -179), (175, -177, 0)),
+        ("Alaska", 172, -130, (173, -180, -131), (171, -129, 90)),
+        ("Chukotka", 158, -169, (158, 179.9, -169), (157, -168, -90)),
+    ],
+)
+def test_a_region_that_is_given_across_180_warns_of_what_lies_outside_alone(
+    check: Check,
+    name: str,
+    west: float,
+    east: float,
+    inside: tuple[float, float, float],
+    outside: tuple[float, float, float],
+) -> None:
+    region = {"lat_min": 0, "lat_max": 80, "lon_min": west, "lon_max": east}
+    assert check(at(*((60, x) for x in inside)), region=region) == Verdict(rows=3), name
+    (warning,) = check(at(*((60, x) for x in outside)), region=region).warnings
+    assert warning.startswith(f"3 rows {OUTSIDE}"), name
+
+
+def test_predictions_beyond_a_pole_of_an_earlier_version_are_written_as_points_that_there_are() -> None:
+    predictions = some_predictions(["a", "b"])
+    predictions.latitude[:], predictions.longitude[:] = [94.5, 40.25], [-100.1, 190.5]
+    template = pd.DataFrame({name: ["a", "b"] for name in COLUMNS})
+    table = fill_template(template, predictions)
+    assert table["predicted_latitude"].tolist() == [90, 40.25]
+    assert table["predicted_longitude"].tolist() == [-100.1, -169.5]
+
+
 def test_an_edge_that_is_given_stands_and_the_others_come_from_the_training_places(
     check: Check, tmp_path: Path
 ) -> None:
