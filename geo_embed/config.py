@@ -283,7 +283,12 @@ class Finetune(_Group):
         False, description="start with the last layers and let more of them be trained in each epoch"
     )
     lora_rank: int = Field(0, ge=0, description="train low-rank updates of so many ranks instead; needs peft")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay per step of an average of the weights; 0: none")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of an average of the weights, smaller at first; 0: none",
+    )
     wise_ft: float = Field(
         1.0, ge=0, le=1, description="how far from the frozen weights to the trained ones the result lies"
     )

@@ -19,6 +19,15 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+def ema_decay(decay: float, step: int) -> float:
+    """The decay of an average of the weights at a step, counted from 0: small at first, so that the start is soon forgotten.
+
+    As TensorFlow's ExponentialMovingAverage with `num_updates`: min(decay, (1 + step) / (10 + step)). After T steps below
+    the bound, the start has a share of 9! T! / (T + 9)!: a tenth after one, 1e-5 after ten; without this, decay^T.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 def make_adamw(
     parameters: list[nn.Parameter] | list[Tensor], training: Training, axes: int = 1
 ) -> torch.optim.AdamW:

@@ -30,7 +30,7 @@ from geo_embed.finetuning.state import Progress, TrainingState, make_checkpoint,
 from geo_embed.finetuning.step import OutOfMemory, accumulate_gradients, read_images
 from geo_embed.finetuning.task import ORDER_STREAM, Task, unfreeze_for
 from geo_embed.finetuning.validate import validate
-from geo_embed.optim import warmup_cosine
+from geo_embed.optim import ema_decay, warmup_cosine
 from geo_embed.seeding import get_generator
 
 _MOST_BAD_STEPS = 3
@@ -188,7 +188,7 @@ def _optimizer_step(
         progress.good_steps += 1
         with torch.no_grad():
             for key, mean in state.average.items():
-                mean.lerp_(state.parameters[key], 1 - finetune.ema)
+                mean.lerp_(state.parameters[key], 1 - ema_decay(finetune.ema, progress.step))
     else:
         _skip_step(task, progress, rows)
     optimizer.zero_grad(set_to_none=True)

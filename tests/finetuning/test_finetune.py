@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -482,8 +483,9 @@ def test_interpolated_half_way_it_lies_in_the_middle(
         torch.testing.assert_close(half[key], (start[key] + end[key]) / 2)
 
 
-def test_the_average_of_the_weights_is_what_its_decay_says(
-    config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("decay", [0.25, 0.9999])
+def test_the_average_of_the_weights_is_what_its_decay_says_and_forgets_the_start_in_a_short_training(
+    config: Config, run: Run, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:
     always_better(monkeypatch)
     path: list[dict[str, Tensor]] = []
@@ -496,11 +498,14 @@ def test_the_average_of_the_weights_is_what_its_decay_says(
         path.append({key: p.detach().clone() for key, p in state.parameters.items()})
 
     monkeypatch.setattr(loop, "_optimizer_step", watched)
-    tune(having(config, ema=0.75))
+    tune(having(config, ema=decay))
     key = next(key for key in path[0] if key.endswith("hidden.weight"))
-    mean = path[0][key]
-    for after in path[1:]:
-        mean = 0.75 * mean + 0.25 * after[key]
+    # Shares of the start and of what each step left, multiplied out.
+    decays = [min(decay, (1 + t) / (10 + t)) for t in range(len(path) - 1)]
+    shares = [(1 - ([0.0, *decays])[k]) * math.prod(decays[k:]) for k in range(len(path))]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] < 0.02
+    mean = sum(share * after[key] for share, after in zip(shares, path, strict=True))
     torch.testing.assert_close(weights(config)[key.removeprefix("panel.")], mean)
 
 
