@@ -416,13 +416,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, "Tensor"], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write contiguous tensors on the CPU as a safetensors file. Raises OSError for all that the disk says."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
         raise OSError(str(error)) from error
     set_usual_mode(path)
