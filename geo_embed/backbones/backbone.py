@@ -2,18 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from geo_embed.backbones.families import (
-    VisionTower,
-    family_of,
-    load_tower,
-    quiet_transformers,
-    save_tower,
-    tower_family,
-)
+from geo_embed.backbones.families import VisionTower, quiet_transformers, save_tower, tower_family
+from geo_embed.backbones.function import read_function
+from geo_embed.backbones.loading import load_tower
 from geo_embed.backbones.preprocessing import check_tower_takes, describe_preprocessing, read_preprocessing
-from geo_embed.backbones.weights import find_backbone, hash_weights
+from geo_embed.backbones.weights import find_backbone
 from geo_embed.config import Model
 from geo_embed.data.images import Preprocessing
 from geo_embed.errors import GeoError
@@ -33,6 +28,7 @@ class Backbone:
         module: its tower (families.py says which class, by family), in eval mode, on `device`.
         preprocessing: what its pictures need.
         weights_sha256: of its tensors as stored.
+        function: what it computes with them, as plain values.
         feature: which output is the embedding.
         dim: D, the embedding's width.
         device, dtype: where and in which precision it computes.
@@ -42,6 +38,7 @@ class Backbone:
     module: VisionTower
     preprocessing: Preprocessing
     weights_sha256: str
+    function: dict[str, Any]
     feature: str
     dim: int
     device: "torch.device"
@@ -64,17 +61,46 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
     preprocessing = read_preprocessing(directory, exact=model.exact)
     check_tower_takes(directory, preprocessing)
     with quiet_transformers():
-        tower = load_tower(directory, dtype)
-    return Backbone(
+        tower, function, weights_sha256 = load_tower(directory, dtype)
+    backbone = Backbone(
         name=model.backbone_name,
         module=freeze(tower.to(device)),
         preprocessing=preprocessing,
-        weights_sha256=hash_weights(directory),
+        weights_sha256=weights_sha256,
+        function=function.to_dict(),
         feature=model.feature,
         dim=dim,
         device=device,
         dtype=dtype,
     )
+    _try_out(backbone, directory)
+    return backbone
+
+
+def _try_out(backbone: Backbone, directory: Path) -> None:
+    """Embed one grey picture: pixels that the tower can't take are found here, and not in the middle of an extraction."""
+    import torch
+
+    spec = backbone.preprocessing
+    pixels = torch.zeros(1, 3, spec.height, spec.width, dtype=backbone.dtype, device=backbone.device)
+    try:
+        with torch.inference_mode():
+            shape = tuple(embed(backbone, pixels).shape)
+    except torch.OutOfMemoryError:
+        raise
+    # The towers check what they are given in their own ways, or fail on it.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GeoError(
+            f"the tower can't embed pictures of {spec.height} × {spec.width}: {reason:.300}",
+            where=directory,
+            hint="config.json and preprocessor_config.json have to be of one model: image_size against crop_size",
+        ) from error
+    if shape != (1, backbone.dim):
+        raise GeoError(
+            f"the tower gives {shape} for one picture, where config.json says {backbone.dim} numbers",
+            where=directory,
+        )
 
 
 def save_backbone(backbone: Backbone, directory: Path) -> None:
@@ -166,15 +192,15 @@ def layer_groups(tower: VisionTower) -> "list[list[nn.Parameter]]":
 
 def embedding_dim(directory: Path, feature: str) -> int:
     """D, without the weights. Raises GeoError where the model has no such feature."""
-    family = family_of(directory)
-    if feature not in family.features:
+    function = read_function(directory)
+    if feature not in function.family.features:
         raise GeoError(
-            f"this model has no {feature}, only {', '.join(family.features)}",
+            f"this model has no {feature}, only {', '.join(function.family.features)}",
             where=directory,
-            hint=f"leave model.feature at {next(iter(family.features))}",
+            hint=f"leave model.feature at {next(iter(function.family.features))}",
         )
     with quiet_transformers():
-        return family.dim(family, directory, feature)
+        return function.family.dim(function.settings, directory, feature)
 
 
 def _output_modules(tower: VisionTower) -> "list[nn.Module]":

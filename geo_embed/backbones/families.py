@@ -1,4 +1,4 @@
-"""Families of image towers: what each calls its parts, how it is loaded, and which vector is its embedding.
+"""Families of image towers: what each calls its parts and its settings, and which vector is its embedding.
 
 A model's own config.json says which family it is of. What `image_embeds` and `pooler_output` mean to each:
 
@@ -20,15 +20,15 @@ DINOv3's processor makes floats before it resizes; pixels here are resized as by
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from geo_embed.backbones.tensors import read_tensors
 from geo_embed.errors import GeoError
 from geo_embed.files import read_json
-
-if TYPE_CHECKING:
-    import torch
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,18 @@ VisionTower = Any
 # Vicente Vivanco et al., GeoCLIP (NeurIPS 2023): Linear, ReLU, Linear; these are nn.Sequential's own names.
 _MLP_TENSORS = ("0.weight", "0.bias", "2.weight", "2.bias")
 _MLP_SHIPPED, MLP_SAVED = "image_encoder_mlp_weights.pth", "geoclip_mlp.safetensors"
-_TIMM_CLASSIFIERS = re.compile(r"timm_model\.head(_dist)?\.")
+
+# Kinds of settings. No tower that exists comes near these bounds; what a file claims is bounded by its tensors as well.
+_Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+_CountOrNone = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+_Sides = _Count | Annotated[list[_Count], Field(min_length=2, max_length=2)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+_Flag = Annotated[bool, Field(strict=True)]
+_Text = Annotated[str, Field(strict=True, min_length=1, max_length=100)]
+# Of timm's own registry: with a colon in it, timm would look for the model on a hub or in another directory.
+_Architecture = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+_Scalar = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -48,25 +59,28 @@ class Family:
 
     Attributes:
         model_types: what its config.json may call it.
-        tower: the class of its tower in transformers.
+        config, tower: the classes of its tower's settings and of its tower in transformers.
         tensors: the tower's tensors in a file; group 1 is the name by which they enter the hash.
         processor: what its preprocessor file calls the image processor.
         layers: where the transformer's layers are in the tower.
         after: what follows them, where it is there.
         features: each embedding that it has, by name: normalised pixels (B, 3, H, W) to (B, D).
-        load: directory and dtype to the tower and transformers' loading info.
-        dim: family, directory and feature to D, without the weights.
+        settings: what of config.json makes the tower compute what it computes, by name, and of which kind each is.
+        kept: further settings that a tower keeps, for its training and for being saved; no embedding depends on them.
+        dim: its settings, its directory and a feature to D, without the weights.
     """
 
     model_types: tuple[str, ...]
+    config: str
     tower: str
     tensors: re.Pattern[str]
     processor: str
     layers: str
     after: tuple[str, ...]
     features: "Mapping[str, Callable[[VisionTower, torch.Tensor], torch.Tensor]]"
-    load: "Callable[[Family, Path, torch.dtype], tuple[VisionTower, dict[str, Any]]]"
-    dim: "Callable[[Family, Path, str], int]"
+    settings: Mapping[str, Any]
+    dim: "Callable[[Mapping[str, Any], Path, str], int]"
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def family_of(directory: Path) -> Family:
@@ -82,7 +96,7 @@ def family_of(directory: Path) -> Family:
             return family
     model_types = ", ".join(sorted({name for family in FAMILIES for name in family.model_types}))
     raise GeoError(
-        f"a {kind or 'nameless'!r} model can't be a backbone; those that can: {model_types}",
+        f"a {kind or 'nameless'!r:.60} model can't be a backbone; those that can: {model_types}",
         where=directory / "config.json",
         hint="name a model directory or id whose config.json has one of these as its model_type",
     )
@@ -99,46 +113,6 @@ def tower_family(tower: VisionTower) -> Family:
     raise GeoError(f"a {type(tower).__name__} is no backbone's tower")
 
 
-def load_tower(directory: Path, dtype: "torch.dtype") -> VisionTower:
-    """The image tower alone, in eval mode.
-
-    Raises:
-        GeoError: weights that are missing, cut short, of other shapes, or more than the tower has.
-    """
-    from safetensors import SafetensorError
-
-    family = family_of(directory)
-    try:
-        tower, info = family.load(family, directory, dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise GeoError(f"the weights can't be loaded: {error}".splitlines()[0], where=directory) from error
-    hint = "save the model again: its file is incomplete, or it is not the model its config.json describes"
-    # A layer that is not in the file would start from random numbers, and every embedding with it.
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise GeoError(
-            f"{len(missing)} of the vision tower's weights are missing, {missing[0]} first",
-            where=directory,
-            hint=hint,
-        )
-    # A text tower or a classifier is left where it is; a layer that the tower has no place for is another model's.
-    parts = {name for name, _ in tower.named_children()}
-    extra = sorted(
-        name
-        for name in info["unexpected_keys"]
-        if name.split(".")[0] in parts
-        and not name.endswith("position_ids")
-        and not _TIMM_CLASSIFIERS.match(name)
-    )
-    if extra:
-        raise GeoError(
-            f"{len(extra)} weights too many for the vision tower, {extra[0]} first",
-            where=directory,
-            hint=hint,
-        )
-    return tower.eval()
-
-
 def mlp_tensors(directory: Path) -> "dict[str, torch.Tensor]":
     """GeoCLIP's own layers in a directory, by name; empty where it is no GeoCLIP.
 
@@ -148,21 +122,15 @@ def mlp_tensors(directory: Path) -> "dict[str, torch.Tensor]":
     path = _mlp_file(directory)
     if path is None:
         return {}
-    import torch
-    from safetensors.torch import load_file
-
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    # Unpickling damaged bytes, or bytes that are no weights, may raise nearly anything.
-    except Exception as error:
+        stored = read_tensors(path, re.compile(""), copy=True)
+    except GeoError as error:
         raise GeoError(
-            f"GeoCLIP's layers can't be read: {error}".splitlines()[0],
+            f"GeoCLIP's layers can't be read: {error.what}",
             where=path,
             hint="copy the file again from the geoclip package",
         ) from error
+    tensors = {name: tensor.values for name, tensor in stored.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if set(shapes) != set(_MLP_TENSORS) or not (
         len(shapes["0.weight"]) == len(shapes["2.weight"]) == 2
@@ -170,12 +138,11 @@ def mlp_tensors(directory: Path) -> "dict[str, torch.Tensor]":
         and shapes["2.bias"] == shapes["2.weight"][:1]
     ):
         raise GeoError(
-            f"not GeoCLIP's two linear layers: {', '.join(f'{n} {list(s)}' for n, s in sorted(shapes.items()))}",
+            f"not GeoCLIP's two linear layers: {', '.join(f'{n} {list(s)}' for n, s in sorted(shapes.items())[:8])}",
             where=path,
             hint=f"it must hold {', '.join(_MLP_TENSORS)}, as the geoclip package ships them",
         )
-    checked: dict[str, torch.Tensor] = tensors
-    return checked
+    return tensors
 
 
 def save_tower(tower: VisionTower, directory: Path) -> None:
@@ -198,71 +165,15 @@ def save_tower(tower: VisionTower, directory: Path) -> None:
     save_file(mlp, directory / MLP_SAVED, metadata={"format": "pt"})
 
 
-# ---------------------------------------------------------------- loading
+def _mlp_file(directory: Path) -> Path | None:
+    for name in (MLP_SAVED, _MLP_SHIPPED):
+        if (directory / name).is_file():
+            return directory / name
+    return None
 
 
-def _load(
-    family: Family, directory: Path, dtype: "torch.dtype", **options: Any
-) -> tuple[VisionTower, dict[str, Any]]:
-    import transformers
-
-    loaded: tuple[VisionTower, dict[str, Any]] = getattr(transformers, family.tower).from_pretrained(
-        directory, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-    )
-    return loaded
-
-
-def _load_clip(family: Family, directory: Path, dtype: "torch.dtype") -> tuple[VisionTower, dict[str, Any]]:
-    from transformers import CLIPVisionConfig
-
-    vision = CLIPVisionConfig.from_pretrained(directory)
-    # A full CLIP may say the projection's width beside its towers alone.
-    vision.projection_dim = _clip_dim(family, directory, "image_embeds")
-    return _load(family, directory, dtype, config=vision)
-
-
-def _load_geoclip(
-    family: Family, directory: Path, dtype: "torch.dtype"
-) -> tuple[VisionTower, dict[str, Any]]:
-    from torch import nn
-
-    tensors = mlp_tensors(directory)
-    tower, info = _load_clip(family, directory, dtype)
-    hidden, width = tensors["0.weight"].shape
-    if width != tower.config.projection_dim:
-        raise GeoError(
-            f"GeoCLIP's layers take {width} numbers, the CLIP beside them gives {tower.config.projection_dim}",
-            where=directory,
-            hint="they belong on CLIP ViT-L/14, projected to 768",
-        )
-    mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, tensors["2.weight"].shape[0]))
-    mlp.load_state_dict(tensors)
-    # Its image_embeds are then GeoCLIP's, and everything else stays a CLIP tower.
-    tower.visual_projection = nn.Sequential(tower.visual_projection, *mlp.to(dtype))
-    return tower, info
-
-
-def _load_timm(family: Family, directory: Path, dtype: "torch.dtype") -> tuple[VisionTower, dict[str, Any]]:
-    _need_timm(directory)
-    try:
-        tower, info = _load(family, directory, dtype)
-    except ImportError as error:
-        raise GeoError(
-            f"timm can't make this model: {error}".splitlines()[0],
-            where=directory / "config.json",
-            hint="upgrade timm: pip install -U timm",
-        ) from error
-    model = tower.timm_model
-    if not hasattr(model, "blocks") or not getattr(model, "global_pool", ""):
-        raise GeoError(
-            f"{tower.config.architecture} is no vision transformer with a pooling of its own",
-            where=directory / "config.json",
-            hint="name one of timm's ViTs, with global_pool token, avg, max or map",
-        )
-    return tower, info
-
-
-def _need_timm(directory: Path) -> None:
+def need_timm(directory: Path) -> None:
+    """Raise GeoError where timm can't be imported, with what to install."""
     try:
         import timm  # noqa: F401
     # Where torch and torchvision don't fit together, importing timm fails with whatever torchvision raises.
@@ -276,59 +187,41 @@ def _need_timm(directory: Path) -> None:
         ) from error
 
 
-def _mlp_file(directory: Path) -> Path | None:
-    for name in (MLP_SAVED, _MLP_SHIPPED):
-        if (directory / name).is_file():
-            return directory / name
-    return None
-
-
 # ---------------------------------------------------------------- widths
 
 
-def _clip_dim(_: Family, directory: Path, feature: str) -> int:
-    config = read_json(directory / "config.json")
-    # A full CLIP keeps its vision settings in a group of their own, the projection's width beside them.
-    vision = config.get("vision_config", config)
-    if feature == "pooler_output":
-        return int(vision.get("hidden_size", 768))
-    return int(config.get("projection_dim", vision.get("projection_dim", 512)))
+def _clip_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
+    return int(settings["hidden_size" if feature == "pooler_output" else "projection_dim"])
 
 
-def _geoclip_dim(_: Family, directory: Path, feature: str) -> int:
+def _geoclip_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
     return int(mlp_tensors(directory)["2.weight"].shape[0])
 
 
-def _hidden_size(family: Family, directory: Path, feature: str) -> int:
-    import transformers
-
-    # Files leave out what is a class's default, so that the class has to be asked.
-    config = getattr(transformers, family.tower).config_class.from_pretrained(directory)
-    if not getattr(config, "vision_use_head", True):
+def _hidden_size(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
+    if not settings.get("vision_use_head", True):
         raise GeoError(
             f"the model was saved without its pooling head, and has no {feature}",
             where=directory / "config.json",
             hint="name a model whose config.json doesn't say vision_use_head false",
         )
-    return int(config.hidden_size)
+    return int(settings["hidden_size"])
 
 
-def _timm_dim(_: Family, directory: Path, feature: str) -> int:
-    _need_timm(directory)
+def _timm_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
+    need_timm(directory)
     import timm
     import torch
 
-    config = read_json(directory / "config.json")
     try:
         with torch.device("meta"):
-            model = timm.create_model(
-                config["architecture"], num_classes=0, **(config.get("model_args") or {})
-            )
-    except (RuntimeError, TypeError, ValueError) as error:
+            model = timm.create_model(settings["architecture"], num_classes=0, **settings["model_args"])
+        return int(model.head_hidden_size)
+    # Each of its models checks its own arguments, or doesn't.
+    except Exception as error:
         raise GeoError(
             f"timm can't make this model: {error}".splitlines()[0], where=directory / "config.json"
         ) from error
-    return int(model.head_hidden_size)
 
 
 # ---------------------------------------------------------------- embeddings
@@ -377,21 +270,33 @@ def _both(feature: "Callable[[VisionTower, torch.Tensor], torch.Tensor]") -> dic
 
 # ---------------------------------------------------------------- the families
 
+_VIT: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels"), _Count),
+    **{"image_size": _Sides, "patch_size": _Sides, "hidden_act": _Text, "layer_norm_eps": _Share},
+}
+_DINOV2 = _VIT | {"mlp_ratio": _Count, "qkv_bias": _Flag, "use_swiglu_ffn": _Flag}
+_SIGLIP = _VIT | {"intermediate_size": _Count, "vision_use_head": _Flag}
+_DINO_DROPOUT: dict[str, Any] = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"), _Share
+)
 
 CLIP = Family(
     model_types=("clip", "clip_vision_model"),
+    config="CLIPVisionConfig",
     tower="CLIPVisionModelWithProjection",
     tensors=re.compile(r"((?:vision_model|visual_projection)\.(?!.*position_ids$).*)"),
     processor="CLIPImageProcessor",
     layers="vision_model.encoder.layers",
     after=("vision_model.post_layernorm", "visual_projection"),
     features={"image_embeds": _projected, "pooler_output": _clip_pooled},
-    load=_load_clip,
+    settings=_VIT | {"intermediate_size": _Count, "projection_dim": _Count},
+    kept={"attention_dropout": _Share},
     dim=_clip_dim,
 )
-GEOCLIP = replace(CLIP, features={"image_embeds": _projected}, load=_load_geoclip, dim=_geoclip_dim)
+GEOCLIP = replace(CLIP, features={"image_embeds": _projected}, dim=_geoclip_dim)
 SIGLIP = Family(
     model_types=("siglip", "siglip_vision_model"),
+    config="SiglipVisionConfig",
     tower="SiglipVisionModel",
     tensors=re.compile(
         r"(?:vision_model\.)?((?:embeddings|encoder|post_layernorm|head)\.(?!.*position_ids$).*)"
@@ -400,46 +305,68 @@ SIGLIP = Family(
     layers="encoder.layers",
     after=("post_layernorm", "head"),
     features=_both(_pooled),
-    load=_load,
+    settings=_SIGLIP,
+    kept={"attention_dropout": _Share},
     dim=_hidden_size,
 )
 SIGLIP2 = replace(
     SIGLIP,
     model_types=("siglip2", "siglip2_vision_model"),
+    config="Siglip2VisionConfig",
     tower="Siglip2VisionModel",
     processor="Siglip2ImageProcessor",
     features=_both(_pooled_patches),
+    settings={key: kind for key, kind in _SIGLIP.items() if key != "image_size"} | {"num_patches": _Count},
 )
 DINOV2 = Family(
     model_types=("dinov2",),
+    config="Dinov2Config",
     tower="Dinov2Model",
     tensors=re.compile(r"(?:dinov2(?:_with_registers)?\.)?((?:embeddings|encoder|layernorm)\..*)"),
     processor="BitImageProcessor",
     layers="encoder.layer",
     after=("layernorm",),
     features=_both(_pooled),
-    load=_load,
+    settings=_DINOV2,
+    kept=_DINO_DROPOUT | {"use_mask_token": _Flag},
     dim=_hidden_size,
 )
-DINOV2_REGISTERS = replace(DINOV2, model_types=("dinov2_with_registers",), tower="Dinov2WithRegistersModel")
+DINOV2_REGISTERS = replace(
+    DINOV2,
+    model_types=("dinov2_with_registers",),
+    config="Dinov2WithRegistersConfig",
+    tower="Dinov2WithRegistersModel",
+    settings=_DINOV2 | {"num_register_tokens": _CountOrNone},
+    kept=_DINO_DROPOUT,
+)
 DINOV3 = replace(
     DINOV2,
     model_types=("dinov3_vit",),
+    config="DINOv3ViTConfig",
     tower="DINOv3ViTModel",
     tensors=re.compile(r"(?:model\.)?((?:embeddings|layer|norm)\..*)"),
     processor="DINOv3ViTImageProcessor",
     layers="model.layer",
     after=("norm",),
+    settings=_VIT
+    | {"intermediate_size": _Count, "rope_theta": _Positive, "num_register_tokens": _CountOrNone}
+    | dict.fromkeys(
+        ("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias", "use_gated_mlp"), _Flag
+    ),
+    kept={"attention_dropout": _Share, "drop_path_rate": _Share}
+    | dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), _Positive | None),
 )
 TIMM = Family(
     model_types=("timm_wrapper",),
+    config="TimmWrapperConfig",
     tower="TimmWrapperModel",
     tensors=re.compile(r"(?:timm_model\.)?(?!head(?:_dist)?\.)(.*)"),
     processor="TimmWrapperImageProcessor",
     layers="timm_model.blocks",
     after=("timm_model.norm", "timm_model.attn_pool", "timm_model.fc_norm", "timm_model.head"),
     features=_both(_timm_pooled),
-    load=_load_timm,
+    settings={"architecture": _Architecture, "model_args": dict[str, _Scalar | list[_Scalar]] | None},
+    kept={"pretrained_cfg": dict[str, Any]},
     dim=_timm_dim,
 )
 FAMILIES = (CLIP, SIGLIP, SIGLIP2, DINOV2, DINOV2_REGISTERS, DINOV3, TIMM)

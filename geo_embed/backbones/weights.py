@@ -1,24 +1,18 @@
-"""Where a backbone's weights lie, their hash, and the fingerprint of all that makes an embedding."""
+"""Which files a backbone's weights are, their hash, and the fingerprint of all that makes an embedding."""
 
 import hashlib
 import json
-import mmap
-import re
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from geo_embed.backbones.families import (
-    MLP_SAVED,
-    family_of,
-    mlp_tensors,
-)
+from geo_embed.backbones.families import Family, family_of, mlp_tensors
+from geo_embed.backbones.tensors import StoredTensor, read_tensors, tensor_bytes
 from geo_embed.errors import GeoError
+from geo_embed.files import read_json
 
 if TYPE_CHECKING:
-    pass
-
+    import torch
 
 _DOWNLOADED = [
     "config.json",
@@ -27,6 +21,13 @@ _DOWNLOADED = [
     "*.safetensors",
     "*.safetensors.index.json",
 ]
+# As transformers looks for them (`_get_resolved_checkpoint_files`): the first of these that is there is loaded, alone.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def find_backbone(name: str, *, download: bool = True) -> Path:
@@ -43,8 +44,8 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     directory = Path(name)
-    if directory.is_dir():
-        if not (directory / "config.json").is_file() or not _weight_files(directory):
+    if _is_directory(directory):
+        if not (directory / "config.json").is_file() or not _has_weights(directory):
             raise GeoError(
                 "no Hugging Face model here: it needs config.json and model.safetensors",
                 where=directory,
@@ -66,7 +67,7 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
             except Exception as error:
                 reasons.append(f"{type(error).__name__}")
                 break
-            if (snapshot / "config.json").is_file() and _weight_files(snapshot):
+            if (snapshot / "config.json").is_file() and _is_complete(snapshot):
                 return snapshot
     raise GeoError(
         f"the weights of backbone {name!r} are not in the local Hugging Face cache"
@@ -76,22 +77,112 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
     )
 
 
-def hash_weights(directory: Path) -> str:
-    """sha256 over the vision tower's tensors as stored: names, dtypes, shapes and bytes, in order of name.
+def weight_files(directory: Path) -> list[Path]:
+    """The files that a model directory's weights are loaded from, in the order in which they are: by transformers' own rule.
 
-    The text tower, a classifier, the file's name and its metadata don't enter: a full CLIP and its tower saved alone
-    agree. Raises GeoError for a model of no known family.
+    model.safetensors; else the shards that its index names; else pytorch_model.bin; else its index's. Whatever else lies
+    there is neither loaded nor hashed.
+
+    Raises:
+        GeoError: none of them is there, an index names what isn't there or lies elsewhere, or an adapter lies beside them.
     """
+    # transformers applies one silently where peft is installed, and leaves it out where it isn't.
+    if (directory / "adapter_config.json").exists():
+        raise GeoError(
+            "an adapter lies beside the weights, and which of the two is meant can't be told",
+            where=directory / "adapter_config.json",
+            hint="merge it: PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OTHER_DIR); or move it away",
+        )
+    if (directory / ".metadata").exists():
+        raise GeoError(
+            "a distributed checkpoint can't be a backbone",
+            where=directory,
+            hint="save the model whole, with model.save_pretrained(DIR)",
+        )
+    for name in _WEIGHTS:
+        path = directory / name
+        if path.is_file():
+            return _shards(path) if path.suffix == ".json" else [path]
+    raise GeoError(
+        f"no weights here: none of {', '.join(_WEIGHTS)}",
+        where=directory,
+        hint="save the model here with model.save_pretrained(DIR)",
+    )
+
+
+@dataclass(frozen=True)
+class TowerWeights:
+    """An image tower's weights as stored: what is hashed, and loaded.
+
+    Attributes:
+        family: the tower's.
+        tensors: by the names that they have in their files.
+        geoclip: GeoCLIP's own layers, by name; empty where it is none.
+    """
+
+    family: Family
+    tensors: dict[str, StoredTensor]
+    geoclip: "dict[str, torch.Tensor]"
+
+
+def read_weights(directory: Path, *, copy: bool) -> TowerWeights:
+    """The tensors of a model directory's image tower.
+
+    Args:
+        directory: a model directory.
+        copy: into memory of their own, which no later change of the files reaches.
+
+    Raises:
+        GeoError: no known family, the files can't be read, hold nothing of the tower, or a tensor of it under two names.
+    """
+    family, files = family_of(directory), weight_files(directory)
+    tensors: dict[str, StoredTensor] = {}
+    # A name that two shards hold is the later one's, as in transformers.
+    for path in files:
+        tensors |= read_tensors(path, family.tensors, copy=copy)
+    if not tensors:
+        raise GeoError(
+            f"no tensor of a {family.tower} is in {', '.join(path.name for path in files)}",
+            where=directory,
+            hint="the weights are another model's than its config.json describes: save them together",
+        )
+    names: dict[str, str] = {}
+    for name in tensors:
+        other = names.setdefault(tower_name(family, name), name)
+        if other != name:
+            raise GeoError(
+                f"{other} and {name} are the same tensor of the tower, which is it?",
+                where=directory,
+                hint="save the model again, with model.save_pretrained(DIR)",
+            )
+    return TowerWeights(family, tensors, mlp_tensors(directory))
+
+
+def tower_name(family: Family, name: str) -> str:
+    """A tensor's name within the tower, whatever model the tower was saved with."""
+    match = family.tensors.match(name)
+    return match[1] if match else name
+
+
+def hash_tensors(weights: TowerWeights) -> str:
+    """sha256 over a tower's tensors as stored: names, dtypes, shapes and bytes, in order of name; 64 hex digits.
+
+    The text tower, a classifier, files that aren't loaded, names of files and their metadata don't enter: a full CLIP and its
+    tower saved alone agree.
+    """
+    named = {tower_name(weights.family, name): tensor for name, tensor in weights.tensors.items()}
+    for name, values in weights.geoclip.items():
+        named[f"geoclip_mlp.{name}"] = StoredTensor(str(values.dtype), values)
     digest = hashlib.sha256()
-    wanted = family_of(directory).tensors
-    with ExitStack() as opened:
-        for name, dtype, shape, data in sorted(
-            _stored_tensors(directory, wanted, opened), key=lambda tensor: tensor[0]
-        ):
-            digest.update(f"{name} {dtype} {shape}\n".encode())
-            digest.update(data)
-            data.release()
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.values.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def hash_weights(directory: Path) -> str:
+    """The `hash_tensors` of what would be loaded from a model directory. Raises GeoError as `read_weights` does."""
+    return hash_tensors(read_weights(directory, copy=False))
 
 
 def fingerprint_of(fields: dict[str, Any]) -> str:
@@ -99,42 +190,49 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    safetensors = [path for path in directory.glob("*.safetensors") if path.name != MLP_SAVED]
-    return sorted(safetensors) or sorted(directory.glob("pytorch_model*.bin"))
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    # No file can have such a name.
+    except (OSError, ValueError):
+        return False
 
 
-def _stored_tensors(
-    directory: Path, wanted: re.Pattern[str], opened: ExitStack
-) -> Iterator[tuple[str, str, list[int], memoryview]]:
-    """Name, dtype, shape and bytes of each of the vision tower's tensors; nothing is copied out of the files."""
-    import torch
-
-    loaded = [(f"geoclip_mlp.{name}", tensor) for name, tensor in mlp_tensors(directory).items()]
-    for path in _weight_files(directory):
-        if path.suffix == ".safetensors":
-            yield from _safetensors(path, wanted, opened)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            loaded += [(match[1], tensors[name]) for name in tensors if (match := wanted.match(name))]
-    for name, tensor in loaded:
-        data: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
-        yield name, str(tensor.dtype), list(tensor.shape), memoryview(data)
+def _is_complete(directory: Path) -> bool:
+    try:
+        return bool(weight_files(directory))
+    except GeoError:
+        return False
 
 
-def _safetensors(
-    path: Path, wanted: re.Pattern[str], opened: ExitStack
-) -> Iterator[tuple[str, str, list[int], memoryview]]:
-    """Through a memory map: 8 bytes of length, a JSON header, the data."""
-    with path.open("rb") as file:
-        try:
-            mapped = opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            start = 8 + int.from_bytes(mapped[:8], "little")
-            header = json.loads(mapped[8:start])
-        except ValueError as error:
-            raise GeoError("not a safetensors file", where=path) from error
-    whole = opened.enter_context(memoryview(mapped))
-    for name, entry in header.items():
-        if name != "__metadata__" and (match := wanted.match(name)):
-            begin, end = entry["data_offsets"]
-            yield match[1], entry["dtype"], entry["shape"], whole[start + begin : start + end]
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _WEIGHTS)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, sorted."""
+    places: Any = read_json(index).get("weight_map")
+    names: set[str] = set(places.values()) if _is_text(places) else set()
+    if not names:
+        raise GeoError(
+            "weight_map doesn't say which file holds which tensor",
+            where=index,
+            hint="save the model again, with model.save_pretrained(DIR)",
+        )
+    for name in sorted(names):
+        parts = PurePosixPath(name).parts
+        if "\0" in name or "\\" in name or not parts or parts[0] == "/" or ".." in parts:
+            raise GeoError(f"it names a file outside its directory: {name!r:.80}", where=index)
+        if not (index.parent / name).is_file():
+            raise GeoError(
+                f"it names {name}, which isn't there",
+                where=index,
+                hint="copy or download what is missing, or save the model again",
+            )
+        if not name.endswith((".safetensors", ".bin")):
+            raise GeoError(f"{name} is neither .safetensors nor .bin", where=index)
+    return [index.parent / name for name in sorted(names)]
+
+
+def _is_text(places: Any) -> bool:
+    return isinstance(places, dict) and all(isinstance(name, str) for name in places.values())

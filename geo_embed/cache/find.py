@@ -1,21 +1,31 @@
 """Which store belongs to the settings, whether it fits the CSV, and what says so."""
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
+from geo_embed.console import say
+from geo_embed.data.images import PICTURE_SEMANTICS, Preprocessing
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
     import torch
+
+# What made a store, in the order in which a difference is told. Earlier versions recorded neither function nor picture_semantics.
+_MADE_BY = (
+    *("weights_sha256", "function", "picture_semantics", "preprocessing", "feature", "view_names"),
+    *("dtype", "stored"),
+)
+_LATER = ("function", "picture_semantics")
+_said: set[Path] = set()
 
 
 def find_store(config: Config, split: str, fingerprint: str | None = None) -> Store:
@@ -28,7 +38,8 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
 
     Where the backbone's weights are on this machine, the store must have been made by them, whatever it is called;
     where they are not (a laptop that got the cache alone, or an import), its recorded name must be the one asked for.
-    Either way views, feature, resize and, where asked for by name, precision must agree.
+    Either way views, feature, resize and, where asked for by name, precision must agree. A store that doesn't say by which
+    settings of the tower it was made, as those of earlier versions, is taken where none does, and that is said.
 
     Args:
         cache_dir: where stores lie.
@@ -43,16 +54,17 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     fingerprint = fingerprint or model.fingerprint
     command = rebuild_hint(Path(split), {"backbone": model.backbone_name})
     if fingerprint:
-        exact = [store for store in stores if store.fingerprint == fingerprint]
-        if exact:
-            return exact[0]
+        named = _by_fingerprint(stores, list_stores(cache_dir, "train"), fingerprint)
+        if named is not None:
+            return _with_notice(named)
         raise GeoError(f"no {split} store has the fingerprint {fingerprint}", where=cache_dir, hint=command)
 
     wanted = _wanted(model)
     differences = {store.path: _difference(store, wanted) for store in stores}
     fitting = [store for store in stores if not differences[store.path]]
+    fitting = [store for store in fitting if not is_of_old_kind(store)] or fitting
     if len(fitting) == 1:
-        return fitting[0]
+        return _with_notice(fitting[0])
     if fitting:
         listed = ", ".join(
             f"{s.fingerprint} ({s.attrs.get('dtype')}, {s.attrs['backbone']})" for s in fitting
@@ -95,34 +107,39 @@ def check_fits(store: Store, samples: Samples) -> None:
     )
 
 
-def _wanted(model: Model) -> dict[str, Any]:
-    """What a store's attributes must say to belong to the settings."""
-    wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
-    wanted["feature"] = model.feature
-    wanted["resize"] = "pil" if model.exact else "torch"
-    if model.dtype != "auto":
-        wanted |= {"dtype": model.dtype, "stored": stored_dtype(model.dtype)}
-    # The name decides only where the weights themselves can't.
-    with contextlib.suppress(GeoError):
-        directory = find_backbone(model.backbone_name, download=False)
-        wanted["weights_sha256"] = hash_weights(directory)
-        wanted["preprocessing"] = read_preprocessing(directory, exact=model.exact).to_dict()
-    return wanted
+def is_of_old_kind(store: Store) -> bool:
+    """Whether an extracted store leaves open by which settings of the tower, or by which reading of pictures, it was made."""
+    if store.attrs.get("imported"):
+        return False
+    return any(store.attrs.get(key) is None for key in _LATER) or _is_earlier(store)
 
 
-def _difference(store: Store, wanted: dict[str, Any]) -> str:
-    """The first thing in which a store is not what is wanted; empty where it is."""
-    # An import has a name and views, and nothing else is known of it.
-    keys = ["backbone", "view_names"] if store.attrs.get("imported") else list(wanted)
-    if "weights_sha256" in keys:
-        keys.remove("backbone")
-    have = dict(store.attrs)
-    have["resize"] = (store.attrs.get("preprocessing") or {}).get("resize")
-    for key in sorted(keys, key=["backbone", "weights_sha256"].__contains__, reverse=True):
-        if have.get(key) != wanted[key]:
-            same = key in ("backbone", "weights_sha256")
-            return "backbone" if same else f"{key}: {have.get(key)!r}, not {wanted[key]!r}"
-    return ""
+def stores_made_by(cache_dir: Path, split: str, attrs: dict[str, Any]) -> list[Store]:
+    """Stores that agree with a new store's attributes in all that they say of how they were made; of the old kind or not."""
+    wanted = {key: attrs[key] for key in _MADE_BY}
+    return [
+        store
+        for store in list_stores(cache_dir, split)
+        if not store.attrs.get("imported") and not _difference(store, wanted)
+    ]
+
+
+def is_made_alike(store: Store, other: Store) -> bool:
+    """Whether embeddings of one store may stand for the other's: both say that they were made by the same."""
+    keys = [key for key in _MADE_BY if key != "preprocessing"]
+    return all(store.attrs.get(key) == other.attrs.get(key) for key in keys) and same_preprocessing(
+        store.attrs.get("preprocessing"), other.attrs.get("preprocessing")
+    )
+
+
+def fingerprints_of(store: Store) -> tuple[str, ...]:
+    """The names that a store goes by: the recorded one, the one that it would get today, and the one of earlier versions.
+
+    A store of an earlier version keeps its name when it is taken over, and runs of that version know no other.
+    """
+    formerly = tuple(key for key in _MADE_BY if key not in _LATER)
+    names = (store.fingerprint, _fingerprint_by(store, _MADE_BY), _fingerprint_by(store, formerly))
+    return tuple(dict.fromkeys(names))
 
 
 def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
@@ -131,6 +148,8 @@ def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dic
     check_tower_takes(directory, preprocessing)
     made_by = {
         "weights_sha256": hash_weights(directory),
+        "function": read_function(directory).to_dict(),
+        "picture_semantics": PICTURE_SEMANTICS,
         "preprocessing": preprocessing.to_dict(),
         "feature": model.feature,
         "view_names": list(model.view_names),
@@ -138,3 +157,109 @@ def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dic
         "stored": stored_dtype(model.dtype),
     }
     return {"backbone": model.backbone_name, "fingerprint": fingerprint_of(made_by)} | made_by
+
+
+def same_preprocessing(one: Any, other: Any) -> bool:
+    """Whether two recorded preprocessings are one, though one was recorded before the other's fields existed."""
+    try:
+        return Preprocessing(**one) == Preprocessing(**other)
+    # An import has none; a later version's may have more to it.
+    except TypeError:
+        return bool(one == other)
+
+
+def _fingerprint_by(store: Store, keys: tuple[str, ...]) -> str:
+    """The fingerprint over some of what made a store; the recorded one where the store doesn't say all of it."""
+    if store.attrs.get("imported") or any(store.attrs.get(key) is None for key in keys):
+        return store.fingerprint
+    return fingerprint_of({key: store.attrs[key] for key in keys})
+
+
+def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint: str) -> Store | None:
+    """The store of a split that goes by a fingerprint, which is the train store's that a run was fitted on.
+
+    Where that one says all that made it, so must a store of the split, or it has to be of the old kind and of that name: of two
+    stores with one earlier name, one may have been made by other settings.
+    """
+    train = [
+        _fingerprint_by(store, _MADE_BY)
+        for store in train_stores
+        if fingerprint in fingerprints_of(store) and not is_of_old_kind(store)
+    ]
+    complete = [store for store in stores if not is_of_old_kind(store)]
+    if train:
+        named = [store for store in complete if _fingerprint_by(store, _MADE_BY) in train]
+    else:
+        named = [store for store in complete if fingerprint in fingerprints_of(store)]
+    named.sort(key=lambda store: store.fingerprint != fingerprint)
+    named += [store for store in stores if is_of_old_kind(store) and store.fingerprint == fingerprint]
+    return named[0] if named else None
+
+
+def _with_notice(store: Store) -> Store:
+    """The store itself, once it is said that it is of the old kind."""
+    if is_of_old_kind(store) and store.path not in _said:
+        _said.add(store.path)
+        say(
+            f"{store.path} was made by an earlier version, which didn't record all that made it: used as it is; "
+            f"where its pictures are, {rebuild_hint(store.path, store.attrs)} checks some of them and takes it over"
+        )
+    return store
+
+
+def _is_earlier(store: Store) -> bool:
+    semantics = store.attrs.get("picture_semantics")
+    return isinstance(semantics, int) and semantics < PICTURE_SEMANTICS
+
+
+def _wanted(model: Model) -> dict[str, Any]:
+    """What a store's attributes must say to belong to the settings."""
+    wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
+    wanted["feature"] = model.feature
+    wanted["resize"] = "pil" if model.exact else "torch"
+    wanted["picture_semantics"] = PICTURE_SEMANTICS
+    if model.dtype != "auto":
+        wanted |= {"dtype": model.dtype, "stored": stored_dtype(model.dtype)}
+    try:
+        directory = find_backbone(model.backbone_name, download=False)
+    except GeoError:
+        # The name decides only where the weights themselves can't: where there are none. Damaged ones are an error.
+        if Path(model.backbone_name).is_dir():
+            raise
+        return wanted
+    wanted["weights_sha256"] = hash_weights(directory)
+    wanted["function"] = read_function(directory).to_dict()
+    wanted["preprocessing"] = read_preprocessing(directory, exact=model.exact).to_dict()
+    return wanted
+
+
+def _difference(store: Store, wanted: dict[str, Any]) -> str:
+    """The first thing in which a store is not what is wanted; empty where it is."""
+    # An import has a name and views, and nothing else is known of it.
+    keys = ["backbone", "view_names"] if store.attrs.get("imported") else list(wanted)
+    if "weights_sha256" in keys and "backbone" in keys:
+        keys.remove("backbone")
+    have = dict(store.attrs)
+    have["resize"] = (store.attrs.get("preprocessing") or {}).get("resize")
+    for key in sorted(keys, key=["backbone", "weights_sha256"].__contains__, reverse=True):
+        # What a store of the old kind leaves open is no difference.
+        if key in _LATER and (have.get(key) is None or (key == "picture_semantics" and _is_earlier(store))):
+            continue
+        same = (
+            same_preprocessing(have.get(key), wanted[key])
+            if key == "preprocessing"
+            else have.get(key) == wanted[key]
+        )
+        if not same:
+            other = key in ("backbone", "weights_sha256")
+            return "backbone" if other else f"{key}: {_first_difference(have.get(key), wanted[key])}"
+    return ""
+
+
+def _first_difference(have: Any, wanted: Any) -> str:
+    """`'a', not 'b'`; of two groups of settings, the first setting in which they differ."""
+    if isinstance(have, dict) and isinstance(wanted, dict):
+        for key in sorted(have.keys() | wanted.keys()):
+            if have.get(key) != wanted.get(key):
+                return f"{key} {have.get(key)!r}, not {wanted.get(key)!r}"
+    return f"{have!r}, not {wanted!r}"

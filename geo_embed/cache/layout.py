@@ -55,6 +55,8 @@ class Attributes(_Strict):
     stored: Literal["float16", "float32"] | None = None
     feature: _Text | None = None
     weights_sha256: _Text | None = None
+    function: dict[str, Any] | None = None
+    picture_semantics: int | None = None
     preprocessing: dict[str, Any] | None = None
     imported: bool = False
     checksums: dict[str, str] = {}

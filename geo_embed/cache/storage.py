@@ -94,6 +94,26 @@ class Storage:
                 while part:
                     part = part[file.write(part) :]
 
+    def write_durably(self, name: str, data: bytes) -> None:
+        """Write the bytes of a name in one step that a power cut doesn't undo. Raises GeoError as `write_chunk` does."""
+        path = self.root / name
+        with disk_errors(path):
+            for beside in path.parent.glob(f".{path.name}.*"):
+                if is_leftover(beside):
+                    beside.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # On systems that can, the rename outlasts it, too.
+        if hasattr(os, "O_DIRECTORY"):
+            with disk_errors(path):
+                folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
     def read_chunk(self, name: str, block: NDArray[Any]) -> None:
         """Read a chunk into `block`, which has the size of all of it.
 

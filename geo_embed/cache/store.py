@@ -27,6 +27,7 @@ from geo_embed.cache.storage import Storage, creating, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.errors import GeoError, disk_errors
+from geo_embed.files import read_json
 
 if TYPE_CHECKING:
     import zarr
@@ -225,6 +226,22 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
         arrays["content_hash"],
         arrays["sample_id"],
     )
+
+
+def rewrite_attributes(store: Store, attrs: dict[str, Any]) -> None:
+    """Give a store other attributes, in one step that a power cut doesn't undo.
+
+    Args:
+        store: whose only writer the caller is.
+        attrs: all of them; their checksums are made here.
+
+    Raises:
+        GeoError: the disk is full or read-only; the store stays as it was.
+    """
+    attrs = {key: value for key, value in attrs.items() if key != "checksums"}
+    attrs["checksums"] = _metadata_checksums(store.storage, attrs)
+    head = read_json(store.path / "zarr.json")
+    store.storage.write_durably("zarr.json", json.dumps(head | {"attributes": attrs}, indent=2).encode())
 
 
 def list_stores(cache_dir: Path, split: str | None = None) -> list[Store]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geo_embed.cache.find import find_store
+from geo_embed.cache.find import find_store, fingerprints_of
 from geo_embed.cache.locks import is_busy
 from geo_embed.cache.storage import all_superseded, leftovers, usage
 from geo_embed.cache.storage import delete as delete_files
@@ -73,7 +73,7 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
         complete=complete,
         bytes=size,
         age_days=(time.time() - last_write) / 86_400,
-        runs=runs.get(store.fingerprint, []),
+        runs=[run for name in fingerprints_of(store) for run in runs.get(name, [])],
     )
 
 
@@ -95,10 +95,14 @@ def collect_garbage(
         for split in SPLITS:
             with suppress(GeoError):
                 used.add(find_store(config, split).fingerprint)
+        # Of a store that was taken over, a run may know the one name, and the other split's store have the other.
+        stores = list_stores(config.paths.cache_dir)
+        for names in map(fingerprints_of, stores):
+            used |= set() if used.isdisjoint(names) else {*names}
         candidates += [
             (store.path, "no run was fitted on it")
-            for store in list_stores(config.paths.cache_dir)
-            if store.fingerprint not in used and not is_busy(store.path)
+            for store in stores
+            if used.isdisjoint(fingerprints_of(store)) and not is_busy(store.path)
         ]
     for path, reason in candidates:
         size, _ = usage(path)

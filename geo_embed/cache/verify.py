@@ -1,9 +1,8 @@
 """Whether a store is whole: every byte against its checksum, and embeddings against their images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +25,11 @@ from geo_embed.cache.store import (
     metadata_faults,
     open_store,
     part_rows,
+    read_chunk,
     read_content_hash,
     read_ids,
     read_rows,
     read_status,
-    read_store,
 )
 from geo_embed.config import Config, Model
 from geo_embed.data import images
@@ -38,12 +37,9 @@ from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 
-if TYPE_CHECKING:
-    import torch
-
 # How alike an image embedded again must be; bfloat16 on another device stays above it, another image doesn't.
-_SAME_COSINE = 0.999
-_DEEP_IMAGES = 32
+SAME_COSINE = 0.999
+DEEP_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def missing_parts(store: Store, parts: int) -> list[int]:
     return [k for k, rows in enumerate(ranges, start=1) if pending[rows].any()]
 
 
-def verify_deep(config: Config, store: Store, *, count: int = _DEEP_IMAGES) -> list[StoreProblem]:
+def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> list[StoreProblem]:
     """Embed a sample of images again, and compare file and embedding with what the store says.
 
     Args:
@@ -161,37 +157,77 @@ def verify_deep(config: Config, store: Store, *, count: int = _DEEP_IMAGES) -> l
     backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:
         raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
-    return list(_differences(store, samples, backbone, device, count))
+    if store.attrs.get("function") not in (None, backbone.function):
+        raise GeoError(
+            f"{backbone.name} has other settings in its config.json than made this store", where=store.path
+        )
+    present = np.argwhere(read_status(store) == OK)
+    picked = present[np.linspace(0, len(present) - 1, min(count, len(present))).astype(int)]
+    return [
+        StoreProblem(
+            store.path, again.where, again.fault or f"embedded again it differs: cosine {again.cosine:.4f}"
+        )
+        for again in embed_again(store, samples, [(int(i), int(v), int(i)) for i, v in picked], backbone)
+        # NaN is no likeness.
+        if again.fault or not again.cosine >= SAME_COSINE
+    ]
 
 
-def _differences(
-    store: Store, samples: Samples, backbone: backbones.Backbone, device: "torch.device", count: int
-) -> Iterator[StoreProblem]:
-    """What is wrong with `count` images, spread evenly over those that have an embedding."""
+@dataclass(frozen=True)
+class EmbeddedAgain:
+    """A picture's embedding beside the one that a store has for it.
+
+    Attributes:
+        where: its sample and view, for people.
+        cosine: of the two; NaN where there is a fault.
+        fault: why they can't be compared; empty where they can.
+    """
+
+    where: str
+    cosine: float = float("nan")
+    fault: str = ""
+
+
+def embed_again(
+    store: Store,
+    samples: Samples,
+    places: Iterable[tuple[int, int, int]],
+    backbone: backbones.Backbone,
+) -> Iterator[EmbeddedAgain]:
+    """Compare embeddings of a store with those that its pictures have now.
+
+    Args:
+        store: that has an embedding for each of the places.
+        samples: whose pictures are read.
+        places: row of the store, view, and row of the samples.
+        backbone: that embeds, as the store's preprocessing says.
+
+    Raises:
+        GeoError: a chunk of the store is damaged or gone.
+    """
     import torch
 
     spec = recorded_preprocessing(store.attrs["preprocessing"], store.path)
-    embeddings, content = read_store(store), read_content_hash(store)
-    rows, views = np.nonzero(embeddings.present)
-    for k in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
-        i, v = rows[k], views[k]
-        where = f"sample {samples.sample_id[i]}, view {samples.view_names[v]}"
-        path = samples.image_root / samples.images[i, v]
+    content = read_content_hash(store)
+    for i, v, row in places:
+        where = f"sample {samples.sample_id[row]}, view {samples.view_names[v]}"
+        path = samples.image_root / samples.images[row, v]
         try:
             data = images.read_picture(path)
-            pixels = images.resize(images.decode(data, accept_damage=True), spec)
+            same = hash_content(data) == content[i, v]
+            pixels = images.resize(images.decode(data, accept_damage=True), spec) if same else None
         except (OSError, images.UnreadableImage) as error:
-            yield StoreProblem(store.path, where, f"the picture can't be read any more: {error}")
+            yield EmbeddedAgain(where, fault=f"the picture can't be read any more: {error}")
             continue
-        if hash_content(data) != content[i, v]:
-            yield StoreProblem(store.path, where, f"the picture changed on disk: {path}")
+        if pixels is None:
+            yield EmbeddedAgain(where, fault=f"the picture changed on disk: {path}")
             continue
         with torch.inference_mode():
-            batch = images.normalise(torch.from_numpy(pixels)[None].to(device), spec, backbone.dtype)
+            batch = images.normalise(torch.from_numpy(pixels)[None].to(backbone.device), spec, backbone.dtype)
             embedding = backbones.embed(backbone, batch)[0].float().cpu().numpy()
-        cosine = _cosine(embedding, embeddings.values[i, v].astype(np.float32))
-        if cosine < _SAME_COSINE:
-            yield StoreProblem(store.path, where, f"embedded again it differs: cosine {cosine:.4f}")
+        first = i - i % store.chunk_rows
+        stored = read_chunk(store, slice(first, first + store.chunk_rows))[i - first, v]
+        yield EmbeddedAgain(where, _cosine(embedding, stored.astype(np.float32)))
 
 
 def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:

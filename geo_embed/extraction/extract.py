@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ from geo_embed.extraction.reader import (
     read_images,
 )
 from geo_embed.extraction.reuse import gather_sources
+from geo_embed.extraction.takeover import Wanted, settle
 from geo_embed.extraction.writer import Chunk, Writer
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def extract(
     _check_part(part, limit)
     plan = _make_plan(config, split)
     count = len(plan.samples)
+    path, fingerprint = settle(
+        Wanted(plan.path, plan.attrs, plan.samples, plan.model, plan.device, plan.dtype)
+    )
+    plan = replace(plan, path=path, attrs=plan.attrs | {"fingerprint": fingerprint})
 
     # Which rows: a range of whole chunks, of the store that exists or of the one to be made.
     existing = _existing_store(plan)
@@ -339,7 +344,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     started = time.monotonic()
     result = Extraction(store.split, store.path, store.fingerprint, *store.shape)
     embedder = Embedder(
-        lambda: backbones.load_backbone(plan.model, plan.device, plan.dtype),
+        lambda: _load(plan),
         plan.spec,
         plan.device,
         plan.batch_size,
@@ -380,6 +385,24 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     handled = result.computed + result.reused
     result.images_per_second = handled / max(time.monotonic() - started - embedder.load_seconds, 1e-9)
     return result
+
+
+def _load(plan: _Plan) -> backbones.Backbone:
+    """The backbone, as it was when the store was chosen: by the tensors and settings that were really loaded."""
+    backbone = backbones.load_backbone(plan.model, plan.device, plan.dtype)
+    now = {
+        "weights_sha256": backbone.weights_sha256,
+        "function": backbone.function,
+        "preprocessing": backbone.preprocessing.to_dict(),
+    }
+    for key, value in now.items():
+        if value != plan.attrs[key]:
+            raise GeoError(
+                f"the backbone changed on disk just now: other {key}",
+                where=plan.directory,
+                hint="run the same command again",
+            )
+    return backbone
 
 
 def _take(

@@ -3,6 +3,7 @@
 Sources are all stores of the fingerprint: of this split, of the other, and superseded ones until their successor is whole.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.cache.find import is_made_alike
 from geo_embed.cache.storage import sibling_paths
 from geo_embed.cache.store import OK, Store, is_whole, open_store, read_chunk, read_content_hash, read_status
 from geo_embed.errors import GeoError
@@ -48,14 +50,19 @@ def gather_sources(path: Path) -> Sources:
     """Every embedding that stores of the fingerprint of the store at `path` hold.
 
     A committed embedding is never overwritten: what is gathered stays true while stores grow. Stores that can't be read
-    are left out.
+    are left out, and those that weren't made, or don't say that they were, by what makes this one.
     """
+    target = None
+    with suppress(GeoError):
+        target = open_store(path, writable=False)
     stores: list[Store] = []
     hashes: list[NDArray[np.uint64]] = []
     places: list[NDArray[np.int64]] = []
     for sibling in sibling_paths(path):
         try:
             store = open_store(sibling, writable=False)
+            if target is not None and not is_made_alike(store, target):
+                continue
             embedded = read_status(store) == OK
             content = read_content_hash(store)
         except GeoError:

@@ -236,6 +236,7 @@ def _write_run(
             attrs = store_attributes(tuned.model, written, pick_dtype(config.model.dtype, task.device))
             of_backbone = ("backbone", "fingerprint", "weights_sha256", "preprocessing")
             provenance["store"] |= {key: attrs[key] for key in of_backbone}
+            provenance["function"] = attrs["function"]
             del provenance["store"]["path"]
             writer.write_heads(model.panel)
             writer.copy_places(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed.backbones.function import read_function
 from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.config import Config
 from geo_embed.console import say, warn
@@ -68,7 +69,8 @@ def _backbone_name(configured: str, run: Run) -> str:
     for name in dict.fromkeys((configured, run.config.model.backbone_name)):
         with suppress(GeoError):
             directory = find_backbone(name, download=False)
-            if hash_weights(directory) == run.provenance["store"]["weights_sha256"]:
+            same = hash_weights(directory) == run.provenance["store"]["weights_sha256"]
+            if same and run.provenance.get("function") in (None, read_function(directory).to_dict()):
                 return name
     return configured
 

@@ -71,10 +71,12 @@ def predict_cached(
     def predict(member: Run) -> Predictions:
         member = on_this_machine(member, paths, device)
         same_views = member.config.model.view_names == samples.view_names
-        store = find_store(member.config, split, fingerprint=member.provenance["store"]["fingerprint"])
+        fingerprint = member.provenance["store"]["fingerprint"]
+        store = find_store(member.config, split, fingerprint=fingerprint)
         check_fits(store, samples if same_views else load_samples(member.config, split))
         # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
-        stores[store.fingerprint] = content_digest(store)
+        # By the name that the run has for it, which the store itself may have grown out of.
+        stores[fingerprint] = content_digest(store)
         return predict_embeddings(member, read_store(store))
 
     return predict_by_members(run, predict), samples.truth, stores
@@ -216,4 +218,10 @@ def _embed_images(
             normal = images.normalise(changed[0], tower.preprocessing, tower.dtype)
             embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
             embeddings.append((embedded, seen.cpu().numpy()))
+    if not all(np.isfinite(values).all() for values, _ in embeddings):
+        raise GeoError(
+            "the backbone gave NaN or infinity",
+            where=tower.name,
+            hint="try --set model.dtype=float32; if that gives the same, the weights are damaged",
+        )
     return embeddings

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.find import same_preprocessing
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.runs.recipe import load_ensemble
@@ -24,7 +25,7 @@ def load_backbone_of(
         dtype: its precision; default: as in training.
 
     Raises:
-        GeoError: it is not known, not to be had, or has other weights or preprocessing.
+        GeoError: it is not known, not to be had, or has other weights, settings or preprocessing.
     """
     made_by = _only_backbone(run)
     if made_by["weights_sha256"] is None:
@@ -36,11 +37,13 @@ def load_backbone_of(
     model = run.config.model
     model = model.model_copy(update={"backbone_name": name or model.backbone_name})
     tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
-    for what, actual, expected in (
-        ("weights", tower.weights_sha256, made_by["weights_sha256"]),
-        ("preprocessing", tower.preprocessing.to_dict(), made_by["preprocessing"]),
+    for what, same in (
+        ("weights", tower.weights_sha256 == made_by["weights_sha256"]),
+        # Runs of earlier versions don't say it.
+        ("settings in its config.json", made_by["function"] in (None, tower.function)),
+        ("preprocessing", same_preprocessing(tower.preprocessing.to_dict(), made_by["preprocessing"])),
     ):
-        if actual != expected:
+        if not same:
             raise GeoError(
                 f"backbone {tower.name} has other {what} than the one this run was fitted on, {made_by['backbone']}",
                 where=run.path,
@@ -53,13 +56,12 @@ def _only_backbone(run: Run) -> dict[str, Any]:
     """The store that a run was fitted on. Raises GeoError for an ensemble whose members take other features or views, or have other backbones."""
     ensemble = load_ensemble(run)
     if ensemble is None:
-        return dict(run.provenance["store"])
+        return dict(run.provenance["store"]) | {"function": run.provenance.get("function")}
     stores = [_only_backbone(member) for member in ensemble.members]
     models = [member.config.model for member in ensemble.members]
     inputs = [(model.feature, model.view_names) for model in models]
-    keys = ("weights_sha256", "preprocessing")
     for member, store, takes in zip(ensemble.members, stores, inputs, strict=True):
-        if takes != inputs[0] or any(store[key] != stores[0][key] for key in keys):
+        if takes != inputs[0] or not _is_same(store, stores[0]):
             raise GeoError(
                 f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "
                 f"{store['backbone']}, or on different views",
@@ -67,3 +69,13 @@ def _only_backbone(run: Run) -> dict[str, Any]:
                 hint="cache the pictures' embeddings as a test split by each of them, and predict that",
             )
     return stores[0]
+
+
+def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs' stores were made by one backbone, as far as they say."""
+    functions = [store["function"] for store in (one, other) if store["function"] is not None]
+    return (
+        one["weights_sha256"] == other["weights_sha256"]
+        and (len(functions) < 2 or functions[0] == functions[1])
+        and same_preprocessing(one["preprocessing"], other["preprocessing"])
+    )

@@ -55,4 +55,6 @@ def describe_sources(train_csv: Path, csv_sha256: str, store: "Store") -> dict[s
             "views": v,
             "dim": d,
         },
+        # What the backbone computes with its weights; not known of an import, or of a store of an earlier version.
+        "function": store.attrs.get("function"),
     }

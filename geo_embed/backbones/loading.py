@@ -1,0 +1,150 @@
+"""A model directory to an image tower in memory: its settings, exactly the tensors that are hashed, and nothing else."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geo_embed.backbones.families import GEOCLIP, TIMM, VisionTower, need_timm
+from geo_embed.backbones.function import Function, make_config, read_function
+from geo_embed.backbones.weights import TowerWeights, hash_tensors, read_weights
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    import torch
+
+_TIMM_CLASSIFIERS = re.compile(r"(timm_model\.)?head(_dist)?\.")
+_HINT = "save the model again: its file is incomplete, or it is not the model its config.json describes"
+
+
+def load_tower(directory: Path, dtype: "torch.dtype") -> tuple[VisionTower, Function, str]:
+    """The image tower alone, in eval mode; what it computes, and the sha256 of the very tensors that it was given.
+
+    Raises:
+        GeoError: weights that are missing, cut short, of other shapes, or more than the tower has; settings that no tower
+            can have, or of another tower than the weights are.
+    """
+    function = read_function(directory)
+    weights = read_weights(directory, copy=True)
+    _refuse_other_size(directory, function, weights)
+    tower, info = _build(directory, function, weights, dtype)
+
+    # A layer that is not in the file would start from random numbers, and every embedding with it.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise GeoError(
+            f"{len(missing)} of the vision tower's weights are missing, {missing[0]} first",
+            where=directory,
+            hint=_HINT,
+        )
+    mismatched = sorted(info["mismatched_keys"], key=str)
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise GeoError(
+            f"{name} is {_times(stored)} in the file and {_times(wanted)} by config.json",
+            where=directory,
+            hint=_HINT,
+        )
+    # A layer that the tower has no place for is another model's.
+    extra = sorted(name for name in info["unexpected_keys"] if not _TIMM_CLASSIFIERS.match(name))
+    if extra:
+        raise GeoError(
+            f"{len(extra)} weights too many for the vision tower, {extra[0]} first",
+            where=directory,
+            hint=_HINT,
+        )
+    if function.family is GEOCLIP:
+        _add_geoclip(tower, weights, directory)
+    return tower.to(dtype).eval(), function, hash_tensors(weights)
+
+
+def _refuse_other_size(directory: Path, function: Function, weights: TowerWeights) -> None:
+    """Before a tower is built, however large config.json says that it is: the files have to hold one of about that size."""
+    import torch
+    import transformers
+
+    layers = function.settings.get("num_hidden_layers") or function.settings["model_args"].get("depth", 0)
+    if not isinstance(layers, int) or layers > len(weights.tensors):
+        raise GeoError(
+            f"config.json says {layers!r:.40} layers, and the files hold {len(weights.tensors):,} tensors in all",
+            where=directory,
+            hint=_HINT,
+        )
+    if function.family is TIMM:
+        need_timm(directory)
+    config = make_config(function)
+    try:
+        # On this device, parameters have shapes and take no memory.
+        with torch.device("meta"):
+            outline = getattr(transformers, function.family.tower)(config)
+        needed = sum(parameter.numel() for parameter in outline.parameters())
+    # The classes check their settings in their own ways, or fail on what they don't check.
+    except Exception as error:
+        raise GeoError(
+            f"a {function.family.tower} can't be made by these settings: {_reason(error)}",
+            where=directory / "config.json",
+            hint="upgrade timm: pip install -U timm" if function.family is TIMM else "",
+        ) from error
+    held = sum(tensor.values.numel() for tensor in weights.tensors.values())
+    if needed > 2 * held:
+        raise GeoError(
+            f"config.json describes a tower of {needed:,} numbers, and the files hold {held:,} of it",
+            where=directory,
+            hint=_HINT,
+        )
+
+
+def _build(
+    directory: Path, function: Function, weights: TowerWeights, dtype: "torch.dtype"
+) -> tuple[VisionTower, dict[str, Any]]:
+    """The tower with its weights, by transformers, which knows what its classes called their tensors in earlier versions."""
+    import transformers
+
+    try:
+        tower, info = getattr(transformers, function.family.tower).from_pretrained(
+            None,
+            config=make_config(function),
+            state_dict={name: tensor.values for name, tensor in weights.tensors.items()},
+            dtype=dtype,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise GeoError(
+            f"the weights can't be loaded: {_reason(error)}", where=directory, hint=_HINT
+        ) from error
+    if function.family is TIMM and (
+        not hasattr(tower.timm_model, "blocks") or not getattr(tower.timm_model, "global_pool", "")
+    ):
+        raise GeoError(
+            f"{tower.config.architecture} is no vision transformer with a pooling of its own",
+            where=directory / "config.json",
+            hint="name one of timm's ViTs, with global_pool token, avg, max or map",
+        )
+    loaded: tuple[VisionTower, dict[str, Any]] = tower, info
+    return loaded
+
+
+def _add_geoclip(tower: VisionTower, weights: TowerWeights, directory: Path) -> None:
+    """Let a CLIP's image_embeds be GeoCLIP's; everything else stays a CLIP tower."""
+    from torch import nn
+
+    tensors = weights.geoclip
+    hidden, width = tensors["0.weight"].shape
+    if width != tower.config.projection_dim:
+        raise GeoError(
+            f"GeoCLIP's layers take {width} numbers, the CLIP beside them gives {tower.config.projection_dim}",
+            where=directory,
+            hint="they belong on CLIP ViT-L/14, projected to 768",
+        )
+    mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, tensors["2.weight"].shape[0]))
+    mlp.load_state_dict(tensors)
+    tower.visual_projection = nn.Sequential(tower.visual_projection, *mlp)
+
+
+def _reason(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
+
+
+def _times(shape: Any) -> str:
+    return " × ".join(map(str, shape)) or "one number"
