@@ -26,6 +26,10 @@ class GeoError(Exception):
         return f"{self.what} ({self.where})" if self.where else self.what
 
 
+class BusyError(GeoError):
+    """Somebody else is writing there now."""
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the disk says into one line."""

@@ -6,7 +6,8 @@ be a regular file, is read up to a bound, and what it claims about its content i
 `replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package.
 """
 
-import glob
+import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -17,15 +18,17 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from geo_embed.errors import GeoError, disk_errors, reading_errors
+from geo_embed.console import warn
+from geo_embed.errors import BusyError, GeoError, disk_errors, reading_errors
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -36,8 +39,16 @@ Schema = TypeVar("Schema", bound="BaseModel")
 
 # Hidden names beside what they are to become, or were.
 _WRITING, _REPLACED = ".writing", ".replaced"
+_MADE_UP = re.compile(r"\.(.+?)(?:\.[0-9a-f]{8}\.writing(?:\.[^.]+)?|\.writing|\.replaced)", re.DOTALL)
 # What is younger may belong to a writer at work.
 LEFTOVER_SECONDS = 3600
+# Two renames, or a name to be written, take less.
+_MOMENT_SECONDS = 1.0
+_ANOTHER = "choose another name"
+# What `flock` says where there is none: no such call, no lock manager of the network's.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+# "Below the working directory", of Linux's calls that take a directory.
+_AT_FDCWD = -100
 
 # Parsed, JSON takes up to some thirty times its bytes: half a gigabyte at worst.
 JSON_BYTES = 16 << 20
@@ -76,11 +87,14 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
 def _check_regular(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
-    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
-    kind = kinds.get(stat.S_IFMT(mode), "device")
     raise GeoError(
-        f"this is a {kind}, where a file is wanted", where=path, hint="put the file there, or name it"
+        f"this is a {_kind(mode)}, where a file is wanted", where=path, hint="put the file there, or name it"
     )
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
@@ -266,63 +280,191 @@ def open_tensors(path: Path, *, device: str = "cpu") -> "Iterator[safe_open]":
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name to write a file under, which takes its place once the block ends well; a reader never sees half of one.
 
-    The temporary name has the ending of the final one, since some writers go by it.
+    The temporary name has the ending of the final one, since some writers go by it. A link is replaced, and what it leads to
+    stays. What killed writers left in the folder an hour ago goes.
+
+    Args:
+        path: the file.
+        overwrite: replace one that is there when the block ends.
 
     Raises:
-        GeoError: for every OSError, also of the block; what was there before stays.
+        GeoError: for every OSError, also of the block; what was there before stays. Or a directory, pipe or device has this
+            name, or without `overwrite` anything.
     """
+    with disk_errors(path):
+        _check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}{path.suffix}")
+    _sweep_files(path.parent)
     try:
         with disk_errors(path):
             yield temporary
-            temporary.replace(path)
+            if overwrite:
+                temporary.replace(path)
+            else:
+                _rename_new(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def _check_replaceable(path: Path) -> None:
+    """Raise GeoError for what a file can't replace, or mustn't: root could replace /dev/null."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise GeoError(f"no file can have this name: {error}", where=repr(str(path))) from error
+    if not stat.S_ISREG(mode):
+        raise GeoError(f"this is a {_kind(mode)}, where a file is to be written", where=path, hint=_ANOTHER)
+
+
+# Of one folder there may be thousands of files to write.
+@lru_cache(maxsize=64)
+def _sweep_files(folder: Path) -> None:
+    for left in leftovers(folder):
+        if not left.is_dir():
+            with suppress(OSError):
+                left.unlink()
+
+
 @contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
+def replacing_directory(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """An empty directory to write into, which takes its place once the block ends well; a reader never sees half of one.
 
-    A directory can't replace another in one step: what was there waits under a hidden name between the two renames, where
-    `restore_replaced` finds it if the process dies just then. What a killed writer left under way goes after an hour.
+    Where the system can swap two names in one step (Linux, macOS; not every file system), the place is never empty. Elsewhere what
+    was there waits under a hidden name between two renames, where `restore_replaced` finds it if the process dies just then.
+    What a killed writer left under way goes after an hour.
+
+    Args:
+        path: the directory. A link is replaced, and what it leads to stays.
+        overwrite: replace what is there when the block ends.
 
     Raises:
-        GeoError: for every OSError, also of the block; what was there before stays.
+        GeoError: for every OSError, also of the block; what was there before stays. Or without `overwrite`, something has this
+            name by then.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}")
-    replaced = path.with_name(f".{path.name}{_REPLACED}")
     with disk_errors(path):
         temporary.mkdir(parents=True)
-        # Earlier versions gave the name without the random part.
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}*{_WRITING}"):
-            middle = leftover.name.removeprefix(f".{path.name}").removesuffix(_WRITING)
-            is_ours = not middle or re.fullmatch(r"\.[0-9a-f]{8}", middle)
-            if is_ours and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+    for left in leftovers(path.parent):
+        if _name_behind(left) == path.name:
+            _discard(left)
     try:
         with disk_errors(path):
             yield temporary
-            if path.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-                path.rename(replaced)
-            temporary.rename(path)
+            _give_name(temporary, path, overwrite)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+        # Swapped, it is what was there before.
+        _discard(temporary)
+    if overwrite:
+        _discard(path.with_name(f".{path.name}{_REPLACED}"))
 
 
-def restore_replaced(directory: Path) -> None:
-    """Give their names back to the entries that `replacing_directory` was about to replace when it was cut short."""
-    for path in directory.glob(f".*{_REPLACED}"):
-        name = path.name.removeprefix(".").removesuffix(_REPLACED)
-        with disk_errors(path):
-            if not (directory / name).exists():
-                path.rename(directory / name)
+def _give_name(temporary: Path, path: Path, overwrite: bool) -> None:
+    # 1. Nothing has the name: a rename that fails where somebody was faster.
+    # 2. Something has it: the two swap their names.
+    # 3. The system can't: what is there steps aside, dated, so that nobody takes it for litter before its hour.
+    if not overwrite or not os.path.lexists(path):
+        _rename_new(temporary, path)
+        return
+    if _rename_at_once(temporary, path, swap=True):
+        return
+    replaced = path.with_name(f".{path.name}{_REPLACED}")
+    _discard(replaced)
+    with suppress(OSError):
+        os.utime(path, follow_symlinks=False)
+    path.rename(replaced)
+    _rename_new(temporary, path)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename to a name that nothing has. Raises GeoError where something has it."""
+    try:
+        if _rename_at_once(temporary, path, swap=False):
+            return
+        if os.path.lexists(path):
+            raise FileExistsError
+        temporary.rename(path)
+    except FileExistsError as error:
+        raise GeoError("this name is taken, and nothing was replaced", where=path, hint=_ANOTHER) from error
+
+
+def _rename_at_once(source: Path, target: Path, *, swap: bool) -> bool:
+    """What `rename` can't do in one step: swap two names, or take one only if nothing has it. False where the system can't either.
+
+    Raises:
+        OSError: FileExistsError where the name is taken; and as `rename`.
+    """
+    # Linux: renameat2(2). macOS: renamex_np(2), with flags of its own.
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], 2 if swap else 1)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*names, 2 if swap else 4)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))
+
+
+def restore_replaced(directory: Path, is_busy: Callable[[Path], bool] | None = None) -> None:
+    """Give their names back to the entries that `replacing_directory` was about to replace when it was cut short.
+
+    A folder that may only be read stays as it is.
+
+    Args:
+        directory: where they lie.
+        is_busy: whether somebody is writing what is to have this path: its name comes within a moment, which is waited for.
+    """
+    for path in _hidden(directory):
+        name = directory / path.name.removeprefix(".").removesuffix(_REPLACED)
+        if path.suffix != _REPLACED or os.path.lexists(name):
+            continue
+        if is_busy is not None and is_busy(name):
+            deadline = time.monotonic() + _MOMENT_SECONDS
+            while not os.path.lexists(name) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            continue
+        with suppress(OSError, GeoError):
+            _rename_new(path, name)
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What killed writers left in a directory, under the names that `replacing` and `replacing_directory` give, an hour ago or more.
+
+    Links are never among them, nor what `restore_replaced` would give its name back.
+    """
+    old = []
+    for path in _hidden(directory):
+        with suppress(OSError):
+            status = path.lstat()
+            waits = path.suffix == _REPLACED and not os.path.lexists(directory / _name_behind(path))
+            ours = _name_behind(path) and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode))
+            if ours and not waits and time.time() - status.st_mtime > LEFTOVER_SECONDS:
+                old.append(path)
+    return old
+
+
+def _hidden(directory: Path) -> list[Path]:
+    """Hidden entries; none of a directory that isn't there or can't be read."""
+    with suppress(OSError, ValueError), os.scandir(directory) as entries:
+        return sorted(directory / entry.name for entry in entries if entry.name.startswith("."))
+    return []
+
+
+def _name_behind(path: Path) -> str:
+    """What a leftover's name was made from; empty for a name that is none. Earlier versions gave some without the random part."""
+    made = _MADE_UP.fullmatch(path.name)
+    return made[1] if made else ""
 
 
 def is_leftover(path: Path) -> bool:
@@ -331,11 +473,23 @@ def is_leftover(path: Path) -> bool:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory. It loses its name first: a reader, or the next command after a kill, never sees half of one."""
+    """Delete a directory. It loses its name first: a reader, or the next command after a kill, never sees half of one.
+
+    Of a link the link alone goes.
+    """
     doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}")
     with disk_errors(path):
         path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    _discard(doomed)
+
+
+def _discard(path: Path) -> None:
+    """Delete a file, a link, or a directory and what is in it, as far as can be."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -343,6 +497,8 @@ def lock(
     path: Path, *, busy: str, where: Path, hint: str, keep: bool = True, wait_seconds: float = 0
 ) -> Iterator[None]:
     """Hold a lock file while the block runs. The kernel lets go of a dead holder's.
+
+    Where the file system knows no locks, that is said once, and the block runs without.
 
     Args:
         path: the lock file; its folder is made.
@@ -353,18 +509,23 @@ def lock(
         wait_seconds: how long to wait for the other holder to let go.
 
     Raises:
-        GeoError: somebody else holds it, by process, host and time; or the file can't be written.
+        BusyError: somebody else holds it, by process, host and time.
+        GeoError: the file can't be written.
     """
     from filelock import FileLock, Timeout
 
-    handle = FileLock(path, timeout=wait_seconds, poll_interval=0.01)
+    handle = FileLock(path, timeout=wait_seconds, poll_interval=0.01, fallback_to_soft=False)
     with disk_errors(where):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle.acquire()
         # A kind of OSError, too.
         except Timeout as error:
-            raise GeoError(f"{busy}: {lock_holder(path)}", where=where, hint=hint) from error
+            raise BusyError(f"{busy}: {lock_holder(path)}", where=where, hint=hint) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _warn_of_no_locks(path.parent)
     try:
         with disk_errors(where):
             since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -380,14 +541,26 @@ def lock(
         handle.release()
 
 
+@lru_cache(maxsize=64)
+def _warn_of_no_locks(folder: Path) -> None:
+    warn(
+        f"the file system of {folder} knows no locks (flock): see to it that no two commands write the same store or run at once"
+    )
+
+
+def lock_beside(path: Path) -> Path:
+    """The lock file of a directory that is replaced whole, such as a run: `.NAME.lock` beside it."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def is_locked(path: Path) -> bool:
     """Whether somebody holds a lock file now; not where it can't be told, as on a disk that may only be read."""
     from filelock import FileLock, Timeout
 
-    if not path.is_file():
-        return False
     try:
-        with FileLock(path, timeout=0):
+        if not path.is_file():
+            return False
+        with FileLock(path, timeout=0, fallback_to_soft=False):
             return False
     except Timeout:
         return True
@@ -397,11 +570,17 @@ def is_locked(path: Path) -> bool:
 
 def lock_holder(path: Path) -> str:
     """Who holds a lock file, for people: process, host and time."""
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its name is not written yet"
+    deadline = time.monotonic() + _MOMENT_SECONDS
+    while True:
+        # Between taking a lock and writing one's name into it lies a moment.
+        with suppress(GeoError, KeyError):
+            holder = read_json(path)
+            return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        if not path.exists():
+            return "it has just ended"
+        if time.monotonic() > deadline:
+            return "its name is not written yet"
+        time.sleep(0.01)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -38,6 +38,10 @@ def load_plugins(plugins: Iterable[str], *, where: str = "model.plugins") -> Non
             _load_module(plugin, where)
 
 
+class PluginError(GeoError):
+    """A run is whole, and needs a plugin that isn't loaded."""
+
+
 def check_names(settings: Mapping[str, Any], where: Path) -> None:
     """Refuse a run whose fusion, head, loss or calibration comes from a plugin that isn't loaded.
 
@@ -46,7 +50,7 @@ def check_names(settings: Mapping[str, Any], where: Path) -> None:
         where: that file.
 
     Raises:
-        GeoError: with the plugin and the setting that would load it.
+        PluginError: with the plugin and the setting that would load it.
     """
     for registry in REGISTRIES:
         group, key = registry.setting.split(".")
@@ -56,12 +60,12 @@ def check_names(settings: Mapping[str, Any], where: Path) -> None:
         plugins = [str(plugin) for plugin in settings.get("model", {}).get("plugins", ())]
         gone = [plugin for plugin in plugins if plugin.endswith(".py") and not Path(plugin).is_file()]
         if gone:
-            raise GeoError(
+            raise PluginError(
                 f"the run's {registry.what} {name!r} comes from a plugin file that is gone: {', '.join(gone)}",
                 where=where,
                 hint="put it back and name it: --set model.plugins=FILE",
             )
-        raise GeoError(
+        raise PluginError(
             f"the run's {registry.what} {name!r} comes from a plugin that isn't loaded: "
             + (", ".join(plugins) or "a package that isn't installed"),
             where=where,

@@ -1,6 +1,6 @@
 """Stage 3: from a run's heads and images to a run with a backbone of its own, in one command that can be begun again."""
 
-import shutil
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from geo_embed.config import Config, Finetune, Training
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, is_locked, lock, restore_replaced
+from geo_embed.files import file_sha256, remove_directory
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
 from geo_embed.finetuning.loop import train_unfrozen
 from geo_embed.finetuning.model import GeoModel
@@ -30,11 +30,11 @@ from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import (
     Run,
     backbone_dir,
-    check_new_name,
     checkpoints_dir,
-    is_run,
+    is_being_written,
     load_run,
-    new_run_name,
+    only_run_writer,
+    put_right,
     unfinished_runs,
     writing_run,
 )
@@ -87,24 +87,18 @@ def finetune(
     started = time.monotonic()
     runs = config.paths.runs_dir
     try:
-        with join_team(config.model.device) as team:
-            if team.first:
-                restore_replaced(runs)
-            name = team.broadcast(
-                (name or _unfinished(config, runs, init, limit) or new_run_name(runs, "finetune"))
-                if team.first
-                else None
-            )
-            directory = runs / name
-            if is_run(directory) or not checkpoints_dir(directory).is_dir():
-                check_new_name(runs, name, overwrite=overwrite)
+        with (
+            join_team(config.model.device) as team,
+            _only_writer(config, team, name, init, limit, overwrite) as held,
+        ):
+            name, directory = held, runs / held
             if init is None and team.first:
                 fit_initial_heads(config, f"{name}-heads", overwrite=overwrite, command=command)
             team.wait()
             run = load_run(runs, init or f"{name}-heads")
             merged = merge_config(config, run)
             task = prepare(merged, run, directory, limit, team)
-            with _one_writer(directory, team, afresh=overwrite):
+            with _checkpoints(directory, team, afresh=overwrite):
                 team.wait()
                 model, state = train_unfrozen(
                     task, _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
@@ -128,38 +122,43 @@ def finetune(
 
 
 @contextmanager
-def _one_writer(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
-    """Hold the directory of a training, emptied first if it is to begin afresh.
+def _only_writer(
+    config: Config, team: Team, name: str | None, init: str | None, limit: int | None, overwrite: bool
+) -> Iterator[str]:
+    """Hold the run's name, in the first process for all of them: the given one, or as `finetune` says."""
+    if not team.first:
+        yield team.broadcast(None)
+        return
+    runs = config.paths.runs_dir
+    put_right(runs)
+    with only_run_writer(
+        runs,
+        name or _unfinished(config, runs, init, limit),
+        prefix="finetune",
+        overwrite=overwrite,
+        resume=True,
+        busy="another process is training this run now",
+    ) as held:
+        yield team.broadcast(held)
 
-    Raises:
-        GeoError: another process trains there.
-    """
+
+@contextmanager
+def _checkpoints(directory: Path, team: Team, *, afresh: bool) -> Iterator[None]:
+    """A place for checkpoints in the directory of a training, emptied first if it is to begin afresh."""
     if not team.first:
         yield
         return
-    with lock(
-        _lock_file(directory),
-        busy="another process is training this run now",
-        where=directory,
-        hint="wait until it is done, or choose another --name",
-        keep=False,
-    ):
-        with disk_errors(directory):
-            if afresh and directory.exists():
-                shutil.rmtree(directory)
-            checkpoints_dir(directory).mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            # Where nothing was saved, nothing is left.
-            with suppress(OSError):
-                checkpoints_dir(directory).rmdir()
-                directory.rmdir()
-
-
-def _lock_file(directory: Path) -> Path:
-    """Beside the directory, which a finished run replaces."""
-    return directory.with_name(f".{directory.name}.lock")
+    if afresh and os.path.lexists(directory):
+        remove_directory(directory)
+    with disk_errors(directory):
+        checkpoints_dir(directory).mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        # Where nothing was saved, nothing is left.
+        with suppress(OSError):
+            checkpoints_dir(directory).rmdir()
+            directory.rmdir()
 
 
 def _settings(
@@ -187,7 +186,7 @@ def _settings(
 def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None) -> str | None:
     """The name of a training that was interrupted with these very settings, the newest first."""
     for path in unfinished_runs(runs):
-        if is_locked(_lock_file(path)):
+        if is_being_written(path):
             continue
         try:
             latest = latest_checkpoint(checkpoints_dir(path))

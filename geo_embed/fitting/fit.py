@@ -29,7 +29,7 @@ from geo_embed.heads.predictor import Panel, apply_heads, averaged
 from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.provenance import describe_origin, describe_sources
-from geo_embed.runs.run import check_new_name, new_run_name, writing_run
+from geo_embed.runs.run import only_run_writer, writing_run
 
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
 
@@ -118,12 +118,20 @@ def fit_heads(
         command: the command line that asks for it, for the run's provenance.
 
     Raises:
-        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples.
+        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples; the name
+            is taken, or another process is writing a run of this name.
     """
+    runs_dir = config.paths.runs_dir
+    with only_run_writer(runs_dir, name, prefix="heads", overwrite=overwrite) as held:
+        return fit_run(config, held, limit=limit, overwrite=overwrite, command=command)
+
+
+def fit_run(
+    config: Config, name: str, *, limit: int | None, overwrite: bool, command: Sequence[str] = ()
+) -> Fit:
+    """As `fit_heads`, for whoever holds the run's name by `only_run_writer`."""
     started = time.monotonic()
     runs_dir, training = config.paths.runs_dir, config.training
-    name = name or new_run_name(runs_dir, "heads")
-    check_new_name(runs_dir, name, overwrite=overwrite)
 
     # 1. What is trained on, and what is held out.
     data = open_training_data(config, limit=limit)
@@ -162,7 +170,7 @@ def fit_heads(
         **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
         **describe_sources(config.paths.csv("train"), file_sha256(data.samples.csv), data.store),
     }
-    with writing_run(runs_dir, name) as writer:
+    with writing_run(runs_dir, name, overwrite=overwrite) as writer:
         writer.write_heads(panel)
         writer.write_centroids(examples.encoder, centroids)
         writer.write_metrics(measured)

@@ -35,11 +35,11 @@ from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, write_json
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
-from geo_embed.fitting.fit import Dataset, Split, fit_heads, make_job, plan
+from geo_embed.fitting.fit import Dataset, Split, fit_run, make_job, plan
 from geo_embed.fitting.space import SPACE, Space, draw, parse_space
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all
 from geo_embed.registry import HEADS
-from geo_embed.runs.run import check_new_name, load_run
+from geo_embed.runs.run import load_run, only_run_writer
 from geo_embed.settings import as_text, is_set, known_keys, value_at, with_changes
 
 # Of the state file: one of another number can't be gone on with.
@@ -150,11 +150,26 @@ def sweep(
 
     Raises:
         GeoError: a run of this name exists; what was tried was tried with other settings; too few samples to choose by;
-            `training.folds` above 1, which leaves no sample that chooses nothing; or every trial failed.
+            `training.folds` above 1, which leaves no sample that chooses nothing; every trial failed; or another process sweeps
+            or writes a run under this name.
     """
+    with only_run_writer(config.paths.runs_dir, name, overwrite=True):
+        return _search(config, space, trials, eta, name, limit, fresh, command)
+
+
+def _search(
+    config: Config,
+    space: Space | None,
+    trials: int,
+    eta: int,
+    name: str,
+    limit: int | None,
+    fresh: bool,
+    command: Sequence[str],
+) -> Sweep:
+    """As `sweep`, for whoever holds the name: of the state file and of the run."""
     started = time.monotonic()
     runs_dir = config.paths.runs_dir
-    check_new_name(runs_dir, name, overwrite=True)
     if trials < 1 or eta < 2:
         raise GeoError(
             f"a sweep of {trials} trials with η = {eta}", hint="give --trials 1 or more, --eta 2 or more"
@@ -391,7 +406,7 @@ def _finish(
                 hint="move it away and run the same command again: nothing that was tried is lost",
             )
     say(f"sweep: fitting the winner as {name}")
-    return fit_heads(winner, name=name, limit=limit, overwrite=state.replace, command=command).val
+    return fit_run(winner, name, limit=limit, overwrite=state.replace, command=command).val
 
 
 def _header(

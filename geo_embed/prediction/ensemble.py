@@ -19,9 +19,9 @@ from geo_embed.prediction.combine import LEARNT, by_state, combine, weight_learn
 from geo_embed.runs.provenance import describe_origin
 from geo_embed.runs.run import (
     Run,
-    check_new_name,
+    check_not_replaced,
     load_run,
-    new_run_name,
+    only_run_writer,
     writing_run,
 )
 from geo_embed.runs.table import read_predictions
@@ -87,12 +87,24 @@ def ensemble(
         command: the command line that asks for it, for the run's provenance.
 
     Raises:
-        GeoError: fewer than two runs, one given twice, one that is damaged or held nothing out, or runs that don't fit.
+        GeoError: fewer than two runs, one given twice, one that is damaged, replaced meanwhile, or held nothing out, or runs that
+            don't fit; the name is taken, or another process is writing a run of this name.
     """
+    with only_run_writer(config.paths.runs_dir, name, prefix="ensemble", overwrite=overwrite) as held:
+        return _ensemble(config, names, method, held, overwrite, command)
+
+
+def _ensemble(
+    config: Config,
+    names: Sequence[str],
+    method: EnsembleMethod,
+    name: str,
+    overwrite: bool,
+    command: Sequence[str],
+) -> Ensembled:
+    """As `ensemble`, for whoever holds the run's name."""
     started = time.monotonic()
     runs_dir = config.paths.runs_dir
-    name = name or new_run_name(runs_dir, "ensemble")
-    check_new_name(runs_dir, name, overwrite=overwrite)
 
     # 1. The members' predictions for the samples that all of them held out.
     validated = [_val_predictions(run) for run in _load_runs(runs_dir, names)]
@@ -140,7 +152,7 @@ def ensemble(
     order = np.argsort(first.labels.state_idx)
     counts, distances = first.read_classes()
     prior = Prior(first.prior.probabilities[order], first.prior.latitude, first.prior.longitude)
-    with writing_run(runs_dir, name) as writer:
+    with writing_run(runs_dir, name, overwrite=overwrite) as writer:
         writer.write_ensemble(described, dict(zip(described["members"], runs, strict=True)))
         writer.write_metrics(
             {"val": val, "weights_learnt": weights_from, "members": [asdict(member) for member in members]}
@@ -152,6 +164,8 @@ def ensemble(
         settings = first.config.model_copy(update={"paths": config.paths, "tracking": config.tracking})
         provenance["seconds"] = time.monotonic() - started
         writer.write_description(settings, predictions.labels, counts[order], prior, provenance)
+        for run in runs:
+            check_not_replaced(run)
     return Ensembled(name, weights.tolist(), members, val)
 
 

@@ -1,15 +1,17 @@
 """A run directory: what was trained, on what, how well, and how to get it again."""
 
+import itertools
 import json
+import os
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,20 @@ from pydantic import ValidationError
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config, Paths
-from geo_embed.errors import GeoError
-from geo_embed.files import replacing_directory, save_tensors, write_json
+from geo_embed.console import warn
+from geo_embed.errors import BusyError, GeoError
+from geo_embed.files import (
+    is_locked,
+    lock,
+    lock_beside,
+    read_json,
+    replacing_directory,
+    restore_replaced,
+    save_tensors,
+    write_json,
+)
 from geo_embed.geography import distance_matrix_km
-from geo_embed.plugins import check_names
+from geo_embed.plugins import PluginError, check_names
 from geo_embed.settings import to_toml
 
 if TYPE_CHECKING:
@@ -28,6 +40,8 @@ if TYPE_CHECKING:
 
     from geo_embed.backbones.backbone import Backbone
     from geo_embed.heads.predictor import Panel
+
+Result = TypeVar("Result")
 
 # The names of a run's files: known here alone.
 _CONFIG, _LABELS, _PROVENANCE = "config.toml", "labels.json", "provenance.json"
@@ -37,6 +51,11 @@ _METRICS, _HISTORY, _PREDICTIONS = "metrics.json", "history.parquet", "_predicti
 _BACKBONE, _CHECKPOINTS = "backbone", "checkpoints"
 # Of a run that becomes a member of an ensemble.
 _NOT_COPIED = shutil.ignore_patterns(f"*{_PREDICTIONS}", _CHECKPOINTS, ".*")
+
+# How often what reads a run begins again because it was replaced.
+_USES = 5
+# Somebody may be looking at a lock file just now, for a moment.
+_LOOKED_AT_SECONDS = 0.2
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -51,6 +70,7 @@ class Run:
         labels: its classes, in the order of its probabilities.
         prior: its answer without pictures.
         provenance: where it came from.
+        identity: tells it from another run that takes its place: of the directory and of its last file.
     """
 
     path: Path
@@ -58,6 +78,7 @@ class Run:
     labels: LabelEncoder
     prior: Prior
     provenance: dict[str, Any]
+    identity: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -146,7 +167,9 @@ def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
 
 def is_run(directory: Path) -> bool:
     """Whether a whole run lies there, not an unfinished training or nothing."""
-    return (directory / _PROVENANCE).is_file()
+    with suppress(OSError, ValueError):
+        return (directory / _PROVENANCE).is_file()
+    return False
 
 
 def checkpoints_dir(directory: Path) -> Path:
@@ -161,26 +184,30 @@ def backbone_dir(directory: Path) -> Path:
 
 def unfinished_runs(runs_dir: Path) -> list[Path]:
     """Directories of trainings that were interrupted, or are at work, the newest first."""
-    unfinished = [path.parent for path in runs_dir.glob(f"[!.]*/{_CHECKPOINTS}") if not is_run(path.parent)]
-    return sorted(unfinished, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    ages = {}
+    for path in _entries(runs_dir):
+        with suppress(OSError):
+            if checkpoints_dir(path).is_dir() and not is_run(path):
+                ages[path] = path.stat().st_mtime_ns
+    return sorted(ages, key=lambda path: -ages[path])
 
 
 def new_run_name(runs_dir: Path, prefix: str) -> str:
-    """`prefix-YYYYMMDD-HHMMSS`, counted up where that is taken."""
+    """`prefix-YYYYMMDD-HHMMSS`, counted up where that is taken, or being written."""
     stem = f"{prefix}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    taken = (
-        name
-        for n in range(1, 10_000)
-        if not (runs_dir / (name := stem if n == 1 else f"{stem}-{n}")).exists()
-    )
-    return next(taken)
+    names = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+    return next(name for name in names if not _is_taken(runs_dir / name))
+
+
+def _is_taken(directory: Path) -> bool:
+    return os.path.lexists(directory) or is_being_written(directory)
 
 
 def check_new_name(runs_dir: Path, name: str, *, overwrite: bool) -> None:
     """Raise GeoError for a name that is none, or is taken. Cheap: call it before any work is done."""
     if not _NAME.fullmatch(name):
         raise GeoError(f"{name!r} can't name a run", where="--name", hint="use letters, digits, dots, dashes")
-    if (runs_dir / name).exists() and not overwrite:
+    if os.path.lexists(runs_dir / name) and not overwrite:
         raise GeoError(
             "a run of this name exists",
             where=runs_dir / name,
@@ -189,13 +216,87 @@ def check_new_name(runs_dir: Path, name: str, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def writing_run(runs_dir: Path, name: str) -> Iterator["RunWriter"]:
-    """Write a run's files; the run appears under its name once the block ends well, and never half.
+def only_run_writer(
+    runs_dir: Path,
+    name: str | None,
+    *,
+    prefix: str = "run",
+    overwrite: bool = False,
+    resume: bool = False,
+    busy: str = "another process is writing this run now",
+) -> Iterator[str]:
+    """Hold the name of a run from before any work is done until `writing_run` has published it; the kernel lets go of a dead holder's.
+
+    Args:
+        runs_dir: made if it isn't there, and gone again if nothing comes of it.
+        name: default one that nobody has: `prefix`, and the time.
+        prefix: what such a name begins with.
+        overwrite: let a run have this name already.
+        resume: let an unfinished training have it.
+        busy: what to say of another holder.
+
+    Yields:
+        The name.
 
     Raises:
-        GeoError: for every OSError, also of the block; a run that was there before stays.
+        BusyError: another process holds the name, by process, host and time.
+        GeoError: the name is none, or is taken.
     """
-    with replacing_directory(runs_dir / name) as directory:
+
+    def check(name: str) -> None:
+        unfinished = resume and not is_run(runs_dir / name) and checkpoints_dir(runs_dir / name).is_dir()
+        check_new_name(runs_dir, name, overwrite=overwrite or unfinished)
+
+    def held(name: str) -> AbstractContextManager[None]:
+        return lock(
+            lock_beside(runs_dir / name),
+            busy=busy,
+            where=runs_dir / name,
+            hint="wait until it is done, or choose another --name",
+            keep=False,
+            wait_seconds=_LOOKED_AT_SECONDS,
+        )
+
+    with ExitStack() as holding:
+        if not runs_dir.exists():
+            holding.callback(_remove_empty, runs_dir)
+        if name is not None:
+            check(name)
+            holding.enter_context(held(name))
+            restore_replaced(runs_dir, lambda path: path.name != name and is_being_written(path))
+            # Whoever held it before may have published just now.
+            check(name)
+        while name is None:
+            new = new_run_name(runs_dir, prefix)
+            with suppress(BusyError), ExitStack() as trying:
+                trying.enter_context(held(new))
+                if not os.path.lexists(runs_dir / new):
+                    holding.push(trying.pop_all())
+                    name = new
+        yield name
+
+
+def _remove_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
+
+
+def is_being_written(directory: Path) -> bool:
+    """Whether a process holds the name of this run now, by `only_run_writer`."""
+    return is_locked(lock_beside(directory))
+
+
+@contextmanager
+def writing_run(runs_dir: Path, name: str, *, overwrite: bool = True) -> Iterator["RunWriter"]:
+    """Write a run's files; the run appears under its name once the block ends well, and never half.
+
+    Whoever calls it holds the name by `only_run_writer`.
+
+    Raises:
+        GeoError: for every OSError, also of the block; a run that was there before stays. Or, without `overwrite`, the name is
+            taken by then.
+    """
+    with replacing_directory(runs_dir / name, overwrite=overwrite) as directory:
         yield RunWriter(directory)
 
 
@@ -314,7 +415,62 @@ def load_run(runs_dir: Path, name: str | None) -> Run:
     Raises:
         GeoError: no such run, or a damaged one, with the file; one that needs a plugin that isn't loaded.
     """
-    path = _newest(runs_dir) if name is None else _named(runs_dir, name)
+    if name is None:
+        return _load_newest(runs_dir)
+    path = _named(runs_dir, name)
+    while True:
+        identity = _identity(path)
+        try:
+            run = replace(_load(path), identity=identity)
+        except GeoError:
+            put_right(path.parent)
+            if _identity(path) == identity:
+                raise
+            continue
+        if _identity(path) == identity:
+            return run
+
+
+def use_run(runs_dir: Path, name: str | None, use: Callable[[Run], Result]) -> Result:
+    """What `use` makes of a run; made again of the new one where the run was replaced meanwhile, so that it is never of both.
+
+    Raises:
+        GeoError: as `load_run` and `use`; or the run was replaced again each time.
+    """
+    for _ in range(_USES):
+        run = load_run(runs_dir, name)
+        try:
+            result = use(run)
+            check_not_replaced(run)
+        except GeoError:
+            if _identity(run.path) == run.identity:
+                raise
+        else:
+            return result
+    raise _replaced(run)
+
+
+def check_not_replaced(run: Run) -> None:
+    """Raise GeoError where another run has taken the place of this one since it was loaded."""
+    if run.identity and _identity(run.path) != run.identity:
+        raise _replaced(run)
+
+
+def _replaced(run: Run) -> GeoError:
+    return GeoError(
+        "the run was replaced while it was being read", where=run.path, hint="run the same command again"
+    )
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        directory, last = path.stat(), (path / _PROVENANCE).stat()
+    except (OSError, ValueError):
+        return ()
+    return directory.st_dev, directory.st_ino, last.st_ino, last.st_mtime_ns
+
+
+def _load(path: Path) -> Run:
     where = path
     try:
         where = path / _CONFIG
@@ -373,6 +529,8 @@ def _store_fingerprints(provenance: dict[str, Any]) -> list[str]:
 
 def _named(runs_dir: Path, name: str) -> Path:
     for path in (runs_dir / name, Path(name)):
+        if not is_run(path):
+            put_right(path.parent)
         if is_run(path):
             return path
     near = ", ".join(run.name for run in _runs(runs_dir)[:5])
@@ -383,14 +541,65 @@ def _named(runs_dir: Path, name: str) -> Path:
     )
 
 
-def _newest(runs_dir: Path) -> Path:
-    runs = _runs(runs_dir)
-    if not runs:
-        raise GeoError("there is no run yet", where=runs_dir, hint="train one with: geo fit-heads")
-    return runs[0]
+def _load_newest(runs_dir: Path) -> Run:
+    """The newest run that can be read; newer ones that can't be are named."""
+    broken = {path: GeoError(why, where=path) for path, why in broken_runs(runs_dir)}
+    newest: Run | None = None
+    for path in _runs(runs_dir):
+        try:
+            newest = load_run(runs_dir, path.name)
+            break
+        except PluginError:
+            raise
+        except GeoError as error:
+            broken[path] = error
+    if newest is None:
+        none = GeoError("there is no run yet", where=runs_dir, hint="train one with: geo fit-heads")
+        raise next(iter(broken.values()), none)
+    for why in broken.values():
+        warn(f"a run is broken, and passed over: {why}")
+    return newest
+
+
+def broken_runs(runs_dir: Path) -> list[tuple[Path, str]]:
+    """What lies among the runs and can't be looked into, and why: a directory without permission, a loop of links, a pipe in the
+    place of a run's file. An unfinished training is none of them, nor is what was never a run.
+    """
+    broken = []
+    for path in _entries(runs_dir):
+        try:
+            if path.is_symlink() or path.is_dir():
+                next(path.iterdir(), None)
+                if os.path.lexists(path / _PROVENANCE):
+                    read_json(path / _PROVENANCE)
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            broken.append((path, f"can't read: {error.strerror}"))
+        except GeoError as error:
+            broken.append((path, error.what))
+    return broken
+
+
+def put_right(runs_dir: Path) -> None:
+    """Give their names back to runs that were about to be replaced when the writer was killed."""
+    restore_replaced(runs_dir, is_being_written)
 
 
 def _runs(runs_dir: Path) -> list[Path]:
     """Finished runs, newest first."""
-    finished = [path.parent for path in runs_dir.glob(f"[!.]*/{_PROVENANCE}")]
-    return sorted(finished, key=lambda path: (path / _PROVENANCE).stat().st_mtime_ns, reverse=True)
+    put_right(runs_dir)
+    ages = {}
+    for path in _entries(runs_dir):
+        # It may go meanwhile, or be none of ours.
+        with suppress(OSError):
+            if is_run(path):
+                ages[path] = (path / _PROVENANCE).stat().st_mtime_ns
+    return sorted(ages, key=lambda path: -ages[path])
+
+
+def _entries(runs_dir: Path) -> list[Path]:
+    """What may be a run or an unfinished training, by name; nothing where there is no such folder."""
+    with suppress(OSError, ValueError), os.scandir(runs_dir) as entries:
+        return sorted(runs_dir / entry.name for entry in entries if not entry.name.startswith("."))
+    return []

@@ -60,8 +60,17 @@ def test_the_newest_run_is_taken_where_none_is_named(config: Config, run: Run) -
 
 def test_a_run_being_written_or_replaced_is_not_a_run_yet(config: Config, run: Run) -> None:
     copy_run(run, ".second.writing", -3600)
-    copy_run(run, ".third.replaced", -3600)
+    copy_run(run, ".first.replaced", -3600)
     assert load_run(config.paths.runs_dir, None).name == "first"
+
+
+def test_a_run_whose_writer_was_killed_between_two_renames_is_there_again(config: Config, run: Run) -> None:
+    copy_run(run, ".second.replaced", 3600)
+    assert load_run(config.paths.runs_dir, "second").name == "second"
+    copy_run(run, ".third.replaced", -3600)
+    assert load_run(config.paths.runs_dir, None).name == "third"
+    (config.paths.runs_dir / "third").rename(config.paths.runs_dir / ".third.replaced")
+    assert load_run(Path("elsewhere"), str(config.paths.runs_dir / "third")).name == "third"
 
 
 def test_a_run_can_be_named_by_its_directory(tmp_path: Path, run: Run) -> None:
