@@ -30,6 +30,8 @@ _TIMM_LOADS = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path"),
     *("cache_dir", "features_only", "out_indices", "scriptable", "exportable", "no_jit", "num_classes"),
 }
+# timm's models are built to learn their width, and take a moment for each layer.
+_TIMM_REPEATS, _TIMM_LAYERS, _TIMM_LARGEST = ("depth", "layers", "blocks"), 1000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,11 @@ def _check_together(path: Path, function: Function, content: Mapping[str, Any]) 
         arguments = settings["model_args"] = dict(sorted((settings["model_args"] or {}).items()))
         for key in sorted(arguments.keys() & _TIMM_LOADS):
             raise GeoError(f"model_args.{key} isn't followed", where=path, hint="leave it out")
+        for key, value in arguments.items():
+            most = _TIMM_LAYERS if any(word in key for word in _TIMM_REPEATS) else _TIMM_LARGEST
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= most:
+                    raise GeoError(f"model_args.{key}: {number!r:.40} is beyond any model", where=path)
         return
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     if width % heads:
