@@ -52,4 +52,5 @@ def reading_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise GeoError("there is no such file", where=path) from error
     except OSError as error:
-        raise GeoError(f"can't read: {error.strerror or error}", where=path) from error
+        # Libraries raise it with texts of their own, of many lines.
+        raise GeoError(f"can't read: {error.strerror or error}".splitlines()[0], where=path) from error

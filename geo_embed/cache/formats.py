@@ -175,7 +175,7 @@ def _write_parquet(
     )
     listed = embeddings.present | ~embeddings.present.any(axis=1, keepdims=True)
     dim = embeddings.values.shape[2]
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for start in range(0, len(ids), 16 * _BATCH_ROWS):
             rows = slice(start, start + 16 * _BATCH_ROWS)
             i, v = np.nonzero(listed[rows])
@@ -362,7 +362,7 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
 
     n, v = len(samples), len(samples.view_names)
     with open_regular(file) as opened:
-        parquet = pq.ParquetFile(opened)
+        parquet = pq.ParquetFile(opened, page_checksum_verification=True)
         described = _check_parquet(file, parquet, samples)
         row_of = {sample_id: i for i, sample_id in enumerate(samples.sample_id)}
         column_of = {view: k for k, view in enumerate(samples.view_names)}

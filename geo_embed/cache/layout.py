@@ -64,7 +64,7 @@ class Attributes(_Strict):
 
 
 class _ChunkShape(_Strict):
-    chunk_shape: list[_Length]
+    chunk_shape: Annotated[list[_Length], Field(min_length=1)]
 
 
 class _ChunkGrid(_Strict):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _EARLIER_LEFTOVERS = (".creating", ".importing", ".replaced")
 _EARLIER_PARTIAL = ".partial"
 _CHECKSUM_BYTES = 4
+# Folder names may have 255 bytes, and fingerprint and temporary names want some of them.
+_SLUG_LETTERS = 150
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,12 @@ def store_path(cache_dir: Path, backbone_name: str, fingerprint: str, split: str
     """Where a store lies. One that has this fingerprint under another name of the backbone is that store."""
     for directory in sorted(cache_dir.glob(f"*-{fingerprint}")):
         return directory / f"{split}.zarr"
-    tail = "--".join(Path(backbone_name).parts[-2:]) if Path(backbone_name).is_dir() else backbone_name
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", tail).strip("-.") or "backbone"
+    # A name that no folder can have is none of a folder.
+    is_folder = False
+    with suppress(OSError):
+        is_folder = Path(backbone_name).is_dir()
+    tail = "--".join(Path(backbone_name).parts[-2:]) if is_folder else backbone_name
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "--", tail).strip("-.")[:_SLUG_LETTERS] or "backbone"
     return cache_dir / f"{slug}-{fingerprint}" / f"{split}.zarr"
 
 

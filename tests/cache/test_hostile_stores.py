@@ -267,6 +267,7 @@ REFUSED: dict[str, Change] = {
     "fewer ids": both(edit(IDENTITY, "shape", value=[3]), edit(IDENTITY, *GRID, value=[3])),
     # Chunks and codecs.
     "chunks that cut views": edit(EMBEDDINGS, *GRID, value=[2, 3, DIM]),
+    "chunks of no dimensions": edit(EMBEDDINGS, *GRID, value=[]),
     "chunks of no rows": edit(EMBEDDINGS, *GRID, value=[0, VIEWS, DIM]),
     "chunks of more rows than there are": edit(EMBEDDINGS, *GRID, value=[10**9, VIEWS, DIM]),
     "chunks of fewer dimensions": edit(EMBEDDINGS, *GRID, value=[2]),
