@@ -118,3 +118,10 @@ def test_a_store_is_known_by_its_fingerprint_whatever_the_backbone_is_called(tmp
     assert path == tmp_path / f"geolocal--StreetCLIP-{'f' * 16}" / "train.zarr"
     path.mkdir(parents=True)
     assert store_path(tmp_path, "/elsewhere/copy", "f" * 16, "test") == path.with_name("test.zarr")
+
+
+@pytest.mark.parametrize("name", ["b" * 5000, "é" * 300, "a/" * 3000, "..", "/", "\0", ""])
+def test_a_name_that_no_folder_can_have_still_names_one(tmp_path: Path, name: str) -> None:
+    path = store_path(tmp_path, name, "f" * 16, "train")
+    assert path.parent.parent == tmp_path
+    path.mkdir(parents=True)
