@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from geo_embed.data import gif, jpeg, kinds, png, tiff
+from geo_embed.data import jpeg, kinds, png, tiff
 from geo_embed.data.depth import Depth, UnknownDepth, to_rgb
 from geo_embed.data.libtiff import hearing_complaints
 from geo_embed.data.orientation import UPRIGHT, read_orientation, turn_upright
@@ -263,7 +263,7 @@ def _decode_plain_jpeg(data: bytes) -> Pixels | None:
     import simplejpeg
 
     # EXIF or XMP may turn the picture, and CMYK needs PIL's inversion.
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data or data.count(b"\xff\xda") > jpeg.MAX_SCANS:
+    if b"Exif\0\0" in data or b"tiff:Orientation" in data or data.count(b"\xff\xda") > jpeg.FEW_SCANS:
         return None
     return _decode_upright_jpeg(data, simplejpeg)
 
@@ -307,8 +307,6 @@ def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
         orientation = directory.first(tiff.ORIENTATION, UPRIGHT)
     else:
         image = _load(data)
-        if image.format == "GIF":
-            loss = gif.find_loss(data)
         if image.format not in ("PPM", "JPEG2000"):
             depth = None
         elif image.mode == "F":
@@ -329,9 +327,12 @@ def _decode_jpeg(data: bytes, accept_damage: bool) -> Pixels:
     pixels = _decode_upright_jpeg(read.essence, simplejpeg) if read.essence else None
     if pixels is None:
         rare = jpeg.describe_process(read)
-        image = _load(
-            read.essence or data, unknown=f"not an image that can be read here: {rare}" if rare else ""
-        )
+        try:
+            image = _load(read.essence or data)
+        except (UnreadableImage, OSError) as error:
+            if rare and f"{MAX_PIXELS:,}" not in str(error):
+                raise UnreadableImage(f"not an image that can be read here: {rare}") from error
+            raise
         loss = jpeg.find_loss(read)
         if loss and not accept_damage:
             raise DamagedImage(f"damaged: {loss}")
@@ -345,7 +346,10 @@ def _load(data: bytes, *, unknown: str = "") -> Image.Image:
         raise UnreadableImage(kinds.describe(data))
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception as error:
+        # What PIL doesn't know, and headers that it stumbles over.
         raise UnreadableImage(unknown or kinds.describe(data)) from error
     _refuse_size(*image.size)
     try:

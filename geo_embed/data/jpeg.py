@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 
 # A progressive picture is decoded whole once per scan. Encoders make about ten; libjpeg's own fuzzers give up at 500.
 MAX_SCANS = 100
+# Of a picture of 100 megapixels, 30 take half a minute.
+MAX_SCANNED_PIXELS = 3_000_000_000
+# Fewer scans than this are not even counted.
+FEW_SCANS = 30
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 # Tables, frame headers and restart intervals: what makes pixels.
@@ -25,8 +29,10 @@ _LOSSES = re.compile(
     re.IGNORECASE,
 )
 _EXTRANEOUS = re.compile("(\\d+) extraneous bytes before marker")
-# At most so often a picture is decoded in search of a complaint behind harmless ones.
-_MOST_DECODINGS = 40
+# At most so often, and so many pixels in all its scans, a picture is decoded in search of a complaint behind harmless ones.
+_MOST_DECODINGS, _MOST_DECODED = 100, 400_000_000
+# Bytes in the decoder's buffer of bits.
+_READ_AHEAD = 9
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Jpeg:
     Attributes:
         process: the marker of the frame, SOF0 to SOF15; 0 where none was met.
         bits: per sample.
-        components: of the frame.
+        width, height, components: of the frame.
         exif, xmp: as they stand in APP1, the former with its "Exif" in front.
         essence: the picture from its first byte with all that makes no pixels left out; empty where no scan was met.
         scan_start: in the essence, of the first scan's coded data.
@@ -44,6 +50,8 @@ class Jpeg:
 
     process: int = 0
     bits: int = 8
+    width: int = 0
+    height: int = 0
     components: int = 0
     exif: bytes = b""
     xmp: bytes = b""
@@ -60,7 +68,8 @@ def read_jpeg(data: bytes) -> Jpeg:
         marker, start, position = segment
         body = data[start:position]
         if marker in _FRAMES and not jpeg.process and len(body) >= 6:
-            jpeg.process, jpeg.bits, jpeg.components = marker, body[0], body[5]
+            jpeg.process = marker
+            jpeg.bits, jpeg.height, jpeg.width, jpeg.components = struct.unpack_from(">BHHB", body)
         elif marker == _APP1 and body.startswith(b"Exif\0"):
             # PIL joins EXIF that goes on in a second segment.
             jpeg.exif += body if not jpeg.exif else body[6:]
@@ -86,10 +95,13 @@ def find_refusal(data: bytes, jpeg: Jpeg) -> str:
             "PNG of 16: djpeg of libjpeg-turbo 3, GDAL, ImageMagick"
         )
     # Counted without looking first: thumbnails in EXIF have scans as well.
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        scans = 1 + sum(code == _SOS for _, code in _scan_ends(jpeg.essence, jpeg.scan_start))
-        if scans > MAX_SCANS:
-            return f"a progressive JPEG of {scans:,} scans, more than {MAX_SCANS}; write it anew: jpegtran -copy all IN.jpg"
+    if data.count(b"\xff\xda") > FEW_SCANS:
+        scans, pixels = _count_scans(jpeg), jpeg.width * jpeg.height
+        if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+            return (
+                f"a progressive JPEG of {scans:,} scans, more than {min(MAX_SCANS, MAX_SCANNED_PIXELS // max(pixels, 1))}; "
+                "write it anew: jpegtran -copy all IN.jpg"
+            )
     return ""
 
 
@@ -108,12 +120,14 @@ def find_loss(jpeg: Jpeg) -> str:
     """libjpeg's complaint about pixels that are lost; empty where it has none, or those that it has cost none.
 
     Extraneous bytes are harmless where the data before them are whole. In a sequential JPEG that can be seen: the last byte of a
-    scan, or of a restart interval, is filled up with ones. A decoder that lost its way ends among other bits.
+    scan, or of a restart interval, is filled up with ones. A decoder that lost its way ends among other bits, most of the time. Where
+    the search would cost too much (a restart interval in every row has some, or the picture is very large), they pass for harmless.
     """
     data = jpeg.essence
     if not data:
         return ""
-    left = [_MOST_DECODINGS]
+    affordable = _MOST_DECODED // max(jpeg.width * jpeg.height * _count_scans(jpeg), 1)
+    left = [min(max(affordable, 1), _MOST_DECODINGS)]
     while left[0] > 0:
         # The first complaint. One of extraneous bytes may hide others.
         complaint = _complaint(data, jpeg, left)
@@ -124,7 +138,7 @@ def find_loss(jpeg: Jpeg) -> str:
         # Where the data end that it is about: the first end up to which the picture has that complaint.
         ends = [position for position, _ in _scan_ends(data, jpeg.scan_start)]
         low, high = 0, len(ends) - 1
-        while low < high:
+        while low < high and left[0] > 0:
             middle = (low + high) // 2
             found = _EXTRANEOUS.search(_complaint(_cut(data, ends[middle]), jpeg, left))
             low, high = (low, middle) if found else (middle + 1, high)
@@ -199,12 +213,16 @@ def _scan_ends(data: bytes, start: int) -> list[tuple[int, int]]:
     return ends
 
 
+def _count_scans(jpeg: Jpeg) -> int:
+    return 1 + sum(code == _SOS for _, code in _scan_ends(jpeg.essence, jpeg.scan_start))
+
+
 def _cut(data: bytes, end: int) -> bytes:
     return data[:end] + b"\xff\xd9"
 
 
 def _decoded(data: bytes, jpeg: Jpeg, left: list[int]) -> tuple[str, bytes]:
-    """libjpeg's first complaint, and the pixels that it makes in spite of it."""
+    """libjpeg's first complaint, extraneous bytes not among them, and the pixels that it makes in spite of it."""
     import simplejpeg
 
     colorspace, complaint = "CMYK" if jpeg.components == 4 else "RGB", ""
@@ -213,7 +231,8 @@ def _decoded(data: bytes, jpeg: Jpeg, left: list[int]) -> tuple[str, bytes]:
         try:
             return complaint, simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=strict).tobytes()
         except ValueError as error:
-            complaint = complaint or str(error) or "broken"
+            said = str(error) or "broken"
+            complaint = complaint or ("" if _EXTRANEOUS.search(said) else said)
     return complaint, b""
 
 
@@ -230,12 +249,23 @@ def _complaint(data: bytes, jpeg: Jpeg, left: list[int]) -> str:
 
 def _is_padded(data: bytes, jpeg: Jpeg, end: int, left: list[int]) -> bool:
     """Whether the bits that no code needs in the last byte before `end` are ones: those whose change changes nothing."""
+    # The decoder reads some bytes ahead, and doesn't count them as extraneous: the last byte is the last one that it needs.
+    whole = _decoded(data, jpeg, left)
+    for _ in range(_READ_AHEAD):
+        if left[0] <= 0:
+            return True
+        size = 2 if data[end - 2 : end] == b"\xff\0" else 1
+        shorter = data[: end - size] + data[end:]
+        if end - size <= jpeg.scan_start or _decoded(shorter, jpeg, left) != whole:
+            break
+        data, end = shorter, end - size
     # A stuffed 0xFF is ones throughout.
-    if data[end - 2 : end] == b"\xff\0" or end <= jpeg.scan_start:
+    if data[end - 2 : end] == b"\xff\0":
         return True
     last = data[end - 1]
-    whole = _decoded(data, jpeg, left)
     for bit in range(7):
+        if left[0] <= 0:
+            return True
         changed = last ^ (1 << bit)
         stuffed = b"\xff\0" if changed == 0xFF else bytes((changed,))
         if _decoded(data[: end - 1] + stuffed + data[end:], jpeg, left) != whole:

@@ -2,6 +2,8 @@
 
 import re
 
+from PIL import features
+
 # The brands of files that begin with a box "ftyp": HEIF, AVIF and every kind of MP4.
 _BRANDS = [
     (("avif", "avis"), "an AVIF picture", "convert it to JPEG or PNG: avifdec, ImageMagick"),
@@ -81,6 +83,20 @@ _MAGIC: list[tuple[int, bytes, str, str]] = [
     (0, b"MZ", "a Windows program", "it has no picture"),
     (0, b"SQLite format 3", "a database", "it has no picture"),
 ]
+# What is read here where it is whole, by what stands at which byte.
+_READ: list[tuple[int, bytes, str]] = [
+    (0, b"\xff\xd8", "a JPEG"),
+    (0, b"\x89PNG", "a PNG"),
+    (0, b"GIF8", "a GIF"),
+    (8, b"WEBP", "a WebP picture"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (0, b"II+\0", "a TIFF"),
+    (0, b"MM\0+", "a TIFF"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (0, b"BM", "a BMP"),
+]
 # A text's first characters, lower case, and what it is then.
 _TEXTS = [
     (r"(<\?xml.{0,2000}?)?(<!--.{0,2000}?-->\s*)*(<!doctype svg.{0,2000}?)?<(\w+:)?svg\b", "an SVG drawing, no pixels", "draw it: rsvg-convert, inkscape, ImageMagick"),
@@ -112,6 +128,8 @@ def _recognise(data: bytes) -> tuple[str, str]:
         brands = {data[i : i + 4].decode("latin-1") for i in (8, *range(16, min(len(data), 64), 4))}
         for names, what, cure in _BRANDS:
             if brands & set(names):
+                if "avif" in names and "avif" in features.get_supported():
+                    return _damaged(what)
                 return f"not an image that can be read here: {what}", cure
         return "not an image: an MP4 or QuickTime video", _VIDEO
     for offset, magic, what, cure in _MAGIC:
@@ -126,4 +144,11 @@ def _recognise(data: bytes) -> tuple[str, str]:
             return f"not an image: {what}", cure
     if text and all(character.isprintable() or character.isspace() for character in text):
         return "not an image: a text", _FAILED_DOWNLOAD
+    for offset, magic, what in _READ:
+        if data.startswith(magic, offset):
+            return _damaged(what)
     return "not an image", ""
+
+
+def _damaged(what: str) -> tuple[str, str]:
+    return f"not an image that can be read: {what} that is damaged or cut short", _FAILED_DOWNLOAD

@@ -113,6 +113,11 @@ def find_refusal(data: bytes, directory: Directory) -> str:
             "not an image that can be read here: a camera's RAW file (such as DNG, NEF, CR2, ARW); "
             "develop it to JPEG or TIFF: dcraw, darktable, rawpy"
         )
+    # The header isn't what it was once the directory is written anew.
+    header = 16 if directory.big else 8
+    starts = directory.values.get(_STRIP_OFFSETS, ()) + directory.values.get(_TILE_OFFSETS, ())
+    if min(starts, default=header) < header or _has_values_in_header(data, directory, header):
+        return "a damaged TIFF: pixels or tags are said to lie in its header; download the picture again"
     # libtiff unpacks floats in the machine's order, and PIL takes them for the file's.
     unpacked = directory.first(COMPRESSION, 1) != 1 and directory.order == ">"
     if unpacked and FLOAT in directory.values.get(SAMPLE_FORMAT, ()):
@@ -120,6 +125,19 @@ def find_refusal(data: bytes, directory: Directory) -> str:
     if any(code not in (UNSIGNED, FLOAT) for code in directory.values.get(SAMPLE_FORMAT, ())):
         return describe(directory)
     return ""
+
+
+def _has_values_in_header(data: bytes, directory: Directory, header: int) -> bool:
+    for tag, position in directory.entries:
+        kind, count = struct.unpack_from(
+            directory.order + ("HQ" if directory.big else "HI"), data, position + 2
+        )
+        inline, at = (8, position + 12) if directory.big else (4, position + 8)
+        if tag in _PIXEL_TAGS and count * struct.calcsize(_INTEGERS.get(kind, "Q")) > inline:
+            (start,) = struct.unpack_from(directory.order + ("Q" if directory.big else "I"), data, at)
+            if start < header:
+                return True
+    return False
 
 
 def describe(directory: Directory) -> str:

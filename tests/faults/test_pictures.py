@@ -390,8 +390,15 @@ def test_a_picture_that_no_decoder_takes_is_said_for_what_it_is(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever a decoder raises: EXIF of a wrong type ended in a TypeError that named no picture."""
-    odd = b"II*\0\x08\0\0\0\2\0" + bytes.fromhex("12010300010000000600 0000") + bytes.fromhex("1a010200030000003732 0000") + bytes(4)  # fmt: skip
-    small.picture(0).write_bytes(jpeg()[:2] + b"\xff\xe1" + (len(odd) + 8).to_bytes(2, "big") + b"Exif\0\0" + odd + jpeg()[2:])  # fmt: skip
+    odd = (
+        b"II*\0\x08\0\0\0\2\0"
+        + bytes.fromhex("12010300010000000600 0000")
+        + bytes.fromhex("1a010200030000003732 0000")
+        + bytes(4)
+    )
+    small.picture(0).write_bytes(
+        jpeg()[:2] + b"\xff\xe1" + (len(odd) + 8).to_bytes(2, "big") + b"Exif\0\0" + odd + jpeg()[2:]
+    )
     small.picture(1).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     small.picture(2).write_bytes(b"<!DOCTYPE html><html><title>404</title></html>")
     ran = command(capsys, *small.options(), "extract", "--split", "train", "--on-bad-image", "skip")

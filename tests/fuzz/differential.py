@@ -138,7 +138,6 @@ def by_pil(data: bytes) -> tuple[Pixels | None, str]:
 
 def finding(data: bytes) -> tuple[str, str]:
     """(what is wrong with our answer, empty where nothing is; what the answer was)."""
-    started = time.monotonic()
     try:
         ours: Pixels | None = decode(data, accept_damage=True)
         answer = "decoded"
@@ -159,8 +158,6 @@ def finding(data: bytes) -> tuple[str, str]:
             return f"unreadable though accepted: {error}", answer
     except BaseException:
         return traceback.format_exc(), "another exception"
-    if (seconds := time.monotonic() - started) > MOST_SECONDS:
-        return f"{seconds:.1f} s", answer
     if ours is None:
         return "", "refused"
     theirs, reason = by_pil(data)
@@ -173,6 +170,10 @@ def finding(data: bytes) -> tuple[str, str]:
     return (f"up to {apart} grey levels from PIL" if apart else ""), answer
 
 
+def peak_megabytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
@@ -182,9 +183,16 @@ def main() -> int:
     arguments = parser.parse_args()
     end, number, found = time.monotonic() + arguments.seconds, arguments.seed, 0
     answers: Counter[str] = Counter()
+    files()
+    most = peak_megabytes()
     while number - arguments.seed < arguments.count if arguments.count else time.monotonic() < end:
         name, data = damaged(number)
+        started = time.process_time()
         wrong, answer = finding(data)
+        seconds, megabytes = time.process_time() - started, peak_megabytes()
+        if seconds > MOST_SECONDS or megabytes > most + MOST_MEGABYTES:
+            wrong = wrong or f"{seconds:.1f} s, {megabytes - most:,} MB more than before"
+        most = max(most, megabytes)
         answers[answer.split(":")[0]] += 1
         if wrong:
             found += 1
@@ -193,9 +201,8 @@ def main() -> int:
             path.write_bytes(data)
             print(f"number {number} ({name}): {wrong.strip()}\n  bytes: {path}", flush=True)
         number += 1
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
-        f"{number - arguments.seed:,} files from number {arguments.seed}: {found} findings, {megabytes:,} MB at most"
+        f"{number - arguments.seed:,} files from number {arguments.seed}: {found} findings, {most:,} MB at most"
     )
     print(", ".join(f"{answer}: {count:,}" for answer, count in answers.most_common(12)))
     return 1 if found else 0

@@ -1,0 +1,118 @@
+"""A TIFF is read by the tags that make pixels alone; strips that are missing or hit are damage."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from pictures import encoded, scene, tiff
+
+from geo_embed.data.images import DamagedImage, UnreadableImage, decode
+from geo_embed.data.tiff import only_pixels, read_directory
+
+PIXELS = np.asarray(scene())
+ROWS = [row.tobytes() for row in PIXELS]
+
+
+def rgb(*more: tuple[int, int, int, bytes], order: str = "<") -> bytes:
+    return tiff(ROWS, 61, (8, 8, 8), photometric=2, more=more, order=order)
+
+
+def retagged(data: bytes, tag: int, value: int) -> bytes:
+    """With another number in a tag of one."""
+    start = struct.unpack_from("<I", data, 4)[0]
+    changed = bytearray(data)
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, entry)[0] == tag:
+            struct.pack_into("<I", changed, entry + 8, value)
+    return bytes(changed)
+
+
+ODD_TAGS = {
+    "a resolution of words": (282, 2, 3, b"ab\0\0"),
+    "a resolution of 1/0": (283, 5, 1, b"\0\0\0\0"),
+    "a directory of a camera's own beyond the end": (34665, 4, 1, b"\xff\xff\xff\xff"),
+    "places beyond the end": (34853, 4, 1, b"\xff\xff\xff\x7f"),
+    "a profile of four gigabytes": (34675, 7, 2**32 - 1, b"\x08\0\0\0"),
+    "an unknown type": (305, 99, 1, b"\0\0\0\0"),
+    "a date of no letters": (306, 2, 0, b""),
+}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("odd", ODD_TAGS)
+def test_what_makes_no_pixels_keeps_no_picture_from_being_read(odd: str, order: str) -> None:
+    assert (decode(rgb(ODD_TAGS[odd], order=order)) == PIXELS).all()
+
+
+def test_a_chain_of_a_hundred_thousand_directories_is_no_obstacle() -> None:
+    data = bytearray(rgb())
+    start = struct.unpack_from("<I", data, 4)[0]
+    size = 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    directory, at = bytes(data[start : start + size]), len(data)
+    struct.pack_into("<I", data, start + size, at)
+    data += b"".join(directory + struct.pack("<I", at + (k + 1) * (size + 4)) for k in range(100_000))
+    assert (decode(bytes(data)) == PIXELS).all()
+
+
+def test_one_that_follows_itself_is_one() -> None:
+    data = bytearray(rgb())
+    start = struct.unpack_from("<I", data, 4)[0]
+    struct.pack_into("<I", data, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], start)
+    assert (decode(bytes(data)) == PIXELS).all()
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_the_essence_of_every_compression_is_the_picture(compression: str | None) -> None:
+    data = encoded(scene(), "TIFF", compression=compression, big_tiff=compression == "tiff_lzw")
+    directory = read_directory(data)
+    assert directory is not None
+    essence = read_directory(only_pixels(data, directory))
+    assert essence is not None
+    assert essence.values.keys() <= directory.values.keys()
+    assert np.abs(decode(data).astype(int) - PIXELS).max() <= (0 if compression != "jpeg" else 90)
+
+
+def test_strips_that_are_missing_are_damage() -> None:
+    whole = rgb()
+    for data in (retagged(whole, 257, 94), retagged(whole, 278, 1)):
+        with pytest.raises(DamagedImage, match="1 strips where there should be"):
+            decode(data)
+
+
+def test_what_libtiff_only_prints_is_damage_and_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """Fax and JPEG are decoded on behind what is lost, and PIL says nothing."""
+    fax, jpeg = (
+        encoded(scene(128, 96).convert(mode), "TIFF", compression=name)
+        for mode, name in (("1", "group4"), ("RGB", "jpeg"))
+    )
+    found = 0
+    for whole in (fax, jpeg):
+        for place in range(60, len(whole) - 260, len(whole) // 40):
+            data = bytearray(whole)
+            data[place : place + 6] = b"\x5a\0\xa5\x11\0\xee"
+            try:
+                decode(bytes(data))
+            except DamagedImage:
+                found += 1
+                assert decode(bytes(data), accept_damage=True).shape[2] == 3
+            except UnreadableImage:
+                continue
+    assert found > 15
+    assert capfd.readouterr().err == ""
+
+
+def test_a_header_that_claims_the_world_is_refused() -> None:
+    whole = rgb()
+    for data in (
+        retagged(whole, 257, 2**31 - 1),
+        retagged(retagged(whole, 256, 9999), 257, 9999),
+        retagged(whole, 277, 65535),
+        retagged(whole, 273, 2**32 - 1),
+        b"II*\0" + struct.pack("<IH", 8, 65535),
+        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63),
+        b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**64 - 1),
+    ):
+        with pytest.raises(UnreadableImage):
+            decode(data)
