@@ -7,7 +7,8 @@ from os import cpu_count
 from geo_embed.config import Config
 from geo_embed.console import progress
 from geo_embed.data import images
-from geo_embed.data.samples import Problem, Samples, check_samples, missing_images
+from geo_embed.data.samples import Samples, check_samples, missing_images
+from geo_embed.data.table import Problem
 
 _BLOCK = 2048
 

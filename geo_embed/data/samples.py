@@ -1,12 +1,11 @@
-"""CSVs to a checked table of samples; the label encoder; the split. Nothing here opens an image.
+"""CSVs to a checked table of samples. Nothing here opens an image.
 
 Rows are counted as a spreadsheet shows them: the header is row 1.
 """
 
-import csv as csvlib
 import os
 import re
-import warnings
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
 from geo_embed.config import Config, Paths
+from geo_embed.data.table import Problem, composed, look_alike, numbers_of, read_csv, shown, why_no_number
 from geo_embed.errors import GeoError
 
 SPLITS = ("train", "test")
@@ -32,15 +32,6 @@ _LEAVES_FOLDER = r"(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]|^[A-Za-z]:|\x00"
 # Lines of integers; eighteen digits fit into int64. Possessive, so that a million of them need no memory to go back to.
 _INTEGER_ID = r"(?:0|-?[1-9][0-9]{0,17})"
 _INTEGER_IDS = re.compile(rf"{_INTEGER_ID}(?:\n{_INTEGER_ID})*+")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One finding: its kind (a short slug), where it is, and what is wrong."""
-
-    kind: str
-    where: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +121,7 @@ def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int
     Folders are listed once each, instead of one look at every file.
     """
     files: dict[Path, frozenset[str] | None] = {}
+    alike: dict[Path, dict[str, str]] = {}
     missing: list[tuple[int, int, str]] = []
     for i, names in enumerate(samples.images[:limit]):
         for v, name in enumerate(names):
@@ -143,8 +135,24 @@ def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int
             if base not in (files[parent] or ()):
                 path = samples.image_root / name
                 what = "is a directory" if os.path.isdir(path) else "no such file"  # noqa: PTH112
-                missing.append((i, v, f"{what}: {name}"))
+                if parent not in alike:
+                    alike[parent] = {look_alike(other): other for other in files[parent] or ()}
+                near = alike[parent].get(look_alike(base))
+                hint = "" if near is None or near == base else f"; {_describe_near(base, near, parent)}"
+                missing.append((i, v, f"{what}: {name}{hint}"))
     return missing
+
+
+def _describe_near(name: str, near: str, folder: Path) -> str:
+    """What to say of a file whose name looks like the one that is wanted."""
+    if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", near):
+        return f"the folder has {shown(near)}: the names must be the same"
+    form = "composed" if unicodedata.is_normalized("NFC", name) else "decomposed"
+    target = "nfc" if form == "composed" else "nfd"
+    return (
+        f"the folder has the same name with its accents written otherwise, and the CSV has them {form}: "
+        f"convmv -r -f utf8 -t utf8 --{target} --notest {folder}"
+    )
 
 
 def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Samples | None, list[Problem]]:
@@ -194,56 +202,6 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
     )
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame | None, list[Problem]]:
-    """A CSV as stripped text, indexed by spreadsheet row; None where it can't be read or lacks a column.
-
-    BOM, CRLF, blank lines, extra columns and any column order are fine.
-    """
-    where = str(path)
-    try:
-        with warnings.catch_warnings():
-            # Fields beyond the header's would otherwise be dropped with a warning, and their row shifted.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                path,
-                dtype=str,
-                na_filter=False,
-                encoding="utf-8-sig",
-                skip_blank_lines=False,
-                index_col=False,
-            )
-    except FileNotFoundError:
-        return None, [Problem("missing-file", where, "no such file")]
-    except pd.errors.EmptyDataError:
-        return None, [Problem("empty", where, "the file is empty")]
-    except UnicodeDecodeError as error:
-        return None, [Problem("encoding", where, f"not UTF-8 text: {error.reason} at byte {error.start}")]
-    except pd.errors.ParserWarning:
-        return None, [Problem("csv", where, "rows have more fields than the header, from the first row on")]
-    except pd.errors.ParserError as error:
-        reason = str(error).removeprefix("Error tokenizing data. C error: ").strip()
-        return None, [Problem("csv", where, reason)]
-    except OSError as error:
-        return None, [Problem("unreadable", where, str(error.strerror))]
-    table.columns = table.columns.str.strip()
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        named = ", ".join(repr(column) for column in missing)
-        have = ", ".join(table.columns)
-        return None, [Problem("missing-column", where, f"missing column {named}; the file has {have}")]
-    table = table[list(dict.fromkeys(columns))].fillna("")
-    table.index = table.index + 2
-    for column in table.columns:
-        table[column] = table[column].str.strip()
-    return table[(table != "").any(axis=1)], []
-
-
-def csv_header(path: Path) -> list[str]:
-    """The column names of a CSV, in its order."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return [name.strip() for name in next(csvlib.reader(file))]
-
-
 def _files_in(folder: Path) -> frozenset[str] | None:
     try:
         with os.scandir(folder) as entries:
@@ -253,10 +211,27 @@ def _files_in(folder: Path) -> frozenset[str] | None:
 
 
 def _check_ids(path: Path, ids: "pd.Series[str]") -> list[Problem]:
-    repeated = ids.index[ids.duplicated() & (ids != "")]
+    repeated = ids.duplicated() & (ids != "")
+    # Two ids that differ in how an accent is written can't be told apart by eye, nor by every program.
+    alike = composed(ids).duplicated() & (ids != "") & ~repeated
     return [
         *_listed("null", path, "sample_id", ids.index[ids == ""], "no value"),
-        *_listed("duplicate-id", path, "sample_id", repeated, "an earlier row has the same sample_id,", ids),
+        *_listed(
+            "duplicate-id",
+            path,
+            "sample_id",
+            ids.index[repeated],
+            "an earlier row has the same sample_id,",
+            ids,
+        ),
+        *_listed(
+            "duplicate-id",
+            path,
+            "sample_id",
+            ids.index[alike],
+            "an earlier row has the same sample_id but for composed or decomposed accents,",
+            ids,
+        ),
     ]
 
 
@@ -270,7 +245,7 @@ def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
     problems += more
     problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
     for column in ("state_idx", "state"):
-        repeated = table[column].duplicated() & (table[column] != "")
+        repeated = composed(table[column]).duplicated() & (table[column] != "")
         problems += _listed(
             "duplicate-state", path, column, table.index[repeated], "repeated:", table[column]
         )
@@ -307,11 +282,12 @@ def _check_truth(
             "not in the state mapping:",
             table["state_idx"],
         )
-        differs = (named.notna() & (table["state"] != "") & (named != table["state"])).to_numpy()
+        differs = named.notna() & (table["state"] != "") & (named != table["state"])
+        # The same names, as macOS and Linux write their accents, don't.
+        named, stated = named[differs].astype("str"), table["state"][differs]
+        rows = stated.index[(composed(named) != composed(stated)).to_numpy(dtype=bool)]
         pairs = table["state"].str.cat(table["state_idx"], " / ")
-        problems += _listed(
-            "state-mismatch", path, "state", table.index[differs], "contradicts the state mapping:", pairs
-        )
+        problems += _listed("state-mismatch", path, "state", rows, "contradicts the state mapping:", pairs)
     state_idx = np.nan_to_num(index, nan=-1).astype(np.int64)
     return Truth(state_idx, degrees["latitude"], degrees["longitude"]), problems
 
@@ -319,10 +295,10 @@ def _check_truth(
 def _numbers(
     path: Path, column: "pd.Series[str]", *, integer: bool = False
 ) -> tuple[NDArray[np.float64], list[Problem]]:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    numbers = numbers_of(column)
     name = str(column.name)
     empty = (column == "").to_numpy()
-    wrong = ~empty & ~np.isfinite(numbers)
+    wrong = ~empty & np.isnan(numbers)
     if integer:
         wrong |= ~empty & ((numbers != np.round(numbers)) | (np.abs(numbers) > _LARGEST_INTEGER))
     what = "not a whole number:" if integer else "not a number:"
@@ -345,7 +321,7 @@ def _listed(
         Problem(
             kind,
             f"{path}, row {row}, column {column}",
-            message + ("" if values is None else f" {values[row]!r}"),
+            message + ("" if values is None else _with_advice(kind, values[row])),
         )
         for row in rows[:_LISTED]
     ]
@@ -354,3 +330,8 @@ def _listed(
             Problem(kind, f"{path}, column {column}", f"and {len(rows) - _LISTED} more rows like these")
         )
     return shown
+
+
+def _with_advice(kind: str, value: str) -> str:
+    advice = why_no_number(value) if kind == "not-a-number" else ""
+    return f" {shown(value)}" + (f" ({advice})" if advice else "")

@@ -1,6 +1,7 @@
 """The competition file: written from predictions, and checked, wherever it came from."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,11 @@ from geo_embed.config import Config
 from geo_embed.data.samples import (
     PREDICTED_POINT,
     PREDICTED_STATES,
-    csv_header,
     load_mapping,
     load_samples,
-    read_csv,
     truth_of,
 )
+from geo_embed.data.table import look_alike, numbers_of, read_csv, shown, why_no_number
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.geography import in_box, on_earth, region_box
@@ -63,8 +63,8 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     Raises:
         GeoError: no template, no embeddings of the test split, or a sample of the template without an answer.
     """
-    template = read_template(config.paths.csv("test"))
     run = on_this_machine(run, config.paths, config.model.device)
+    template = read_template(config.paths.csv("test"), run.config.model.view_names)
     predictions = _test_predictions(run, template)
     path = out or config.paths.submissions_dir / f"{run.name}.csv"
     table = fill_template(template, predictions)
@@ -72,26 +72,52 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    return path, validate(config, path)
+    return path, validate(config, path, view_names=run.config.model.view_names)
 
 
-def read_template(path: Path) -> pd.DataFrame:
-    """The template's rows and columns as text, in its order. Raises GeoError where the file is no template."""
-    table, problems = read_csv(path, ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT])
+def read_template(path: Path, view_names: Sequence[str]) -> pd.DataFrame:
+    """The template's rows and columns as text, in its order.
+
+    Args:
+        path: the file.
+        view_names: whose `image_` columns it has; one of quite other views keeps those.
+
+    Raises:
+        GeoError: the file is no template: unreadable, without rows, with an empty or repeated id, or without a column.
+    """
+    table, problems = read_csv(path, ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT], every_column=True)
     if table is None:
         raise GeoError(
             problems[0].message, where=path, hint="name the template with --set paths.test_csv=FILE"
         )
-    whole, _ = read_csv(path, csv_header(path))
-    assert whole is not None
-    repeated = whole["sample_id"].duplicated()
-    if repeated.any():
+    ids, hint = table["sample_id"], "correct the template, or take the dataset's own"
+    if table.empty:
+        raise GeoError("the template has a header but no rows", where=path, hint=hint)
+    if (ids == "").any():
+        raise GeoError(f"row {ids.index[ids == ''][0]} has no sample_id", where=path, hint=hint)
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
         raise GeoError(
-            f"sample_id {whole['sample_id'][repeated].iloc[0]!r} is repeated",
+            f"sample_id {shown(repeated.iloc[0])} is repeated (row {repeated.index[0]})",
             where=path,
-            hint="correct the template",
+            hint=hint,
         )
-    return whole
+    images = image_columns(table)
+    wanted = [f"image_{view}" for view in view_names]
+    # A dataset of other views than the settings name is left to the commands that look at its pictures.
+    if not images or (set(images) & set(wanted) and not set(wanted) <= set(images)):
+        lacking = ", ".join(repr(column) for column in wanted if column not in images)
+        raise GeoError(
+            f"the template lacks the column{'s' * (len(wanted) - len(images) != 1)} {lacking}",
+            where=path,
+            hint=hint,
+        )
+    return table
+
+
+def image_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a template or submission that name pictures."""
+    return [column for column in table.columns if column.startswith("image_")]
 
 
 def fill_template(template: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
@@ -118,25 +144,32 @@ def fill_template(template: pd.DataFrame, predictions: Predictions) -> pd.DataFr
     return table
 
 
-def validate(config: Config, path: Path) -> Verdict:
+def validate(config: Config, path: Path, *, view_names: Sequence[str] | None = None) -> Verdict:
     """Check a submission against the template: columns, ids, nulls, ranges; with warnings for what is odd but legal.
 
     Args:
         config: the template, the state mapping, and `model.gps_box`, outside of which a point draws a warning; an edge
             that isn't given comes from the training CSV, where that can be read.
         path: the file.
+        view_names: of the template's pictures; default: those of the settings.
 
     Raises:
         GeoError: there is no such file, or no template.
     """
-    if not path.is_file():
+    if not path.exists():
         raise GeoError("there is no such submission", where=path, hint="write one with: geo submit")
-    template = read_template(config.paths.csv("test"))
+    template = read_template(config.paths.csv("test"), view_names or config.model.view_names)
     columns = ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT]
-    table, problems = read_csv(path, columns)
+    table, problems = read_csv(path, [*columns, *image_columns(template)])
+    errors = [problem.message for problem in problems]
+    if table is None and problems[0].kind == "missing-column":
+        # Where it is pictures' names alone that are missing, the answers can be looked at all the same.
+        table, _ = read_csv(path, columns)
     if table is None:
-        return Verdict(errors=[problem.message for problem in problems])
-    verdict = Verdict(rows=len(table))
+        if problems[0].kind in ("missing-file", "unreadable"):
+            raise GeoError(problems[0].message, where=path)
+        return Verdict(errors=errors)
+    verdict = Verdict(len(table), errors)
     _check_rows(verdict, table["sample_id"], template["sample_id"])
     _check_states(verdict, table, load_mapping(config.paths.mapping()), config.inference.max_state_idx)
     _check_points(verdict, table, _region(config))
@@ -185,11 +218,26 @@ def _check_rows(verdict: Verdict, ids: "pd.Series[str]", wanted: "pd.Series[str]
         "with a sample_id that isn't in the template",
         ids,
     )
+    foreign = ids[~ids.isin(wanted) & (ids != "")]
+    known = {_bare_id(sample_id) for sample_id in wanted}
+    changed = foreign[[_bare_id(sample_id) in known for sample_id in foreign]]
+    _find(
+        verdict.warnings,
+        changed,
+        np.ones(len(changed), dtype=bool),
+        "with a sample_id that a program has changed (leading zeros, a decimal point, accents): keep ids as text",
+        changed,
+    )
     lacking = wanted[~wanted.isin(ids)]
     if len(lacking):
         verdict.errors.append(
             f"{len(lacking):,} sample_ids of the template are missing: {_examples(lacking)}"
         )
+
+
+def _bare_id(sample_id: str) -> str:
+    """What is left of an id once programs that take it for a number, or rewrite its accents, have been at it."""
+    return look_alike(sample_id).removesuffix(".0").lstrip("0")
 
 
 def _check_states(verdict: Verdict, table: pd.DataFrame, mapping: dict[int, str], largest: int) -> None:
@@ -198,10 +246,11 @@ def _check_states(verdict: Verdict, table: pd.DataFrame, mapping: dict[int, str]
     ranked = np.full((len(table), len(PREDICTED_STATES)), -1, dtype=np.int64)
     for rank, column in enumerate(PREDICTED_STATES):
         text = table[column]
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        numbers = numbers_of(text)
         filled = (text != "").to_numpy()
         none = ~filled | (numbers == -1)
         whole = np.isfinite(numbers) & (numbers == np.round(numbers))
+        _advise(verdict, text, filled & np.isnan(numbers))
         if rank == 0:
             _find(verdict.errors, table, none, f"without {column}")
         _find(verdict.errors, table, filled & ~whole, f"where {column} is not a whole number", text)
@@ -228,9 +277,10 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, region: Box | None) -> 
     points = []
     for column, bound in zip(PREDICTED_POINT, (90, 180), strict=True):
         text = table[column]
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+        numbers = numbers_of(text)
         empty = (text == "").to_numpy()
         finite = np.isfinite(numbers)
+        _advise(verdict, text, ~empty & ~finite)
         _find(verdict.errors, table, empty, f"without {column}")
         _find(verdict.errors, table, ~empty & ~finite, f"where {column} is not a number", text)
         outside = finite & (np.abs(numbers) > bound)
@@ -244,6 +294,15 @@ def _check_points(verdict: Verdict, table: pd.DataFrame, region: Box | None) -> 
     inside = in_box(region, latitude, longitude)
     where = f"latitude {south:g}…{north:g}, longitude {west:g}…{east:g}"
     _find(verdict.warnings, table, fine & ~inside, f"with a point outside the region ({where})")
+
+
+def _advise(verdict: Verdict, column: "pd.Series[str]", wrong: NDArray[np.bool_]) -> None:
+    """Say of the first value that isn't a number how it should be written, where that can be told."""
+    if wrong.any():
+        value = column[wrong].iloc[0]
+        advice = why_no_number(value)
+        if advice:
+            verdict.warnings.append(f"{column.name} {shown(value)}: {advice}")
 
 
 def _region(config: Config) -> Box | None:
@@ -284,4 +343,4 @@ def _find(
 
 
 def _examples(values: "pd.Series[str]") -> str:
-    return ", ".join(repr(value) for value in values.iloc[:_SHOWN]) + (", …" if len(values) > _SHOWN else "")
+    return ", ".join(shown(value) for value in values.iloc[:_SHOWN]) + (", …" if len(values) > _SHOWN else "")

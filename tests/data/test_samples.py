@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,6 @@ from geo_embed.config import Config
 from geo_embed.data.check import check_data
 from geo_embed.data.holdout import stratified_split
 from geo_embed.data.samples import (
-    Problem,
     Samples,
     check_samples,
     load_mapping,
@@ -25,6 +26,7 @@ from geo_embed.data.samples import (
     missing_images,
     natural_ids,
 )
+from geo_embed.data.table import Problem
 from geo_embed.errors import GeoError
 from geo_embed.settings import get_config
 
@@ -37,6 +39,7 @@ ROWS = (
 )
 
 Write = Callable[..., Config]
+Form = Literal["NFC", "NFD"]
 
 
 @pytest.fixture
@@ -384,6 +387,53 @@ def test_a_link_to_a_picture_is_a_picture_and_a_dangling_one_is_not(write: Write
         (images / name).unlink()
         (images / name).symlink_to(images / target)
     assert missing_images(load_samples(config, "train")) == [(0, 1, "no such file: 0b.jpg")]
+
+
+@pytest.mark.parametrize(("in_csv", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_whose_accents_are_written_otherwise_on_disk_is_said_to_be_that(
+    write: Write, in_csv: Form, on_disk: Form
+) -> None:
+    config = write(changed(0, "0a.jpg", unicodedata.normalize(in_csv, "Québec.jpg")))
+    images = config.paths.images("train")
+    (images / unicodedata.normalize(on_disk, "Québec.jpg")).touch()
+    ((i, v, reason),) = missing_images(load_samples(config, "train"))
+    assert (i, v) == (0, 0)
+    assert "the same name with its accents written otherwise" in reason
+    assert f"convmv -r -f utf8 -t utf8 --{in_csv.lower()} --notest {images}" in reason
+
+
+def test_a_name_in_other_case_on_disk_is_said_to_be_that(write: Write) -> None:
+    config = write()
+    images = config.paths.images("train")
+    (images / "0a.jpg").rename(images / "0A.JPG")
+    assert missing_images(load_samples(config, "train")) == [
+        (0, 0, "no such file: 0a.jpg; the folder has '0A.JPG': the names must be the same")
+    ]
+
+
+@pytest.mark.parametrize(("in_csv", "in_mapping"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_states_match_whichever_way_their_accents_are_written(
+    write: Write, in_csv: Form, in_mapping: Form
+) -> None:
+    rows = [row.replace("Delaware", unicodedata.normalize(in_csv, "Québec")) for row in ROWS]
+    mapping = MAPPING.replace("Delaware", unicodedata.normalize(in_mapping, "Québec"))
+    assert_usual(load_samples(write(rows, mapping=mapping), "train"))
+    other = [row.replace("Delaware", "Quebec") for row in ROWS]
+    assert only_problem(write(other, mapping=mapping)).kind == "state-mismatch"
+
+
+def test_a_mapping_with_one_state_written_in_two_ways_is_refused(write: Write) -> None:
+    two = f"{MAPPING}8,Québec\n9,{unicodedata.normalize('NFD', 'Québec')}\n"
+    assert only_problem(write(mapping=two)).kind == "duplicate-state"
+
+
+def test_ids_that_only_differ_in_how_accents_are_written_are_refused(write: Write) -> None:
+    ids = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    rows = [f"{i},{row.split(',', 1)[1]}" for i, row in zip([*ids, "z"], ROWS, strict=True)]
+    problem = only_problem(write(rows))
+    assert problem.kind == "duplicate-id"
+    assert "but for composed or decomposed accents" in problem.message
+    assert problem.where.endswith("row 3, column sample_id")
 
 
 # ---------------------------------------------------------------- labels

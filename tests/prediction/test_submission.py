@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STATES = [f"predicted_state_idx_{rank}" for rank in range(1, 6)]
 COLUMNS = ["sample_id", *STATES, "predicted_latitude", "predicted_longitude"]
+IMAGES = [f"image_{view}" for view in ("north", "east", "south", "west")]
 LABELS = LabelEncoder(np.array([3, 8, 20, 41, 42, 49]), ("A", "B", "C", "D", "E", "F"))
 
 
@@ -182,7 +183,16 @@ def test_out_names_the_file_and_its_folder_is_made(config: Config, run: Run, tmp
     ("template", "what"),
     [
         ("sample_id,predicted_latitude\n1,2\n", "missing column 'predicted_state_idx_1'"),
-        (",".join(COLUMNS) + "\n1,0,0,0,0,0,0,0\n1,0,0,0,0,0,0,0\n", "sample_id '1' is repeated"),
+        (",".join(COLUMNS) + "\n1,0,0,0,0,0,0,0\n1,0,0,0,0,0,0,0\n", r"sample_id '1' is repeated \(row 3\)"),
+        (",".join(COLUMNS) + "\n1,0,0,0,0,0,0,0\n", "lacks the columns 'image_north', 'image_east',"),
+        (",".join([*COLUMNS, *IMAGES[:3]]) + "\n1,0,0,0,0,0,0,0,a,b,c\n", "lacks the column 'image_west'"),
+        (",".join([*COLUMNS, *IMAGES]) + "\n", "a header but no rows"),
+        (",".join([*COLUMNS, *IMAGES]) + "\n,0,0,0,0,0,0,0,a,b,c,d\n", "row 2 has no sample_id"),
+        (
+            ",".join([*COLUMNS, *IMAGES, "note", "note"]) + "\n",
+            "columns 13 and 14 have the same name, 'note'",
+        ),
+        (";".join([*COLUMNS, *IMAGES]) + "\n1;0;0;0;0;0;0;0;a;b;c;d\n", "separated by semicolons"),
     ],
 )
 def test_a_template_that_is_none_is_refused(own: Country, run: Run, template: str, what: str) -> None:
@@ -197,6 +207,7 @@ def test_a_template_that_is_none_is_refused(own: Country, run: Run, template: st
 Check = Callable[..., Verdict]
 GOOD = {
     "sample_id": ["b", "a", "007"],
+    **{name: [f"{n}.jpg" for n in range(3)] for name in IMAGES},
     **{name: [str(n + rank) for n in (0, 8, 20)] for rank, name in enumerate(STATES)},
     "predicted_latitude": ["40.5", "18", "72"],
     "predicted_longitude": ["-100.25", "-180", "-65"],
@@ -208,7 +219,9 @@ def check(tmp_path: Path) -> Check:
     """Validate GOOD with some cells changed: {(row, column): text}."""
     data = tmp_path / "data"
     data.mkdir()
-    template = pd.DataFrame({"sample_id": ["007", "a", "b"]} | {name: [""] * 3 for name in COLUMNS[1:]})
+    template = pd.DataFrame(
+        {"sample_id": ["007", "a", "b"]} | {name: [""] * 3 for name in [*COLUMNS[1:], *IMAGES]}
+    )
     template.to_csv(data / "sample_submission.csv", index=False)
     states = pd.DataFrame({"state_idx": range(30), "state": [f"State {n}" for n in range(30)]})
     states.to_csv(data / "state_mapping.csv", index=False)
@@ -234,7 +247,7 @@ def test_a_good_file_is_valid_without_a_warning(check: Check) -> None:
 
 
 def test_row_order_column_order_and_extra_columns_don_t_matter(check: Check) -> None:
-    table = pd.DataFrame(GOOD).iloc[::-1][COLUMNS[::-1]].assign(image_north="x")
+    table = pd.DataFrame(GOOD).iloc[::-1][[*COLUMNS[::-1], *IMAGES[::-1]]].assign(note="x")
     assert check(table=table) == Verdict(rows=3)
 
 
@@ -279,11 +292,67 @@ def test_an_id_without_its_leading_zeros_is_another_id(check: Check) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["7", "7.0", "07", "\ufeff007", "'007'"])
+def test_an_id_that_a_program_has_changed_is_said_to_be_one(check: Check, text: str) -> None:
+    verdict = check({(2, "sample_id"): text})
+    assert not verdict.valid
+    (warning,) = verdict.warnings
+    assert "keep ids as text" in warning
+    assert "(row 4)" in warning
+
+
+def test_ids_that_differ_in_how_accents_are_written_are_other_ids_and_are_said_to_be(
+    check: Check, tmp_path: Path
+) -> None:
+    check()
+    for path in (tmp_path / "data" / "sample_submission.csv", tmp_path / "mine.csv"):
+        path.write_text(
+            path.read_text().replace("007", "Qu\u00e9bec" if "mine" in path.name else "Que\u0301bec")
+        )
+    verdict = validate(get_config(**{"paths.data_root": tmp_path / "data"}), tmp_path / "mine.csv")
+    assert len(verdict.errors) == 2
+    assert any("keep ids as text" in warning for warning in verdict.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("12,5", "write it with a decimal point: 12.5"),
+        ("\u221212.5", "its minus sign is another character than the keyboard's hyphen '-'"),
+        ("\u221212,5", "and it has a decimal comma: write a point"),
+        ("1,234.5", "without separators between the thousands"),
+        ("40°26'46\"N", "write decimal degrees"),
+        ("0x10", "write it as a decimal number"),
+        ("nan", "every row needs a finite number"),
+    ],
+)
+def test_a_number_that_is_written_in_another_way_is_refused_with_advice(
+    check: Check, text: str, advice: str
+) -> None:
+    verdict = check({(1, "predicted_latitude"): text})
+    assert "is not a number" in verdict.errors[0]
+    assert advice in verdict.warnings[0]
+
+
+def test_a_dataset_of_other_views_than_the_settings_name_is_validated_by_its_own(
+    check: Check, tmp_path: Path
+) -> None:
+    check()
+    for path in (tmp_path / "data" / "sample_submission.csv", tmp_path / "mine.csv"):
+        table = pd.read_csv(path, dtype=str).drop(columns=IMAGES[1:])
+        table.rename(columns={"image_north": "image_dashcam"}).to_csv(path, index=False)
+    config = get_config(**{"paths.data_root": tmp_path / "data"})
+    assert validate(config, tmp_path / "mine.csv").errors == []
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    (error,) = validate(config, tmp_path / "mine.csv").errors
+    assert "missing column 'image_dashcam'" in error
+
+
 def test_a_row_without_an_id_is_told(check: Check) -> None:
     assert "1 row without a sample_id (row 2)" in check({(0, "sample_id"): ""}).errors
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [*COLUMNS, *IMAGES])
 def test_a_missing_column_is_told(check: Check, column: str) -> None:
     (error,) = check(table=pd.DataFrame(GOOD).drop(columns=column)).errors
     assert f"missing column '{column}'" in error
@@ -477,7 +546,7 @@ def test_open_ranks_are_no_repeated_states(check: Check) -> None:
 def test_every_kind_of_error_is_told_at_once_and_long_lists_are_cut_short(
     tmp_path: Path, check: Check
 ) -> None:
-    many = pd.DataFrame({name: [GOOD[name][0]] * 40 for name in COLUMNS}).assign(
+    many = pd.DataFrame({name: [GOOD[name][0]] * 40 for name in GOOD}).assign(
         sample_id=[f"x{n}" for n in range(40)], predicted_state_idx_2="99", predicted_latitude="x"
     )
     verdict = check(table=many)
