@@ -8,6 +8,7 @@ import numpy as np
 from geo_embed.backbones.weights import fingerprint_of
 from geo_embed.cache.find import find_store
 from geo_embed.cache.formats import FORMAT_HINT, FORMATS, Vectors, check_holds, read_vectors, write_vectors
+from geo_embed.cache.layout import MOST_LETTERS
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import creating, store_path
 from geo_embed.cache.store import (
@@ -62,6 +63,10 @@ def import_embeddings(
     Raises:
         GeoError: shapes, ids or views don't fit the CSV, values aren't finite, or the name is taken.
     """
+    if not name.strip() or len(name) > MOST_LETTERS:
+        raise GeoError(
+            f"a backbone's name has 1 to {MOST_LETTERS:,} letters, this one {len(name):,}", where="--backbone"
+        )
     samples = load_samples(config, split)
     vectors = read_vectors(file, samples)
     stored = stored_dtype(config.model.dtype)

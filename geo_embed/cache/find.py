@@ -7,7 +7,7 @@ import numpy as np
 
 from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
-from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
+from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights, is_directory
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
@@ -224,7 +224,7 @@ def _wanted(model: Model) -> dict[str, Any]:
         directory = find_backbone(model.backbone_name, download=False)
     except GeoError:
         # The name decides only where the weights themselves can't: where there are none. Damaged ones are an error.
-        if Path(model.backbone_name).is_dir():
+        if is_directory(Path(model.backbone_name)):
             raise
         return wanted
     wanted["weights_sha256"] = hash_weights(directory)

@@ -29,7 +29,8 @@ ARRAYS: dict[str, tuple[str, dict[str, _Codec]]] = {
     "sample_id": ("N", {"int64": _LITTLE, "string": ("vlen-utf8", {})}),
 }
 
-_Text = Annotated[str, Field(max_length=4096)]
+MOST_LETTERS = 4096
+_Text = Annotated[str, Field(max_length=MOST_LETTERS)]
 _Length = Annotated[int, Field(ge=1, lt=2**63)]
 
 

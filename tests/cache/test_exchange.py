@@ -253,3 +253,17 @@ def test_an_import_that_no_longer_fits_is_to_be_imported_again(
     ran = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
     assert ran.code == 1
     assert "hint: geo cache import FILE --split train --backbone mine" in ran.err
+
+
+def test_a_long_name_is_a_name_and_none_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save(small.root / "in.npy", made_up())
+    for name in ("b" * 300, "é\n/.."):
+        done = import_embeddings(small.config(), file, "train", name)
+        ran = command(
+            capsys, *small.options(), "--json", "cache", "info", "--split", "train", "--backbone", name
+        )
+        assert ran.code == 0, ran.err
+        assert [entry["path"] for entry in ran.json["stores"]] == [str(done.store)]
+    for name in ("", " ", "b" * 5000):
+        with pytest.raises(GeoError, match="name has 1 to"):
+            import_embeddings(small.config(), file, "train", name)
