@@ -351,7 +351,7 @@ def replacing_directory(path: Path, *, overwrite: bool = True) -> Iterator[Path]
     with disk_errors(path):
         temporary.mkdir(parents=True)
     for left in leftovers(path.parent):
-        if _name_behind(left) == path.name:
+        if name_behind(left) == path.name:
             _discard(left)
     try:
         with disk_errors(path):
@@ -447,8 +447,8 @@ def leftovers(directory: Path) -> list[Path]:
     for path in _hidden(directory):
         with suppress(OSError):
             status = path.lstat()
-            waits = path.suffix == _REPLACED and not os.path.lexists(directory / _name_behind(path))
-            ours = _name_behind(path) and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode))
+            waits = path.suffix == _REPLACED and not os.path.lexists(directory / name_behind(path))
+            ours = name_behind(path) and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode))
             if ours and not waits and time.time() - status.st_mtime > LEFTOVER_SECONDS:
                 old.append(path)
     return old
@@ -461,7 +461,7 @@ def _hidden(directory: Path) -> list[Path]:
     return []
 
 
-def _name_behind(path: Path) -> str:
+def name_behind(path: Path) -> str:
     """What a leftover's name was made from; empty for a name that is none. Earlier versions gave some without the random part."""
     made = _MADE_UP.fullmatch(path.name)
     return made[1] if made else ""

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from geo_embed.cache.storage import clear_leftovers
+from geo_embed.cache.storage import clear_leftovers, folders
 from geo_embed.errors import GeoError
-from geo_embed.files import is_locked, lock, lock_holder
+from geo_embed.files import is_locked, lock, lock_holder, restore_replaced
 
 _HINT = "wait until it is done, or stop it; it loses nothing"
 # Laying out a store of a million samples takes seconds; everything else under this lock takes less.
@@ -69,6 +69,12 @@ def changing_layout(path: Path) -> Iterator[None]:
 def is_busy(path: Path) -> bool:
     """Whether somebody is writing to this store, or to a part of it, now."""
     return bool(_locked(path))
+
+
+def put_right(cache_dir: Path) -> None:
+    """Give their names back to stores that were about to be replaced when the writer was killed."""
+    for folder in folders(cache_dir):
+        restore_replaced(folder, is_busy)
 
 
 def refuse_other_writers(path: Path, rows: slice | None) -> None:

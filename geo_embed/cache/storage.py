@@ -6,6 +6,8 @@ the functions below it that make, move and list whole roots; the rest of the pac
 
 import os
 import re
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from geo_embed.files import (
     remove_directory,
     replacing,
     replacing_directory,
+    restore_replaced,
 )
 
 if TYPE_CHECKING:
@@ -160,9 +163,26 @@ def store_path(cache_dir: Path, backbone_name: str, fingerprint: str, split: str
 
 def store_paths(cache_dir: Path, split: str | None = None) -> list[Path]:
     """The roots of all stores below a cache, or of those of one split, sorted."""
-    return sorted(
-        path for name in ((split,) if split else SPLITS) for path in cache_dir.glob(f"*/{name}.zarr")
-    )
+    names = [f"{name}.zarr" for name in ((split,) if split else SPLITS)]
+    paths = (folder / name for folder in folders(cache_dir) for name in names)
+    return sorted(path for path in paths if os.path.lexists(path))
+
+
+def folders(cache_dir: Path) -> list[Path]:
+    """Where stores may lie: every folder of a cache, and what links lead to; nothing where there is no cache."""
+    return [path for path in _entries(cache_dir) if not path.is_file()]
+
+
+def is_inside(path: Path) -> bool:
+    """Whether a store lies in the cache itself, and not where a link leads to: deleting never goes through a link."""
+    return not path.is_symlink() and not path.parent.is_symlink()
+
+
+def _entries(directory: Path) -> list[Path]:
+    """By name; nothing of what isn't a directory, or can't be read."""
+    with suppress(OSError, ValueError), os.scandir(directory) as entries:
+        return sorted(directory / entry.name for entry in entries)
+    return []
 
 
 def sibling_paths(path: Path) -> list[Path]:
@@ -203,34 +223,52 @@ def discard(path: Path) -> None:
 
 
 def leftovers(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """(path, the store it belongs to) of whatever killed commands left beside or inside the stores of a cache, by any version."""
-    for path in sorted(cache_dir.glob("*/*")):
+    """(path, the store it belongs to) of whatever killed commands left beside or inside the stores of a cache, by any version.
+
+    No link is followed, nor is one listed; nor a store that has yet to get its name back.
+    """
+    for path in _inside(cache_dir):
         store = _store_of(path)
-        if _is_leftover_root(path):
+        waits = path.name == f".{store.name}.replaced" and not os.path.lexists(store)
+        if _is_leftover_root(path) and not waits:
             yield path, store
         elif path == store:
-            for inside in sorted(path.rglob("*")):
-                if is_leftover(inside) or inside.suffix == _EARLIER_PARTIAL:
-                    yield inside, store
+            for folder, _, names in os.walk(path):
+                for inside in sorted(Path(folder) / name for name in names):
+                    partial = is_leftover(inside) or inside.suffix == _EARLIER_PARTIAL
+                    if partial and not inside.is_symlink():
+                        yield inside, store
 
 
 def all_superseded(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """(path, its successor) of every superseded store of a cache."""
-    for path in sorted(cache_dir.glob("*/*")):
+    """(path, its successor) of every superseded store of a cache; no link is followed, nor listed."""
+    for path in _inside(cache_dir):
         store = _store_of(path)
-        if path in superseded_paths(store):
+        if path.is_dir() and path in superseded_paths(store):
             yield path, store
 
 
+def _inside(cache_dir: Path) -> Iterator[Path]:
+    """What lies in the folders of a cache under the names of its splits, but for links and what they lead to."""
+    for folder in folders(cache_dir):
+        for path in _entries(folder):
+            if is_inside(path) and _store_of(path).stem in SPLITS:
+                yield path
+
+
 def usage(path: Path) -> tuple[int, float]:
-    """Bytes in all of a leftover or a store, and when it was last changed (seconds since 1970)."""
-    size = Storage(path).usage()[0] if path.is_dir() else path.stat().st_size
-    return size, path.stat().st_mtime
+    """Bytes in all of a leftover or a store, and when it was last changed (seconds since 1970); now, if it has gone."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0, time.time()
+    size = Storage(path).usage()[0] if stat.S_ISDIR(status.st_mode) else status.st_size
+    return size, status.st_mtime
 
 
 def delete(path: Path) -> None:
     """Delete what `leftovers` and `all_superseded` list, or a store."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         remove_directory(path)
     else:
         with disk_errors(path):
@@ -242,10 +280,7 @@ def clear_leftovers(path: Path) -> None:
 
     A store that was about to be replaced, and isn't yet, gets its name back.
     """
-    replaced = path.with_name(f".{path.name}.replaced")
-    if replaced.is_dir() and not path.exists():
-        with suppress(OSError):
-            replaced.rename(path)
+    restore_replaced(path.parent, lambda store: store != path)
     for beside in path.parent.glob(f".{path.name}.*"):
         if _is_leftover_root(beside):
             with suppress(GeoError):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 
 from geo_embed import __version__
 from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout
+from geo_embed.cache.locks import is_busy, put_right
 from geo_embed.cache.storage import Storage, creating, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import read_json
+from geo_embed.files import read_json, restore_replaced
 
 if TYPE_CHECKING:
     import zarr
@@ -195,7 +197,9 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
     """Open a store. Raises GeoError where there is none, or one whose metadata is not as this package writes it."""
     import zarr
 
-    if not path.exists():
+    if not os.path.lexists(path):
+        restore_replaced(path.parent, is_busy)
+    if not os.path.lexists(path):
         raise GeoError("there is no such store", where=path, hint="`geo cache ls` lists the stores")
     storage = Storage(path)
     try:
@@ -247,6 +251,7 @@ def rewrite_attributes(store: Store, attrs: dict[str, Any]) -> None:
 def list_stores(cache_dir: Path, split: str | None = None) -> list[Store]:
     """Every store below the cache that can be opened, by path."""
     stores = []
+    put_right(cache_dir)
     for path in store_paths(cache_dir, split):
         with contextlib.suppress(GeoError):
             stores.append(open_store(path, writable=False))

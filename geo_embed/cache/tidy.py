@@ -1,5 +1,6 @@
 """The stores of a cache at a glance, and what of it nothing needs any more."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -8,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from geo_embed.cache.find import find_store, fingerprints_of
-from geo_embed.cache.locks import is_busy
-from geo_embed.cache.storage import all_superseded, leftovers, usage
+from geo_embed.cache.locks import changing_layout, is_busy, put_right
+from geo_embed.cache.storage import all_superseded, is_inside, leftovers, usage
 from geo_embed.cache.storage import delete as delete_files
 from geo_embed.cache.store import PENDING, Store, list_stores, open_store, read_status
 from geo_embed.cache.verify import StoreProblem
-from geo_embed.config import Config
+from geo_embed.config import Config, Paths
+from geo_embed.console import warn
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError
-
-# Litter younger than this may belong to a writer at work.
-_LITTER_SECONDS = 3600
+from geo_embed.files import LEFTOVER_SECONDS, is_locked, lock_beside, name_behind
+from geo_embed.files import leftovers as old_leftovers
 
 
 @dataclass(frozen=True)
@@ -88,42 +89,74 @@ def collect_garbage(
             that don't belong to the present settings are garbage, too.
         delete: do it, instead of only saying it.
     """
-    garbage = Garbage()
-    candidates = list(_litter(config.paths.cache_dir))
+    cache_dir = config.paths.cache_dir
+    put_right(cache_dir)
+    candidates = list(_litter(cache_dir))
     if runs is not None:
         used = set(runs)
         for split in SPLITS:
             with suppress(GeoError):
                 used.add(find_store(config, split).fingerprint)
         # Of a store that was taken over, a run may know the one name, and the other split's store have the other.
-        stores = list_stores(config.paths.cache_dir)
+        stores = list_stores(cache_dir)
         for names in map(fingerprints_of, stores):
             used |= set() if used.isdisjoint(names) else {*names}
         candidates += [
-            (store.path, "no run was fitted on it")
+            (store.path, store.path, "no run was fitted on it")
             for store in stores
-            if used.isdisjoint(fingerprints_of(store)) and not is_busy(store.path)
+            if used.isdisjoint(fingerprints_of(store)) and is_inside(store.path) and not is_busy(store.path)
         ]
-    for path, reason in candidates:
+    garbage = Garbage(deleted=delete)
+    for path, store, reason in candidates:
         size, _ = usage(path)
+        if delete and not _delete(path, store):
+            continue
         garbage.stores.append({"path": path, "reason": reason, "bytes": size})
         garbage.bytes += size
+    for path in _litter_elsewhere(config.paths):
+        size, _ = usage(path)
         if delete:
             delete_files(path)
-    garbage.deleted = delete
+        garbage.stores.append({"path": path, "reason": "left by an interrupted command", "bytes": size})
+        garbage.bytes += size
     return garbage
 
 
-def _litter(cache_dir: Path) -> Iterator[tuple[Path, str]]:
-    """What killed commands left, once it is too old to be somebody's work, and superseded stores whose successor is whole."""
+def _delete(path: Path, store: Path) -> bool:
+    """Delete what belongs to a store, unless somebody has begun to write to it, or it can't be deleted, which is said."""
+    try:
+        with changing_layout(store):
+            if is_busy(store) or not os.path.lexists(path):
+                return False
+            delete_files(path)
+    except GeoError as error:
+        warn(f"not deleted: {error}")
+        return False
+    return True
+
+
+def _litter(cache_dir: Path) -> Iterator[tuple[Path, Path, str]]:
+    """What killed commands left, once it is too old to be somebody's work, and superseded stores whose successor is whole; each
+    with the store that it belongs to.
+    """
     now = time.time()
     for path, store in leftovers(cache_dir):
-        if now - usage(path)[1] > _LITTER_SECONDS and not is_busy(store):
+        if now - usage(path)[1] > LEFTOVER_SECONDS and not is_busy(store):
             inside = store in path.parents
-            yield path, f"left by an interrupted {'write' if inside else 'command'}"
+            yield path, store, f"left by an interrupted {'write' if inside else 'command'}"
     for path, store in all_superseded(cache_dir):
         if not is_busy(store) and _is_complete(store):
-            yield path, "an earlier state of the split, whose successor is whole"
+            yield path, store, "an earlier state of the split, whose successor is whole"
+
+
+def _litter_elsewhere(paths: Paths) -> list[Path]:
+    """What killed commands left an hour ago among the runs, in them, and among the submissions."""
+    litter = old_leftovers(paths.submissions_dir) + old_leftovers(paths.runs_dir)
+    with suppress(OSError):
+        for run in sorted(paths.runs_dir.iterdir()):
+            if not run.name.startswith(".") and not run.is_symlink():
+                litter += old_leftovers(run)
+    return [path for path in litter if not is_locked(lock_beside(path.with_name(name_behind(path))))]
 
 
 def _is_complete(path: Path) -> bool:

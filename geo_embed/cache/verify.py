@@ -11,7 +11,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.preprocessing import recorded_preprocessing
 from geo_embed.cache.find import check_fits, choose_store
 from geo_embed.cache.locks import only_writer
-from geo_embed.cache.storage import store_paths
+from geo_embed.cache.storage import folders, store_paths
 from geo_embed.cache.store import (
     OK,
     PENDING,
@@ -30,6 +30,7 @@ from geo_embed.cache.store import (
     read_ids,
     read_rows,
     read_status,
+    rebuild_hint,
 )
 from geo_embed.config import Config, Model
 from geo_embed.data import images
@@ -40,6 +41,8 @@ from geo_embed.errors import GeoError
 # How alike an image embedded again must be; bfloat16 on another device stays above it, another image doesn't.
 SAME_COSINE = 0.999
 DEEP_IMAGES = 32
+# Machines that an extraction is divided among.
+_MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,15 @@ def choose_stores(
 
 
 def unreadable_stores(cache_dir: Path, splits: Sequence[str] = SPLITS) -> list[StoreProblem]:
-    """Stores of these splits that can't be opened."""
+    """Stores of these splits that can't be opened, and folders that can't be looked into."""
+    problems = []
+    for folder in folders(cache_dir):
+        try:
+            next(folder.iterdir(), None)
+        except OSError as error:
+            problems.append(StoreProblem(folder, "the whole folder", f"can't read: {error.strerror}"))
     paths = [path for split in splits for path in store_paths(cache_dir, split)]
-    return [problem for path in paths for problem in _unreadable(path)]
+    return problems + [problem for path in paths for problem in _unreadable(path)]
 
 
 def _unreadable(path: Path) -> list[StoreProblem]:
@@ -129,6 +138,47 @@ def missing_parts(store: Store, parts: int) -> list[int]:
     pending = (read_status(store) == PENDING).any(axis=1)
     ranges = [part_rows(store.shape[0], store.chunk_rows, (k, parts)) for k in range(1, parts + 1)]
     return [k for k, rows in enumerate(ranges, start=1) if pending[rows].any()]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What of a store isn't extracted yet.
+
+    Attributes:
+        store: its path.
+        samples: how many lack an embedding.
+        missing_parts: where it was divided into equal parts, as K/N, those that lack any.
+        commands: that make them.
+    """
+
+    store: Path
+    samples: int
+    missing_parts: list[str]
+    commands: list[str]
+
+
+def find_pending(store: Store) -> Pending | None:
+    """What is left to extract, None where nothing is. Raises GeoError for damage.
+
+    Into how many parts it was divided is not written anywhere: taken is the least number of parts of which each is done or not begun.
+    Whatever it was, the commands make what is missing.
+    """
+    pending = (read_status(store) == PENDING).any(axis=1)
+    if not pending.any():
+        return None
+    command = rebuild_hint(store.path, store.attrs)
+    samples, chunk_rows = store.shape[0], store.chunk_rows
+    for parts in range(2, min(-(-samples // chunk_rows), _MOST_PARTS) + 1):
+        ranges = [part_rows(samples, chunk_rows, (k, parts)) for k in range(1, parts + 1)]
+        done = [not pending[rows].any() for rows in ranges]
+        if any(done) and all(
+            is_done or pending[rows].all() for is_done, rows in zip(done, ranges, strict=True)
+        ):
+            missing = [f"{k}/{parts}" for k in missing_parts(store, parts)]
+            return Pending(
+                store.path, int(pending.sum()), missing, [f"{command} --part {k}" for k in missing]
+            )
+    return Pending(store.path, int(pending.sum()), [], [command])
 
 
 def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> list[StoreProblem]:

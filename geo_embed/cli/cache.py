@@ -96,7 +96,7 @@ def _cache_verify(
     """Read every byte against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
     from geo_embed.cache.store import Store
-    from geo_embed.cache.verify import choose_stores, verify, verify_deep
+    from geo_embed.cache.verify import choose_stores, find_pending, verify, verify_deep
     from geo_embed.errors import GeoError
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
@@ -113,11 +113,17 @@ def _cache_verify(
             problems += verify_deep(config, opened)
         except GeoError as error:
             refusals.append(error)
-    result = {"stores": [opened.path for opened in stores], "problems": problems}
+    pending = [left for left in map(find_pending, whole) if left is not None]
+    result = {"stores": [opened.path for opened in stores], "problems": problems, "pending": pending}
     print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
     if not GLOBALS.as_json:
         for problem in problems:
             print(f"{problem.where}: {problem.message} ({problem.store})")
+        for left in pending:
+            parts = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
+            print(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
+            for next_command in left.commands:
+                print(f"    {next_command}")
         if problems and repair:
             print("The rows of damaged chunks are pending again. Next: geo extract")
         print(f"{len(problems):,} problems")

@@ -49,15 +49,18 @@ def _evaluate(
     """Print the metrics of a run."""
     wait_passively()
     from geo_embed.prediction.evaluate import evaluate
-    from geo_embed.runs.run import load_run
+    from geo_embed.runs.run import use_run
 
     config = GLOBALS.config()
-    loaded = load_run(config.paths.runs_dir, run)
     splits = ["train", "val"] if split == "all" else [split]
     tables: list[Any] = [table.value for table in dict.fromkeys(by or [])]
-    scores = [
-        {"run": loaded.name, "split": part, **evaluate(config, loaded, part, tables)} for part in splits
-    ]
+    scores = use_run(
+        config.paths.runs_dir,
+        run,
+        lambda loaded: [
+            {"run": loaded.name, "split": part, **evaluate(config, loaded, part, tables)} for part in splits
+        ],
+    )
     print_splits(split, scores, metric_rows)
     if not GLOBALS.as_json:
         for score in scores:
@@ -105,20 +108,26 @@ def _predict(
     """Predict a cached split into the run's prediction table, or one place from its pictures."""
     wait_passively()
     from geo_embed.prediction.predict import predict_images, predict_split
-    from geo_embed.runs.run import load_run
+    from geo_embed.runs.run import use_run
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
     config = GLOBALS.config(model__device=device, inference__on_damaged_image=on_damaged_image)
-    loaded = load_run(config.paths.runs_dir, run)
+    runs_dir = config.paths.runs_dir
     if split is not None:
-        written = [
-            {"split": part, "predictions": predict_split(config, loaded, part)[1]}
-            for part in splits_of(split)
-        ]
+        parts = splits_of(split)
+        written = use_run(
+            runs_dir,
+            run,
+            lambda loaded: [
+                {"split": part, "predictions": predict_split(config, loaded, part)[1]} for part in parts
+            ],
+        )
         print_splits(split, written, lambda row: [("predictions", row["predictions"])])
         return
-    answer = predict_images(config, loaded, images or [], backbone=backbone).describe()
+    answer = use_run(
+        runs_dir, run, lambda loaded: predict_images(config, loaded, images or [], backbone=backbone)
+    ).describe()
     best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
     print_result(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])
 
@@ -131,10 +140,10 @@ def _submit(
     """Write a competition file and validate it."""
     wait_passively()
     from geo_embed.prediction.submission import submit
-    from geo_embed.runs.run import load_run
+    from geo_embed.runs.run import use_run
 
     config = GLOBALS.config()
-    path, verdict = submit(config, load_run(config.paths.runs_dir, run), out)
+    path, verdict = use_run(config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out))
     result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
     print_result(
         result,

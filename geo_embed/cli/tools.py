@@ -25,6 +25,7 @@ from geo_embed.cli.show import (
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.files import replacing
 from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
 
 app = typer.Typer()
@@ -79,12 +80,10 @@ def _config_init(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = DEFAULT_FILE,
 ) -> None:
     """Write a commented geo.toml to start from."""
-    if out.exists():
-        raise GeoError("this file exists", where=out, hint="name another one with --out, or remove it")
-    try:
-        out.write_text(to_toml(Config(), comments=True, only_hints=True), encoding="utf-8")
-    except OSError as error:
-        raise GeoError(f"can't write: {error.strerror}", where=out) from error
+    with replacing(out, overwrite=False) as temporary:
+        if os.path.lexists(out):
+            raise GeoError("this file exists", where=out, hint="name another one with --out, or remove it")
+        temporary.write_text(to_toml(Config(), comments=True, only_hints=True), encoding="utf-8")
     print_result({"config": out}, [("config", out)])
 
 

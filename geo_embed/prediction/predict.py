@@ -21,7 +21,7 @@ from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
-from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.table import write_predictions
 
 
@@ -34,7 +34,7 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
         split: `train` or `test`.
 
     Raises:
-        GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV.
+        GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV; or the run was replaced meanwhile.
     """
     return save_split(run, split, config.paths, config.model.device)
 
@@ -43,7 +43,9 @@ def save_split(run: Run, split: str, paths: Paths, device: str) -> tuple[Predict
     """As `predict_split`, from the settings that it needs."""
     predictions, truth, stores = predict_cached(run, split, paths, device)
     path = run.predictions_path(split)
-    write_predictions(path, predictions, truth, stores)
+    # Written aside into the directory that has the run's name now: if that is another run's when the table is to get its name,
+    # there is no such file in it. So the check decides once and for all whose table it is.
+    write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run))
     return predictions, path
 
 

@@ -13,6 +13,7 @@ from geo_embed.answers import Predictions
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import content_digest
 from geo_embed.config import Config
+from geo_embed.console import warn
 from geo_embed.data.samples import (
     PREDICTED_POINT,
     PREDICTED_STATES,
@@ -25,9 +26,9 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.geography import in_box, on_earth, region_box
 from geo_embed.metrics import top_states
-from geo_embed.prediction.predict import save_split
-from geo_embed.runs.run import Run, on_this_machine
-from geo_embed.runs.table import read_predictions, read_stores
+from geo_embed.prediction.predict import predict_cached
+from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
+from geo_embed.runs.table import read_predictions, read_stores, write_predictions
 
 # Rows named one by one in a finding; more are counted.
 _SHOWN = 3
@@ -72,7 +73,9 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    return path, validate(config, path, view_names=run.config.model.view_names)
+        # Under its own name it may be somebody else's in a moment.
+        verdict = validate(config, temporary, view_names=run.config.model.view_names)
+    return path, verdict
 
 
 def read_template(path: Path, view_names: Sequence[str]) -> pd.DataFrame:
@@ -183,7 +186,12 @@ def _test_predictions(run: Run, template: pd.DataFrame) -> Predictions:
         predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
-    return save_split(run, "test", run.config.paths, run.config.model.device)[0]
+    predictions, truth, stores = predict_cached(run, "test", run.config.paths, run.config.model.device)
+    try:
+        write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run))
+    except GeoError as error:
+        warn(f"the run can't keep its test predictions: {error}")
+    return predictions
 
 
 def _is_stale(run: Run, path: Path) -> bool:

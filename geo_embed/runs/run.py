@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,9 +23,11 @@ from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.errors import BusyError, GeoError
 from geo_embed.files import (
+    JSON_BYTES,
     is_locked,
     lock,
     lock_beside,
+    read_bytes,
     read_json,
     replacing_directory,
     restore_replaced,
@@ -70,7 +73,7 @@ class Run:
         labels: its classes, in the order of its probabilities.
         prior: its answer without pictures.
         provenance: where it came from.
-        identity: tells it from another run that takes its place: of the directory and of its last file.
+        identity: tells it from another run that takes its place.
     """
 
     path: Path
@@ -464,10 +467,11 @@ def _replaced(run: Run) -> GeoError:
 
 def _identity(path: Path) -> tuple[int, ...]:
     try:
-        directory, last = path.stat(), (path / _PROVENANCE).stat()
-    except (OSError, ValueError):
+        directory, provenance = path.stat(), read_bytes(path / _PROVENANCE, limit=JSON_BYTES)
+    except (OSError, ValueError, GeoError):
         return ()
-    return directory.st_dev, directory.st_ino, last.st_ino, last.st_mtime_ns
+    # Numbers of directories are given again.
+    return directory.st_dev, directory.st_ino, zlib.crc32(provenance)
 
 
 def _load(path: Path) -> Run:

@@ -1,7 +1,7 @@
 """Prediction tables: written, and read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ _STORES = b"geo_embed.stores"
 
 
 def write_predictions(
-    path: Path, predictions: Predictions, truth: Truth | None, stores: Mapping[str, str] | None = None
+    path: Path,
+    predictions: Predictions,
+    truth: Truth | None,
+    stores: Mapping[str, str] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """A prediction table, as the contract describes it, in one piece.
 
@@ -28,6 +32,7 @@ def write_predictions(
         predictions: its rows.
         truth: of the same samples, where it is known.
         stores: of each store that the predictions were made from its fingerprint and its `content_digest` then.
+        check: called once the table is written aside; what it raises keeps the table from getting its name.
 
     Raises:
         GeoError: the disk is full or may not be written.
@@ -60,6 +65,8 @@ def write_predictions(
         content = content.replace_schema_metadata({**content.schema.metadata, **noted})
     with replacing(path) as temporary:
         parquet.write_table(content, temporary)
+        if check is not None:
+            check()
 
 
 def read_stores(path: Path) -> dict[str, str] | None:

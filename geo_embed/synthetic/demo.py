@@ -11,6 +11,7 @@ from geo_embed.data.check import check_data
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import extract
+from geo_embed.files import replacing
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.prediction.evaluate import evaluate
@@ -157,5 +158,6 @@ def make_country(
                 progress=lambda _painted, total: advance(1),
             )
         write_backbone(root / "backbone", seed=seed)
-        mark.write_text(content, encoding="utf-8")
+        with replacing(mark) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     say(f"country  {locations:,} synthetic places painted in {root}")
