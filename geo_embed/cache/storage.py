@@ -93,6 +93,9 @@ class Storage:
             for beside in path.parent.iterdir():
                 if is_leftover(beside) or beside.suffix == _EARLIER_PARTIAL:
                     beside.unlink(missing_ok=True)
+            # Nothing but a chunk has its name: a link, a pipe or an empty folder is in its way.
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
             # An unbuffered write may take less than all, as on a disk that fills up just now.
             for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little"))):

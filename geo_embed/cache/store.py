@@ -314,12 +314,23 @@ def forget_chunk(store: Store, rows: slice) -> None:
 
 
 def write_ids(store: Store, samples: Samples) -> None:
-    """Write the ids of a store again where the disk no longer holds them; `samples` are its manifest."""
+    """Write the ids of a store again where the disk no longer holds them; `samples` are its manifest.
+
+    Raises:
+        GeoError: the disk is full or read-only, or the store has no room for such ids.
+    """
+    if len(samples) != store.shape[0]:
+        raise GeoError(
+            f"room for {store.shape[0]:,} ids, not {len(samples):,}", where=store.path, hint=_RESTORE
+        )
     with contextlib.suppress(GeoError):
         if (read_ids(store) == samples.sample_id).all():
             return
     with disk_errors(store.path):
-        store.ids[:] = natural_ids(samples.sample_id)
+        try:
+            store.ids[:] = natural_ids(samples.sample_id)
+        except ValueError as error:
+            raise GeoError(f"no room for such ids: {error}"[:200], where=store.path, hint=_RESTORE) from error
 
 
 def has_chunk(store: Store, name: str, rows: slice) -> bool:

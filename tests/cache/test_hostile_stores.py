@@ -24,6 +24,7 @@ from geo_embed.cache.storage import Storage, superseded_paths
 from geo_embed.cache.store import (
     MISSING,
     OK,
+    PENDING,
     chunks_of,
     commit_chunk,
     content_digest,
@@ -34,6 +35,7 @@ from geo_embed.cache.store import (
     read_ids,
     read_status,
     read_store,
+    write_ids,
 )
 from geo_embed.cache.tidy import summarise
 from geo_embed.cache.verify import missing_parts, unreadable_stores, verify
@@ -398,6 +400,28 @@ def test_what_is_wrong_with_a_store_is_one_line_from_every_reader(
     # Somebody says so who looks for it; rows that are pending are no damage.
     said = [*results["unreadable"], *(results["verify"] if "verify" not in errors else [errors["verify"]])]
     assert said or case in ("rows pending", "a status chunk gone")
+
+
+@pytest.mark.parametrize(
+    "case", [name for name in REFUSED if name.startswith(("a chunk", "a status", "a NaN", "an infinity"))]
+)
+def test_what_is_no_chunk_gives_way_to_repair(store: Path, case: str) -> None:
+    REFUSED[case](store)
+    seal(store)
+    problems = verify(open_store(store), repair=True)
+    assert problems or case == "a status chunk gone"
+    assert verify(open_store(store)) == []
+    assert (read_status(open_store(store)) == PENDING).any(axis=1).sum() in (1, 2)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_ids_are_written_anew_or_refused_in_one_line(store: Path, samples: Samples, case: str) -> None:
+    REFUSED[case](store)
+    seal(store)
+    with contextlib.suppress(GeoError):
+        opened = open_store(store)
+        write_ids(opened, samples)
+        assert read_ids(open_store(store)).tolist() == IDS
 
 
 @pytest.mark.parametrize("case", READ)
