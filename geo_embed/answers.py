@@ -14,7 +14,7 @@ Rows = NDArray[Any] | slice
 
 @dataclass(frozen=True)
 class LabelEncoder:
-    """States as contiguous classes 0…C−1, in ascending order of `state_idx`.
+    """States as contiguous classes 0…C−1; where they are counted from data, in ascending order of `state_idx`.
 
     Attributes:
         state_idx: (C,) the data's own indices.
@@ -29,11 +29,13 @@ class LabelEncoder:
 
     def encode(self, state_idx: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) state indices to (N,) classes. Raises GeoError for one that is not known."""
-        place = np.searchsorted(self.state_idx, state_idx).clip(max=len(self) - 1)
+        # A run's classes stand in the order of its labels.json, which need not ascend.
+        order = np.argsort(self.state_idx)
+        place = order[np.searchsorted(self.state_idx, state_idx, sorter=order).clip(max=len(self) - 1)]
         unknown = self.state_idx[place] != state_idx
         if unknown.any():
             raise GeoError(f"state_idx {state_idx[unknown][0]} is not among the {len(self)} known states")
-        return place
+        return np.asarray(place)
 
     def decode(self, classes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Classes of any shape to the data's own state indices."""

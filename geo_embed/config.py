@@ -25,6 +25,11 @@ OnDamagedImage = Literal["fail", "skip", "accept"]
 EnsembleMethod = Literal["average", "weighted", "voting", "rrf", "stacking"]
 
 
+# Beyond any use, and small enough that nothing overflows where several are multiplied: of things that are counted, of hidden
+# layers' widths, of waits (seconds, minutes).
+_MANY, _WIDEST, _LONGEST = 10_000_000, 65_536, 1e9
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -138,11 +143,13 @@ class Model(_Group):
         "kmeans",
         description="kmeans: on the sphere, across borders; quad, voronoi: of even size, within a state",
     )
-    cell_samples: int = Field(15, ge=1, description="training samples per cell, about")
-    most_cells: int = Field(1200, ge=1, description="no more cells than this")
-    head_hidden: int = Field(512, ge=1, description="width of the first layer of either head, and of a trunk")
-    head_depth: int = Field(2, ge=1, description="layers of a trunk (dual, geocells)")
-    gps_hidden: int = Field(256, ge=1, description="width of the second layer of the GPS head")
+    cell_samples: int = Field(15, ge=1, le=_MANY, description="training samples per cell, about")
+    most_cells: int = Field(1200, ge=1, le=100_000, description="no more cells than this")
+    head_hidden: int = Field(
+        512, ge=1, le=_WIDEST, description="width of the first layer of either head, and of a trunk"
+    )
+    head_depth: int = Field(2, ge=1, le=256, description="layers of a trunk (dual, geocells)")
+    gps_hidden: int = Field(256, ge=1, le=_WIDEST, description="width of the second layer of the GPS head")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped in training")
     gps_box: GpsBox = Field(
         GpsBox(), description="range of the GPS head, and of a submission's points before they draw a warning"
@@ -170,19 +177,21 @@ class Training(_Group):
         "pigeon: the plain one, which the settings below belong to",
     )
     budget_seconds: float = Field(
-        150.0, gt=0, description="what `best` may cost, about, on a two-core machine (seconds)"
+        150.0, gt=0, le=_LONGEST, description="what `best` may cost, about, on a two-core machine (seconds)"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the split, the initial weights and the batches")
     val_split: float = Field(0.1, gt=0, lt=1, description="share of the training samples held out")
-    epochs: int = Field(20, ge=1, description="most epochs to train")
-    batch_size: int = Field(128, ge=1, description="samples per step")
+    epochs: int = Field(20, ge=1, le=_MANY, description="most epochs to train")
+    batch_size: int = Field(128, ge=1, le=_MANY, description="samples per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay of AdamW, on weight matrices only")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linearly rising rate")
     l2: float = Field(0.01, ge=0, description="penalty of the probe: l2 / 2 times its squared weights")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    patience: int = Field(5, ge=1, description="epochs without a better validation score before stopping")
-    tau_km: float = Field(300.0, gt=0, description="temperature of the haversine soft labels (km)")
+    patience: int = Field(
+        5, ge=1, le=_MANY, description="epochs without a better validation score before stopping"
+    )
+    tau_km: float = Field(300.0, gt=0, le=1e6, description="temperature of the haversine soft labels (km)")
     state_loss: StateLoss = Field(
         "haversine",
         description="haversine: soft labels from the distances between the states' centres; pigeon: from those "
@@ -220,13 +229,14 @@ class Training(_Group):
     validation: Literal["random", "spatial"] = Field(
         "random", description="spatial: samples closer than group_km are held out together, or not at all"
     )
-    group_km: float = Field(5.0, gt=0, description="distance below which samples stay together (km)")
+    group_km: float = Field(5.0, gt=0, le=1e6, description="distance below which samples stay together (km)")
     folds: int = Field(
         1,
         ge=1,
+        le=1000,
         description="fit this many times, each part held out once; the run answers with their average",
     )
-    seeds: int = Field(1, ge=1, description="fit this many times from other seeds, and average")
+    seeds: int = Field(1, ge=1, le=1000, description="fit this many times from other seeds, and average")
 
 
 class Augment(_Group):
@@ -254,14 +264,15 @@ class Augment(_Group):
 class Finetune(_Group):
     """How the backbone is trained, from images."""
 
-    epochs: int = Field(3, ge=1, description="most epochs to train")
+    epochs: int = Field(3, ge=1, le=_MANY, description="most epochs to train")
     batch_size: int | None = Field(
         None,
         ge=1,
+        le=_MANY,
         description="samples per pass, before accumulation; default: 32, 512 on a card of 70 GB or more",
     )
     accumulate: int | None = Field(
-        None, ge=1, description="passes per step; default: 4, 2 on a card of 70 GB or more"
+        None, ge=1, le=_MANY, description="passes per step; default: 4, 2 on a card of 70 GB or more"
     )
     backbone_lr: float = Field(1e-5, ge=0, description="peak rate of the backbone")
     head_lr: float = Field(1e-3, ge=0, description="peak rate of fusion and heads")
@@ -273,16 +284,21 @@ class Finetune(_Group):
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps with a linearly rising rate")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    patience: int = Field(3, ge=1, description="epochs without a better validation score before stopping")
+    patience: int = Field(
+        3, ge=1, le=_MANY, description="epochs without a better validation score before stopping"
+    )
     last_layers: int | None = Field(
         None,
         ge=0,
+        le=_MANY,
         description="train only so many of the backbone's last layers; default: all, embeddings too",
     )
     gradual: bool = Field(
         False, description="start with the last layers and let more of them be trained in each epoch"
     )
-    lora_rank: int = Field(0, ge=0, description="train low-rank updates of so many ranks instead; needs peft")
+    lora_rank: int = Field(
+        0, ge=0, le=_WIDEST, description="train low-rank updates of so many ranks instead; needs peft"
+    )
     ema: float = Field(
         0.0,
         ge=0,
@@ -302,18 +318,25 @@ class Finetune(_Group):
         description="of several processes, let each keep a part of the model only (FSDP2), not a copy: less memory",
     )
     augment: Augment = Field(Augment(), description="how training pictures are changed")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints, beside one per epoch")
-    keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept, and the best")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, le=_LONGEST, description="between two checkpoints, beside one per epoch"
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=_MANY, description="last checkpoints kept, and the best")
 
 
 class Inference(_Group):
     """Extraction, prediction, submission."""
 
     batch_size: int | None = Field(
-        None, ge=1, description="images per pass through the backbone; default: 256 on CUDA, 32 on CPU"
+        None,
+        ge=1,
+        le=_MANY,
+        description="images per pass through the backbone; default: 256 on CUDA, 32 on CPU",
     )
-    workers: int | None = Field(None, ge=1, description="decoding threads; default: one per core")
-    chunk_rows: int = Field(512, ge=1, description="samples per chunk of a new store: the unit of commit")
+    workers: int | None = Field(None, ge=1, le=4096, description="decoding threads; default: one per core")
+    chunk_rows: int = Field(
+        512, ge=1, le=_MANY, description="samples per chunk of a new store: the unit of commit"
+    )
     tta: bool = Field(
         False,
         description="average over a few sure variants of each picture, where pictures are read for prediction",
@@ -327,7 +350,10 @@ class Inference(_Group):
         "on_bad_image (its value is the default), accept: take them as they are, and say which",
     )
     max_state_idx: int = Field(
-        49, ge=0, description="largest state_idx a submission may name; a larger one in the mapping raises it"
+        49,
+        ge=0,
+        le=_MANY,
+        description="largest state_idx a submission may name; a larger one in the mapping raises it",
     )
 
     @property
@@ -339,7 +365,9 @@ class Inference(_Group):
 class Tracking(_Group):
     """What is said while working, and kept about a run."""
 
-    progress_seconds: float = Field(10.0, gt=0, description="between progress lines off a terminal (seconds)")
+    progress_seconds: float = Field(
+        10.0, gt=0, le=_LONGEST, description="between progress lines off a terminal (seconds)"
+    )
     note: str = Field("", description="free text for a run's provenance")
 
 

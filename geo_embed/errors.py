@@ -30,6 +30,10 @@ class BusyError(GeoError):
     """Somebody else is writing there now."""
 
 
+class AbsentError(GeoError):
+    """A file that isn't there: whoever asked for it may know what makes it."""
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the disk says into one line."""
@@ -50,7 +54,7 @@ def reading_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise GeoError("there is no such file", where=path) from error
+        raise AbsentError("there is no such file", where=path) from error
     except OSError as error:
         # Libraries raise it with texts of their own, of many lines.
         raise GeoError(f"can't read: {error.strerror or error}".splitlines()[0], where=path) from error

@@ -1,7 +1,8 @@
 """Files of any kind: the door for what comes from outside, atomic replacement, locks, checksums, tensors.
 
-`open_regular`, `read_bytes`, `read_json` and `open_tensors` are how a file is opened that somebody else may have made: it must
-be a regular file, is read up to a bound, and what it claims about its content is checked before memory is taken for it.
+`open_regular`, `read_bytes`, `read_json`, `read_toml`, `read_array`, `read_columns` and `open_tensors` are how a file is opened
+that somebody else may have made: it must be a regular file, is read up to a bound, and what it claims about its content is
+checked before memory is taken for it.
 
 `replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package.
 """
@@ -9,6 +10,7 @@ be a regular file, is read up to a bound, and what it claims about its content i
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,8 +19,9 @@ import shutil
 import socket
 import stat
 import time
+import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +34,9 @@ from geo_embed.console import warn
 from geo_embed.errors import BusyError, GeoError, disk_errors, reading_errors
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    import pyarrow as pa
+    from numpy.typing import NDArray
+    from pydantic import BaseModel, ValidationError
     from safetensors import safe_open
     from torch import Tensor
 
@@ -52,8 +57,16 @@ _AT_FDCWD = -100
 
 # Parsed, JSON takes up to some thirty times its bytes: half a gigabyte at worst.
 JSON_BYTES = 16 << 20
+_READ_AT_ONCE = 1 << 20
+# What a table may take while it is read: ten million rows of a hundred numbers.
+_TABLE_BYTES = 4 << 30
+_TEXT_TYPES = ("string", "large_string")
 # Far more than any file of ours has, far less than Python's own recursion stands.
-_JSON_DEPTH = 100
+_MOST_LEVELS = 100
+# Of settings, and spaces of them: a hundred times the longest there is.
+_TOML_BYTES, _TOML_DOTS = 1 << 20, 300
+# Distances between a few thousand classes.
+ARRAY_BYTES = 256 << 20
 # The largest towers have a few thousand tensors, at some hundred bytes of header each.
 _TENSORS = 100_000
 # By the names that safetensors gives them; smaller ones than a byte are left out, since nothing here reads them.
@@ -100,12 +113,17 @@ def _kind(mode: int) -> str:
 def read_bytes(path: Path, *, limit: int) -> bytes:
     """A regular file's bytes. Raises GeoError as `open_regular` does, and where there are more than `limit` of them."""
     with open_regular(path) as file:
-        # What the system says of the size can be wrong (/proc), or change meanwhile.
-        data = b"" if os.fstat(file.fileno()).st_size > limit else file.read(limit + 1)
-        size = max(os.fstat(file.fileno()).st_size, len(data))
+        size, parts = os.fstat(file.fileno()).st_size, []
+        if size <= limit:
+            # In parts, since `read` takes all the memory that it is asked for; and counted, since what the system says of the size can
+            # be wrong (/proc), or change meanwhile.
+            size = 0
+            while size <= limit and (part := file.read(min(_READ_AT_ONCE, limit + 1 - size))):
+                size += len(part)
+                parts.append(part)
     if size > limit:
         raise GeoError(f"{size:,} bytes are more than a file of this kind may have ({limit:,})", where=path)
-    return data
+    return b"".join(parts)
 
 
 @overload
@@ -140,7 +158,7 @@ def parse_json(data: bytes, where: Path | str) -> dict[str, Any]:
         if b"\\ud" in data.lower():
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         # Later code walks what it is given by recursion, too.
-        if data.count(b"[") + data.count(b"{") > _JSON_DEPTH and _is_deep(content):
+        if data.count(b"[") + data.count(b"{") > _MOST_LEVELS and is_deep(content):
             raise RecursionError
     except RecursionError as error:
         raise GeoError("not a readable JSON file: it is nested too deep", where=where) from error
@@ -162,18 +180,37 @@ def _finite(text: str) -> float:
     return number
 
 
-def _is_deep(content: Any) -> bool:
+def is_deep(content: Any) -> bool:
+    """Whether lists and tables lie in each other beyond what later code may walk by recursion; found out without any."""
     level = [content]
-    for _ in range(_JSON_DEPTH):
+    for _ in range(_MOST_LEVELS):
         level = [
             inner
             for outer in level
+            if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, dict | list)
         ]
         if not level:
             return False
     return True
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises GeoError as `read_bytes` does, and where it isn't TOML or is nested too deep."""
+    try:
+        text = read_bytes(path, limit=_TOML_BYTES).decode("utf-8")
+        # The parser's time and memory grow with the square of a dotted key's parts.
+        if any(line.count(".") > _TOML_DOTS for line in text.splitlines()):
+            raise RecursionError
+        content = tomllib.loads(text)
+        if is_deep(content):
+            raise RecursionError
+    except RecursionError as error:
+        raise GeoError("not a readable TOML file: it is nested too deep", where=path) from error
+    except ValueError as error:
+        raise GeoError(f"not a readable TOML file: {error}".splitlines()[0], where=path) from error
+    return content
 
 
 def validated(schema: "type[Schema]", content: Any, where: Path | str) -> "Schema":
@@ -183,13 +220,18 @@ def validated(schema: "type[Schema]", content: Any, where: Path | str) -> "Schem
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        # A missing key's input is all that is there, and a whole list helps nobody.
-        value = first["input"]
-        shown = "" if isinstance(value, dict | list) else f", got {value!r:.60}"
-        raise GeoError(f"{key}: {what}{shown}" if key else f"{what}{shown}", where=where) from error
+        raise GeoError(first_fault(error), where=where) from error
+
+
+def first_fault(error: "ValidationError") -> str:
+    """In one line, the first key that isn't as a schema has it."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    what = first["msg"].removeprefix("Value error, ")
+    # A missing key's input is all that is there, and a whole list helps nobody.
+    value = first["input"]
+    shown = "" if isinstance(value, dict | list) else f", got {value!r:.60}"
+    return f"{key:.200}: {what:.400}{shown}" if key else f"{what:.400}{shown}"
 
 
 @dataclass(frozen=True)
@@ -277,6 +319,101 @@ def open_tensors(path: Path, *, device: str = "cpu") -> "Iterator[safe_open]":
                 yield opened
         except SafetensorError as error:
             _refuse_tensors(path, str(error))
+
+
+def read_array(path: Path, *, limit: int = ARRAY_BYTES) -> "NDArray[Any]":
+    """An array of numbers from a `.npy` file. Raises GeoError as `read_bytes` does, and where the file isn't one or holds less than
+    its header claims.
+    """
+    import numpy as np
+
+    data = io.BytesIO(read_bytes(path, limit=limit))
+    try:
+        version = np.lib.format.read_magic(data)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, by_column, dtype = read_header(data)
+        size = math.prod(shape) * dtype.itemsize
+        rest = data.read()
+        if dtype.kind not in "biufc" or size != len(rest):
+            raise ValueError(f"its header claims {dtype} {shape}, and {len(rest):,} bytes follow")
+        return np.frombuffer(rest, dtype).reshape(shape, order="F" if by_column else "C")
+    # The header is parsed as Python by NumPy, which fails in many ways.
+    except Exception as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise GeoError(f"not a readable .npy file: {why:.200}", where=path) from error
+
+
+def read_columns(
+    path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), most_rows: int
+) -> "pa.Table":
+    """Some columns of a Parquet file, whatever else it holds.
+
+    Args:
+        path: the file.
+        columns: that it must have, each once.
+        optional: that it may have.
+        most_rows: that it may claim.
+
+    Raises:
+        GeoError: as `open_regular`; or it isn't Parquet, lacks a column, has a value that is missing, or claims too much.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with open_regular(path) as file, _little_memory(_TABLE_BYTES):
+        try:
+            # Read ahead, or in threads, damaged pages have ended the process: a thread goes on when another has given up.
+            source = pa.PythonFile(file, mode="r")
+            opened = parquet.ParquetFile(source, pre_buffer=False)
+            meta, names = opened.metadata, opened.schema_arrow.names
+            wanted = [*columns, *(name for name in optional if name in names)]
+            lacking = [name for name in wanted if names.count(name) != 1]
+            if lacking:
+                raise ValueError(f"it has no column {lacking[0]!r}, or several")
+            if meta.num_rows > most_rows:
+                raise ValueError(f"it claims {meta.num_rows:,} rows")
+            # As a dictionary a text that is repeated is there once: some bytes can't stand for gigabytes of it.
+            texts = [name for name in wanted if str(opened.schema_arrow.field(name).type) in _TEXT_TYPES]
+            reader = parquet.ParquetFile(source, metadata=meta, read_dictionary=texts, pre_buffer=False)
+            table = reader.read(columns=wanted, use_threads=False)
+            for name in wanted:
+                if table[name].null_count:
+                    raise ValueError(f"its column {name} has missing values")
+        except MemoryError as error:
+            raise GeoError("its columns take more memory than any table here may", where=path) from error
+        # Arrow's decoders fail in many ways.
+        except Exception as error:
+            why = str(error).partition("\n")[0] or type(error).__name__
+            raise GeoError(f"not a readable Parquet file: {why:.200}", where=path) from error
+    return table
+
+
+@contextmanager
+def _little_memory(most: int) -> Iterator[None]:
+    """Let the process take no more than `most` bytes while the block runs, where the system can: beyond, memory is at its end.
+
+    For libraries that can't be told. What a page of a Parquet file unpacks to is known once it is unpacked, and a few bytes
+    can stand for gigabytes of one number.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bound = pages * os.sysconf("SC_PAGESIZE") + most
+        resource.setrlimit(
+            resource.RLIMIT_AS, (bound if soft == resource.RLIM_INFINITY else min(bound, soft), hard)
+        )
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ and an unknown key can be refused with the nearest known one.
 import difflib
 import json
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.files import is_deep, read_toml
 from geo_embed.plugins import load_plugins
 
 DEFAULT_FILE = Path("geo.toml")
@@ -76,6 +76,7 @@ def resolve(
     origins = dict.fromkeys(known_keys(), "default")
     for origin, layer in _layers(file, settings, overrides or {}):
         for key, value in dotted(layer, origin).items():
+            _check_plain(key, value, origin)
             values[key] = value
             origins[key] = origin
     named = values.get("model.plugins", ())
@@ -91,7 +92,7 @@ def resolve(
             (k for k in values if located == k or located.startswith(k + ".") or k.startswith(located)), ""
         )
         raise GeoError(
-            f"{key or located}: {first['msg'].removeprefix('Value error, ')}, got {values.get(key)!r}",
+            f"{key or located}: {first['msg'].removeprefix('Value error, ')}, got {values.get(key)!r:.80}",
             where=origins.get(key, "configuration"),
             hint="`geo config show` prints every setting, its value and where it came from",
         ) from error
@@ -120,21 +121,29 @@ def _layers(
     return layers
 
 
+def _check_plain(key: str, value: Any, where: str) -> None:
+    """Raise GeoError for what no file name, TOML or JSON can hold: later it would fail far from here."""
+    fault = "is nested too deep" if is_deep(value) else ""
+    for text in map(str, value if isinstance(value, list | tuple) and not fault else (value,)):
+        if "\0" in text:
+            fault = "holds a NUL character"
+        elif not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
+            fault = "isn't UTF-8 text"
+    if fault:
+        raise GeoError(f"{key}: the value {fault}", where=where, hint="correct it, or leave it out")
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GeoError(
-            "there is no such configuration file", where=path, hint="write one with: geo config init"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise GeoError(f"not a readable TOML file: {error}", where=path) from error
+    if path.is_symlink() or path.exists():
+        return read_toml(path)
+    raise GeoError("there is no such configuration file", where=path, hint="write one with: geo config init")
 
 
 def _parse(key: str, text: str) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    # Also of a number too long, or lists too deep.
+    except (ValueError, RecursionError):
         return text
     field = known_keys().get(key)
     # A directory named 2024 or a backbone named 7 stays a name.
@@ -236,7 +245,7 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str = "the s
         located = ".".join(str(part) for part in first["loc"])
         key = next((key for key in changes if located.startswith(key)), located)
         message = first["msg"].removeprefix("Value error, ")
-        raise GeoError(f"{key}: {message}, got {changes.get(key)!r}", where=where) from error
+        raise GeoError(f"{key}: {message}, got {changes.get(key)!r:.80}", where=where) from error
 
 
 def is_set(config: Config, key: str) -> bool:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 
@@ -33,9 +37,12 @@ from geo_embed.files import (
     lock,
     open_regular,
     open_tensors,
+    read_array,
     read_bytes,
+    read_columns,
     read_json,
     read_tensor_header,
+    read_toml,
     replacing,
     replacing_directory,
     restore_replaced,
@@ -331,6 +338,111 @@ def test_what_only_safetensors_minds_is_refused_in_its_words(tmp_path: Path) -> 
     assert "not a readable safetensors file: Error while deserializing header" in in_a_second(
         path, read_tensors
     )
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(6.0).reshape(2, 3), np.arange(6).reshape(2, 3).T, np.zeros((0, 4)), np.float32(3)]
+)
+def test_an_array_comes_back_as_numpy_wrote_it(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    again = read_array(tmp_path / "a.npy")
+    np.testing.assert_array_equal(again, array)
+    assert again.dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10**12,)}", "(?i)malformed|not a valid|parse"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}", "and 16 bytes follow"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}", "and 16 bytes follow"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}", "and 16 bytes follow"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}", "claims object"),
+        ("{'descr': '<U2', 'fortran_order': False, 'shape': (2,)}", "claims <U2"),
+        ("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (2,)}", "and 16 bytes follow"),
+        ("{'descr': '<f99', 'fortran_order': False, 'shape': (2,)}", "dtype"),
+        ("(" * 9000, "not a readable"),
+        ("__import__('os')", "not a readable"),
+        ("", "not a readable"),
+    ],
+)
+def test_an_array_that_claims_what_it_has_not_is_refused(tmp_path: Path, header: str, why: str) -> None:
+    path = tmp_path / "a.npy"
+    text = header.encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(16))
+    assert re.search(why, in_a_second(path, read_array))
+    for content in (b"", b"\x93NUMPY", b"\x93NUMPY\x09\x00" + bytes(100), bytes(100)):
+        path.write_bytes(content)
+        assert "not a readable .npy file" in in_a_second(path, read_array)
+
+
+def test_a_table_is_read_by_its_columns_and_refused_for_what_it_claims(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"id": ["a", "b", "a"], "list": [[1.0, 2.0], [3.0], []], "more": [1, 2, 3]}
+    parquet.write_table(pa.table(columns), path)
+
+    def read(path: Path, *names: str, rows: int = 10) -> pa.Table:
+        return read_columns(path, names, optional=("none",), most_rows=rows)
+
+    table = read(path, "list", "id")
+    assert table.column_names == ["list", "id"]
+    assert [table[name].to_pylist() for name in ("id", "list")] == [columns["id"], columns["list"]]
+    assert "it claims 3 rows" in in_a_second(path, partial(read, rows=2))
+    assert "no column 'other', or several" in in_a_second(path, lambda path: read(path, "other"))
+    parquet.write_table(pa.table([[1], [2]], names=["id", "id"]), path)
+    assert "no column 'id', or several" in in_a_second(path, lambda path: read(path, "id"))
+    parquet.write_table(pa.table({"id": ["a", None]}), path)
+    assert "column id has missing values" in in_a_second(path, lambda path: read(path, "id"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_small_table_that_stands_for_gigabytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one number, which takes a few kilobytes however often it is repeated."""
+    row = pa.table({"list": pa.array([np.zeros(4_000_000, dtype=np.float32)])})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", row.schema) as writer:
+        for _ in range(16):
+            writer.write_table(row)
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    monkeypatch.setattr("geo_embed.files._TABLE_BYTES", 128 << 20)
+    with pytest.raises(GeoError, match="more memory than any table"):
+        read_columns(tmp_path / "a.parquet", ["list"], most_rows=100)
+    monkeypatch.undo()
+    assert read_columns(tmp_path / "a.parquet", ["list"], most_rows=100).num_rows == 16
+
+
+def test_a_parquet_file_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"id": ["a", "b"] * 20, "list": [[1.0, 2.0]] * 40}), path)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        for at in random.integers(0, len(whole), 3):
+            changed[at] = random.integers(0, 256)
+        path.write_bytes(changed)
+        try:
+            read_columns(path, ("id", "list"), most_rows=1000)
+        except GeoError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = [",
+        "a" + ".a" * 100_000 + " = 1",
+        "a = " + "[" * 100_000,
+        "a = " + "9" * 5000,
+        "a = '\x00'",
+        "\x00",
+    ],
+)
+def test_what_is_no_plain_toml_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    assert "not a readable TOML file" in in_a_second(tmp_path / "a.toml", read_toml)
 
 
 # ---------------------------------------------------------------- in one piece

@@ -102,7 +102,7 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
     data = open_training_data(config, fingerprint=run.provenance["store"]["fingerprint"])
     samples, examples = data.samples, data.examples
     table = run.read_split()
-    if file_sha256(samples.csv) != run.provenance["data"]["sha256"]:
+    if file_sha256(samples.csv) != (run.provenance["data"] or {}).get("sha256"):
         raise GeoError(
             "the training CSV has changed since the run was fitted on it",
             where=samples.csv,

@@ -1,7 +1,6 @@
 """What a sweep draws from: the values that each setting may have, as TOML gives them, checked before anything is trained."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from geo_embed.config import Config
 from geo_embed.console import say
 from geo_embed.errors import GeoError
+from geo_embed.files import read_toml
 from geo_embed.heads.heads import effective_settings
 from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 from geo_embed.settings import dotted, known_keys, value_at, with_changes
@@ -96,16 +96,13 @@ SPACE: dict[str, Any] = {
 
 def read_space(path: Path, config: Config) -> Space:
     """A space from TOML: dotted keys (or tables) to a list of values, or `{low = …, high = …, log = true}`."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise GeoError(
             "there is no such file",
             where=path,
             hint='a space is lines such as "training.learning_rate" = {low = 1e-4, high = 1e-2, log = true}',
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise GeoError(f"not a readable TOML file: {error}", where=path) from error
+        )
+    table = read_toml(path)
     return parse_space(table, config, where=str(path))
 
 

@@ -189,24 +189,10 @@ def _val_predictions(run: Run) -> _Validated:
     if not path.is_file():
         raise GeoError("the run lacks this file", where=path, hint="train it again: it is incomplete")
     predictions, truth = read_predictions(path, run.labels)
-    count = len(predictions.sample_id)
-    if not count:
+    if not len(predictions):
         raise GeoError("the run held no samples out, so it can't be compared", where=run.path, hint=_REFIT)
-    shares = predictions.probabilities
-    faults = {
-        "it carries no truth": truth is None,
-        f"{shares.shape[-1]} probabilities a sample, where the run knows {len(run.labels)} states": (
-            shares.shape != (count, len(run.labels))
-        ),
-        "a sample_id is repeated": len(set(predictions.sample_id)) < count,
-        "a probability is negative, NaN or infinite": not (np.isfinite(shares).all() and (shares >= 0).all()),
-        "a sample's probabilities are all 0": not (shares.sum(axis=-1) > 0).all(),
-        "a point is NaN or infinite": not np.isfinite([predictions.latitude, predictions.longitude]).all(),
-    }
-    for fault, is_true in faults.items():
-        if is_true:
-            raise GeoError(f"these predictions are damaged: {fault}", where=path, hint="train the run again")
-    assert truth is not None
+    if truth is None:
+        raise GeoError("these predictions carry no truth", where=path, hint="train the run again")
     rows = np.argsort(predictions.sample_id)
     return _Validated(run, by_state(predictions.take(rows)), truth.take(rows))
 
@@ -275,5 +261,5 @@ def _cross_fit(
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What every run, and every run that it is made of, was fitted on; each store once."""
-    every = [store for run in runs for store in run.provenance.get("stores", [run.provenance["store"]])]
+    every = [store for run in runs for store in (run.provenance.get("stores") or [run.provenance["store"]])]
     return list({store["fingerprint"]: store for store in every}.values())

@@ -1,11 +1,9 @@
 """A run directory: what was trained, on what, how well, and how to get it again."""
 
 import itertools
-import json
 import os
 import re
 import shutil
-import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -16,26 +14,32 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
-from geo_embed.errors import BusyError, GeoError
+from geo_embed.errors import AbsentError, BusyError, GeoError, disk_errors
 from geo_embed.files import (
     JSON_BYTES,
     is_locked,
     lock,
     lock_beside,
+    open_regular,
+    read_array,
     read_bytes,
+    read_columns,
     read_json,
+    read_tensor_header,
+    read_toml,
     replacing_directory,
     restore_replaced,
     save_tensors,
+    validated,
     write_json,
 )
 from geo_embed.geography import distance_matrix_km
 from geo_embed.plugins import PluginError, check_names
+from geo_embed.runs.schema import Labels, Metrics, Provenance
 from geo_embed.settings import to_toml
 
 if TYPE_CHECKING:
@@ -54,13 +58,18 @@ _METRICS, _HISTORY, _PREDICTIONS = "metrics.json", "history.parquet", "_predicti
 _BACKBONE, _CHECKPOINTS = "backbone", "checkpoints"
 # Of a run that becomes a member of an ensemble.
 _NOT_COPIED = shutil.ignore_patterns(f"*{_PREDICTIONS}", _CHECKPOINTS, ".*")
+# Of the table of a split, which names every sample once or, with folds, once a fold.
+_MOST_ROWS = 50_000_000
+# Bytes of a file that isn't tensors.
+_MOST_COPIED = 1 << 30
 
 # How often what reads a run begins again because it was replaced.
 _USES = 5
 # Somebody may be looking at a lock file just now, for a moment.
 _LOOKED_AT_SECONDS = 0.2
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Short enough for what is added to it while it is written, within the 255 bytes of a file's name.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -119,13 +128,9 @@ class Run:
 
     def read_metrics(self) -> dict[str, Any]:
         """Its scores on the samples that it held out. Raises GeoError where they can't be read."""
-        path = self.path / _METRICS
-        try:
-            scores = json.loads(path.read_text(encoding="utf-8"))["val"]
-            float(scores["score"] or 0)
-            return dict(scores)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GeoError("the run's score can't be read", where=path, hint="train the run again") from error
+        with of_run():
+            scores: dict[str, Any] = read_json(self.path / _METRICS, Metrics).model_dump()["val"]
+            return scores
 
     def read_split(self) -> "pd.DataFrame":
         """Which samples it learnt from and which it held out: `sample_id`, `part` (train, val), and `fold` if there were some.
@@ -135,11 +140,11 @@ class Run:
         """
         import pandas as pd
 
-        path = self.path / _SPLIT
-        try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise GeoError("the run's split can't be read", where=path) from error
+        with of_run():
+            columns = ("sample_id", "part")
+            path = self.path / _SPLIT
+            table = read_columns(path, columns, optional=("fold",), most_rows=_MOST_ROWS)
+            return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
 
     def read_classes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Its training samples by class (C,), and great-circle distances (C, C) in km between the classes' centroids.
@@ -147,19 +152,33 @@ class Run:
         Raises:
             GeoError: a file is absent or damaged.
         """
-        path = self.path / _LABELS
-        try:
-            classes = json.loads(path.read_text(encoding="utf-8"))["classes"]
-            counts = np.array([entry["samples"] for entry in classes], dtype=np.int64)
+        with of_run():
+            classes = read_json(self.path / _LABELS, Labels).classes
+            counts = np.array([entry.samples for entry in classes], dtype=np.int64)
             path = self.path / _DISTANCES
-            distances = np.load(path)
-            if distances.shape != (len(counts), len(counts)):
-                raise ValueError(f"{distances.shape} distances, {len(counts)} classes")
-            return counts, distances
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise GeoError(
-                "this file of the run is absent or damaged", where=path, hint="train the run again"
-            ) from error
+            distances = read_array(path)
+            if distances.shape != (len(counts), len(counts)) or not np.isfinite(distances).all():
+                raise GeoError(
+                    f"{distances.shape} distances, {len(counts)} classes, or one is NaN", where=path
+                )
+            return counts, distances.astype(np.float64)
+
+
+@contextmanager
+def of_run() -> Iterator[None]:
+    """Say of what is wrong with a file of a run that it is the run's, and what to do."""
+    try:
+        yield
+    except AbsentError as error:
+        raise GeoError(
+            "the run lacks this file", where=error.where, hint="train it again: it is incomplete"
+        ) from error
+    except GeoError as error:
+        raise GeoError(
+            f"this file of the run is damaged, or from another version: {error.what}",
+            where=error.where,
+            hint="train the run again",
+        ) from error
 
 
 def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
@@ -170,6 +189,7 @@ def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
 
 def is_run(directory: Path) -> bool:
     """Whether a whole run lies there, not an unfinished training or nothing."""
+    # What has a name longer than any file's is none.
     with suppress(OSError, ValueError):
         return (directory / _PROVENANCE).is_file()
     return False
@@ -209,7 +229,11 @@ def _is_taken(directory: Path) -> bool:
 def check_new_name(runs_dir: Path, name: str, *, overwrite: bool) -> None:
     """Raise GeoError for a name that is none, or is taken. Cheap: call it before any work is done."""
     if not _NAME.fullmatch(name):
-        raise GeoError(f"{name!r} can't name a run", where="--name", hint="use letters, digits, dots, dashes")
+        raise GeoError(
+            f"{name!r:.80} can't name a run",
+            where="--name",
+            hint="use up to 200 letters, digits, dots, dashes",
+        )
     if os.path.lexists(runs_dir / name) and not overwrite:
         raise GeoError(
             "a run of this name exists",
@@ -354,7 +378,12 @@ class RunWriter:
         write_json(self.directory / _RECIPE, {"ensemble": description})
         for name, run in members.items():
             try:
-                shutil.copytree(run.path, self.directory / _MEMBERS / name, ignore=_NOT_COPIED)
+                shutil.copytree(
+                    run.path,
+                    self.directory / _MEMBERS / name,
+                    ignore=_not_copied,
+                    copy_function=lambda source, target: _copy_file(Path(source), Path(target)),
+                )
             except shutil.Error as error:
                 file, _, reason = error.args[0][0]
                 raise GeoError(f"can't copy this file of the run: {reason}", where=file) from error
@@ -388,12 +417,8 @@ class RunWriter:
     def copy_places(self, run: Run) -> None:
         """Centroids, distances and split of another run, for one with the same samples and classes."""
         for name in (_CENTROIDS, _DISTANCES, _SPLIT):
-            try:
-                shutil.copyfile(run.path / name, self.directory / name)
-            except FileNotFoundError as error:
-                raise GeoError(
-                    "the run lacks this file", where=run.path / name, hint="train it again: it is incomplete"
-                ) from error
+            with of_run():
+                _copy_file(run.path / name, self.directory / name)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Scores on the held-out samples under `val`, and what else is to be known of the training."""
@@ -408,6 +433,24 @@ class RunWriter:
         from geo_embed.runs.table import write_predictions
 
         write_predictions(self.directory / f"{split}{_PREDICTIONS}", predictions, truth)
+
+
+def _not_copied(directory: str, names: list[str]) -> set[str]:
+    """What a copy of a run leaves out: also what a link to a directory would bring along from elsewhere."""
+    linked = {
+        name for name in names if (Path(directory) / name).is_symlink() and (Path(directory) / name).is_dir()
+    }
+    return _NOT_COPIED(directory, names) | linked
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file. Raises GeoError where it is none, since copying a device would never end, or is larger than any of a run's."""
+    if source.suffix == ".safetensors":
+        read_tensor_header(source)
+    elif source.is_file() and source.stat().st_size > _MOST_COPIED:
+        raise GeoError("no file of a run is as large as this one", where=source)
+    with open_regular(source) as reading, disk_errors(target), target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing)
 
 
 def load_run(runs_dir: Path, name: str | None) -> Run:
@@ -475,42 +518,25 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _load(path: Path) -> Run:
-    where = path
-    try:
-        where = path / _CONFIG
-        settings = tomllib.loads(where.read_text(encoding="utf-8"))
-        check_names(settings, where)
-        config = Config.model_validate(settings)
-        where = path / _LABELS
-        described = json.loads(where.read_text(encoding="utf-8"))
-        classes, prior = described["classes"], described["prior"]
-        if not classes or len(classes) != len(prior["probabilities"]):
-            raise ValueError(f"{len(classes)} classes, {len(prior['probabilities'])} prior probabilities")
-        labels = LabelEncoder(
-            np.array([entry["state_idx"] for entry in classes], dtype=np.int64),
-            tuple(entry["state"] for entry in classes),
-        )
-        where = path / _PROVENANCE
-        provenance = json.loads(where.read_text(encoding="utf-8"))
-        int(provenance["store"]["dim"]), str(provenance["store"]["fingerprint"])
-        return Run(
-            path,
-            config,
-            labels,
-            Prior(np.array(prior["probabilities"]), prior["latitude"], prior["longitude"]),
-            provenance,
-        )
-    except FileNotFoundError as error:
-        raise GeoError(
-            "the run lacks this file", where=where, hint="train it again: it is incomplete"
-        ) from error
-    except (OSError, ValidationError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise GeoError(
-            f"this file of the run is damaged, or from another version: {reason}",
-            where=where,
-            hint="train the run again",
-        ) from error
+    with of_run():
+        settings = read_toml(path / _CONFIG)
+    check_names(settings, path / _CONFIG)
+    with of_run():
+        config = validated(Config, settings, path / _CONFIG)
+        described = read_json(path / _LABELS, Labels)
+        provenance = read_json(path / _PROVENANCE, Provenance)
+    labels = LabelEncoder(
+        np.array([entry.state_idx for entry in described.classes], dtype=np.int64),
+        tuple(entry.state for entry in described.classes),
+    )
+    prior = described.prior
+    return Run(
+        path,
+        config,
+        labels,
+        Prior(np.array(prior.probabilities), prior.latitude, prior.longitude),
+        provenance.model_dump(),
+    )
 
 
 def run_stores(runs_dir: Path) -> dict[str, list[str]]:
@@ -518,16 +544,16 @@ def run_stores(runs_dir: Path) -> dict[str, list[str]]:
     users: dict[str, list[str]] = {}
     for path in _runs(runs_dir):
         try:
-            provenance = json.loads((path / _PROVENANCE).read_text(encoding="utf-8"))
-            for fingerprint in _store_fingerprints(provenance):
-                users.setdefault(fingerprint, []).append(path.name)
-        except (OSError, ValueError, KeyError, TypeError):
+            provenance = read_json(path / _PROVENANCE, Provenance).model_dump()
+        except GeoError:
             continue
+        for fingerprint in _store_fingerprints(provenance):
+            users.setdefault(fingerprint, []).append(path.name)
     return users
 
 
 def _store_fingerprints(provenance: dict[str, Any]) -> list[str]:
-    made_from = [provenance["store"], *provenance.get("stores", [])]
+    made_from = [provenance["store"], *(provenance.get("stores") or ())]
     return list(dict.fromkeys(store["fingerprint"] for store in made_from))
 
 
@@ -539,7 +565,7 @@ def _named(runs_dir: Path, name: str) -> Path:
             return path
     near = ", ".join(run.name for run in _runs(runs_dir)[:5])
     raise GeoError(
-        f"there is no run {name!r}",
+        f"there is no run {name!r:.200}",
         where=runs_dir,
         hint=f"the newest are: {near}" if near else "train one with: geo fit-heads",
     )

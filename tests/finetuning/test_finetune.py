@@ -266,7 +266,7 @@ def test_a_run_that_another_process_trains_now_is_left_alone(config: Config, run
 
 def test_a_refused_beginning_leaves_nothing(config: Config, run: Run) -> None:
     (run.path / "metrics.json").write_text("{}", encoding="utf-8")
-    assert "the run's score can't be read" in refused(having(config)).what
+    assert "val: Field required" in refused(having(config)).what
     assert [path.name for path in config.paths.runs_dir.iterdir()] == ["first"]
 
 

@@ -445,14 +445,14 @@ def _set(column: str, value: Any) -> Damage:
     ("damage", "match"),
     [
         (lambda t: t.head(0), "held no samples out"),
-        (lambda t: t.drop(columns="true_state_idx"), "no truth"),
+        (lambda t: t.drop(columns="true_state_idx"), "not the rest of the truth"),
         (lambda t: t.drop(columns="latitude"), "not a readable prediction table"),
         (lambda t: t.assign(probabilities=[p[:-1] for p in t["probabilities"]]), "where the run knows"),
         (_set("probabilities", lambda p: p[:-1]), "not a readable prediction table"),
         (_set("probabilities", lambda p: p * np.nan), "negative, NaN or infinite"),
         (_set("probabilities", lambda p: -p), "negative, NaN or infinite"),
-        (_set("probabilities", lambda p: p * 0), "all 0"),
-        (_set("longitude", np.inf), "point is NaN or infinite"),
+        (_set("probabilities", lambda p: p * 0), "don't sum to 1"),
+        (_set("longitude", np.inf), r"inf lies outside \[-180, 180\]"),
         (lambda t: pd.concat([t, t.head(1)]), "sample_id is repeated"),
     ],
 )
