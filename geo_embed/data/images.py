@@ -263,7 +263,7 @@ def _decode_plain_jpeg(data: bytes) -> Pixels | None:
     import simplejpeg
 
     # EXIF or XMP may turn the picture, and CMYK needs PIL's inversion.
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data or data.count(b"\xff\xda") > jpeg.FEW_SCANS:
+    if jpeg.may_be_turned(data) or jpeg.may_have_many_scans(data):
         return None
     return _decode_upright_jpeg(data, simplejpeg)
 

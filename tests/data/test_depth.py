@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from pictures import encoded, packed_rows, png, tiff
+from pictures import encoded, packed_rows, png, scene, tiff
 from PIL import Image
 
 from geo_embed.data.images import UnreadableImage, decode
@@ -214,3 +214,19 @@ def test_samples_without_a_known_white_are_refused_by_name(kind: str) -> None:
     with pytest.raises(UnreadableImage, match=said) as refused:
         decode(data)
     assert "8 or 16 bits" in str(refused.value)
+
+
+def test_a_picture_converted_a_few_rows_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those are that have more than four megapixels: of every mode, with transparency and without."""
+    alpha = Image.fromarray(np.arange(61 * 47, dtype=np.uint8).reshape(47, 61))
+    with_alpha = scene().convert("RGBA")
+    with_alpha.putalpha(alpha)
+    sixteen = (np.arange(61 * 47, dtype=np.uint16) * 22).reshape(47, 61)
+    files = [encoded(scene().convert(mode), "PNG") for mode in ("1", "L", "P", "RGB")]
+    files += [encoded(with_alpha, "PNG"), encoded(scene().quantize(16), "PNG", transparency=3)]
+    files += [encoded(scene().convert("CMYK"), "TIFF"), encoded(Image.fromarray(sixteen), "PNG")]
+    files += [tiff(packed_rows(sixteen, 16, ">"), 61, (16,), order=">", photometric=1)]
+    at_once = [decode(data) for data in files]
+    monkeypatch.setattr("geo_embed.data.depth._BAND", 200)
+    for data, expected in zip(files, at_once, strict=True):
+        assert (decode(data) == expected).all()
