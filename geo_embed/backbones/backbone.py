@@ -176,7 +176,7 @@ def unfreeze(tower: VisionTower, last_layers: int | None = None) -> VisionTower:
 
 def blocks(tower: VisionTower) -> "list[nn.Module]":
     """The transformer's layers, from the input to the output."""
-    return list(tower.get_submodule(tower_family(tower).layers))
+    return list(_trunk(tower).get_submodule(tower_family(tower).layers))
 
 
 def layer_groups(tower: VisionTower) -> "list[list[nn.Parameter]]":
@@ -208,7 +208,15 @@ def _output_modules(tower: VisionTower) -> "list[nn.Module]":
     modules = []
     for path in tower_family(tower).after:
         parent, _, name = path.rpartition(".")
-        module = getattr(tower.get_submodule(parent), name, None)
+        module = getattr(_trunk(tower).get_submodule(parent), name, None)
         if module is not None:
             modules.append(module)
     return modules
+
+
+def _trunk(tower: VisionTower) -> VisionTower:
+    """Where a family's paths begin: in early versions of transformers 5, SigLIP's towers keep all of theirs one level deeper."""
+    deeper = "vision_model" in dict(tower.named_children())
+    return (
+        tower.vision_model if deeper and not tower_family(tower).layers.startswith("vision_model.") else tower
+    )

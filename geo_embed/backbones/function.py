@@ -86,7 +86,7 @@ def read_function(directory: Path) -> Function:
     return function
 
 
-def make_config(function: Function) -> Any:
+def make_config(function: Function, directory: Path) -> Any:
     """The settings as transformers' own object of the family's class. Raises GeoError where it refuses them."""
     import transformers
 
@@ -97,7 +97,8 @@ def make_config(function: Function) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GeoError(
-            f"transformers refuses the settings of this {function.family.tower}: {reason:.300}"
+            f"transformers refuses the settings of this {function.family.tower}: {reason:.300}",
+            where=directory / "config.json",
         ) from error
 
 
@@ -140,15 +141,16 @@ def _refuse_contradiction(path: Path, earlier: Any, group: dict[str, Any]) -> No
 
 def _defaults(family: Family) -> dict[str, Any]:
     """What transformers takes for each setting that a file leaves out."""
-    # timm's are its architectures' own.
+    # timm's are its architectures' own; a SigLIP has its head where the class of an early version doesn't know of the setting.
     if family is TIMM:
         return {"model_args": None}
+    defaults = {"vision_use_head": True} if "vision_use_head" in family.settings else {}
     import transformers
 
     with quiet_transformers():
         usual = transformers.PreTrainedConfig().to_dict()
         own = getattr(transformers, family.config)().to_dict()
-    return {key: value for key, value in own.items() if key not in usual and key != "model_type"}
+    return defaults | {key: value for key, value in own.items() if key not in usual and key != "model_type"}
 
 
 def _checked(path: Path, key: str, kind: Any, value: Any) -> Any:

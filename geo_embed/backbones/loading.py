@@ -71,7 +71,7 @@ def _refuse_other_size(directory: Path, function: Function, weights: TowerWeight
         )
     if function.family is TIMM:
         need_timm(directory)
-    config = make_config(function)
+    config = make_config(function, directory)
     try:
         # On this device, parameters have shapes and take no memory.
         with torch.device("meta"):
@@ -102,7 +102,7 @@ def _build(
     try:
         tower, info = getattr(transformers, function.family.tower).from_pretrained(
             None,
-            config=make_config(function),
+            config=make_config(function, directory),
             state_dict={name: tensor.values for name, tensor in weights.tensors.items()},
             dtype=dtype,
             attn_implementation="sdpa",
