@@ -40,6 +40,8 @@ def _data_check(
         for checked in checks:
             for problem in checked.problems:
                 print(f"{problem.kind}: {problem.message} ({problem.where})")
+            for warning in checked.warnings:
+                print(f"warning: {warning.kind}: {warning.message} ({warning.where})")
     if any(checked.problems for checked in checks):
         raise typer.Exit(CHECK_FAILED)
 

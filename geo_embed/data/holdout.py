@@ -1,7 +1,8 @@
 """Which samples are held out: at random, by place, or fold by fold. Every split and every fold of the package is dealt here.
 
 A random split scores too well where samples lie metres apart: the head has seen the place. With
-`training.validation = "spatial"` samples closer than `training.group_km` are held out together, or not at all.
+`training.validation = "spatial"` samples closer than `training.group_km` are held out together, or not at all. Samples that
+share a picture are so in any case (`duplicates.py`); where none do, they have no part in any draw.
 A run's splits depend on ids, labels, places and seed, and not on the order of rows.
 """
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from geo_embed.config import Training
 from geo_embed.console import warn
-from geo_embed.data.spatial import spatial_groups
+from geo_embed.data.spatial import merge_groups, number_by_first, spatial_groups
 from geo_embed.errors import GeoError
 
 # The fold of samples that are never held out.
@@ -31,19 +32,24 @@ class Places:
         sample_id: (N,) unique ids, text.
         labels: (N,) classes.
         latitude, longitude: (N,) degrees.
+        tied: (N,) groups of samples that share pictures; None where nothing is shared, or known of it.
     """
 
     sample_id: NDArray[np.object_]
     labels: NDArray[np.int64]
     latitude: NDArray[np.float64]
     longitude: NDArray[np.float64]
+    tied: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
     def take(self, rows: NDArray[Any]) -> "Places":
         """Some of them, by mask or index."""
-        return Places(self.sample_id[rows], self.labels[rows], self.latitude[rows], self.longitude[rows])
+        tied = None if self.tied is None else self.tied[rows]
+        return Places(
+            self.sample_id[rows], self.labels[rows], self.latitude[rows], self.longitude[rows], tied
+        )
 
 
 def validation_masks(places: Places, training: Training) -> list[NDArray[np.bool_]]:
@@ -80,7 +86,8 @@ def inner_held_out(places: Places, train: NDArray[np.bool_], training: Training)
 def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     """Choose validation samples: `training.val_split` of them, as `training.validation` says.
 
-    Random: `stratified_split`. Spatial: whole groups in an order drawn from the seed, each taken where it
+    Random: `stratified_split`; then of samples that share pictures, whole groups in the place of as many samples, as below.
+    Spatial: whole groups in an order drawn from the seed, each taken where it
     brings the classes closer to the counts of the random split, then where it brings the whole closer to its share.
     Every class keeps a training sample; a group that is too large to hold out stays in training.
 
@@ -96,27 +103,13 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     """
     quota_of = stratified_split(places.sample_id, places.labels, training.val_split, training.seed)
     wanted = int(quota_of.sum())
-    if training.validation == "random" or not wanted:
+    if not wanted:
         return quota_of
+    if training.validation == "random":
+        return _with_whole_groups(quota_of, places, training.seed)
     groups = _group(places, training.group_km)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
-    taken = np.zeros_like(quota)
-    chosen = np.zeros(len(groups), dtype=bool)
-    # First round: a group is taken where it lowers Σ (taken − quota)² over the classes, which grows by Σ n (n + 2 (taken − quota))
-    # for its n samples of each class. Second round: where it brings the sum of all closer to what is wanted.
-    for fill in (False, True):
-        for group in np.random.default_rng(training.seed).permutation(len(groups)):
-            classes, counts = groups.content(group)
-            if chosen[group] or (taken[classes] + counts >= groups.counts[classes]).any():
-                continue
-            size = counts.sum()
-            if fill:
-                better = size < 2 * (wanted - taken.sum())
-            else:
-                better = (counts * (counts + 2 * (taken - quota)[classes])).sum() < 0
-            if better:
-                chosen[group] = True
-                taken[classes] += counts
+    chosen, taken = _choose(groups, quota, groups.counts - 1, training.seed)
     got = int(taken.sum())
     if got < wanted / 2:
         hint = _smaller_step(places, training.group_km, wanted) or "raise training.val_split"
@@ -128,6 +121,63 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
             )
         warn(f"only {got:,} of {wanted:,} samples could be held out: {groups.describe()}; {hint}")
     return groups.rows(chosen)
+
+
+def _choose(
+    groups: "_Groups", quota: NDArray[np.int64], most: NDArray[np.int64], seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Groups (G,) that together come as close to a quota as an order drawn from the seed brings them; and their samples of
+    each class (C,).
+
+    Args:
+        groups: to choose among.
+        quota, most: (C,) samples that are wanted of each class, and that may be taken at all.
+        seed: of the order.
+    """
+    taken = np.zeros_like(quota)
+    chosen = np.zeros(len(groups), dtype=bool)
+    wanted = int(quota.sum())
+    # First round: a group is taken where it lowers Σ (taken − quota)² over the classes, which grows by Σ n (n + 2 (taken − quota))
+    # for its n samples of each class. Second round: where it brings the sum of all closer to what is wanted.
+    for fill in (False, True):
+        for group in np.random.default_rng(seed).permutation(len(groups)):
+            classes, counts = groups.content(group)
+            if chosen[group] or (taken[classes] + counts > most[classes]).any():
+                continue
+            size = counts.sum()
+            if fill:
+                better = size < 2 * (wanted - taken.sum())
+            else:
+                better = (counts * (counts + 2 * (taken - quota)[classes])).sum() < 0
+            if better:
+                chosen[group] = True
+                taken[classes] += counts
+    return chosen, taken
+
+
+def _with_whole_groups(chosen: NDArray[np.bool_], places: Places, seed: int) -> NDArray[np.bool_]:
+    """A choice (N,) with whole groups of samples that share pictures in the place of as many such samples; the others stay."""
+    shares = _shares(places.tied)
+    if shares is None:
+        return chosen
+    tied = places.take(shares)
+    assert tied.tied is not None
+    groups = _grouped(tied, tied.tied)
+    total, alone, quota = (
+        np.bincount(places.labels[rows], minlength=int(places.labels.max()) + 1)
+        for rows in (slice(None), chosen & ~shares, chosen & shares)
+    )
+    whole = chosen & ~shares
+    whole[shares] = groups.rows(_choose(groups, quota, total - alone - 1, seed)[0])
+    return whole
+
+
+def _shares(tied: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
+    """(N,) whether a sample shares pictures with another one; None where none does."""
+    if tied is None or not len(tied):
+        return None
+    shares = np.bincount(tied)[tied] > 1
+    return shares if shares.any() else None
 
 
 def folds(places: Places, training: Training) -> NDArray[np.int64]:
@@ -171,29 +221,79 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
         )
     fold = np.full(len(places), ALWAYS_TRAINING, dtype=np.int64)
     fold[dealt] = np.arange(len(dealt)) % training.folds
+    shares = _shares(places.tied)
+    if shares is None:
+        return fold
+    # Samples that share pictures are dealt again, group by group, to what the others have made of the folds.
+    tied = places.take(shares)
+    assert tied.tied is not None
+    groups = _grouped(tied, tied.tied)
+    alone = fold.copy()
+    alone[shares] = ALWAYS_TRAINING
+    total = np.bincount(places.labels)
+    so_far = _content_of(alone, places.labels, training.folds, len(total))
+    fold[shares] = groups.rows(_deal_groups(groups, so_far, total, len(places), training.seed))
+    if len(np.unique(fold[fold >= 0])) < training.folds:
+        raise GeoError(
+            f"{training.folds} folds of {len(dealt):,} samples, of which {int(shares.sum()):,} share pictures with others",
+            where="training.folds",
+            hint="lower training.folds",
+        )
     return fold
+
+
+def _content_of(
+    fold: NDArray[np.int64], labels: NDArray[np.int64], count: int, classes: int
+) -> NDArray[np.int64]:
+    """How many samples of each class are in each fold: (folds, C)."""
+    content = np.zeros((count, classes), dtype=np.int64)
+    np.add.at(content, (fold[fold >= 0], labels[fold >= 0]), 1)
+    return content
+
+
+def _deal_groups(
+    groups: "_Groups",
+    dealt: NDArray[np.int64],
+    total: NDArray[np.int64],
+    samples: int,
+    seed: int,
+    *,
+    all_of_them: bool = False,
+) -> NDArray[np.int64]:
+    """The fold of each group (G,); `ALWAYS_TRAINING` where a class would have no training sample, or a group is most of all.
+
+    Args:
+        groups: to deal.
+        dealt: (folds, C) samples that are dealt already; changed.
+        total: (C,) samples of each class.
+        samples: their sum.
+        seed: of the order among groups of one size.
+        all_of_them: deal those, too.
+    """
+    fold_of = np.full(len(groups), ALWAYS_TRAINING, dtype=np.int64)
+    random = np.random.default_rng(seed).permutation(len(groups))
+    # The largest first: the small ones even out what they leave. Each goes where the folds stay most alike.
+    for group in random[np.argsort(-groups.sizes[random], kind="stable")]:
+        classes, counts = groups.content(group)
+        after = dealt[:, classes] + counts
+        allowed = (after < total[classes]).all(axis=1)
+        if not all_of_them and (not allowed.any() or groups.sizes[group] > samples / 2):
+            continue
+        # The growth of Σ dealt² ÷ all, over the classes and the whole: even parts make it least.
+        cost = (counts * (after + dealt[:, classes]) / total[classes]).sum(axis=1)
+        size = groups.sizes[group]
+        cost += size * (size + 2 * dealt.sum(axis=1)) / samples
+        best = np.lexsort((cost, ~allowed))[0]
+        fold_of[group] = best
+        dealt[best, classes] += counts
+    return fold_of
 
 
 def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
     count, samples = training.folds, len(places)
     groups = _group(places, training.group_km)
     dealt = np.zeros((count, len(groups.counts)), dtype=np.int64)
-    fold_of = np.full(len(groups), ALWAYS_TRAINING, dtype=np.int64)
-    random = np.random.default_rng(training.seed).permutation(len(groups))
-    # The largest first: the small ones even out what they leave. Each goes where the folds stay most alike.
-    for group in random[np.argsort(-groups.sizes[random], kind="stable")]:
-        classes, counts = groups.content(group)
-        after = dealt[:, classes] + counts
-        allowed = (after < groups.counts[classes]).all(axis=1)
-        if not allowed.any() or groups.sizes[group] > samples / 2:
-            continue
-        # The growth of Σ dealt² ÷ all, over the classes and the whole: even parts make it least.
-        cost = (counts * (after + dealt[:, classes]) / groups.counts[classes]).sum(axis=1)
-        size = groups.sizes[group]
-        cost += size * (size + 2 * dealt.sum(axis=1)) / samples
-        best = np.lexsort((cost, ~allowed))[0]
-        fold_of[group] = best
-        dealt[best, classes] += counts
+    fold_of = _deal_groups(groups, dealt, groups.counts, samples, training.seed)
     in_folds, never = int((fold_of >= 0).sum()), int(groups.sizes[fold_of < 0].sum())
     if in_folds < count:
         raise GeoError(
@@ -210,16 +310,44 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
     return groups.rows(fold_of)
 
 
-def class_folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+def class_folds(
+    labels: NDArray[np.int64], folds: int, seed: int, tied: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Folds (N,) of rows with these labels (N,), each with near equal shares of every class. Unlike `folds`, this depends on the
-    order of rows.
+    order of rows. Rows that are `tied` (N,) come into one fold, if that leaves none empty.
     """
-    return deal(shuffle_by_class(labels, seed), folds)
+    return _keep_together(deal(shuffle_by_class(labels, seed), folds), labels, folds, seed, tied)
 
 
-def random_folds(count: int, folds: int, seed: int) -> NDArray[np.int64]:
-    """Folds (N,) of `count` rows, whatever their labels, of sizes that differ by one at most."""
-    return np.random.default_rng(seed).permutation(count) % folds
+def random_folds(
+    count: int, folds: int, seed: int, tied: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Folds (N,) of `count` rows, whatever their labels, of sizes that differ by one at most; but for rows that are `tied` (N,),
+    which come into one fold, if that leaves none empty.
+    """
+    fold = np.random.default_rng(seed).permutation(count) % folds
+    return _keep_together(fold, np.zeros(count, dtype=np.int64), folds, seed, tied)
+
+
+def _keep_together(
+    fold: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    count: int,
+    seed: int,
+    tied: NDArray[np.int64] | None,
+) -> NDArray[np.int64]:
+    """The same folds (N,), but for rows that are tied to others: these are dealt again, group by group."""
+    shares = _shares(tied)
+    if shares is None or tied is None:
+        return fold
+    total = np.bincount(labels)
+    alone = np.where(shares, ALWAYS_TRAINING, fold)
+    groups = _group_rows(np.arange(int(shares.sum())), number_by_first(tied[shares]), labels[shares])
+    so_far = _content_of(alone, labels, count, len(total))
+    again = fold.copy()
+    again[shares] = groups.rows(_deal_groups(groups, so_far, total, len(labels), seed, all_of_them=True))
+    # Of fewer groups than folds some fold would be empty, and nothing could be chosen at all.
+    return again if len(np.unique(again)) == len(np.unique(fold)) else fold
 
 
 def deal(order: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
@@ -316,7 +444,19 @@ class _Groups:
 def _group(places: Places, km: float) -> _Groups:
     order = np.argsort(places.sample_id.astype(str), kind="stable")
     group = spatial_groups(places.latitude[order], places.longitude[order], km)
-    labels = places.labels[order]
+    if places.tied is not None:
+        group = merge_groups(group, places.tied[order])
+    return _group_rows(order, group, places.labels[order])
+
+
+def _grouped(places: Places, group: NDArray[np.int64]) -> _Groups:
+    """Groups that are given (N,), whatever their numbers."""
+    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    return _group_rows(order, number_by_first(group[order]), places.labels[order])
+
+
+def _group_rows(order: NDArray[np.int64], group: NDArray[np.int64], labels: NDArray[np.int64]) -> _Groups:
+    """Groups and labels (N,) of rows in an order (N,)."""
     counts = np.bincount(labels)
     # Group and class as one number: sorted, a group's classes stand side by side.
     pairs, amounts = np.unique(group * len(counts) + labels, return_counts=True)

@@ -51,17 +51,29 @@ def spatial_groups(
     span = np.maximum(high[a], high[b]) - np.minimum(low[a], low[b])
     near = np.linalg.norm(gap, axis=1) <= step
     sure = np.linalg.norm(span, axis=1) <= step
-    group = _components(len(cubes), a[sure], b[sure])
+    group = components(len(cubes), a[sure], b[sure])
 
     # 5. The rest is measured, but for pairs that others have linked already.
     doubtful = near & ~sure & (group[a] != group[b])
     left, right = a[doubtful], b[doubtful]
     touching = _touching(points[order], first, size, left, right, group, step)
-    group = _components(len(cubes), np.append(a[sure], left[touching]), np.append(b[sure], right[touching]))
+    group = components(len(cubes), np.append(a[sure], left[touching]), np.append(b[sure], right[touching]))
 
     # 6. From cubes back to samples, numbered by the first row of each group.
-    _, rows, number = np.unique(group[cube], return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(rows))[number.ravel()]
+    return number_by_first(group[cube])
+
+
+def number_by_first(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same groups (N,), numbered from 0 in the order of their first rows."""
+    _, rows, number = np.unique(group, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(rows))[number.ravel()])
+
+
+def merge_groups(group: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is together in either grouping (N,) of the same samples, numbered by first rows."""
+    nodes = int(group.max(initial=-1)) + 1
+    linked = components(nodes + int(other.max(initial=-1)) + 1, group, nodes + other)
+    return number_by_first(linked[group])
 
 
 def resampling_groups(
@@ -76,7 +88,7 @@ def resampling_groups(
     return spatial_groups(latitude, longitude, training.group_km)
 
 
-def _components(nodes: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+def components(nodes: int, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
     """The connected component (nodes,) of each node, under links left[k]–right[k]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
 from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Embeddings, Store, read_store
+from geo_embed.cache.store import Embeddings, Store, read_content_hash, read_store
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import say, warn
+from geo_embed.data.duplicates import shared_pictures, tied_samples
 from geo_embed.data.holdout import Places
 from geo_embed.data.samples import Samples, load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
@@ -32,6 +33,7 @@ class Examples:
         labels: (N,) classes of `encoder`.
         truth: of the N samples.
         encoder: the states that occur among them.
+        tied: (N,) groups of samples that share pictures; None where nothing is shared, or known of it.
     """
 
     sample_id: NDArray[np.object_]
@@ -40,6 +42,7 @@ class Examples:
     labels: NDArray[np.int64]
     truth: Truth
     encoder: LabelEncoder
+    tied: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -47,7 +50,7 @@ class Examples:
     @property
     def places(self) -> Places:
         """What a split is dealt by."""
-        return Places(self.sample_id, self.labels, self.truth.latitude, self.truth.longitude)
+        return Places(self.sample_id, self.labels, self.truth.latitude, self.truth.longitude, self.tied)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,21 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
         encoder.encode(truth.state_idx),
         truth,
         encoder,
+        _find_tied(embeddings, rows, truth),
     )
+
+
+def _find_tied(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
+    """Which of some rows (N,) of embeddings share pictures, by the bytes that they were made from."""
+    content = read_content_hash(embeddings.store)[rows]
+    # An import's content is the embedding's own bytes; 0 stands for nothing known.
+    known = embeddings.present[rows] & (content != 0)
+    shared = shared_pictures(content, known, truth.latitude, truth.longitude)
+    tied = tied_samples(shared, len(rows))
+    if tied is not None:
+        count = int((np.bincount(tied)[tied] > 1).sum())
+        say(f"{count:,} samples share pictures with others: they stay on one side of every split")
+    return tied
 
 
 def find_prior(examples: Examples, train: NDArray[np.bool_]) -> Prior:
@@ -151,19 +168,22 @@ class Rows:
         present: (N, V) bool, at least one True in each row.
         labels: (N,) classes.
         points: (N, 3) float64 unit vectors of the true places.
+        tied: (N,) int64 groups of examples that share pictures, or None.
     """
 
     views: "Tensor"
     present: "Tensor"
     labels: "Tensor"
     points: "Tensor"
+    tied: "Tensor | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: "Tensor") -> "Rows":
         """Some of them."""
-        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index])
+        tied = None if self.tied is None else self.tied[index]
+        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index], tied)
 
 
 def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device") -> Rows:
@@ -178,4 +198,5 @@ def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device")
         torch.from_numpy(examples.present[kept]).to(device),
         torch.from_numpy(examples.labels[kept]).to(device),
         torch.from_numpy(points).to(device),
+        None if examples.tied is None else torch.from_numpy(examples.tied[kept]).to(device),
     )

@@ -152,7 +152,8 @@ def fit_run(
     panel = Panel([part.heads for part in fitted])
     val_predictions = _out_of_fold(examples, splits, predictions, val)
     if training.calibration != "none" and val.any():
-        val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training)
+        tied = None if examples.tied is None else examples.tied[val]
+        val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training, tied)
     truth = examples.truth.take(val)
     groups = resampling_groups(truth.latitude, truth.longitude, training)
     scores = final_metrics(val_predictions, truth, groups=groups)
@@ -326,13 +327,17 @@ def _out_of_fold(
 
 
 def _calibrate(
-    panel: Panel, predictions: Predictions, labels: NDArray[np.int64], training: Training
+    panel: Panel,
+    predictions: Predictions,
+    labels: NDArray[np.int64],
+    training: Training,
+    tied: NDArray[np.int64] | None,
 ) -> Predictions:
     """Calibrate a panel on validation predictions of these classes (n,); and the predictions, each by a calibration that hasn't
     seen it, so that what is reported holds for new samples.
     """
     probabilities = panel.calibrate(
-        predictions.probabilities, labels, training.calibration, seed=training.seed
+        predictions.probabilities, labels, training.calibration, seed=training.seed, tied=tied
     )
     return replace(predictions, probabilities=probabilities)
 

@@ -7,7 +7,9 @@ log-probabilities (n, C) and labels (n,), n > 0, to a `Calibration`.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,7 +164,13 @@ def apply(calibration: Calibration, log_probabilities: Tensor) -> Tensor:
 
 
 def cross_fitted(
-    log_probabilities: Tensor, labels: Tensor, kind: str, *, folds: int = 5, seed: int = 0
+    log_probabilities: Tensor,
+    labels: Tensor,
+    kind: str,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    tied: NDArray[np.int64] | None = None,
 ) -> Tensor:
     """Log-probabilities (n, C), each row calibrated by a calibration that hasn't seen it.
 
@@ -172,8 +180,9 @@ def cross_fitted(
         kind: of the calibration.
         folds: parts that the rows are dealt into, at least 2; a single row stays as it is.
         seed: of the dealing.
+        tied: (n,) groups of rows that come into one part.
     """
-    fold = torch.from_numpy(random_folds(len(labels), max(2, folds), seed)).to(labels.device)
+    fold = torch.from_numpy(random_folds(len(labels), max(2, folds), seed, tied)).to(labels.device)
     calibrated = torch.empty_like(log_probabilities)
     for part in range(max(2, folds)):
         val = fold == part
@@ -184,13 +193,19 @@ def cross_fitted(
 
 
 def reliability(
-    log_probabilities: Tensor, labels: Tensor, kind: str, *, folds: int = 5, seed: int = 0
+    log_probabilities: Tensor,
+    labels: Tensor,
+    kind: str,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    tied: NDArray[np.int64] | None = None,
 ) -> dict[str, dict[str, float]]:
     """What a calibration is worth: `{before: {ece, nll}, after: {ece, nll}}`, the latter cross-fitted.
 
     The arguments are those of `cross_fitted`. There is at least one row.
     """
-    after = cross_fitted(log_probabilities, labels, kind, folds=folds, seed=seed)
+    after = cross_fitted(log_probabilities, labels, kind, folds=folds, seed=seed, tied=tied)
     return {"before": _measure(log_probabilities, labels), "after": _measure(after, labels)}
 
 

@@ -39,9 +39,16 @@ class Panel(nn.Module):
         self.reliability: dict[str, Any] | None = None
 
     def calibrate(
-        self, probabilities: NDArray[np.float32], labels: NDArray[np.int64], kind: str, *, seed: int
+        self,
+        probabilities: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        kind: str,
+        *,
+        seed: int,
+        tied: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Fit the calibration on the panel's probabilities (n, C) for held-out samples of these labels (n,).
+        """Fit the calibration on the panel's probabilities (n, C) for held-out samples of these labels (n,), some of them `tied`
+        (n,) by pictures that they share.
 
         `reliability` is then what it is worth. One that doesn't help on samples that it hasn't seen is left out.
 
@@ -49,7 +56,7 @@ class Panel(nn.Module):
             The same probabilities, each row calibrated by a calibration that hasn't seen it.
         """
         logs, truth = torch.from_numpy(probabilities).log(), torch.from_numpy(labels)
-        self.reliability = calibration.reliability(logs, truth, kind, seed=seed)
+        self.reliability = calibration.reliability(logs, truth, kind, seed=seed, tied=tied)
         before, after = (self.reliability[when]["nll"] for when in ("before", "after"))
         if after >= before:
             warn(
@@ -57,7 +64,7 @@ class Panel(nn.Module):
             )
             return probabilities
         self.calibration = calibration.fit_calibration(logs, truth, kind)
-        return np.asarray(calibration.cross_fitted(logs, truth, kind, seed=seed).exp().numpy())
+        return np.asarray(calibration.cross_fitted(logs, truth, kind, seed=seed, tied=tied).exp().numpy())
 
     def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
