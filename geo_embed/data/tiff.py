@@ -11,6 +11,8 @@ SUB_IFDS, DNG_VERSION = 330, 50706
 MIN_IS_WHITE = 0
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+# Of the old kind, whose pixels may be found by other tags.
+_OLD_JPEG_COMPRESSION = 6
 _JPEG_COMPRESSION = 7
 # Offsets, sizes, and the tables that all have in common, without tiles and with.
 _JPEG_TAGS = {False: (_STRIP_OFFSETS, 279, 347), True: (_TILE_OFFSETS, 325, 347)}
@@ -116,6 +118,8 @@ def find_refusal(data: bytes, directory: Directory) -> str:
     # The header isn't what it was once the directory is written anew.
     header = 16 if directory.big else 8
     starts = directory.values.get(_STRIP_OFFSETS, ()) + directory.values.get(_TILE_OFFSETS, ())
+    if not starts and directory.first(COMPRESSION, 1) != _OLD_JPEG_COMPRESSION:
+        return "a damaged TIFF: it doesn't say where its pixels lie; download the picture again"
     if min(starts, default=header) < header or _has_values_in_header(data, directory, header):
         return "a damaged TIFF: pixels or tags are said to lie in its header; download the picture again"
     # libtiff unpacks floats in the machine's order, and PIL takes them for the file's.

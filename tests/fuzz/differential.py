@@ -31,8 +31,8 @@ from pictures import corpus, png_chunk, with_segment
 
 from geo_embed.data.images import DamagedImage, UnreadableImage, decode
 
-# A picture of the corpus has some thousand pixels: more than this for one is a header that is believed.
-MOST_SECONDS, MOST_MEGABYTES = 5.0, 1500
+# Of our decoding, twice, and of PIL's: 100 megapixels are allowed, and take some seconds and gigabytes of both together.
+MOST_SECONDS, MOST_MEGABYTES = 20.0, 3000
 Pixels = NDArray[np.uint8]
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
