@@ -44,7 +44,7 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     directory = Path(name)
-    if is_directory(directory):
+    if _is_directory(directory):
         if not (directory / "config.json").is_file() or not _has_weights(directory):
             raise GeoError(
                 "no Hugging Face model here: it needs config.json and model.safetensors",
@@ -190,7 +190,7 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def is_directory(path: Path) -> bool:
+def _is_directory(path: Path) -> bool:
     """Whether there is a directory of this name, of whatever length and letters."""
     try:
         return path.is_dir()

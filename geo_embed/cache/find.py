@@ -7,7 +7,7 @@ import numpy as np
 
 from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
-from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights, is_directory
+from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
@@ -223,10 +223,9 @@ def _wanted(model: Model) -> dict[str, Any]:
     try:
         directory = find_backbone(model.backbone_name, download=False)
     except GeoError:
-        # The name decides only where the weights themselves can't: where there are none. Damaged ones are an error.
-        if is_directory(Path(model.backbone_name)):
-            raise
+        # The name decides only where the weights themselves can't: where there are none. A folder may share an import's name.
         return wanted
+    # Weights that are there and can't be read are an error: they could be any store's.
     wanted["weights_sha256"] = hash_weights(directory)
     wanted["function"] = read_function(directory).to_dict()
     wanted["preprocessing"] = read_preprocessing(directory, exact=model.exact).to_dict()

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from small import Small, command, files
 
+from geo_embed.cache.exchange import import_embeddings
 from geo_embed.cache.find import find_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
@@ -176,3 +178,18 @@ def test_the_nearest_store_is_named_with_what_sets_it_apart(small: Small) -> Non
     with pytest.raises(GeoError, match="differs in resize: 'torch', not 'pil'") as refused:
         find_store(small.config(model__exact=True), "train")
     assert refused.value.hint == f"geo extract --split train --backbone {small.backbone}"
+
+
+def test_a_folder_of_an_imports_name_that_holds_no_model_is_no_obstacle(small: Small, tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.ones((8, 4, 3), dtype=np.float32))
+    config = small.config(model__backbone_name="mine")
+    made = import_embeddings(config, tmp_path / "e.npy", "train", "mine")
+    Path("mine").mkdir()
+    assert find_store(config, "train").path == made.store
+
+
+def test_weights_that_are_there_but_damaged_are_not_passed_over_for_a_name(small: Small) -> None:
+    extract(small.config(), "train")
+    (small.backbone / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(GeoError, match="not a readable safetensors file"):
+        find_store(small.config(), "train")
