@@ -165,3 +165,7 @@ def corpus() -> Iterator[tuple[str, Callable[[], bytes]]]:
             yield f"AVIF {mode} {size}", of(mode, "AVIF", size, speed=10)
             yield f"ICO {mode} {size}", of(mode, "ICO", size)
             yield f"QOI {mode} {size}", of(mode, "QOI", size)
+        for mode in ("P", "RGBA"):
+            yield f"ICNS {mode} {size}", of(mode, "ICNS", size)
+        yield f"MPO {size}", of("RGB", "MPO", size)
+        yield f"IM {size}", of("RGB", "IM", size)

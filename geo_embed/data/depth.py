@@ -65,7 +65,8 @@ def _band_to_rgb(image: Image.Image, key: tuple[int, ...]) -> Pixels:
         rgb = np.asarray(image.convert("RGB"), dtype=np.uint8).copy()
         rgb[(samples.reshape(*samples.shape[:2], -1) == key).all(axis=2)] = 255
         return rgb
-    if image.has_transparency_data:
+    palette_has_alpha = image.palette is not None and image.palette.mode.endswith("A")
+    if image.getbands()[-1] in ("A", "a") or "transparency" in image.info or palette_has_alpha:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)

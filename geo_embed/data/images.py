@@ -274,7 +274,8 @@ def _decode_upright_jpeg(data: bytes, simplejpeg: Any) -> Pixels | None:
         if colorspace not in ("YCbCr", "Gray", "GRAY") or height * width > MAX_PIXELS:
             return None
         return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), dtype=np.uint8)
-    except ValueError:
+    except Exception:
+        # Also of what simplejpeg doesn't know, such as rare subsamplings (KeyError): PIL has a look.
         return None
 
 

@@ -241,7 +241,7 @@ def _decoded(data: bytes, jpeg: Jpeg, left: list[int]) -> tuple[str, bytes]:
         left[0] -= 1
         try:
             return complaint, simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=strict).tobytes()
-        except ValueError as error:
+        except Exception as error:
             said = str(error) or "broken"
             complaint = complaint or ("" if _EXTRANEOUS.search(said) else said)
     return complaint, b""
@@ -253,7 +253,7 @@ def _complaint(data: bytes, jpeg: Jpeg, left: list[int]) -> str:
     left[0] -= 1
     try:
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if jpeg.components == 4 else "RGB", strict=True)
-    except ValueError as error:
+    except Exception as error:
         return str(error) or "broken"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from pictures import encoded, exif, scene, with_exif, with_segment
+from PIL import Image
 
 from geo_embed.data.images import DamagedImage, UnreadableImage, decode
 from geo_embed.data.jpeg import find_loss, read_jpeg
@@ -169,3 +171,12 @@ def test_nothing_is_read_beyond_a_segment_that_claims_more_than_there_is() -> No
     assert read_jpeg(head + struct.pack(">H", 0xFFE1) + b"\xff\xff").essence
     assert read_jpeg(b"\xff\xd8\xff\xe1\xff\xff").essence == b""
     assert read_jpeg(b"\xff\xd8" + b"\xff" * 5000).essence == b""
+
+
+@pytest.mark.parametrize("sampling", [0x12, 0x14, 0x24, 0x31, 0x41])
+def test_a_subsampling_that_simplejpeg_does_not_know_is_left_to_pil(sampling: int) -> None:
+    """It ended in a KeyError. No encoder at hand makes these; a forged header serves, whose picture is damaged."""
+    data = bytearray(encoded(scene(64, 64), "JPEG", subsampling="4:4:4"))
+    data[data.index(b"\xff\xc0") + 11] = sampling
+    theirs = Image.open(io.BytesIO(bytes(data))).convert("RGB")
+    assert (decode(bytes(data), accept_damage=True) == np.asarray(theirs)).all()

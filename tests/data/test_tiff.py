@@ -116,3 +116,19 @@ def test_a_header_that_claims_the_world_is_refused() -> None:
     ):
         with pytest.raises(UnreadableImage):
             decode(data)
+
+
+def test_pixels_and_tags_in_the_header_or_nowhere_are_refused() -> None:
+    """The header is written anew: they would be other pixels than PIL's. What the fuzzer found."""
+    whole = rgb()
+    bits = whole.index(struct.pack("<HHI", 258, 3, 3))
+    strips = whole.index(struct.pack("<HHI", 273, 4, 1))
+    for data in (
+        retagged(whole, 273, 0),
+        retagged(whole, 273, 1),
+        retagged(whole, 258, 5),
+        whole[: strips + 4] + bytes(4) + whole[strips + 8 :],
+        whole[: bits + 4] + struct.pack("<II", 2**20, 0) + whole[bits + 12 :],
+    ):
+        with pytest.raises(UnreadableImage, match="a damaged TIFF"):
+            decode(data, accept_damage=True)

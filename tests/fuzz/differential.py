@@ -1,4 +1,5 @@
-"""Our decoder against PIL's over damaged files: equal, or refused by name. Each draw follows from its number alone.
+"""Our decoder against PIL's over damaged files: equal, or refused by name. Each draw follows from its number alone, as long as the corpus
+is the same.
 
     python tests/fuzz/differential.py --seconds 3600 --seed 1 --out fuzz-findings
 

@@ -44,12 +44,6 @@ def test_a_damaged_file_is_pils_picture_or_has_a_reason(first: int) -> None:
     assert wrong == {}
 
 
-@pytest.mark.parametrize("number", [1018381, 1046954, 1053514, 1069987, 1109419, 1109441, 5062033])
-def test_what_was_found_once_stays_mended(number: int) -> None:
-    """TIFFs whose pixels or tags lie in their header, or nowhere."""
-    assert finding(damaged(number)[1])[0] == ""
-
-
 def test_another_picture_another_exception_and_a_reason_of_two_lines_are_findings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
