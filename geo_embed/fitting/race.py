@@ -196,7 +196,9 @@ def _race_small(
     cells, device = region.cells, rows.labels.device
     assert cells is not None
     members = _affordable(_small_members(base, fusion, len(rows)), rows, region, budget)
-    val_parts = [part.to(device) for part in _folds(rows, _SMALL_FOLDS, seed)]
+    val_parts = [
+        part.to(device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed, _tied(rows))
+    ]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
         cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
@@ -238,7 +240,7 @@ def _race_large(
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
     """
     # A tenth is held out; of it, and of a shuffle of the rest, the first rows take part.
-    val_part, *train_parts = _folds(rows, 10, seed)
+    val_part, *train_parts = _folds(rows.labels.cpu().numpy(), 10, seed, _tied(rows))
     shuffled = torch.cat(train_parts)[
         torch.randperm(sum(map(len, train_parts)), generator=torch.Generator().manual_seed(seed))
     ]
@@ -399,10 +401,15 @@ def _mix(answers: list[Answer], inner: _InnerValidation) -> tuple[float, ...]:
     return tuple(float(count) for count in best_counts / best_counts.sum())
 
 
-def _folds(rows: Rows, count: int, seed: int) -> list[Tensor]:
+def _tied(rows: Rows) -> NDArray[np.int64] | None:
+    return None if rows.tied is None else rows.tied.cpu().numpy()
+
+
+def _folds(
+    labels: NDArray[np.int64], count: int, seed: int, tied: NDArray[np.int64] | None = None
+) -> list[Tensor]:
     """The rows of each fold, ascending."""
-    tied = None if rows.tied is None else rows.tied.cpu().numpy()
-    fold = class_folds(rows.labels.cpu().numpy(), count, seed, tied)
+    fold = class_folds(labels, count, seed, tied)
     return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 

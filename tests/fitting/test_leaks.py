@@ -12,13 +12,15 @@ from conftest import Country
 from small import command
 
 from geo_embed.cache.exchange import import_embeddings
-from geo_embed.cache.store import open_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import open_store, read_content_hash
 from geo_embed.config import Config
 from geo_embed.data.holdout import stratified_split
 from geo_embed.data.samples import load_samples, truth_of
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
-from geo_embed.fitting.leaks import CachedViews, check_leaks, leaks
+from geo_embed.fitting.examples import open_training_data
+from geo_embed.fitting.leaks import CachedViews, Leak, check_leaks, leaks
 
 # Along a meridian.
 KM = 1 / 111.19492664455873
@@ -133,23 +135,46 @@ def one_of_each_part(config: Config) -> tuple[int, int]:
     return int(np.flatnonzero(val)[0]), int(np.flatnonzero(~val)[0])
 
 
-def test_the_same_image_on_both_sides_is_found_whichever_way_it_looks(own: Country) -> None:
+def usual_split(config: Config) -> tuple[np.ndarray, CachedViews]:
+    """The split as it would be if nothing were known of shared pictures, and what is cached."""
+    examples = open_training_data(config).examples
+    content = read_content_hash(find_store(config, "train"))
+    val = stratified_split(
+        examples.sample_id, examples.labels, config.training.val_split, config.training.seed
+    )
+    return val, CachedViews(examples.values, examples.present, content)
+
+
+def assert_found_and_kept_together(config: Config, held_out: int, training: int) -> None:
+    val, views = usual_split(config)
+    zeros = np.zeros(len(val))
+    far = np.arange(len(val)) * 2.0
+    found = [leak for leak in leaks(val, zeros, far, views, km=0) if leak.kind == "view"]
+    assert found == [Leak("view", held_out, training, 1.0)]
+    # And the split that is made knows of it.
+    assert [leak for leak in check_leaks(config, km=0).leaks if leak["kind"] == "view"] == []
+
+
+def test_the_same_image_on_both_sides_is_found_and_no_split_has_it_there(own: Country) -> None:
     held_out, training = one_of_each_part(own.config())
     samples = load_samples(own.config(), "train")
     north, west = (samples.view_names.index(view) for view in ("north", "west"))
     image = samples.image_root / str(samples.images[held_out, west])
     image.write_bytes((samples.image_root / str(samples.images[training, north])).read_bytes())
     extract(own.config(), "train")
-    leak = {
-        "kind": "view",
-        "held_out": samples.sample_id[held_out],
-        "training": samples.sample_id[training],
-        "value": 1.0,
-    }
-    assert [leak for leak in check_leaks(own.config(), km=0).leaks if leak["kind"] == "view"] == [leak]
+    assert_found_and_kept_together(own.config(), held_out, training)
 
 
-def test_the_same_embedding_imported_on_both_sides_is_found(config: Config, tmp_path: Path) -> None:
+def test_a_placeholder_on_both_sides_is_a_leak_that_no_split_can_avoid(own: Country) -> None:
+    samples = load_samples(own.config(), "train")
+    blank = (samples.image_root / str(samples.images[0, 0])).read_bytes()
+    for row in range(1, 60):
+        (samples.image_root / str(samples.images[row, 2])).write_bytes(blank)
+    extract(own.config(), "train")
+    assert any(leak["kind"] == "view" for leak in check_leaks(own.config(), km=0).leaks)
+
+
+def test_the_same_embedding_imported_on_both_sides_is_found_likewise(config: Config, tmp_path: Path) -> None:
     held_out, training = one_of_each_part(config)
     samples = load_samples(config, "train")
     values = np.random.default_rng(0).normal(size=(*samples.images.shape, 8)).astype(np.float16)
@@ -159,10 +184,7 @@ def test_the_same_embedding_imported_on_both_sides_is_found(config: Config, tmp_
     model = config.model.model_copy(update={"backbone_name": "mine"})
     config = config.model_copy(update={"paths": paths, "model": model})
     import_embeddings(config, tmp_path / "train.npy", "train", "mine")
-    found = [leak for leak in check_leaks(config, km=0).leaks if leak["kind"] == "view"]
-    assert [(leak["held_out"], leak["training"]) for leak in found] == [
-        (samples.sample_id[held_out], samples.sample_id[training])
-    ]
+    assert_found_and_kept_together(config, held_out, training)
 
 
 def test_a_spatial_split_and_spatial_folds_leak_no_place(own: Country) -> None:

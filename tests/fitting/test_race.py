@@ -290,6 +290,12 @@ def test_folds_cover_everything_once_and_share_every_class() -> None:
     parts = room._folds(labels, 4, seed=1)
     assert torch.cat(parts).sort().values.tolist() == list(range(68))
     assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
+    tied = np.arange(68)
+    tied[[3, 41, 60, 67]] = 3
+    fold = np.empty(68, dtype=int)
+    for k, part in enumerate(room._folds(labels, 4, 1, tied)):
+        fold[part.numpy()] = k
+    assert len(set(fold[[3, 41, 60, 67]])) == 1
 
 
 @pytest.mark.slow
