@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from geo_embed.config import Config
-from geo_embed.errors import GeoError
+from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import is_deep, read_toml
 from geo_embed.plugins import load_plugins
 
@@ -134,9 +134,12 @@ def _check_plain(key: str, value: Any, where: str) -> None:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if path.is_symlink() or path.exists():
+    try:
         return read_toml(path)
-    raise GeoError("there is no such configuration file", where=path, hint="write one with: geo config init")
+    except AbsentError as error:
+        raise GeoError(
+            "there is no such configuration file", where=path, hint="write one with: geo config init"
+        ) from error
 
 
 def _parse(key: str, text: str) -> Any:

@@ -3,22 +3,28 @@
 stdout carries results only; everything else goes to stderr.
 """
 
-import signal
+import errno
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from geo_embed import __version__
 from geo_embed.cli import cache, data, prediction, tools, training
-from geo_embed.cli.options import FAULT, GLOBALS
-from geo_embed.console import set_quiet
+from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
+from geo_embed.console import complain, forget_stream, never_fail_at_letters, news_lost, set_quiet
 from geo_embed.errors import GeoError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (training.app, prediction.app, tools.app):
     app.add_typer(commands)
@@ -56,34 +62,98 @@ def _main(
     set_quiet(quiet)
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit as the contract says."""
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command, say what went wrong, and exit as the contract says."""
     words = sys.argv[1:] if arguments is None else arguments
     GLOBALS.command = ("geo", *words)
-    signal.signal(signal.SIGTERM, _interrupt)
+    never_fail_at_letters()
+    code: int | str | None = FAULT
     try:
-        app(_spread_images(words), prog_name="geo")
+        app(_spread_images(globals_first(words, get_command(app))), prog_name="geo")
+    except SystemExit as end:
+        # The parser has its own way with a pipe that is closed, which says nothing of it.
+        code = PIPE_CLOSED if isinstance(end.__context__, BrokenPipeError) else end.code
+    except BrokenPipeError:
+        code = PIPE_CLOSED
     except GeoError as error:
         _complain(str(error), error.hint)
-    except Exception as error:
-        # A fault of ours: still one clear line, and the traceback for whoever asks.
+    except MemoryError:
         _complain(
-            f"unexpected {type(error).__name__}: {error}", "run it again with -v and report what it prints"
+            "not enough memory", "close other programs, or ask for less: --batch-size, --workers, --limit"
         )
-    sys.exit(FAULT)
+    except Exception as error:
+        # A fault of ours, or of the disk that stdout goes to: still one clear line, and the traceback for whoever asks.
+        _complain(*_unexpected(error))
+    sys.exit(_flushed(code))
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    """SIGTERM ends a command as Ctrl-C does: what is in flight is written, then it exits with 130."""
-    raise KeyboardInterrupt
+def _unexpected(error: Exception) -> tuple[str, str]:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"can't write: {error.strerror}", "free the disk, or send the output elsewhere"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror} ({error.filename!s:.200})", "name another file or folder, or mend this one"
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"this locale has no letters for a name: {error}",
+            "choose one that has: export LC_ALL=C.UTF-8, or PYTHONUTF8=1",
+        )
+    return f"unexpected {type(error).__name__}: {error}", "run it again with -v and report what it prints"
+
+
+def _flushed(code: int | str | None) -> int | str | None:
+    """The exit code, once all that was printed is where it goes, or can't go there."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            forget_stream(sys.stdout)
+            code = code or PIPE_CLOSED
+        except (OSError, ValueError) as error:
+            forget_stream(sys.stdout)
+            if not code:
+                _complain(f"can't write to stdout: {error}", "free the disk, or send the output elsewhere")
+                code = FAULT
+    return FAULT if news_lost() and not code else code
 
 
 def _complain(what: str, hint: str) -> None:
     if GLOBALS.verbose:
-        traceback.print_exc()
-    print(f"error: {what}", file=sys.stderr)
+        with suppress(OSError):
+            traceback.print_exc()
+    complain(f"error: {what}")
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        complain(f"hint: {hint}")
+
+
+def globals_first(arguments: list[str], command: Any) -> list[str]:
+    """The options of `geo` itself, moved before the command wherever they stand; what follows `--`, and values, stay.
+
+    Args:
+        arguments: the command line without `geo`.
+        command: `geo`, as the parser knows it.
+    """
+    own = {name: option for option in command.params for name in option.opts if name != "--version"}
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+            break
+        name, equals, _ = word.partition("=")
+        options = {known: option for option in command.params for known in option.opts}
+        option = own.get(name) or options.get(name)
+        if option is not None and not equals and not getattr(option, "is_flag", True):
+            # The option's value, whatever it looks like; of an option that has none the parser says so, where it comes last.
+            value = next(words, None)
+            if value is None:
+                return [*first, word] if name in own else [*first, *rest, word]
+            (first if name in own else rest).extend((word, value))
+            continue
+        (first if name in own else rest).append(word)
+        if option is None and not word.startswith("-"):
+            command = getattr(command, "commands", {}).get(word, command)
+    return first + rest
 
 
 def _spread_images(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from geo_embed.cli.options import (
 )
 from geo_embed.cli.show import print_result, readable_size
 from geo_embed.cli.threads import wait_passively
+from geo_embed.console import show
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
 
@@ -77,7 +78,7 @@ def _cache_info(
                 ],
             )
         for problem in problems:
-            print(f"can't be read: {problem.message} ({problem.store})")
+            show(f"can't be read: {problem.message} ({problem.store})")
 
 
 @cache_app.command("verify", epilog="Example: `geo cache verify --split train --deep`")
@@ -118,15 +119,15 @@ def _cache_verify(
     print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
     if not GLOBALS.as_json:
         for problem in problems:
-            print(f"{problem.where}: {problem.message} ({problem.store})")
+            show(f"{problem.where}: {problem.message} ({problem.store})")
         for left in pending:
             parts = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
-            print(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
+            show(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
             for next_command in left.commands:
-                print(f"    {next_command}")
+                show(f"    {next_command}")
         if problems and repair:
-            print("The rows of damaged chunks are pending again. Next: geo extract")
-        print(f"{len(problems):,} problems")
+            show("The rows of damaged chunks are pending again. Next: geo extract")
+        show(f"{len(problems):,} problems")
     if refusals:
         raise refusals[0]
     if problems:

@@ -1,6 +1,5 @@
 """`geo data`: the dataset."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from geo_embed.cli.options import (
 )
 from geo_embed.cli.show import print_result, print_splits
 from geo_embed.cli.threads import wait_passively
+from geo_embed.console import complain, show
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
 
@@ -39,9 +39,9 @@ def _data_check(
     if not GLOBALS.as_json:
         for checked in checks:
             for problem in checked.problems:
-                print(f"{problem.kind}: {problem.message} ({problem.where})")
+                show(f"{problem.kind}: {problem.message} ({problem.where})")
             for warning in checked.warnings:
-                print(f"warning: {warning.kind}: {warning.message} ({warning.where})")
+                show(f"warning: {warning.kind}: {warning.message} ({warning.where})")
     if any(checked.problems for checked in checks):
         raise typer.Exit(CHECK_FAILED)
 
@@ -73,11 +73,11 @@ def _data_leaks(
     if not GLOBALS.as_json:
         for kind in dict.fromkeys(leak["kind"] for leak in leakage.leaks):
             alike = [leak for leak in leakage.leaks if leak["kind"] == kind]
-            print(f"same {kind}: {len(alike):,}")
+            show(f"same {kind}: {len(alike):,}")
             for leak in alike[:5]:
                 similarity = f"{leak['value']:.3f} km" if kind == "place" else f"cosine {leak['value']:.4f}"
-                print(f"  {leak['held_out']} is held out, {leak['training']} is not ({similarity})")
+                show(f"  {leak['held_out']} is held out, {leak['training']} is not ({similarity})")
     if leakage.leaks:
         if config.training.validation == "random":
-            print("hint: hold whole places out with --set training.validation=spatial", file=sys.stderr)
+            complain("hint: hold whole places out with --set training.validation=spatial")
         raise typer.Exit(CHECK_FAILED)

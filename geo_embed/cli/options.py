@@ -9,7 +9,8 @@ import typer
 from geo_embed.config import Config, Device, Dtype, OnDamagedImage
 from geo_embed.settings import resolve
 
-FAULT, CHECK_FAILED = 1, 3
+# 141: what a shell says of a command that a closed pipe has ended.
+FAULT, CHECK_FAILED, PIPE_CLOSED = 1, 3, 141
 
 Split = Literal["train", "test", "all"]
 

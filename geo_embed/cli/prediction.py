@@ -22,6 +22,7 @@ from geo_embed.cli.options import (
 from geo_embed.cli.show import metric_rows, print_findings, print_result, print_splits, print_table
 from geo_embed.cli.threads import wait_passively
 from geo_embed.config import EnsembleMethod
+from geo_embed.console import show
 
 app = typer.Typer()
 submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
@@ -65,7 +66,8 @@ def _evaluate(
     if not GLOBALS.as_json:
         for score in scores:
             for name in tables:
-                print(f"\n[{score['split']}, by {name}]")
+                show()
+                show(f"[{score['split']}, by {name}]")
                 print_table(score[name])
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from geo_embed.cli.options import GLOBALS
+from geo_embed.console import harmless, harmless_json, show
 
 
 def print_result(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
     """A command's result: JSON of `result`, or `rows` as a table for people."""
     if GLOBALS.as_json:
-        print(json.dumps(plain(result), allow_nan=False, ensure_ascii=False))
+        print(harmless_json(json.dumps(plain(result), allow_nan=False, ensure_ascii=False)))
         return
-    shown = [(name, str(value)) for name, value in rows]
+    shown = [(harmless(name), str(value)) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        print(f"{name:<{width}}  {value}")
+        show(f"{name:<{width}}  {value}")
 
 
 def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:
@@ -28,7 +29,7 @@ def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[
     for result in results:
         if split == "all":
             name = result["split"] if isinstance(result, dict) else result.split
-            print(f"[{name}]")
+            show(f"[{name}]")
         print_result(result, rows(result))
 
 
@@ -40,22 +41,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             return "–"
         if isinstance(value, float):
             return f"{value:,.1f}" if name.endswith("km") else f"{value:.4f}"
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return f"{value:,}" if isinstance(value, int) else harmless(str(value))
 
-    cells = [list(rows[0]), *([text(name, value) for name, value in row.items()] for row in rows)]
+    cells = [
+        [harmless(name) for name in rows[0]],
+        *([text(name, value) for name, value in row.items()] for row in rows),
+    ]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     numbers = [not isinstance(value, str) for value in rows[0].values()]
     for row in cells:
         columns = zip(row, widths, numbers, strict=True)
-        print("  ".join(f"{cell:{'>' if right else '<'}{width}}" for cell, width, right in columns).rstrip())
+        show("  ".join(f"{cell:{'>' if right else '<'}{width}}" for cell, width, right in columns).rstrip())
 
 
 def print_findings(errors: list[str], warnings: list[str]) -> None:
     if not GLOBALS.as_json:
         for finding in errors:
-            print(f"error: {finding}")
+            show(f"error: {finding}")
         for finding in warnings:
-            print(f"warning: {finding}")
+            show(f"warning: {finding}")
 
 
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:

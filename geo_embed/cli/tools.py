@@ -24,6 +24,7 @@ from geo_embed.cli.show import (
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
+from geo_embed.console import show
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing
 from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
@@ -57,13 +58,15 @@ def _demo(
         ],
     )
     if not GLOBALS.as_json:
-        print(
-            f"\nThat was a synthetic country and a random backbone, in {result.seconds:.0f} s. With your own data:\n"
+        show()
+        show(
+            f"That was a synthetic country and a random backbone, in {result.seconds:.0f} s. With your own data:"
         )
+        show()
         # `make demo` leaves the virtual environment's `geo` off the PATH.
         geo = "geo" if shutil.which("geo") else os.path.relpath(Path(sys.executable).with_name("geo"))
         for command in ("data check --split all", "extract --split all", "fit-heads", "submit"):
-            print(f"    {geo} --set paths.data_root=YOUR_DATA {command}")
+            show(f"    {geo} --set paths.data_root=YOUR_DATA {command}")
 
 
 @config_app.command("show", epilog="Example: `geo --set training.seed=1 config show`")
@@ -122,8 +125,9 @@ def _bench(
     print_result({**asdict(bench), **headline}, [("machine", bench.machine)])
     if not GLOBALS.as_json:
         for m in bench.measurements:
-            print(f"\n{m.what}")
-            print(f"  ours      {m.ours:10,.3g} {m.unit}")
-            print(f"  baseline  {m.baseline:10,.3g} {m.unit}  {m.against}")
-            print(f"  ratio     {m.ratio:10,.2f}")
-            print(f"  limit     {m.limit:10,.3g} {m.unit}  {m.bound}")
+            show()
+            show(m.what)
+            show(f"  ours      {m.ours:10,.3g} {m.unit}")
+            show(f"  baseline  {m.baseline:10,.3g} {m.unit}  {m.against}")
+            show(f"  ratio     {m.ratio:10,.2f}")
+            show(f"  limit     {m.limit:10,.3g} {m.unit}  {m.bound}")

@@ -28,6 +28,7 @@ from geo_embed.cli.show import (
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import OnBadImage, Preset
+from geo_embed.console import show
 from geo_embed.registry import FUSIONS
 
 app = typer.Typer()
@@ -90,9 +91,9 @@ def _extract(
     if not GLOBALS.as_json:
         for extraction in extractions:
             for bad in extraction.skipped:
-                print(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+                show(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
             for bad in extraction.damaged:
-                print(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+                show(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
 
 
 def known_fusion(name: str | None) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from geo_embed.config import Config
 from geo_embed.console import say
-from geo_embed.errors import GeoError
+from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import read_toml
 from geo_embed.heads.heads import effective_settings
 from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
@@ -96,13 +96,14 @@ SPACE: dict[str, Any] = {
 
 def read_space(path: Path, config: Config) -> Space:
     """A space from TOML: dotted keys (or tables) to a list of values, or `{low = …, high = …, log = true}`."""
-    if not path.exists():
+    try:
+        table = read_toml(path)
+    except AbsentError as error:
         raise GeoError(
             "there is no such file",
             where=path,
             hint='a space is lines such as "training.learning_rate" = {low = 1e-4, high = 1e-2, log = true}',
-        )
-    table = read_toml(path)
+        ) from error
     return parse_space(table, config, where=str(path))
 
 

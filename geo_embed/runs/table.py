@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.data.samples import natural_ids, text_ids
-from geo_embed.errors import GeoError
+from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import open_regular, parse_json, read_columns, replacing
 from geo_embed.metrics import RANK_CREDIT, top_states
 from geo_embed.runs.schema import SUM_TOLERANCE
@@ -99,8 +99,6 @@ def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Tru
         GeoError: it is absent, is no table of predictions over these classes, or holds what none can be: a probability below 0 or
             NaN, probabilities that don't sum to 1, a sample twice, a place that isn't on the globe.
     """
-    if not path.exists():
-        raise GeoError("there are no such predictions", where=path, hint="make them with: geo predict")
     try:
         table = read_columns(path, _COLUMNS, optional=_TRUTH, most_rows=_MOST_ROWS)
         predictions = Predictions(
@@ -123,6 +121,10 @@ def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Tru
                 _numbers(table["true_latitude"], 90),
                 _numbers(table["true_longitude"], 180),
             )
+    except AbsentError as error:
+        raise GeoError(
+            "there are no such predictions", where=path, hint="make them with: geo predict"
+        ) from error
     except (GeoError, ValueError, TypeError) as error:
         raise GeoError(
             f"not a readable prediction table: {error.what if isinstance(error, GeoError) else error}",

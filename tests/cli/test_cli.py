@@ -246,7 +246,6 @@ def run_copy(fitted: Path, tmp_path: Path) -> Path:
         ["predict"],
         ["predict", "--split", "test", "--images", "a.jpg"],
         ["demo", "--locations", "3"],
-        ["config", "show", "--set"],
     ],
     ids=lambda arguments: " ".join(arguments) or "nothing",
 )
