@@ -21,7 +21,7 @@ from PIL import Image
 from geo_embed.data import jpeg, kinds, png, tiff
 from geo_embed.data.depth import Depth, UnknownDepth, to_rgb
 from geo_embed.data.libtiff import hearing_complaints
-from geo_embed.data.orientation import UPRIGHT, read_orientation, turn_upright
+from geo_embed.data.orientation import read_orientation, turn_upright
 from geo_embed.data.resampling import resize_part
 from geo_embed.errors import GeoError
 from geo_embed.files import open_regular, read_bytes
@@ -259,16 +259,17 @@ def _gain_and_offset(spec: Preprocessing) -> "tuple[torch.Tensor, torch.Tensor]"
 
 
 def _decode_plain_jpeg(data: bytes) -> Pixels | None:
-    """Decode what simplejpeg decodes bit-equal to PIL and without a complaint; None for anything that needs a closer look."""
-    import simplejpeg
-
+    """Decode what needs no turning, as `_decode_upright_jpeg` does; None for anything that needs a closer look."""
     # EXIF or XMP may turn the picture, and CMYK needs PIL's inversion.
     if jpeg.may_be_turned(data) or jpeg.may_have_many_scans(data):
         return None
-    return _decode_upright_jpeg(data, simplejpeg)
+    return _decode_upright_jpeg(data)
 
 
-def _decode_upright_jpeg(data: bytes, simplejpeg: Any) -> Pixels | None:
+def _decode_upright_jpeg(data: bytes) -> Pixels | None:
+    """Decode what simplejpeg decodes bit-equal to PIL and without a complaint, as it is stored; None for the rest."""
+    import simplejpeg
+
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray", "GRAY") or height * width > MAX_PIXELS:
@@ -305,7 +306,7 @@ def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
             floating=directory.first(tiff.SAMPLE_FORMAT, tiff.UNSIGNED) == tiff.FLOAT,
             inverted=directory.first(tiff.PHOTOMETRIC, 0) == tiff.MIN_IS_WHITE,
         )
-        orientation = directory.first(tiff.ORIENTATION, UPRIGHT)
+        orientation = read_orientation(data, tiff.read_xmp(data, directory))
     else:
         image = _load(data)
         if image.format not in ("PPM", "JPEG2000"):
@@ -319,13 +320,11 @@ def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
 
 
 def _decode_jpeg(data: bytes, accept_damage: bool) -> Pixels:
-    import simplejpeg
-
     read = jpeg.read_jpeg(data)
     refusal = jpeg.find_refusal(data, read)
     if refusal:
         raise UnreadableImage(refusal)
-    pixels = _decode_upright_jpeg(read.essence, simplejpeg) if read.essence else None
+    pixels = _decode_upright_jpeg(read.essence) if read.essence else None
     if pixels is None:
         rare = jpeg.describe_process(read)
         try:

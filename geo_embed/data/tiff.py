@@ -8,6 +8,7 @@ from geo_embed.data import jpeg
 ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 259, 262, 339
 SUB_IFDS, DNG_VERSION = 330, 50706
+_XMP = 700
 MIN_IS_WHITE = 0
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
@@ -21,6 +22,8 @@ _JPEG_TAGS = {False: (_STRIP_OFFSETS, 279, 347), True: (_TILE_OFFSETS, 325, 347)
 _INTEGERS = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 # More numbers of a tag than this say nothing about depth or orientation.
 _MOST_VALUES = 64
+# Nor are more strips, or bytes of XMP and of JPEG's tables, looked at.
+_MOST_BYTES = 1 << 20
 # Tags that decide about pixels: size, coding, colours, strips and tiles, tables of JPEG and of YCbCr.
 _PIXEL_TAGS = frozenset(
     {
@@ -144,6 +147,12 @@ def _has_values_in_header(data: bytes, directory: Directory, header: int) -> boo
     return False
 
 
+def read_xmp(data: bytes, directory: Directory) -> bytes:
+    """XMP as it stands in its tag, where it is one of bytes."""
+    numbers = _all_numbers(data, directory, _XMP)
+    return bytes(numbers) if all(0 <= number < 256 for number in numbers) else b""
+
+
 def describe(directory: Directory) -> str:
     """A TIFF whose samples nothing here reads."""
     bits, codes = (
@@ -195,7 +204,7 @@ def _find_jpeg_loss(data: bytes, directory: Directory) -> str:
 def _all_numbers(data: bytes, directory: Directory, tag: int) -> tuple[int, ...]:
     for other, position in directory.entries:
         if other == tag:
-            return _integers(data, position, directory.order, directory.big, most=len(data))
+            return _integers(data, position, directory.order, directory.big, most=_MOST_BYTES)
     return ()
 
 

@@ -120,6 +120,16 @@ def test_xmp_counts_where_exif_says_nothing(text: str) -> None:
     assert (decode(with_exif(without, exif(1))) == UPRIGHT).all()
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_xmp_of_a_tiff_counts_as_pil_has_it(compression: str | None) -> None:
+    for info, turned in (({}, True), ({0x0112: 1}, False)):
+        tags = {700: b'<x tiff:Orientation="6"/>', **info}
+        data = encoded(scene(), "TIFF", tiffinfo=tags, compression=compression)
+        theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert (decode(data) == np.asarray(theirs)).all()
+        assert decode(data).shape == ((61, 47, 3) if turned else (47, 61, 3))
+
+
 def test_exif_that_goes_on_in_a_second_segment_is_one() -> None:
     body = exif(6, before=entry(0x010F, 2, 4, b"abc\0"), entries=1)
     parts = [b"Exif\0\0" + body[20:], b"Exif\0\0" + body[:20]]
