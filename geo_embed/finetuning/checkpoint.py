@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from geo_embed.console import warn
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import save_tensors
+from geo_embed.files import open_regular, open_tensors, read_json, save_tensors
 
 FORMAT_VERSION = 1
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _OPTIMIZER = "optimizer/"
+_DAMAGED = "this checkpoint is damaged"
 # A second save at the same step, as when the machine is taken away right after it, gets a number of its own.
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _HASHED_AT_ONCE = 1 << 24
@@ -146,9 +145,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """Read a checkpoint, its tensors onto `device`. Raises GeoError where it is damaged."""
     body = _read_state(path, every_byte=True)
     try:
-        tensors = load_file(path / _TENSORS, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path / _TENSORS, str(error)) from error
+        with open_tensors(path / _TENSORS, device=str(device)) as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    except GeoError as error:
+        raise _damaged(path / _TENSORS, error.what) from error
     return Checkpoint(body["step"], tensors, body["state"])
 
 
@@ -288,19 +288,25 @@ def _read_state(path: Path, *, every_byte: bool = False) -> dict[str, Any]:
     """`state.json`, checked; with `every_byte` the other files too. Raises GeoError where anything is wrong."""
     where = path / _STATE
     try:
-        body: dict[str, Any] = json.loads(where.read_text(encoding="utf-8"))
+        body = read_json(where)
         if body["format_version"] != FORMAT_VERSION:
             raise _damaged(
                 where, f"format {body['format_version']!r}, where this version reads {FORMAT_VERSION}"
             )
         if body.pop("checksum") != _own_checksum(body):
             raise _damaged(where, "its checksum does not match")
+        if (
+            type(body["step"]) is not int
+            or not isinstance(body["state"], dict)
+            or [*body["files"]] != [_TENSORS]
+        ):
+            raise ValueError("of other kinds")
         for name, recorded in body["files"].items() if every_byte else ():
             where = path / name
             if _checksum(where) != recorded:
                 raise _damaged(where, "its checksum does not match")
-    except OSError as error:
-        raise _damaged(where, error.strerror or str(error)) from error
+    except GeoError as error:
+        raise error if error.what.startswith(_DAMAGED) else _damaged(where, error.what) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(where, "not as it was written") from error
     return body
@@ -308,7 +314,7 @@ def _read_state(path: Path, *, every_byte: bool = False) -> dict[str, Any]:
 
 def _checksum(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_HASHED_AT_ONCE):
             digest.update(block)
     return digest.hexdigest()
@@ -327,6 +333,4 @@ def _force_to_disk(path: Path) -> None:
 
 
 def _damaged(path: Path, reason: str) -> GeoError:
-    return GeoError(
-        f"this checkpoint is damaged: {reason}", where=path, hint="resume from another checkpoint"
-    )
+    return GeoError(f"{_DAMAGED}: {reason}", where=path, hint="resume from another checkpoint")

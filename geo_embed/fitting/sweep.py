@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from geo_embed import __version__
 from geo_embed.cache.store import Store
@@ -33,7 +34,7 @@ from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import file_sha256, write_json
+from geo_embed.files import file_sha256, first_fault, read_json, write_json
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
 from geo_embed.fitting.fit import Dataset, Split, fit_run, make_job, plan
 from geo_embed.fitting.space import SPACE, Space, draw, parse_space
@@ -441,14 +442,18 @@ def _open_state(path: Path, header: dict[str, Any], fresh: bool) -> _State:
     if fresh or not path.exists():
         return _State(path, header, fresh)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}, where this version reads {_FORMAT}")
-        results = [Result(**entry) for entry in content["results"]]
+            raise ValueError(f"format {content['format']!r:.20}, where this version reads {_FORMAT}")
+        results = TypeAdapter(list[Result]).validate_python(content["results"])
         recorded, replace = dict(content["header"]), bool(content["replace"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        beyond = [result.trial for result in results if not 0 <= result.trial < header["trials"]]
+        if beyond and recorded == header:
+            raise ValueError(f"there is no trial {beyond[0]}")
+    except (GeoError, ValueError, KeyError, TypeError) as error:
+        why = first_fault(error) if isinstance(error, ValidationError) else getattr(error, "what", error)
         raise GeoError(
-            f"what the sweep has tried can't be read: {error}", where=path, hint="start anew with --fresh"
+            f"what the sweep has tried can't be read: {why}", where=path, hint="start anew with --fresh"
         ) from error
     differing = _differences(recorded, header)
     if differing:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -252,6 +253,24 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def relink(path: Path, to: str) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def forge(path: Path, changes: dict[str, object]) -> None:
+    """A state with a valid checksum, as a stranger could write it."""
+    body = json.loads((path / "state.json").read_text()) | changes
+    del body["checksum"]
+    body["checksum"] = xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())
+    (path / "state.json").write_text(json.dumps(body))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "tensors cut": lambda path: os.truncate(path / "tensors.safetensors", 200),
     "tensors flipped": lambda path: flip(path / "tensors.safetensors"),
@@ -260,6 +279,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "state empty": lambda path: os.truncate(path / "state.json", 0),
     "state gone": lambda path: (path / "state.json").unlink(),
     "state flipped": lambda path: flip(path / "state.json"),
+    "state a device": lambda path: relink(path / "state.json", "/dev/zero"),
+    "state deep": lambda path: (path / "state.json").write_text("[" * 100_000),
+    "tensors a device": lambda path: relink(path / "tensors.safetensors", "/dev/zero"),
+    "tensors a pipe": lambda path: pipe(path / "tensors.safetensors"),
+    "another file named": lambda path: forge(path, {"files": {"../../../../dev/zero": "0"}}),
+    "a step that is none": lambda path: forge(path, {"step": "4"}),
+    "no state": lambda path: forge(path, {"state": []}),
     "state another": lambda path: (path / "state.json").write_text("[]"),
     "a number changed": lambda path: (path / "state.json").write_text(
         (path / "state.json").read_text().replace('"note": ', '"note": 1')

@@ -227,7 +227,17 @@ def test_a_state_file_that_is_damaged_is_an_error_not_a_fresh_start(country: Cou
     config = short(country, tmp_path)
     searched(config)
     state = tmp_path / "runs" / "sweep.sweep.json"
-    for damage in ("{", '{"format": 0}', "[]"):
+    whole = json.loads(state.read_text())
+
+    def forged(key: str, value: object) -> str:
+        results = [whole["results"][0] | {key: value}, *whole["results"][1:]]
+        return json.dumps(whole | {"results": results})
+
+    for damage in (
+        *("{", '{"format": 0}', "[]", "[" * 100_000, json.dumps(whole | {"results": [None]})),
+        *(forged("trial", 10**6), forged("trial", -1), forged("trial", "x"), forged("score", "high")),
+        *(forged("score", float("nan")), forged("epochs", None), json.dumps(whole | {"results": 3})),
+    ):
         state.write_text(damage)
         with pytest.raises(GeoError, match="can't be read") as caught:
             searched(config)
