@@ -61,8 +61,9 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
     preprocessing = read_preprocessing(directory, exact=model.exact)
     check_tower_takes(directory, preprocessing)
     with quiet_transformers():
-        tower, function, weights_sha256 = load_tower(directory, dtype)
-    backbone = Backbone(
+        size = preprocessing.height, preprocessing.width
+        tower, function, weights_sha256 = load_tower(directory, dtype, model.feature, size)
+    return Backbone(
         name=model.backbone_name,
         module=freeze(tower.to(device)),
         preprocessing=preprocessing,
@@ -73,34 +74,6 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
         device=device,
         dtype=dtype,
     )
-    _try_out(backbone, directory)
-    return backbone
-
-
-def _try_out(backbone: Backbone, directory: Path) -> None:
-    """Embed one grey picture: pixels that the tower can't take are found here, and not in the middle of an extraction."""
-    import torch
-
-    spec = backbone.preprocessing
-    pixels = torch.zeros(1, 3, spec.height, spec.width, dtype=backbone.dtype, device=backbone.device)
-    try:
-        with torch.inference_mode():
-            shape = tuple(embed(backbone, pixels).shape)
-    except torch.OutOfMemoryError:
-        raise
-    # The towers check what they are given in their own ways, or fail on it.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise GeoError(
-            f"the tower can't embed pictures of {spec.height} × {spec.width}: {reason:.300}",
-            where=directory,
-            hint="config.json and preprocessor_config.json have to be of one model: image_size against crop_size",
-        ) from error
-    if shape != (1, backbone.dim):
-        raise GeoError(
-            f"the tower gives {shape} for one picture, where config.json says {backbone.dim} numbers",
-            where=directory,
-        )
 
 
 def save_backbone(backbone: Backbone, directory: Path) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geo_embed.backbones.families import GEOCLIP, TIMM, VisionTower, need_timm
+from geo_embed.backbones.families import GEOCLIP, SIGLIP2, TIMM, Family, VisionTower, need_timm
 from geo_embed.backbones.function import Function, make_config, read_function
 from geo_embed.backbones.weights import TowerWeights, hash_tensors, read_weights
 from geo_embed.errors import GeoError
@@ -16,16 +16,27 @@ _TIMM_CLASSIFIERS = re.compile(r"(timm_model\.)?head(_dist)?\.")
 _HINT = "save the model again: its file is incomplete, or it is not the model its config.json describes"
 
 
-def load_tower(directory: Path, dtype: "torch.dtype") -> tuple[VisionTower, Function, str]:
+def load_tower(
+    directory: Path, dtype: "torch.dtype", feature: str, size: tuple[int, int]
+) -> tuple[VisionTower, Function, str]:
     """The image tower alone, in eval mode; what it computes, and the sha256 of the very tensors that it was given.
+
+    Args:
+        directory: a model directory.
+        dtype: precision of its weights.
+        feature: that it has to give.
+        size: height and width of the pictures that it has to take.
 
     Raises:
         GeoError: weights that are missing, cut short, of other shapes, or more than the tower has; settings that no tower
-            can have, or of another tower than the weights are.
+            can have, or of another tower than the weights are; pictures that it can't take.
     """
     function = read_function(directory)
     weights = read_weights(directory, copy=True)
-    _refuse_other_size(directory, function, weights)
+    outline = _outline(directory, function, weights)
+    # A NaFlex tower works its position embeddings out of numbers, which an outline has none of.
+    if function.family is not SIGLIP2:
+        _try_out(outline, function.family, feature, size, directory)
     tower, info = _build(directory, function, weights, dtype)
 
     # A layer that is not in the file would start from random numbers, and every embedding with it.
@@ -54,11 +65,34 @@ def load_tower(directory: Path, dtype: "torch.dtype") -> tuple[VisionTower, Func
         )
     if function.family is GEOCLIP:
         _add_geoclip(tower, weights, directory)
-    return tower.to(dtype).eval(), function, hash_tensors(weights)
+    tower = tower.to(dtype).eval()
+    if function.family is SIGLIP2:
+        _try_out(tower, function.family, feature, size, directory)
+    return tower, function, hash_tensors(weights)
 
 
-def _refuse_other_size(directory: Path, function: Function, weights: TowerWeights) -> None:
-    """Before a tower is built, however large config.json says that it is: the files have to hold one of about that size."""
+def _try_out(
+    tower: VisionTower, family: Family, feature: str, size: tuple[int, int], directory: Path
+) -> None:
+    """Embed a grey picture: what the tower can't take is found here, and not in the middle of an extraction."""
+    import torch
+
+    parameter = next(iter(tower.parameters()))
+    try:
+        with torch.inference_mode():
+            pixels = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
+            family.features[feature](tower, pixels)
+    # The towers check what they are given in their own ways, or fail on it.
+    except Exception as error:
+        raise GeoError(
+            f"the tower can't embed pictures of {size[0]} × {size[1]}: {_reason(error)}",
+            where=directory,
+            hint="config.json and preprocessor_config.json have to be of one model: image_size against crop_size",
+        ) from error
+
+
+def _outline(directory: Path, function: Function, weights: TowerWeights) -> VisionTower:
+    """The tower without its numbers. However large config.json says that it is, the files have to hold one of about that size."""
     import torch
     import transformers
 
@@ -75,7 +109,7 @@ def _refuse_other_size(directory: Path, function: Function, weights: TowerWeight
     try:
         # On this device, parameters have shapes and take no memory.
         with torch.device("meta"):
-            outline = getattr(transformers, function.family.tower)(config)
+            outline = getattr(transformers, function.family.tower)(config).eval()
         needed = sum(parameter.numel() for parameter in outline.parameters())
     # The classes check their settings in their own ways, or fail on what they don't check.
     except Exception as error:
@@ -91,6 +125,7 @@ def _refuse_other_size(directory: Path, function: Function, weights: TowerWeight
             where=directory,
             hint=_HINT,
         )
+    return outline
 
 
 def _build(
