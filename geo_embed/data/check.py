@@ -118,7 +118,9 @@ def _quietly(look: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
 
 def _size(path: Path) -> int | None:
     status = path.stat()
-    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
+    # What is larger is no picture, and would take hours to read.
+    is_picture = stat.S_ISREG(status.st_mode) and 0 < status.st_size <= images.MAX_BYTES
+    return status.st_size if is_picture else None
 
 
 def _probe(path: Path) -> bytes:

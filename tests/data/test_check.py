@@ -173,3 +173,10 @@ def test_a_pipe_in_a_pictures_place_is_not_waited_for(own: Country) -> None:
         (own.data / "train_images" / image(n)).unlink()
         os.mkfifo(own.data / "train_images" / image(n))
     assert check_data(own.config(), "train").warnings == []
+
+
+def test_two_files_too_large_for_pictures_are_not_read(own: Country) -> None:
+    for n in (1, 2):
+        with (own.data / "train_images" / image(n)).open("wb") as sparse:
+            sparse.truncate(1 << 40)
+    assert check_data(own.config(), "train").warnings == []
