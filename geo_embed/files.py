@@ -21,7 +21,7 @@ import stat
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -553,7 +553,9 @@ def _rename_at_once(source: Path, target: Path, *, swap: bool) -> bool:
     raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
-def restore_replaced(directory: Path, is_busy: Callable[[Path], bool] | None = None) -> None:
+def restore_replaced(
+    directory: Path, is_busy: Callable[[Path], bool] | None = None, only: Collection[str] = ()
+) -> None:
     """Give their names back to the entries that `replacing_directory` was about to replace when it was cut short.
 
     A folder that may only be read stays as it is.
@@ -561,10 +563,11 @@ def restore_replaced(directory: Path, is_busy: Callable[[Path], bool] | None = N
     Args:
         directory: where they lie.
         is_busy: whether somebody is writing what is to have this path: its name comes within a moment, which is waited for.
+        only: the names that may be given back; all if left out.
     """
     for path in _hidden(directory):
         name = directory / path.name.removeprefix(".").removesuffix(_REPLACED)
-        if path.suffix != _REPLACED or os.path.lexists(name):
+        if path.suffix != _REPLACED or os.path.lexists(name) or (only and name.name not in only):
             continue
         if is_busy is not None and is_busy(name):
             deadline = time.monotonic() + _MOMENT_SECONDS

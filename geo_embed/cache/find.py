@@ -85,6 +85,12 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     )
 
 
+def fitting_stores(stores: list[Store], model: Model) -> list[Store]:
+    """Those that belong to the settings, where `choose_store` may be unable to choose one."""
+    wanted = _wanted(model)
+    return [store for store in stores if not _difference(store, wanted)]
+
+
 def check_fits(store: Store, samples: Samples) -> None:
     """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it."""
     if store.attrs["manifest_sha256"] == manifest_sha256(samples):

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from geo_embed.cache.storage import clear_leftovers, folders
+from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError
 from geo_embed.files import is_locked, lock, lock_holder, restore_replaced
 
@@ -74,7 +75,7 @@ def is_busy(path: Path) -> bool:
 def put_right(cache_dir: Path) -> None:
     """Give their names back to stores that were about to be replaced when the writer was killed."""
     for folder in folders(cache_dir):
-        restore_replaced(folder, is_busy)
+        restore_replaced(folder, is_busy, only=[f"{split}.zarr" for split in SPLITS])
 
 
 def refuse_other_writers(path: Path, rows: slice | None) -> None:

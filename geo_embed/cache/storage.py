@@ -283,7 +283,7 @@ def clear_leftovers(path: Path) -> None:
 
     A store that was about to be replaced, and isn't yet, gets its name back.
     """
-    restore_replaced(path.parent, lambda store: store != path)
+    restore_replaced(path.parent, only=[path.name])
     for beside in path.parent.glob(f".{path.name}.*"):
         if _is_leftover_root(beside):
             with suppress(GeoError):

@@ -198,7 +198,7 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
     import zarr
 
     if not os.path.lexists(path):
-        restore_replaced(path.parent, is_busy)
+        restore_replaced(path.parent, is_busy, only=[path.name])
     if not os.path.lexists(path):
         raise GeoError("there is no such store", where=path, hint="`geo cache ls` lists the stores")
     storage = Storage(path)

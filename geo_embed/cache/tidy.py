@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geo_embed.cache.find import find_store, fingerprints_of
+from geo_embed.cache.find import find_store, fingerprints_of, fitting_stores
 from geo_embed.cache.locks import changing_layout, is_busy, put_right
 from geo_embed.cache.storage import all_superseded, is_inside, leftovers, usage
 from geo_embed.cache.storage import delete as delete_files
@@ -99,6 +99,7 @@ def collect_garbage(
                 used.add(find_store(config, split).fingerprint)
         # Of a store that was taken over, a run may know the one name, and the other split's store have the other.
         stores = list_stores(cache_dir)
+        used |= {store.fingerprint for store in fitting_stores(stores, config.model)}
         for names in map(fingerprints_of, stores):
             used |= set() if used.isdisjoint(names) else {*names}
         candidates += [

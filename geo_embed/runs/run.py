@@ -290,7 +290,7 @@ def only_run_writer(
         if name is not None:
             check(name)
             holding.enter_context(held(name))
-            restore_replaced(runs_dir, lambda path: path.name != name and is_being_written(path))
+            restore_replaced(runs_dir, only=[name])
             # Whoever held it before may have published just now.
             check(name)
         while name is None:

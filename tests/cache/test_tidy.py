@@ -130,3 +130,11 @@ def test_gc_unused_spares_what_runs_and_settings_point_at(
     assert present.store.exists()
     assert fitted.store.exists()
     assert find_store(small.config(), "train").path == present.store
+
+
+def test_gc_unused_spares_every_store_that_fits_where_none_can_be_chosen(small: Small) -> None:
+    extract(small.config(model__dtype="float32"), "train")
+    extract(small.config(model__dtype="bfloat16"), "train")
+    assert len(list(small.cache.glob("*/train.zarr"))) == 2
+    collect_garbage(small.config(), runs={}, delete=True)
+    assert len(list(small.cache.glob("*/train.zarr"))) == 2

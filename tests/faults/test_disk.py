@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -150,3 +151,85 @@ def test_a_store_moved_to_another_machine_is_the_same_store(small: Small, tmp_pa
     again = extract(small.config(paths__cache_dir=str(tmp_path / "copied")), "train")
     assert (again.computed, again.reused) == (0, 160)
     assert content(again.store) == content(done.store)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk with room for names, and for no page of content."""
+    disk = tmp_path / "full"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=2k", "geo-tests", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_on_a_full_disk_every_command_that_writes_leaves_what_was_there_and_says_so(
+    small: Small, full_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        extract(small.config(), split)
+    for name in ("first", "second"):
+        assert command(capsys, *small.options(), "fit-heads", "--name", name).code == 0
+    (full_disk / "old.csv").write_text("old")
+    fill(full_disk)
+    before = files(full_disk)
+    there = ["--set", f"paths.runs_dir={full_disk / 'runs'}"]
+    runs = [str(small.root / "runs" / name) for name in ("first", "second")]
+    for words in (
+        ["config", "init", "--out", full_disk / "geo.toml"],
+        ["submit", runs[0], "--out", full_disk / "old.csv"],
+        ["submit", runs[0], "--out", full_disk / "new" / "new.csv"],
+        ["cache", "export", "--split", "train", "--out", full_disk / "x.npy"],
+        [*there, "fit-heads", "--name", "new"],
+        [*there, "fit-heads"],
+        [*there, "sweep", "--trials", "2"],
+        [*there, "ensemble", *runs, "--name", "both"],
+        [*there, "finetune", "--init", runs[0], "--name", "tuned"],
+        ["--set", f"paths.cache_dir={full_disk / 'cache'}", "extract", "--split", "train"],
+    ):
+        ran = command(capsys, *small.options(), *words)
+        assert ran.code == 1, (words, ran.err)
+        assert ran.err.count("error: can't write: ") == 1, (words, ran.err)
+        assert "Traceback" not in ran.err
+        left = {name: digest for name, digest in files(full_disk).items() if not name.endswith(".lock")}
+        assert left == before, words
+
+
+def test_config_init_writes_a_whole_file_over_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "dangling").symlink_to("absent")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in {
+        "there": "this file exists",
+        "link": "this file exists",
+        "dangling": "this file exists",
+        "loop": "Too many levels of symbolic links",
+        "folder": "this is a directory",
+        "pipe": "this is a named pipe",
+        "/dev/null": "this is a device",
+        "absent/geo.toml": "No such file or directory",
+        "there/geo.toml": "Not a directory",
+        "n" * 300: "File name too long",
+    }.items():
+        before = sorted(tmp_path.iterdir())
+        ran = command(capsys, "config", "init", "--out", name)
+        assert (ran.code, ran.err.count("error: ")) == (1, 1), (name, ran.err)
+        assert what in ran.err, (name, ran.err)
+        assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there").read_text() == "mine"
+    assert Path("/dev/null").is_char_device()
+    assert command(capsys, "config", "init").code == 0
+    assert command(capsys, "config", "show").code == 0
