@@ -9,6 +9,8 @@ from geo_embed.config import EnsembleMethod
 
 # Beyond any tower's.
 _WIDEST = 1 << 20
+# Of temperatures, kilometres, factors: beyond any, and no integer that overflows.
+_LARGEST = 1e9
 # As far as sums of single-precision shares stray.
 SUM_TOLERANCE = 1e-3
 
@@ -101,11 +103,12 @@ class _Members(_File):
         return self
 
 
-class _Refiner(_File, extra="forbid"):
+# What follows is taken over as it stands, so that nothing may only look like a number.
+class _Refiner(_File, extra="forbid", strict=True):
     cells: int = Field(ge=1, le=100_000)
     neighbours: int = Field(ge=1, le=100_000)
-    temperature: float = Field(gt=0)
-    max_km: float = Field(ge=0)
+    temperature: float = Field(gt=0, le=_LARGEST)
+    max_km: float = Field(ge=0, le=_LARGEST)
     samples: int = Field(ge=1, lt=2**31)
 
 
@@ -120,11 +123,11 @@ class _Member(_Heads):
     training: dict[str, Any]
 
 
-class _Decision(_File, extra="forbid"):
+class _Decision(_File, extra="forbid", strict=True):
     weights: list[Share] = Field(min_length=1)
     head_share: float = Field(ge=0, le=1)
-    cell_temperature: float = Field(gt=0)
-    state_temperature: float = Field(gt=0)
+    cell_temperature: float = Field(gt=0, le=_LARGEST)
+    state_temperature: float = Field(gt=0, le=_LARGEST)
 
 
 class _Mixture(_File):
@@ -151,10 +154,10 @@ class _Part(_File):
         return self
 
 
-class _Calibration(_File):
+class _Calibration(_File, strict=True):
     kind: Text
-    scale: list[float]
-    offset: list[float]
+    scale: list[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]]
+    offset: list[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]]
 
 
 class Recipe(_File):

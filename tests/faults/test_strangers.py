@@ -431,6 +431,27 @@ def test_heads_that_claim_to_be_huge_are_refused_before_they_are_built(
         raise refused("separate")["predict"]
 
 
+@pytest.mark.parametrize("value", [True, 10**30, "5", -1, None, [2]])
+@pytest.mark.parametrize(
+    ("name", "kind", "keys"),
+    [
+        ("geocells", "refiner", ("cells", "neighbours", "temperature", "max_km", "samples")),
+        ("best", "decision", ("head_share", "cell_temperature", "state_temperature", "weights")),
+    ],
+)
+def test_what_only_looks_like_a_number_or_overflows_is_refused(
+    name: str, kind: str, keys: tuple[str, ...], value: object
+) -> None:
+    path = Path("runs") / name / "recipe.json"
+    whole = path.read_text()
+    for key in keys:
+        recipe = json.loads(whole)
+        (entry,) = recipe["parts"][0].values()
+        entry[kind][key] = value
+        path.write_text(json.dumps(recipe))
+        assert "can't be loaded" in refused(name, only=("predict",))["predict"].what
+
+
 @pytest.mark.parametrize("cells", [10**9, 2**31 - 1])
 def test_cells_beyond_those_in_the_file_are_refused(cells: int) -> None:
     path = Path("runs/geocells/recipe.json")
