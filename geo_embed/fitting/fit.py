@@ -1,5 +1,6 @@
 """Stage 2: store to run. Reads embeddings only; whole tensors in memory, no loader."""
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +20,11 @@ from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256
+from geo_embed.fitting.epochs import deal_parts, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
 from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
-from geo_embed.fitting.train import TrainedHeads, find_refiner, gallery_of
+from geo_embed.fitting.train import TrainedHeads, Validated, find_refiner, gallery_of
 from geo_embed.heads.heads import CellHeads, Heads
 from geo_embed.heads.mixture import Mixture
 from geo_embed.heads.predictor import Panel, apply_heads, averaged
@@ -32,13 +34,20 @@ from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
 
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
+# Of a run's choices, in its metrics.json.
+CHOSEN_BY = "these samples; each was answered by what the other parts of five chose, and the score is of the choice itself"
 
 
 @dataclass(frozen=True)
 class Fit:
     """What `fit_heads` made: the run's name, how long it took, and how good it is on the held-out samples.
 
-    `parts` has one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
+    Attributes:
+        val: metrics of the held-out samples, which had no say in how they were answered: neither in an epoch, nor in how points
+            are refined, nor in a calibration.
+        parts: one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
+        chosen_score: where held-out samples chose an epoch or a refinement, what the heads as they were chosen score on these
+            very samples: too good, and what is published of such a recipe; else None.
     """
 
     run: str
@@ -46,6 +55,7 @@ class Fit:
     epochs: int
     val: dict[str, Any]
     parts: list[dict[str, Any]]
+    chosen_score: float | None
 
 
 @dataclass(frozen=True)
@@ -90,11 +100,20 @@ class Dataset:
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """One set of heads; one row per epoch, or of `best` per trial of its race; and how many epochs were run."""
+    """One set of heads.
+
+    Attributes:
+        history: one row per epoch, or of `best` per trial of its race.
+        epochs: how many were run.
+        predictions: for the split's validation samples, each by a choice that it had no say in.
+        chosen: theirs by these very heads; None where they chose nothing, and both are the same.
+    """
 
     heads: Heads | Mixture
     history: pd.DataFrame
     epochs: int
+    predictions: Predictions
+    chosen: Predictions | None = None
 
 
 def fit_heads(
@@ -147,10 +166,13 @@ def fit_run(
     fitted = fit_splits(dataset, splits, config.model, training, every=config.tracking.progress_seconds)
 
     # 3. What each predicts for the samples that it wasn't trained on.
-    predictions = [dataset.predict(part.heads, split.val) for split, part in zip(splits, fitted, strict=True)]
-    parts = _describe_parts(dataset, splits, fitted, predictions)
+    parts = _describe_parts(dataset, splits, fitted)
     panel = Panel([part.heads for part in fitted])
-    val_predictions = _out_of_fold(examples, splits, predictions, val)
+    val_predictions = _out_of_fold(examples, splits, [part.predictions for part in fitted], val)
+    chosen_score: float | None = None
+    if any(part.chosen is not None for part in fitted):
+        as_chosen = [part.chosen or part.predictions for part in fitted]
+        chosen_score = dataset.score(_out_of_fold(examples, splits, as_chosen, val), val)["score"]
     if training.calibration != "none" and val.any():
         tied = None if examples.tied is None else examples.tied[val]
         val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training, tied)
@@ -158,6 +180,8 @@ def fit_run(
     groups = resampling_groups(truth.latitude, truth.longitude, training)
     scores = final_metrics(val_predictions, truth, groups=groups)
     measured = {"val": scores, "parts": parts}
+    if chosen_score is not None:
+        measured["chosen"] = {"score": chosen_score, "by": CHOSEN_BY}
     if panel.reliability is not None:
         measured["calibration"] = panel.reliability
 
@@ -186,7 +210,7 @@ def fit_run(
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
         writer.write_description(config, examples.encoder, counts, prior, provenance)
-    return Fit(name, seconds, max(part.epochs for part in fitted), scores, parts)
+    return Fit(name, seconds, max(part.epochs for part in fitted), scores, parts, chosen_score)
 
 
 def plan(places: Places, training: Training) -> list[Split]:
@@ -203,8 +227,8 @@ def fit_splits(
 ) -> list[FittedHeads]:
     """Fit every set of heads, by the recipe that `training.preset` names.
 
-    The plain recipe keeps the epoch with the best score on the validation rows. `best` doesn't look at them: they choose
-    nothing, and so tell the truth. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
+    The plain recipe keeps the epoch with the best score on the validation rows, which are answered by epochs that were chosen
+    without them (epochs.py). `best` doesn't look at them. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
 
     Args:
         dataset: the examples.
@@ -231,7 +255,13 @@ def fit_splits(
 
 
 def make_job(
-    dataset: Dataset, split: Split, model: Model, training: Training, rows: Rows | None = None
+    dataset: Dataset,
+    split: Split,
+    model: Model,
+    training: Training,
+    rows: Rows | None = None,
+    *,
+    cross_fit: bool = True,
 ) -> TrainingJob:
     """A training of the plain recipe on a split, validated on it.
 
@@ -240,11 +270,17 @@ def make_job(
         split: of the examples.
         model, training: settings.
         rows: the split's training rows, where several trainings share them.
+        cross_fit: whether parts of the validation rows choose epochs for one another, so that their score can be reported.
     """
 
-    def validate(heads: Heads) -> dict[str, float]:
-        scores = dataset.score(dataset.predict(heads, split.val), split.val)
-        return {f"val_{key}": scores[key] for key in _VALIDATED}
+    truth = dataset.examples.truth.take(split.val)
+    part = _parts(split, training) if cross_fit else np.zeros(0, dtype=np.int64)
+
+    def validate(heads: Heads) -> Validated:
+        predictions = dataset.predict(heads, split.val)
+        scores = metrics(predictions, truth)
+        without = scores_without(predictions, truth, part) if cross_fit else []
+        return Validated({f"val_{key}": scores[key] for key in _VALIDATED}, without)
 
     rows = dataset.rows(split.train) if rows is None else rows
     region = make_region(
@@ -257,23 +293,78 @@ def make_job(
     return TrainingJob(rows, region, model, training, split.seed, validate if split.val.any() else None)
 
 
+def _parts(split: Split, training: Training) -> NDArray[np.int64]:
+    """The part of each validation row; the same for all seeds."""
+    return deal_parts(int(split.val.sum()), training.seed)
+
+
 def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
     best, race = fit_best(
         dataset.rows(split.train), len(dataset.examples.encoder), model, training, seed=split.seed
     )
     say(f"chosen: {', '.join(race.chosen)}")
-    return FittedHeads(best.cpu(), pd.DataFrame([asdict(trial) for trial in race.trials]), race.epochs)
+    history = pd.DataFrame([asdict(trial) for trial in race.trials])
+    return FittedHeads(best.cpu(), history, race.epochs, dataset.predict(best, split.val))
 
 
 def _finish(dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHeads) -> FittedHeads:
-    """Let trained heads refine their points among the training rows, where that is asked for and helps."""
-    heads = trained.heads
-    if job.training.refine and split.val.any():
-        refiner = find_refiner(heads, job.region, job.rows, dataset.rows(split.val))
-        say("points are refined among the training samples" if refiner else "refining points doesn't help")
-        if refiner is not None and isinstance(heads, CellHeads):
-            heads.look_up(gallery_of(heads, job.rows, job.region), refiner)
-    return FittedHeads(heads.cpu(), pd.DataFrame(trained.history), len(trained.history))
+    """Let trained heads refine their points among the training rows, where that is asked for and helps; and predict."""
+    heads, history = trained.heads, pd.DataFrame(trained.history)
+    predictions = chosen = dataset.predict(heads, split.val)
+    refines = job.training.refine and bool(split.val.any())
+    if not refines and not trained.part_epochs:
+        return FittedHeads(heads.cpu(), history, len(history), predictions)
+    predictions = _cross_fit(dataset, split, job, trained, predictions)
+    if refines:
+        is_refined = _refine(heads, job, dataset.rows(split.val))
+        say("points are refined among the training samples" if is_refined else "refining points doesn't help")
+        chosen = dataset.predict(heads, split.val)
+    return FittedHeads(heads.cpu(), history, len(history), predictions, chosen)
+
+
+def _refine(heads: Heads, job: TrainingJob, val_rows: Rows) -> bool:
+    """Let heads refine their points as helps most on these rows; whether it does."""
+    refiner = find_refiner(heads, job.region, job.rows, val_rows)
+    if refiner is None or not isinstance(heads, CellHeads):
+        return False
+    heads.look_up(gallery_of(heads, job.rows, job.region), refiner)
+    return True
+
+
+def _cross_fit(
+    dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHeads, by_kept: Predictions
+) -> Predictions:
+    """Predictions for the validation rows, part by part, by the epoch and the refinement that the other parts choose.
+
+    Args:
+        dataset, split, job: what was trained on what.
+        trained: the heads, not refined yet.
+        by_kept: predictions by the epoch that is kept.
+    """
+    val, part = np.flatnonzero(split.val), _parts(split, job.training)
+    probabilities = by_kept.probabilities.copy()
+    latitude, longitude = by_kept.latitude.copy(), by_kept.longitude.copy()
+    for p in np.unique(part):
+        epoch = trained.part_epochs[p] if trained.part_epochs else 0
+        is_kept = epoch in (0, trained.epoch)
+        if is_kept and not job.training.refine:
+            continue
+        heads = copy.deepcopy(trained.heads)
+        if not is_kept:
+            heads.load_state_dict(trained.weights[epoch])
+        answered, others = (_mask(val[rows], len(split.val)) for rows in (part == p, part != p))
+        if job.training.refine and others.any():
+            _refine(heads, job, dataset.rows(others))
+        predictions = dataset.predict(heads, answered)
+        probabilities[part == p] = predictions.probabilities
+        latitude[part == p], longitude[part == p] = predictions.latitude, predictions.longitude
+    return replace(by_kept, probabilities=probabilities, latitude=latitude, longitude=longitude)
+
+
+def _mask(rows: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    mask = np.zeros(count, dtype=bool)
+    mask[rows] = True
+    return mask
 
 
 def _warn_of_ignored(model: Model, training: Training) -> None:
@@ -292,16 +383,13 @@ def _warn_of_ignored(model: Model, training: Training) -> None:
 
 
 def _describe_parts(
-    dataset: Dataset,
-    splits: Sequence[Split],
-    fitted: Sequence[FittedHeads],
-    predictions: Sequence[Predictions],
+    dataset: Dataset, splits: Sequence[Split], fitted: Sequence[FittedHeads]
 ) -> list[dict[str, Any]]:
     parts = []
-    for split, part, predicted in zip(splits, fitted, predictions, strict=True):
+    for split, part in zip(splits, fitted, strict=True):
         described: dict[str, Any] = {"seed": split.seed, "fold": split.fold, "epochs": part.epochs}
         if len(splits) > 1 and split.val.any():
-            described["score"] = dataset.score(predicted, split.val)["score"]
+            described["score"] = dataset.score(part.predictions, split.val)["score"]
         parts.append(described)
     return parts
 

@@ -120,7 +120,7 @@ class _InnerTask:
 
     def job(self, settings: _Settings) -> TrainingJob:
         """The training of a configuration."""
-        return make_job(self.dataset, self.split, *settings, self.rows)
+        return make_job(self.dataset, self.split, *settings, self.rows, cross_fit=False)
 
 
 def sweep(

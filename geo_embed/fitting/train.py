@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
+from geo_embed.fitting.epochs import EpochChoice
 from geo_embed.fitting.examples import Rows
 from geo_embed.heads.decision import Decision, decide_cells
 from geo_embed.heads.heads import CellHeads, Heads, answer_of, in_parts, make_heads
@@ -25,17 +26,42 @@ _LEAST_VARIANCE = 1e-6
 # Streams of a seed: what is drawn for one must not move when another draws more.
 _ORDER, _DROPOUT, _VIEWS = range(3)
 
-# Called after an epoch with the heads in eval mode; gives that epoch's validation metrics, of which `val_score` decides
-# which epoch is kept.
-Validate = Callable[[Heads], dict[str, float]]
+
+@dataclass(frozen=True)
+class Validated:
+    """What an epoch's heads score on the held-out rows.
+
+    Attributes:
+        metrics: `val_score` decides which epoch is kept; without it, the last is.
+        without: the score without each part of these rows in turn, which decides which epoch that part is answered by
+            (epochs.py); empty where nobody asks.
+    """
+
+    metrics: dict[str, float]
+    without: list[float] = field(default_factory=list)
+
+
+# Called after an epoch with the heads in eval mode.
+Validate = Callable[[Heads], Validated]
 
 
 @dataclass
 class TrainedHeads:
-    """Heads in eval mode, and one entry per epoch: epoch, learning_rate, train_loss, and the validation metrics."""
+    """A training's result.
+
+    Attributes:
+        heads: in eval mode, with the weights of the epoch that is kept.
+        history: one entry per epoch: epoch, learning_rate, train_loss, and the validation metrics.
+        epoch: the one that is kept, where held-out rows chose it; else 0.
+        part_epochs: of each part of the held-out rows the epoch that was chosen without it.
+        weights: state dicts, by epoch, of all in `part_epochs`.
+    """
 
     heads: Heads
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch: int = 0
+    part_epochs: list[int] = field(default_factory=list)
+    weights: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def train(
@@ -50,7 +76,7 @@ def train(
     """Fit one set of heads; the same seed gives the same bits on the same machine.
 
     With validation, the epoch with the best `val_score` is kept, and training stops after `training.patience` epochs without
-    a better one. Without, all epochs are run and the last is kept.
+    a better one, as well for every part of the held-out rows (epochs.py). Without, all epochs are run and the last is kept.
 
     Args:
         rows: the training set.
@@ -66,7 +92,7 @@ def train(
     heads = new_heads(rows, region, model, seed)
     if not heads.by_steps:
         heads.solve(_fuse_all(heads, rows), rows.labels, training)
-        metrics = validate(heads.eval()) if validate else {}
+        metrics = validate(heads.eval()).metrics if validate else {}
         return TrainedHeads(heads.eval(), [{"epoch": 1.0, **metrics}])
 
     tables = make_tables(region.centroids, region.counts, region.centres, training, rows.views.device)
@@ -124,33 +150,36 @@ def find_refiner(heads: Heads, region: Region, train_rows: Rows, val_rows: Rows)
 
 
 class BestEpoch:
-    """Keeps the weights of a training's best epoch, and the history of all its epochs."""
+    """Keeps the weights of a training's best epoch, of those that the parts of the held-out rows need, and the history of all."""
 
     def __init__(self, heads: Heads, patience: int) -> None:
-        self._heads, self._patience = heads, patience
+        self._heads = heads
         self._history: list[dict[str, float]] = []
-        self._best: dict[str, Tensor] = {}
-        self._score, self._epoch = -math.inf, 0
+        self._choice = EpochChoice(patience)
+        self._weights: dict[int, dict[str, Tensor]] = {}
 
     def end_epoch(self, entry: dict[str, float], validate: Validate | None) -> bool:
         """Note an epoch, with its validation metrics; True where training should end."""
         self._history.append(entry)
         if validate is None:
             return False
-        entry |= validate(self._heads.eval())
-        score = entry.get("val_score")
-        if score is None:
+        validated = validate(self._heads.eval())
+        entry |= validated.metrics
+        if "val_score" not in entry:
             return False
-        if score > self._score:
-            self._score, self._epoch = score, len(self._history)
-            self._best = {key: value.clone() for key, value in self._heads.state_dict().items()}
-        return len(self._history) - self._epoch >= self._patience
+        epoch, choice = len(self._history), self._choice
+        choice.note(epoch, [entry["val_score"], *validated.without])
+        if epoch in choice.best:
+            self._weights[epoch] = {key: value.clone() for key, value in self._heads.state_dict().items()}
+        self._weights = {kept: self._weights[kept] for kept in set(choice.best) & set(self._weights)}
+        return choice.ended
 
     def restore(self) -> TrainedHeads:
         """The heads as they were in their best epoch, or in their last where none was validated."""
-        if self._best:
-            self._heads.load_state_dict(self._best)
-        return TrainedHeads(self._heads.eval(), self._history)
+        best, *part_epochs = self._choice.best or [0]
+        if best:
+            self._heads.load_state_dict(self._weights[best])
+        return TrainedHeads(self._heads.eval(), self._history, best, part_epochs, self._weights)
 
 
 def new_heads(rows: Rows, region: Region, model: Model, seed: int) -> Heads:

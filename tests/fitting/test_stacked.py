@@ -13,7 +13,7 @@ from geo_embed.config import Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all, train_stacked
-from geo_embed.fitting.train import TrainedHeads, train
+from geo_embed.fitting.train import TrainedHeads, Validated, train
 from geo_embed.heads.heads import Heads
 from geo_embed.registry import FUSIONS, HEADS
 
@@ -36,10 +36,10 @@ class Scores:
     def __init__(self, *scores: float) -> None:
         self.scores, self.asked = list(scores), 0
 
-    def __call__(self, heads: Heads) -> dict[str, float]:
+    def __call__(self, heads: Heads) -> Validated:
         assert not heads.training
         self.asked += 1
-        return {"val_score": self.scores[self.asked - 1]}
+        return Validated({"val_score": self.scores[self.asked - 1]})
 
 
 def job(

@@ -16,6 +16,7 @@ from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
     TrainedHeads,
+    Validated,
     find_refiner,
     gallery_of,
     make_source,
@@ -109,10 +110,10 @@ class Scores:
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen = list(scores), []  # type: ignore[var-annotated]
 
-    def __call__(self, heads: Heads) -> dict[str, float]:
+    def __call__(self, heads: Heads) -> Validated:
         assert not heads.training
         self.seen.append({key: value.clone() for key, value in heads.state_dict().items()})
-        return {"val_score": self.scores[len(self.seen) - 1]}
+        return Validated({"val_score": self.scores[len(self.seen) - 1]})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_without_validation_all_epochs_are_run_and_the_last_is_kept() -> None:
 
 
 def test_a_validation_without_a_score_ends_nothing() -> None:
-    trained = fit(tiny(), settings(patience=1), validate=lambda heads: {"val_nll": 1.0})
+    trained = fit(tiny(), settings(patience=1), validate=lambda heads: Validated({"val_nll": 1.0}))
     assert len(trained.history) == 3
     assert trained.history[0]["val_nll"] == 1.0
 
