@@ -21,9 +21,15 @@ from geo_embed.metrics import competition_score, error_km, top_states
 _PARTS = 5
 
 
-def deal_parts(samples: int, seed: int) -> NDArray[np.int64]:
-    """The part (n,) of each of n held-out samples: one of five, or of n where there are fewer."""
-    return random_folds(samples, max(1, min(_PARTS, samples)), seed)
+def deal_parts(samples: int, seed: int, together: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The part (n,) of each of n held-out samples: one of five, or of n where there are fewer.
+
+    Args:
+        samples: n.
+        seed: of the dealing.
+        together: (n,) groups of samples that are alike, each of which comes into one part if that leaves none empty.
+    """
+    return random_folds(samples, max(1, min(_PARTS, samples)), seed, together)
 
 
 def scores_without(predictions: Predictions, truth: Truth, part: NDArray[np.int64]) -> list[float]:

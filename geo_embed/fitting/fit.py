@@ -274,7 +274,7 @@ def make_job(
     """
 
     truth = dataset.examples.truth.take(split.val)
-    part = _parts(split, training) if cross_fit else np.zeros(0, dtype=np.int64)
+    part = _parts(dataset.examples, split, training) if cross_fit else np.zeros(0, dtype=np.int64)
 
     def validate(heads: Heads) -> Validated:
         predictions = dataset.predict(heads, split.val)
@@ -293,9 +293,13 @@ def make_job(
     return TrainingJob(rows, region, model, training, split.seed, validate if split.val.any() else None)
 
 
-def _parts(split: Split, training: Training) -> NDArray[np.int64]:
-    """The part of each validation row; the same for all seeds."""
-    return deal_parts(int(split.val.sum()), training.seed)
+def _parts(examples: Examples, split: Split, training: Training) -> NDArray[np.int64]:
+    """The part of each validation row, the same for all seeds; what is held out together chooses together."""
+    truth = examples.truth.take(split.val)
+    together = resampling_groups(truth.latitude, truth.longitude, training)
+    if together is None and examples.tied is not None:
+        together = examples.tied[split.val]
+    return deal_parts(len(truth), training.seed, together)
 
 
 def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
@@ -341,7 +345,7 @@ def _cross_fit(
         trained: the heads, not refined yet.
         by_kept: predictions by the epoch that is kept.
     """
-    val, part = np.flatnonzero(split.val), _parts(split, job.training)
+    val, part = np.flatnonzero(split.val), _parts(dataset.examples, split, job.training)
     probabilities = by_kept.probabilities.copy()
     latitude, longitude = by_kept.latitude.copy(), by_kept.longitude.copy()
     for p in np.unique(part):

@@ -137,9 +137,9 @@ def test_the_samples_that_the_score_is_reported_on_take_no_part_in_the_choice(
     splits = []
     made = room.make_job
 
-    def watched(dataset: fit.Dataset, split: fit.Split, *rest: Any) -> stack.TrainingJob:
+    def watched(dataset: fit.Dataset, split: fit.Split, *rest: Any, **options: Any) -> stack.TrainingJob:
         splits.append((dataset.examples, split))
-        job: stack.TrainingJob = made(dataset, split, *rest)
+        job: stack.TrainingJob = made(dataset, split, *rest, **options)
         return job
 
     monkeypatch.setattr(room, "make_job", watched)
