@@ -62,6 +62,13 @@ def print_findings(errors: list[str], warnings: list[str]) -> None:
             show(f"warning: {finding}")
 
 
+def chosen_rows(score: float | None) -> list[tuple[str, str]]:
+    """What a choice scores on the samples that made it; none where they made none."""
+    return (
+        [] if score is None else [("as chosen", f"{score:.4f} on the samples that chose the epoch: too good")]
+    )
+
+
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     if not scores["samples"]:
         return [("samples", "0: nothing was held out")]

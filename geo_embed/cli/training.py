@@ -22,6 +22,7 @@ from geo_embed.cli.options import (
     splits_of,
 )
 from geo_embed.cli.show import (
+    chosen_rows,
     metric_rows,
     print_result,
     print_splits,
@@ -153,6 +154,7 @@ def _fit_heads(
             ("run", fit.run),
             ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"),
             *metric_rows(fit.val),
+            *chosen_rows(fit.chosen_score),
             *spread,
         ],
     )

@@ -21,11 +21,12 @@ from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
 from geo_embed.finetuning.loop import train_unfrozen
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.prepare import fit_initial_heads, merge_config, prepare
-from geo_embed.finetuning.state import Progress
+from geo_embed.finetuning.state import TrainingState
 from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team, join_team
-from geo_embed.finetuning.validate import predict_val
-from geo_embed.metrics import final_metrics
+from geo_embed.finetuning.validate import answer_val, predict_val
+from geo_embed.fitting.epochs import CHOSEN_BY
+from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import (
     Run,
@@ -103,7 +104,7 @@ def finetune(
                 model, state = train_unfrozen(
                     task, _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
                 )
-                val = _write_run(merged, task, model, state.progress, started, command)
+                val = _write_run(merged, task, model, state, started, command)
     except torch.OutOfMemoryError as error:
         raise GeoError(
             f"out of memory: {error}".splitlines()[0],
@@ -201,7 +202,7 @@ def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None)
 
 
 def _write_run(
-    config: Config, task: Task, model: GeoModel, progress: Progress, started: float, command: Sequence[str]
+    config: Config, task: Task, model: GeoModel, state: TrainingState, started: float, command: Sequence[str]
 ) -> dict[str, Any]:
     """The run, in place of its checkpoints; returns its scores.
 
@@ -209,13 +210,16 @@ def _write_run(
         config: as `merge_config` gives it.
         task: what was trained on what.
         model: as it is to be written.
-        progress: of the training.
+        state: of the training at its end.
         started: when, by the monotonic clock.
         command: the command line that asked for it.
     """
-    # Every process predicts its part of the validation samples; the first writes.
-    predictions = predict_val(task, model, tta=task.inference.tta)
-    assert predictions is not None
+    # Every process predicts its part of the validation samples; the first writes. What is reported has them answered by epochs
+    # that they had no say in.
+    progress = state.progress
+    chosen = predict_val(task, model, tta=task.inference.tta)
+    assert chosen is not None
+    predictions = answer_val(task, state, chosen)
     truth, run = task.val_truth, task.run
     groups = resampling_groups(truth.latitude, truth.longitude, task.training)
     scores = final_metrics(predictions, truth, groups=groups)
@@ -239,11 +243,13 @@ def _write_run(
             del provenance["store"]["path"]
             writer.write_heads(model.panel)
             writer.copy_places(run)
-            described = {
+            described: dict[str, Any] = {
                 "frozen_score": progress.frozen_score,
                 "best_epoch": progress.best_epoch,
                 "skipped_steps": sum(int(entry["skipped_steps"] or 0) for entry in progress.history),
             }
+            if len(truth):
+                described["chosen"] = {"score": metrics(chosen, truth)["score"], "by": CHOSEN_BY}
             writer.write_metrics({"val": scores, **described})
             writer.write_history(pd.DataFrame(progress.history))
             writer.write_predictions("val", predictions, truth)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from geo_embed.answers import Predictions
 from geo_embed.console import progress as progress_bar
 from geo_embed.console import say, warn
 from geo_embed.errors import GeoError
@@ -29,7 +30,8 @@ from geo_embed.finetuning.prepare import check_first_score
 from geo_embed.finetuning.state import Progress, TrainingState, make_checkpoint, new_state, resume
 from geo_embed.finetuning.step import OutOfMemory, accumulate_gradients, read_images
 from geo_embed.finetuning.task import ORDER_STREAM, Task, unfreeze_for
-from geo_embed.finetuning.validate import validate
+from geo_embed.finetuning.validate import deal_val, validate
+from geo_embed.fitting.epochs import EpochChoice, scores_without
 from geo_embed.optim import ema_decay, warmup_cosine
 from geo_embed.seeding import get_generator
 
@@ -71,9 +73,10 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
                     f"parameters: backbone {counts.backbone:,}, fusion {counts.fusion:,}, heads {counts.heads:,}; "
                     f"{counts.trainable:,} trained"
                 )
-            score = check_first_score(task, state.model, stop)
-            if score is not None:
-                state.progress.frozen_score = state.progress.best_score = score
+            frozen = check_first_score(task, state.model, stop)
+            if frozen.predictions is not None:
+                state.progress.frozen_score = state.progress.best_score = frozen.scores["val_score"]
+                _note_parts(task, state, 0, frozen.predictions)
             state.model.forget_gallery()
             save()
         # From a checkpoint: weights, moments, averages and counters as they were.
@@ -82,18 +85,21 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
             loaded = load_checkpoint(latest, "cpu" if task.sharded else task.device)
             resume(task, state, loaded, settings)
 
-        # Epochs, until there are enough or the score hasn't risen for `patience` of them. Each is validated with the
-        # weights that would be written, and leaves a checkpoint.
+        # Epochs, until there are enough or the score hasn't risen for `patience` of them, nor that without any part of the
+        # validation samples. Each is validated with the weights that would be written, and leaves a checkpoint.
         progress = state.progress
-        while progress.epoch < finetune.epochs and progress.epoch - progress.best_epoch < finetune.patience:
+        while progress.epoch < finetune.epochs and _is_looking(progress, finetune.patience):
             unfreeze_for(state.model, finetune, progress.epoch)
             _train_epoch(task, state, stop, save)
             with output_in_place(state, finetune):
-                scores = validate(task, state.model, stop)
-            if scores is None:
+                validation = validate(task, state.model, stop)
+            if validation is None:
                 _interrupt(task, progress, save)
-            assert scores is not None
-            save(best=_end_epoch(task, progress, scores))
+            assert validation is not None
+            is_best = _end_epoch(task, progress, validation.scores)
+            if validation.predictions is not None:
+                _note_parts(task, state, progress.epoch, validation.predictions)
+            save(best=is_best)
             if team.any(stop.is_set()):
                 _interrupt(task, progress, save, saved=True)
 
@@ -245,11 +251,32 @@ def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> bool
             f"epoch {progress.epoch}: loss {'–' if loss is None else f'{loss:.4f}'}"
             + ("" if score is None else f", score {score:.4f}")
         )
-    # Where nothing is held out, the last epoch is taken.
-    if score is not None and score <= progress.best_score:
+    # Where nothing is held out, the last epoch is taken. One that only the parts have waited for isn't looked at.
+    has_ended = progress.epoch - 1 - progress.best_epoch >= task.finetune.patience
+    if score is not None and (score <= progress.best_score or has_ended):
         return False
     progress.best_score, progress.best_epoch = -1.0 if score is None else score, progress.epoch
     return True
+
+
+def _is_looking(progress: Progress, patience: int) -> bool:
+    """Whether any rule that chooses an epoch, of all validation samples or of all but a part, may still find a better one."""
+    return any(progress.epoch - best < patience for best in (progress.best_epoch, *progress.part_epochs))
+
+
+def _note_parts(task: Task, state: TrainingState, epoch: int, predictions: Predictions) -> None:
+    """Note what an epoch predicts for the validation samples, and which parts of them would be answered by it."""
+    progress = state.progress
+    # A checkpoint of an earlier version knows of no parts, and doesn't learn of them half way.
+    if epoch and not progress.part_epochs:
+        return
+    choice = EpochChoice(
+        task.finetune.patience, max(epoch - 1, 0), list(progress.part_epochs), list(progress.part_scores)
+    )
+    choice.note(epoch, scores_without(predictions, task.val_truth, deal_val(task)))
+    progress.part_epochs, progress.part_scores = choice.best, choice.scores
+    state.answers[epoch] = predictions
+    state.answers = {kept: state.answers[kept] for kept in sorted(set(choice.best))}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from geo_embed.files import file_sha256
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import Task
 from geo_embed.finetuning.team import Team
-from geo_embed.finetuning.validate import score_val, validate
+from geo_embed.finetuning.validate import Validation, score_val, validate
 from geo_embed.fitting.examples import TrainingData, open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
@@ -157,8 +157,8 @@ def _check_images(data: TrainingData, rows: NDArray[np.int64]) -> None:
         )
 
 
-def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> float | None:
-    """The score on the validation samples before any step; None where there are none.
+def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> Validation:
+    """The model on the validation samples before any step.
 
     Raises:
         GeoError: the images don't score what the cache scores, or that isn't what the run scored: they don't belong together.
@@ -168,7 +168,7 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
     if not len(rows):
         if task.team.first:
             warn("nothing is held out: pictures and cache can't be compared, and the last epoch is taken")
-        return None
+        return Validation({}, None)
     panel = load_heads(run)
     cached = apply_heads(
         panel,
@@ -180,7 +180,13 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
         task.examples.present[rows],
     )
     score, tolerance = score_val(task, cached)["score"], max(_SAME_SCORE, _ONE_RANK / len(rows))
-    recorded = float(run.read_metrics()["score"] or 0)
+    chosen = run.read_chosen_score()
+    if chosen is not None and task.team.first:
+        warn(
+            f"an epoch of run {run.name} was chosen by the validation samples: what is trained from it scores a little too good "
+            "on them; heads of --preset best don't"
+        )
+    recorded = float(run.read_metrics()["score"] or 0) if chosen is None else chosen
     # A calibrated run was scored by calibrations that hadn't seen the samples; one that looked at variants, by those.
     alike = panel.calibration is None and not run.config.inference.tta
     if alike and abs(score - recorded) > tolerance:
@@ -189,16 +195,17 @@ def check_first_score(task: Task, model: GeoModel, stop: threading.Event) -> flo
             where=run.path,
             hint="cache or heads have changed since: geo cache verify --deep, then geo fit-heads",
         )
-    scores = validate(task, model, stop)
-    if scores is None:
+    validation = validate(task, model, stop)
+    if validation is None:
         raise KeyboardInterrupt
-    if abs(scores["val_score"] - score) > tolerance:
+    from_images = validation.scores["val_score"]
+    if abs(from_images - score) > tolerance:
         raise GeoError(
-            f"before any step the pictures score {scores['val_score']:.4f}, where run {run.name} scores {score:.4f} "
+            f"before any step the pictures score {from_images:.4f}, where run {run.name} scores {score:.4f} "
             "from the cache",
             where=task.samples.image_root,
             hint="pictures have changed since they were cached: geo extract, then geo fit-heads",
         )
     if task.team.first:
-        say(f"frozen: score {scores['val_score']:.4f}, from the cache {score:.4f}")
-    return scores["val_score"]
+        say(f"frozen: score {from_images:.4f}, from the cache {score:.4f}")
+    return validation

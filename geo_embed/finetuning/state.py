@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geo_embed.answers import Predictions
 from geo_embed.console import say
 from geo_embed.devices import amp_dtype
 from geo_embed.errors import GeoError
@@ -23,6 +24,9 @@ from geo_embed.finetuning.model import GeoModel, Summary
 from geo_embed.finetuning.task import Task, new_model, passes_per_step, samples_per_pass
 from geo_embed.optim import BETAS
 
+# Of predictions, in a checkpoint.
+_ANSWER = ("probabilities", "latitude", "longitude")
+
 
 @dataclass
 class Progress:
@@ -34,6 +38,8 @@ class Progress:
         step_rows, pass_rows: samples per step and per pass, of all processes together.
         frozen_score: on the validation samples, before any step.
         best_score, best_epoch: of the best epoch so far, counted from 1; 0 is the frozen run.
+        part_scores, part_epochs: the same of the validation samples without each part of them in turn, which is answered by that
+            epoch; empty in a checkpoint of an earlier version.
         history: a row per epoch.
         loss, good_steps, skipped_steps: of the epoch under way: the sum of its losses, its steps that counted, and those that
             were skipped.
@@ -47,6 +53,8 @@ class Progress:
     frozen_score: float | None = None
     best_score: float = -1.0
     best_epoch: int = 0
+    part_scores: list[float] = field(default_factory=list)
+    part_epochs: list[int] = field(default_factory=list)
     history: list[dict[str, float | None]] = field(default_factory=list)
     loss: float = 0.0
     good_steps: int = 0
@@ -61,6 +69,7 @@ class TrainingState:
     Attributes:
         parameters: the model's, by name.
         average: of each, where there is one (`finetune.ema`).
+        answers: predictions for the validation samples, by the epochs of `progress.part_epochs`.
         start: what each was before any step, where the result is to lie between (`finetune.wise_ft`).
         progress: how far it is.
         samples, seconds: what the steps since this start, but the first, saw and took.
@@ -74,6 +83,7 @@ class TrainingState:
     average: dict[str, Tensor]
     start: dict[str, Tensor]
     progress: Progress
+    answers: dict[int, Predictions] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
     warm: bool = False
@@ -108,6 +118,9 @@ def make_checkpoint(task: Task, state: TrainingState, settings: dict[str, Any]) 
         # One at a time, and out of the device's memory, which needn't hold them all.
         each = ((key, sharding.whole(value)) for key, value in tensors.items())
         tensors = {key: value.cpu() for key, value in each if task.team.first}
+    for epoch, predictions in state.answers.items():
+        arrays = {name: getattr(predictions, name) for name in _ANSWER}
+        tensors |= {f"answers/{epoch}/{name}": torch.from_numpy(array) for name, array in arrays.items()}
     content = {
         "settings": settings,
         "training": dataclasses.asdict(state.progress),
@@ -127,9 +140,15 @@ def resume(task: Task, state: TrainingState, loaded: Checkpoint, settings: dict[
             hint="give it the same ones, choose another --name, or start it again with --overwrite",
         )
     state.progress = Progress(**loaded.state["training"])
+    answers = {key: value.cpu().numpy() for key, value in tensors_below(loaded.tensors, "answers/").items()}
+    ids = task.examples.sample_id[task.val_rows]
+    for epoch in sorted({int(key.partition("/")[0]) for key in answers}):
+        probabilities, latitude, longitude = (answers[f"{epoch}/{name}"] for name in _ANSWER)
+        state.answers[epoch] = Predictions(ids, probabilities, latitude, longitude, task.run.labels)
     tensors = {
         key: sharding.divide(value, state.parameters.get(_owner(key)))
         for key, value in loaded.tensors.items()
+        if not key.startswith("answers/")
     }
     state.model.load_state_dict(tensors_below(tensors, "model/"))
     load_optimizer_tensors(state.optimizer, state.parameters, tensors)

@@ -1,6 +1,7 @@
 """Validation: the model's predictions for the held-out samples, each process asked for its part, and their scores."""
 
 import threading
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,67 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
 from geo_embed.data.augment import tta_views
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.sharding import reshard
+from geo_embed.finetuning.state import TrainingState
 from geo_embed.finetuning.step import autocast, normalise, read_images, to_device
 from geo_embed.finetuning.task import Task, samples_per_pass
+from geo_embed.fitting.epochs import deal_parts
 from geo_embed.metrics import metrics
 
 _HISTORY = ("score", "state_score", "gps_score", "mean_km", "nll")
 
 
-def validate(task: Task, model: GeoModel, stop: threading.Event) -> dict[str, float] | None:
-    """Scores on the validation samples, `val_score` and so on; none where there are none; None where `stop` was set meanwhile."""
+@dataclass(frozen=True)
+class Validation:
+    """What a model predicts for the validation samples, and its scores, `val_score` and so on; neither where there are none."""
+
+    scores: dict[str, float]
+    predictions: Predictions | None
+
+
+def validate(task: Task, model: GeoModel, stop: threading.Event) -> Validation | None:
+    """The model on the validation samples; None where `stop` was set meanwhile."""
     if not len(task.val_rows):
-        return {}
+        return Validation({}, None)
     predictions = predict_val(task, model, stop=stop)
     if predictions is None:
         return None
     scores = score_val(task, predictions)
-    return {f"val_{key}": scores[key] for key in _HISTORY}
+    return Validation({f"val_{key}": scores[key] for key in _HISTORY}, predictions)
+
+
+def deal_val(task: Task) -> NDArray[np.int64]:
+    """The part of each validation sample: it is answered by the epoch that the other parts choose (fitting/epochs.py)."""
+    truth, tied = task.val_truth, task.examples.tied
+    together = resampling_groups(truth.latitude, truth.longitude, task.training)
+    if together is None and tied is not None:
+        together = tied[task.val_rows]
+    return deal_parts(len(truth), task.training.seed, together)
+
+
+def answer_val(task: Task, state: TrainingState, chosen: Predictions) -> Predictions:
+    """Predictions for the validation samples, each part's by the epoch that the others chose.
+
+    Args:
+        task, state: of a training at its end.
+        chosen: predictions of the epoch that is kept, as the run will make them. A part whose own epoch is another one is answered
+            as that epoch was validated, without variants of its pictures.
+    """
+    progress = state.progress
+    if not progress.part_epochs:
+        return chosen
+    part = deal_val(task)
+    probabilities = chosen.probabilities.copy()
+    latitude, longitude = chosen.latitude.copy(), chosen.longitude.copy()
+    for p, epoch in enumerate(progress.part_epochs):
+        if epoch != progress.best_epoch:
+            rows, answers = part == p, state.answers[epoch]
+            probabilities[rows] = answers.probabilities[rows]
+            latitude[rows], longitude[rows] = answers.latitude[rows], answers.longitude[rows]
+    return replace(chosen, probabilities=probabilities, latitude=latitude, longitude=longitude)
 
 
 def score_val(task: Task, predictions: Predictions) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from geo_embed.data.holdout import random_folds
 from geo_embed.metrics import competition_score, error_km, top_states
 
 _PARTS = 5
+# Of a run's choices, in its metrics.json.
+CHOSEN_BY = f"the held-out samples; each was scored by what the other parts of {_PARTS} chose, this score is of the choice itself"
 
 
 def deal_parts(samples: int, seed: int, together: NDArray[np.int64] | None = None) -> NDArray[np.int64]:

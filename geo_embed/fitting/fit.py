@@ -20,7 +20,7 @@ from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256
-from geo_embed.fitting.epochs import deal_parts, scores_without
+from geo_embed.fitting.epochs import CHOSEN_BY, deal_parts, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
 from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
@@ -34,8 +34,6 @@ from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
 
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
-# Of a run's choices, in its metrics.json.
-CHOSEN_BY = "these samples; each was answered by what the other parts of five chose, and the score is of the choice itself"
 
 
 @dataclass(frozen=True)
@@ -356,19 +354,17 @@ def _cross_fit(
         heads = copy.deepcopy(trained.heads)
         if not is_kept:
             heads.load_state_dict(trained.weights[epoch])
-        answered, others = (_mask(val[rows], len(split.val)) for rows in (part == p, part != p))
-        if job.training.refine and others.any():
+        if job.training.refine and (part != p).any():
+            others = np.zeros(len(split.val), dtype=bool)
+            others[val[part != p]] = True
             _refine(heads, job, dataset.rows(others))
-        predictions = dataset.predict(heads, answered)
-        probabilities[part == p] = predictions.probabilities
-        latitude[part == p], longitude[part == p] = predictions.latitude, predictions.longitude
+        # All rows are predicted, though a part is taken: a row's last bits depend on its company.
+        predictions = dataset.predict(heads, split.val)
+        probabilities[part == p] = predictions.probabilities[part == p]
+        latitude[part == p], longitude[part == p] = (
+            degrees[part == p] for degrees in (predictions.latitude, predictions.longitude)
+        )
     return replace(by_kept, probabilities=probabilities, latitude=latitude, longitude=longitude)
-
-
-def _mask(rows: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    mask = np.zeros(count, dtype=bool)
-    mask[rows] = True
-    return mask
 
 
 def _warn_of_ignored(model: Model, training: Training) -> None:

@@ -108,6 +108,10 @@ def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str,
             "the run was made with folds: its heads have seen these samples through the other folds, and the scores "
             "by view are a little too good"
         )
+    elif run.read_chosen_score() is not None:
+        warn(
+            "these samples chose an epoch of the run's heads, which answer them here: scores by view are a little too good"
+        )
     store = find_store(run.config, "train", fingerprint=run.provenance["store"]["fingerprint"])
     ids = store.sample_id
     order = np.argsort(ids)

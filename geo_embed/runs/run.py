@@ -132,6 +132,16 @@ class Run:
             scores: dict[str, Any] = read_json(self.path / _METRICS, Metrics).model_dump()["val"]
             return scores
 
+    def read_chosen_score(self) -> float | None:
+        """What the run's heads as they are score on the samples that chose their epoch, which is too good; None where these chose
+        nothing, or in a run of an earlier version.
+
+        Raises GeoError where it can't be read.
+        """
+        with of_run():
+            chosen = read_json(self.path / _METRICS, Metrics).chosen
+        return None if chosen is None else chosen.score
+
     def read_split(self) -> "pd.DataFrame":
         """Which samples it learnt from and which it held out: `sample_id`, `part` (train, val), and `fold` if there were some.
 

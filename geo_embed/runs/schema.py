@@ -82,9 +82,10 @@ class _Scores(_File):
 
 
 class Metrics(_File):
-    """metrics.json: the scores on the samples that were held out."""
+    """metrics.json: the scores on the samples that were held out; and of a choice that they made, its own on these very samples."""
 
     val: _Scores
+    chosen: _Scores | None = None
 
 
 class _Members(_File):

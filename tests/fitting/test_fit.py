@@ -172,14 +172,19 @@ def test_it_stops_early_and_keeps_the_best_epoch_not_the_last(config: Config) ->
     path = config.paths.runs_dir / "x"
     history = pd.read_parquet(path / "history.parquet")
     assert fit.epochs == len(history) < 300
-    best = int(history["val_score"].argmax())
-    # The parts of the held-out samples look on for epochs of their own.
-    assert best <= len(history) - 1 - 3
+    # The parts of the held-out samples may look on after the third epoch without a better score.
+    waited = [
+        n
+        for n in range(3, len(history))
+        if history["val_score"][: n - 2].max() >= history["val_score"][: n + 1].max()
+    ]
+    best = int(history["val_score"][: waited[0]].argmax())
+    assert best == waited[0] - 3
     written = json.loads((path / "metrics.json").read_text())
     val = written["val"]
     assert val == fit.val
     row = history.iloc[best]
-    assert row["val_score"] == written["chosen"]["score"] == fit.chosen_score > history["val_score"].iloc[-1]
+    assert row["val_score"] == written["chosen"]["score"] == fit.chosen_score
     # And the heads on disk are those of that epoch: they give the same answers.
     run = load_run(config.paths.runs_dir, "x")
     everything, _ = predict_split(config, run, "train")
@@ -481,7 +486,7 @@ def test_spatial_validation_holds_neighbours_out_together(config: Config) -> Non
 def test_calibration_is_reported_before_and_after_and_answers_from_then_on(
     config: Config, training: dict[str, object]
 ) -> None:
-    config, saved, data = fitted_as(config, calibration="temperature", epochs=6, **training)
+    config, saved, data = fitted_as(config, calibration="temperature", epochs=4, **training)
     reliability = saved.metrics["calibration"]
     assert reliability["after"]["nll"] < reliability["before"]["nll"]
     assert saved.metrics["val"]["nll"] == pytest.approx(reliability["after"]["nll"], rel=1e-4)

@@ -143,9 +143,16 @@ def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
     assert len({row["alone"] for row in rows}) > 1
 
 
-def test_views_of_a_run_made_with_folds_come_with_a_warning(
+def test_views_come_with_a_warning_where_the_heads_have_seen_the_samples_or_were_chosen_by_them(
     config: Config, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    evaluate(config, run)
+    assert "too good" not in capsys.readouterr().err
+    evaluate(config, run, by=["view"])
+    assert "chose an epoch of the run's heads" in capsys.readouterr().err
+    written = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    del written["chosen"]
+    (run.path / "metrics.json").write_text(json.dumps(written), encoding="utf-8")
     evaluate(config, run, by=["view"])
     assert "too good" not in capsys.readouterr().err
     evaluate(config, set_training(run, folds=3), by=["view"])
