@@ -139,8 +139,13 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
 
 
 def _find_tied(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
-    """Which of some rows (N,) of embeddings share pictures, by the bytes that they were made from."""
-    content = read_content_hash(embeddings.store)[rows]
+    """Which of some rows (N,) of embeddings share pictures, by the bytes that they were made from; None where that can't be told."""
+    try:
+        content = read_content_hash(embeddings.store)[rows]
+    except GeoError as error:
+        # Embeddings are whole without it.
+        warn(f"which samples share pictures can't be told, and splits don't go by it: {error}")
+        return None
     # An import's content is the embedding's own bytes; 0 stands for nothing known.
     known = embeddings.present[rows] & (content != 0)
     shared = shared_pictures(content, known, truth.latitude, truth.longitude)
