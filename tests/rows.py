@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from geo_embed import geography
+from geo_embed.answers import LabelEncoder, Truth
 from geo_embed.config import Model
-from geo_embed.fitting.examples import Rows
+from geo_embed.fitting.examples import Examples, Rows
 from geo_embed.heads.region import Region, make_region
 
 CLASSES = 4
@@ -51,3 +52,20 @@ def region_of(rows: Rows, model: Model, classes: int = CLASSES, seed: int = 0) -
 def tiny(**changes: object) -> Model:
     """A model of a few hundred weights."""
     return Model.model_validate({"head_hidden": 12, "gps_hidden": 8, "cell_samples": 6} | changes)
+
+
+def examples_of(n: int, seed: int) -> Examples:
+    """Embeddings that tell a little of the class, and places around its middle."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % 5
+    middles = random.normal(size=(5, 6))
+    values = middles[labels][:, None] + 2 * random.normal(size=(n, 2, 6))
+    truth = Truth(labels, 30 + 3 * labels + random.normal(size=n), -90 + 4 * labels + random.normal(size=n))
+    return Examples(
+        np.array([f"s{i}" for i in range(n)], dtype=object),
+        values.astype(np.float32),
+        np.ones((n, 2), dtype=bool),
+        labels,
+        truth,
+        LabelEncoder(np.arange(5), tuple("abcde")),
+    )

@@ -9,39 +9,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from rows import examples_of
 
-from geo_embed.answers import LabelEncoder, Truth
+from geo_embed.answers import Truth
 from geo_embed.config import Model, Training
 from geo_embed.fitting.epochs import EpochChoice, deal_parts, scores_without
 from geo_embed.fitting.examples import Examples, find_prior
 from geo_embed.fitting.fit import Dataset, FittedHeads, Split, fit_splits
 from geo_embed.metrics import metrics
 
-CLASSES, DIM = 5, 6
-
-
-def examples_of(n: int, seed: int) -> Examples:
-    """Embeddings that tell a little of the class, and places around its middle."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(n) % CLASSES
-    middles = random.normal(size=(CLASSES, DIM))
-    values = middles[labels][:, None] + 2 * random.normal(size=(n, 2, DIM))
-    truth = Truth(labels, 30 + 3 * labels + random.normal(size=n), -90 + 4 * labels + random.normal(size=n))
-    return Examples(
-        np.array([f"s{i}" for i in range(n)], dtype=object),
-        values.astype(np.float32),
-        np.ones((n, 2), dtype=bool),
-        labels,
-        truth,
-        LabelEncoder(np.arange(CLASSES), tuple("abcde")),
-    )
-
 
 def relabelled(examples: Examples, rows: NDArray[Any], seed: int) -> Examples:
     """The same, where some have another state and lie elsewhere."""
     random = np.random.default_rng(seed)
     labels, lat, lon = examples.labels.copy(), examples.truth.latitude.copy(), examples.truth.longitude.copy()
-    labels[rows] = random.integers(CLASSES, size=len(labels[rows]))
+    labels[rows] = random.integers(5, size=len(labels[rows]))
     lat[rows], lon[rows] = random.uniform(20, 60, len(lat[rows])), random.uniform(-120, -70, len(lat[rows]))
     return replace(examples, labels=labels, truth=Truth(labels, lat, lon))
 
