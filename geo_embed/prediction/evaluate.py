@@ -26,7 +26,8 @@ from geo_embed.prediction.tables import (
     reliability_table,
     view_table,
 )
-from geo_embed.runs.recipe import load_heads
+from geo_embed.registry import HEADS
+from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.table import read_predictions
 
@@ -50,6 +51,11 @@ def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()
     """
     run = on_this_machine(run, config.paths, config.model.device)
     predictions, truth = split_predictions(run, split, config.paths, config.model.device)
+    if split == "val" and len(truth) and _chose_unseen(run):
+        warn(
+            "the run is of a version that chose an epoch by these samples and scored them all the same: a little too good; "
+            "train it again for a score of samples that chose nothing"
+        )
     scores = final_metrics(
         predictions,
         truth,
@@ -89,6 +95,14 @@ def split_predictions(run: Run, split: str, paths: Paths, device: str) -> tuple[
     train = set(text_ids(table["sample_id"][table["part"] == "train"]))
     rows = np.array([sample_id in train for sample_id in predictions.sample_id], dtype=bool)
     return predictions.take(rows), truth.take(rows)
+
+
+def _chose_unseen(run: Run) -> bool:
+    """Whether the held-out samples chose an epoch that answers them, as in plain and fine-tuned runs of earlier versions."""
+    trained_by_epochs = "init" in run.provenance or (
+        run.config.training.preset != "best" and HEADS[run.config.model.head].make.by_steps
+    )
+    return trained_by_epochs and load_ensemble(run) is None and run.read_chosen_score() is None
 
 
 def _train_truth(run: Run) -> Truth:

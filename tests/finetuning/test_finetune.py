@@ -29,8 +29,10 @@ from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint, 
 from geo_embed.finetuning.finetune import Finetuned, finetune
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.prepare import merge_config
+from geo_embed.fitting.epochs import deal_parts
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.refine import Refiner
+from geo_embed.metrics import metrics
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import predict_images, predict_split
@@ -542,6 +544,34 @@ def test_the_best_epoch_is_taken_not_the_last(
     assert scores(config)["best_epoch"] == 2
     heads = load_file(config.paths.runs_dir / "tuned" / "heads.safetensors")
     assert all(torch.equal(heads[key], kept[2][key]) for key in heads)
+
+
+def test_each_part_of_the_validation_samples_is_answered_by_the_epoch_that_the_others_choose(
+    config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate = loop.validate
+    epochs: list[Any] = []
+
+    def watched(task: Any, model: GeoModel, stop: Any) -> Any:
+        epochs.append(validate(task, model, stop))
+        return epochs[-1]
+
+    for module in (prepare, loop):
+        monkeypatch.setattr(module, "validate", watched)
+    done = tune(having(config, epochs=4, head_lr=0.01))
+    predictions, truth = saved_predictions(config.paths.runs_dir / "tuned" / "val_predictions.parquet")
+    assert truth is not None
+    part = deal_parts(len(truth), config.training.seed)
+    for p in range(5):
+        others = [metrics(e.predictions.take(part != p), truth.take(part != p))["score"] for e in epochs]
+        answers = epochs[int(np.argmax(others))].predictions
+        np.testing.assert_allclose(
+            predictions.probabilities[part == p], answers.probabilities[part == p], atol=1e-6
+        )
+        np.testing.assert_allclose(predictions.latitude[part == p], answers.latitude[part == p], atol=1e-4)
+    assert done.val["score"] == pytest.approx(metrics(predictions, truth)["score"])
+    best = max(e.scores["val_score"] for e in epochs)
+    assert scores(config)["chosen"]["score"] == pytest.approx(best, abs=1e-6)
 
 
 def test_a_gallery_is_kept_where_no_epoch_is_better(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
