@@ -36,14 +36,17 @@ class Sources:
     def find(self, content_hash: int) -> int | None:
         """Index of an image with this content, if there is one in a chunk that is whole. Called from many threads."""
         index = int(np.searchsorted(self.hashes, np.uint64(content_hash)))
-        if index == len(self.hashes) or self.hashes[index] != content_hash:
-            return None
-        number, row, _ = self.places[index].tolist()
-        store = self.stores[number]
-        start = row - row % store.chunk_rows
-        if (number, start) not in self.whole:
-            self.whole[number, start] = is_whole(store, start)
-        return index if self.whole[number, start] else None
+        # A picture may have been embedded in several places, one of them damaged since.
+        while index < len(self.hashes) and self.hashes[index] == content_hash:
+            number, row, _ = self.places[index].tolist()
+            store = self.stores[number]
+            start = row - row % store.chunk_rows
+            if (number, start) not in self.whole:
+                self.whole[number, start] = is_whole(store, start)
+            if self.whole[number, start]:
+                return index
+            index += 1
+        return None
 
 
 def gather_sources(path: Path) -> Sources:

@@ -81,6 +81,23 @@ def test_a_damaged_chunk_is_no_source_and_the_others_stay_one(path: Path, damage
     assert [sources.find(100 + 4 * row) is not None for row in range(5)] == [True, True, False, False, True]
 
 
+def test_a_picture_with_one_embedding_damaged_and_another_whole_is_at_hand(path: Path) -> None:
+    """The same picture in both splits; whichever of its embeddings is lost, the other serves."""
+    for split in ("test", "train"):
+        store = open_store(path.with_name(f"{split}.zarr"))
+        status = np.full((2, 4), OK, dtype=np.uint8)
+        commit_chunk(store, slice(0, 2), np.ones((2, 4, DIM)), np.full((2, 4), 7, dtype=np.uint64), status)
+    for split in ("test", "train"):
+        (chunk,) = path.with_name(f"{split}.zarr").glob("embeddings/c/0/0/0")
+        data = chunk.read_bytes()
+        chunk.unlink()
+        sources = gather_sources(path)
+        index = sources.find(7)
+        assert index is not None
+        assert sources.stores[sources.places[index][0]].path.stem != split
+        chunk.write_bytes(data)
+
+
 def test_what_is_copied_is_the_embedding_of_that_content_in_its_place(path: Path) -> None:
     sources = gather_sources(path)
     values = np.zeros((3, 4, DIM), dtype=np.float16)
