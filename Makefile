@@ -7,7 +7,7 @@ TIMM := $(VENV)/timm
 # Processes that run tests, each on one thread.
 WORKERS ?= 2
 
-.PHONY: demo test quick check format house gpu fuzz clean
+.PHONY: demo test quick check format house gpu fuzz lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
@@ -41,6 +41,11 @@ FUZZ_SECONDS ?= 3600
 FUZZ_SEED ?= 1000000
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz/differential.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --out fuzz-findings
+
+# The lowest versions that pyproject.toml declares, installed together outside the clone (6 GB: the torch among them brings CUDA on Linux), and
+# what comes of them.
+lowest:
+	$(PYTHON) tools/lowest.py
 
 # The drawing in CONTRIBUTING.md, from the code.
 house:
