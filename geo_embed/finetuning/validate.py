@@ -1,7 +1,7 @@
 """Validation: the model's predictions for the held-out samples, each process asked for its part, and their scores."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
 from geo_embed.data.augment import tta_views
-from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.sharding import reshard
 from geo_embed.finetuning.state import TrainingState
 from geo_embed.finetuning.step import autocast, normalise, read_images, to_device
 from geo_embed.finetuning.task import Task, samples_per_pass
-from geo_embed.fitting.epochs import deal_parts
+from geo_embed.fitting.epochs import answered_by_part, parts_of
 from geo_embed.metrics import metrics
 
 _HISTORY = ("score", "state_score", "gps_score", "mean_km", "nll")
@@ -44,11 +43,8 @@ def validate(task: Task, model: GeoModel, stop: threading.Event) -> Validation |
 
 def deal_val(task: Task) -> NDArray[np.int64]:
     """The part of each validation sample: it is answered by the epoch that the other parts choose (fitting/epochs.py)."""
-    truth, tied = task.val_truth, task.examples.tied
-    together = resampling_groups(truth.latitude, truth.longitude, task.training)
-    if together is None and tied is not None:
-        together = tied[task.val_rows]
-    return deal_parts(len(truth), task.training.seed, together)
+    tied = task.examples.tied
+    return parts_of(task.val_truth, None if tied is None else tied[task.val_rows], task.training)
 
 
 def answer_val(task: Task, state: TrainingState, chosen: Predictions) -> Predictions:
@@ -62,15 +58,9 @@ def answer_val(task: Task, state: TrainingState, chosen: Predictions) -> Predict
     progress = state.progress
     if not progress.part_epochs:
         return chosen
-    part = deal_val(task)
-    probabilities = chosen.probabilities.copy()
-    latitude, longitude = chosen.latitude.copy(), chosen.longitude.copy()
-    for p, epoch in enumerate(progress.part_epochs):
-        if epoch != progress.best_epoch:
-            rows, answers = part == p, state.answers[epoch]
-            probabilities[rows] = answers.probabilities[rows]
-            latitude[rows], longitude[rows] = answers.latitude[rows], answers.longitude[rows]
-    return replace(chosen, probabilities=probabilities, latitude=latitude, longitude=longitude)
+    epochs = enumerate(progress.part_epochs)
+    answers = {p: state.answers[epoch] for p, epoch in epochs if epoch != progress.best_epoch}
+    return answered_by_part(chosen, deal_val(task), answers)
 
 
 def score_val(task: Task, predictions: Predictions) -> dict[str, Any]:

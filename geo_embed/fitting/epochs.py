@@ -8,14 +8,16 @@ its own rule may look.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
+from geo_embed.config import Training
 from geo_embed.data.holdout import random_folds
+from geo_embed.data.spatial import resampling_groups
 from geo_embed.metrics import competition_score, error_km, top_states
 
 _PARTS = 5
@@ -32,6 +34,37 @@ def deal_parts(samples: int, seed: int, together: NDArray[np.int64] | None = Non
         together: (n,) groups of samples that are alike, each of which comes into one part if that leaves none empty.
     """
     return random_folds(samples, max(1, min(_PARTS, samples)), seed, together)
+
+
+def parts_of(truth: Truth, tied: NDArray[np.int64] | None, training: Training) -> NDArray[np.int64]:
+    """The part (n,) of each of n held-out samples; what is held out together chooses together.
+
+    Args:
+        truth: of the samples.
+        tied: (n,) groups of samples that share pictures, or None.
+        training: validation, group_km and seed.
+    """
+    together = resampling_groups(truth.latitude, truth.longitude, training)
+    return deal_parts(len(truth), training.seed, tied if together is None else together)
+
+
+def answered_by_part(
+    kept: Predictions, part: NDArray[np.int64], answers: Mapping[int, Predictions]
+) -> Predictions:
+    """Predictions for n samples, those of some parts in the place of the kept ones.
+
+    Args:
+        kept: by the choice of all samples.
+        part: (n,) of each sample.
+        answers: for parts that are answered otherwise, predictions for all n samples.
+    """
+    probabilities = kept.probabilities.copy()
+    latitude, longitude = kept.latitude.copy(), kept.longitude.copy()
+    for p, predictions in answers.items():
+        rows = part == p
+        probabilities[rows] = predictions.probabilities[rows]
+        latitude[rows], longitude[rows] = predictions.latitude[rows], predictions.longitude[rows]
+    return replace(kept, probabilities=probabilities, latitude=latitude, longitude=longitude)
 
 
 def scores_without(predictions: Predictions, truth: Truth, part: NDArray[np.int64]) -> list[float]:

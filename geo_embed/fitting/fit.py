@@ -20,7 +20,7 @@ from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256
-from geo_embed.fitting.epochs import CHOSEN_BY, deal_parts, scores_without
+from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
 from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
@@ -292,12 +292,9 @@ def make_job(
 
 
 def _parts(examples: Examples, split: Split, training: Training) -> NDArray[np.int64]:
-    """The part of each validation row, the same for all seeds; what is held out together chooses together."""
-    truth = examples.truth.take(split.val)
-    together = resampling_groups(truth.latitude, truth.longitude, training)
-    if together is None and examples.tied is not None:
-        together = examples.tied[split.val]
-    return deal_parts(len(truth), training.seed, together)
+    """The part of each validation row, the same for all seeds."""
+    tied = None if examples.tied is None else examples.tied[split.val]
+    return parts_of(examples.truth.take(split.val), tied, training)
 
 
 def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
@@ -344,9 +341,8 @@ def _cross_fit(
         by_kept: predictions by the epoch that is kept.
     """
     val, part = np.flatnonzero(split.val), _parts(dataset.examples, split, job.training)
-    probabilities = by_kept.probabilities.copy()
-    latitude, longitude = by_kept.latitude.copy(), by_kept.longitude.copy()
-    for p in np.unique(part):
+    answers: dict[int, Predictions] = {}
+    for p in np.unique(part).tolist():
         epoch = trained.part_epochs[p] if trained.part_epochs else 0
         is_kept = epoch in (0, trained.epoch)
         if is_kept and not job.training.refine:
@@ -359,12 +355,8 @@ def _cross_fit(
             others[val[part != p]] = True
             _refine(heads, job, dataset.rows(others))
         # All rows are predicted, though a part is taken: a row's last bits depend on its company.
-        predictions = dataset.predict(heads, split.val)
-        probabilities[part == p] = predictions.probabilities[part == p]
-        latitude[part == p], longitude[part == p] = (
-            degrees[part == p] for degrees in (predictions.latitude, predictions.longitude)
-        )
-    return replace(by_kept, probabilities=probabilities, latitude=latitude, longitude=longitude)
+        answers[p] = dataset.predict(heads, split.val)
+    return answered_by_part(by_kept, part, answers)
 
 
 def _warn_of_ignored(model: Model, training: Training) -> None:
