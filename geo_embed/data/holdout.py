@@ -157,12 +157,10 @@ def _choose(
 
 def _with_whole_groups(chosen: NDArray[np.bool_], places: Places, seed: int) -> NDArray[np.bool_]:
     """A choice (N,) with whole groups of samples that share pictures in the place of as many such samples; the others stay."""
-    shares = _shares(places.tied)
-    if shares is None:
+    tied = _tied_groups(places)
+    if tied is None:
         return chosen
-    tied = places.take(shares)
-    assert tied.tied is not None
-    groups = _grouped(tied, tied.tied)
+    shares, groups = tied
     total, alone, quota = (
         np.bincount(places.labels[rows], minlength=int(places.labels.max()) + 1)
         for rows in (slice(None), chosen & ~shares, chosen & shares)
@@ -178,6 +176,14 @@ def _shares(tied: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         return None
     shares = np.bincount(tied)[tied] > 1
     return shares if shares.any() else None
+
+
+def _tied_groups(places: Places) -> "tuple[NDArray[np.bool_], _Groups] | None":
+    """(N,) whether a sample shares pictures with another one, and the groups of those that do; None where none does."""
+    shares = _shares(places.tied)
+    if shares is None or places.tied is None:
+        return None
+    return shares, _grouped(places.take(shares), places.tied[shares])
 
 
 def folds(places: Places, training: Training) -> NDArray[np.int64]:
@@ -221,13 +227,11 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
         )
     fold = np.full(len(places), ALWAYS_TRAINING, dtype=np.int64)
     fold[dealt] = np.arange(len(dealt)) % training.folds
-    shares = _shares(places.tied)
-    if shares is None:
+    tied = _tied_groups(places)
+    if tied is None:
         return fold
     # Samples that share pictures are dealt again, group by group, to what the others have made of the folds.
-    tied = places.take(shares)
-    assert tied.tied is not None
-    groups = _grouped(tied, tied.tied)
+    shares, groups = tied
     alone = fold.copy()
     alone[shares] = ALWAYS_TRAINING
     total = np.bincount(places.labels)
