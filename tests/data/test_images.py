@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pictures import scene
 from PIL import Image, ImageOps
 from small import encode
 from transformers import CLIPImageProcessorPil
@@ -28,15 +29,6 @@ from geo_embed.data.images import (
 )
 
 SIDES = (96, 96)
-
-
-def picture(width: int = 61, height: int = 47, seed: int = 0) -> Image.Image:
-    """A smooth scene with grain: what a codec is made for, no two pixels alike."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x / rng.uniform(3, 20) + y / rng.uniform(3, 20) + phase) for phase in (0, 1, 2)]
-    pixels = 128 + 70 * np.stack(waves, axis=2) + rng.normal(0, 12, (height, width, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def by_pil(data: bytes) -> Pixels:
@@ -66,27 +58,27 @@ def prepared(pixels: Pixels, spec: Preprocessing) -> NDArray[np.float32]:
 def test_a_jpeg_is_decoded_bit_equal_to_pil(
     size: tuple[int, int], progressive: bool, subsampling: str
 ) -> None:
-    data = encode(picture(*size), "JPEG", quality=88, progressive=progressive, subsampling=subsampling)
+    data = encode(scene(*size), "JPEG", quality=88, progressive=progressive, subsampling=subsampling)
     assert (decode(data) == by_pil(data)).all()
 
 
 def test_a_grey_jpeg_becomes_three_equal_channels() -> None:
-    data = encode(picture().convert("L"), "JPEG")
+    data = encode(scene().convert("L"), "JPEG")
     assert decode(data).shape == (47, 61, 3)
     assert (decode(data) == by_pil(data)).all()
 
 
 def test_a_cmyk_jpeg_is_inverted_as_pil_does() -> None:
-    data = encode(picture().convert("CMYK"), "JPEG", quality=95)
+    data = encode(scene().convert("CMYK"), "JPEG", quality=95)
     assert (decode(data) == by_pil(data)).all()
-    assert np.abs(decode(data).astype(int) - np.asarray(picture())).mean() < 30
+    assert np.abs(decode(data).astype(int) - np.asarray(scene())).mean() < 30
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_upright_by_its_exif(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(picture(), "JPEG", exif=exif)
+    data = encode(scene(), "JPEG", exif=exif)
     assert (decode(data) == by_pil(data)).all()
     assert decode(data).shape == ((47, 61, 3) if orientation < 5 else (61, 47, 3))
 
@@ -94,7 +86,7 @@ def test_a_picture_is_turned_upright_by_its_exif(orientation: int) -> None:
 def test_exif_counts_wherever_it_stands_in_the_file() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(picture(), "JPEG", exif=exif)
+    data = encode(scene(), "JPEG", exif=exif)
     comment = b"\xff\xfe" + struct.pack(">H", 60_002) + b"x" * 60_000
     late = data[:2] + comment + data[2:]
     assert (decode(late) == by_pil(late)).all()
@@ -103,7 +95,7 @@ def test_exif_counts_wherever_it_stands_in_the_file() -> None:
 
 def test_a_picture_is_turned_upright_by_its_xmp() -> None:
     body = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    plain = encode(picture(), "JPEG")
+    plain = encode(scene(), "JPEG")
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
     assert (decode(data) == by_pil(data)).all()
     assert decode(data).shape == (61, 47, 3)
@@ -124,7 +116,7 @@ def test_transparency_lies_over_white() -> None:
 
 
 def test_a_palette_with_a_transparent_colour_lies_over_white() -> None:
-    image = picture().quantize(16)
+    image = scene().quantize(16)
     data = encode(image, "PNG", transparency=3)
     expected = np.asarray(image.convert("RGB")).copy()
     expected[np.asarray(image) == 3] = 255
@@ -136,7 +128,7 @@ def test_a_palette_with_a_transparent_colour_lies_over_white() -> None:
     ("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "1"), ("BMP", "RGB"), ("GIF", "P")]
 )
 def test_other_formats_are_what_pil_makes_of_them(kind: str, mode: str) -> None:
-    data = encode(picture().convert(mode), kind)
+    data = encode(scene().convert(mode), kind)
     assert (decode(data) == by_pil(data)).all()
 
 
@@ -154,7 +146,7 @@ def bomb(side: int) -> bytes:
 
 
 def huge_jpeg() -> bytes:
-    data = bytearray(encode(picture(), "JPEG"))
+    data = bytearray(encode(scene(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)
     return bytes(data)
@@ -163,9 +155,9 @@ def huge_jpeg() -> bytes:
 BROKEN = {
     "zero bytes": b"",
     "a text file": b"the quick brown fox\n" * 50,
-    "half a JPEG": encode(picture(), "JPEG", quality=95)[:1500],
-    "a JPEG without its end": encode(picture(), "JPEG", quality=95)[:-40],
-    "half a PNG": encode(picture(), "PNG")[:4000],
+    "half a JPEG": encode(scene(), "JPEG", quality=95)[:1500],
+    "a JPEG without its end": encode(scene(), "JPEG", quality=95)[:-40],
+    "half a PNG": encode(scene(), "PNG")[:4000],
     "the head of a JPEG": b"\xff\xd8",
     "a JPEG of markers only": b"\xff\xd8\xff\xd9",
     "a PNG of 20,000 × 20,000": bomb(20_000),
@@ -190,7 +182,7 @@ def test_a_decompression_bomb_is_refused_by_its_size(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_whatever_is_done_to_a_file_it_decodes_or_gives_a_reason(kind: str) -> None:
-    whole = encode(picture(), kind)
+    whole = encode(scene(), kind)
     rng = random.Random(kind)
     for _ in range(60):
         data = bytearray(whole)
@@ -214,7 +206,7 @@ def test_a_quick_look_finds_the_faults_and_passes_the_good(tmp_path: Path) -> No
             assert find_fault(file), list(BROKEN)[number]
     for kind in ("JPEG", "PNG", "GIF"):
         file = tmp_path / f"good.{kind}"
-        file.write_bytes(encode(picture(), kind))
+        file.write_bytes(encode(scene(), kind))
         assert find_fault(file) == ""
     assert find_fault(tmp_path / "absent.jpg") == "No such file or directory"
     assert "is a directory" in find_fault(tmp_path)
@@ -231,7 +223,7 @@ def test_exact_pixels_are_bit_equal_to_transformers(
     tmp_path: Path, shortest: int, crop: tuple[int, int], shape: tuple[int, int]
 ) -> None:
     processor = asked(shortest, crop)
-    image = picture(*shape)
+    image = scene(*shape)
     theirs = processor(image, return_tensors="np")["pixel_values"][0]
     assert (prepared(np.asarray(image), ours(tmp_path, processor, exact=True)) == theirs).all()
 
@@ -240,15 +232,15 @@ def test_exact_pixels_follow_the_models_own_filter_scale_mean_and_deviation(tmp_
     processor = asked(
         96, SIDES, resample=2, rescale_factor=1 / 127.5, image_mean=[1, 0.5, 0], image_std=[1, 2, 0.3]
     )
-    theirs = processor(picture(), return_tensors="np")["pixel_values"][0]
-    assert (prepared(np.asarray(picture()), ours(tmp_path, processor, exact=True)) == theirs).all()
+    theirs = processor(scene(), return_tensors="np")["pixel_values"][0]
+    assert (prepared(np.asarray(scene()), ours(tmp_path, processor, exact=True)) == theirs).all()
 
 
 def test_a_fixed_size_without_a_crop_is_bit_equal_too(tmp_path: Path) -> None:
     processor = CLIPImageProcessorPil(size={"height": 50, "width": 70}, do_center_crop=False)
-    theirs = processor(picture(), return_tensors="np")["pixel_values"][0]
+    theirs = processor(scene(), return_tensors="np")["pixel_values"][0]
     assert theirs.shape == (3, 50, 70)
-    assert (prepared(np.asarray(picture()), ours(tmp_path, processor, exact=True)) == theirs).all()
+    assert (prepared(np.asarray(scene()), ours(tmp_path, processor, exact=True)) == theirs).all()
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (320, 200), (200, 320), (333, 251)])
@@ -257,7 +249,7 @@ def test_default_pixels_are_transformers_within_two_grey_levels(
     tmp_path: Path, shortest: int, shape: tuple[int, int]
 ) -> None:
     processor = asked(shortest, (shortest, shortest))
-    image = picture(*shape)
+    image = scene(*shape)
     theirs = processor(image, return_tensors="np")["pixel_values"][0]
     apart = np.abs(prepared(np.asarray(image), ours(tmp_path, processor, exact=False)) - theirs)
     assert apart.max() < 0.05
@@ -267,14 +259,14 @@ def test_default_pixels_are_transformers_within_two_grey_levels(
 @pytest.mark.parametrize("exact", [False, True])
 def test_normalising_into_reused_memory_gives_the_same(tmp_path: Path, exact: bool) -> None:
     spec = ours(tmp_path, asked(96, SIDES), exact=exact)
-    batch = torch.from_numpy(np.stack([resize(np.asarray(picture(seed=k)), spec) for k in range(3)]))
+    batch = torch.from_numpy(np.stack([resize(np.asarray(scene(seed=k)), spec) for k in range(3)]))
     memory = torch.full(batch.shape, torch.nan)
     assert torch.equal(normalise(batch, spec, torch.float32, memory), normalise(batch, spec, torch.float32))
 
 
 def test_a_resized_picture_never_changes_the_one_it_came_from(tmp_path: Path) -> None:
     spec = ours(tmp_path, asked(96, SIDES), exact=False)
-    pixels = np.asarray(picture(96, 96)).copy()
+    pixels = np.asarray(scene(96, 96)).copy()
     before = pixels.copy()
     resize(pixels, spec)[:] = 0
     assert (pixels == before).all()
