@@ -36,11 +36,13 @@ GPU_PYTHON ?= python3
 gpu:
 	@$(GPU_PYTHON) tools/gpu_report.py
 
-# Our decoder against PIL's, over damaged files; `make test` has the first 2,000. Each finding is printed with its number and its bytes' path.
+# Our decoder against PIL's, over damaged files (`make test` has the first 2,000; each finding is printed with its number and its bytes' path),
+# then as long whatever can happen to a cache, in any order (findings are printed with their steps).
 FUZZ_SECONDS ?= 3600
 FUZZ_SEED ?= 1000000
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz/differential.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --out fuzz-findings
+	$(BIN)/python tests/fuzz/cache_machine.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 # The lowest versions that pyproject.toml declares, installed together outside the clone (6 GB: the torch among them brings CUDA on Linux), and
 # what comes of them.

@@ -23,7 +23,8 @@ import pandas as pd
 from PIL import Image
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import open_store
+from geo_embed.backbones.weights import fingerprint_of
+from geo_embed.cache.store import open_store, rewrite_attributes
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import pytest
 
 VIEWS = ("north", "east", "south", "west")
+# As the first version had it: everything that its stores said of how they were made.
+EARLIER = ("weights_sha256", "preprocessing", "feature", "view_names", "dtype", "stored")
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,22 @@ def content(path: Path) -> dict[str, Any]:
         k: v for k, v in store.attrs.items() if k not in ("created", "versions", "checksums", "backbone")
     }
     return arrays | {"sample_id": store.sample_id.tolist(), "shape": store.shape, "attrs": attrs}
+
+
+def age(path: Path) -> Path:
+    """Make a store what the first version would have made of the same; returns where it lies now."""
+    store = open_store(path)
+    attrs = {key: value for key, value in store.attrs.items() if key not in ("function", "picture_semantics")}
+    attrs["fingerprint"] = fingerprint_of({key: attrs[key] for key in EARLIER})
+    rewrite_attributes(store, attrs)
+    folder = path.parent.with_name(f"backbone-{attrs['fingerprint']}")
+    folder.mkdir(exist_ok=True)
+    path.rename(folder / path.name)
+    for lock in path.parent.glob("*.lock"):
+        lock.unlink()
+    if not list(path.parent.iterdir()):
+        path.parent.rmdir()
+    return folder / path.name
 
 
 def saved_predictions(path: Path) -> tuple[Predictions, Truth | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from small import Nursery, Small, command, content, encode, files
+from small import EARLIER, Nursery, Small, age, command, content, encode, files
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.weights import fingerprint_of
@@ -25,8 +25,6 @@ from geo_embed.extraction.extract import extract
 if TYPE_CHECKING:
     from conftest import Country
 
-# As the first version had it: everything that its stores said of how they were made.
-EARLIER = ("weights_sha256", "preprocessing", "feature", "view_names", "dtype", "stored")
 ROWS, VIEWS = 12, 4
 
 
@@ -35,22 +33,6 @@ def small(country: Country, tmp_path: Path) -> Small:
     shutil.copytree(country.backbone, tmp_path / "backbone")
     cut = Small.cut(country, tmp_path / "small", train=ROWS, test=3)
     return Small(cut.root, tmp_path / "backbone")
-
-
-def age(path: Path) -> Path:
-    """Make a store what the first version would have made of the same; returns where it lies now."""
-    store = open_store(path)
-    attrs = {key: value for key, value in store.attrs.items() if key not in ("function", "picture_semantics")}
-    attrs["fingerprint"] = fingerprint_of({key: attrs[key] for key in EARLIER})
-    rewrite_attributes(store, attrs)
-    folder = path.parent.with_name(f"backbone-{attrs['fingerprint']}")
-    folder.mkdir(exist_ok=True)
-    path.rename(folder / path.name)
-    for lock in path.parent.glob("*.lock"):
-        lock.unlink()
-    if not list(path.parent.iterdir()):
-        path.parent.rmdir()
-    return folder / path.name
 
 
 def config_json(small: Small, **changes: Any) -> None:
