@@ -337,7 +337,9 @@ class CacheMachine(RuleBasedStateMachine):
     def stores(self) -> list[Store]:
         """Every store that can be opened, moved aside or not."""
         found = []
-        for path in sorted(self.cache.glob("*/[!.]*.zarr*")) if self.cache.exists() else []:
+        for path in sorted(self.cache.glob("*/[!.]*.zarr*")):
+            if not path.is_dir():
+                continue
             try:
                 found.append(open_store(path, writable=False))
             except GeoError as error:
@@ -392,6 +394,8 @@ class CacheMachine(RuleBasedStateMachine):
             content_hash
             for path, attrs, was_old, chunks_ in before
             if path.parent == store.path.parent
+            # What was moved aside serves its own split.
+            and (path.suffix == ".zarr" or path.stem == store.path.name)
             and ((path == store.path and was_old) or all(attrs.get(k) == store.attrs[k] for k in MADE_BY))
             for hashes in chunks_.values()
             for content_hash in hashes
