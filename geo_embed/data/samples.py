@@ -169,14 +169,7 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
     problems += _check_ids(path, table["sample_id"])
     for column in image_columns:
         leaves = table[column].str.contains(_LEAVES_FOLDER)
-        problems += _listed(
-            "image-path",
-            path,
-            column,
-            table.index[leaves],
-            "image name leaves the image folder:",
-            table[column],
-        )
+        problems += _listed("image-path", path, table[column], leaves, "image name leaves the image folder:")
     truth: Truth | None = None
     if truth_columns:
         mapping, mapping_problems = _check_mapping(paths.mapping())
@@ -214,24 +207,11 @@ def _check_ids(path: Path, ids: "pd.Series[str]") -> list[Problem]:
     repeated = ids.duplicated() & (ids != "")
     # Two ids that differ in how an accent is written can't be told apart by eye, nor by every program.
     alike = composed(ids).duplicated() & (ids != "") & ~repeated
+    same = "an earlier row has the same sample_id"
     return [
-        *_listed("null", path, "sample_id", ids.index[ids == ""], "no value"),
-        *_listed(
-            "duplicate-id",
-            path,
-            "sample_id",
-            ids.index[repeated],
-            "an earlier row has the same sample_id,",
-            ids,
-        ),
-        *_listed(
-            "duplicate-id",
-            path,
-            "sample_id",
-            ids.index[alike],
-            "an earlier row has the same sample_id but for composed or decomposed accents,",
-            ids,
-        ),
+        *_without_value(path, ids),
+        *_listed("duplicate-id", path, ids, repeated, f"{same},"),
+        *_listed("duplicate-id", path, ids, alike, f"{same} but for composed or decomposed accents,"),
     ]
 
 
@@ -243,12 +223,10 @@ def _check_mapping(path: Path) -> tuple[dict[int, str], list[Problem]]:
         return {}, [Problem("empty", str(path), "the file has a header but no rows")]
     index, more = _numbers(path, table["state_idx"], integer=True)
     problems += more
-    problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
+    problems += _without_value(path, table["state"])
     for column in ("state_idx", "state"):
         repeated = composed(table[column]).duplicated() & (table[column] != "")
-        problems += _listed(
-            "duplicate-state", path, column, table.index[repeated], "repeated:", table[column]
-        )
+        problems += _listed("duplicate-state", path, table[column], repeated, "repeated:")
     if problems:
         return {}, problems
     return dict(sorted(zip(index.astype(int).tolist(), table["state"].to_list(), strict=True))), []
@@ -262,32 +240,19 @@ def _check_truth(
     for column, bound in (("latitude", 90), ("longitude", 180)):
         degrees[column], more = _numbers(path, table[column])
         outside = np.abs(degrees[column]) > bound
-        problems += more + _listed(
-            "range",
-            path,
-            column,
-            table.index[outside],
-            f"outside [-{bound}, {bound}] degrees:",
-            table[column],
-        )
-    problems += _listed("null", path, "state", table.index[table["state"] == ""], "no value")
+        problems += more
+        problems += _listed("range", path, table[column], outside, f"outside [-{bound}, {bound}] degrees:")
+    problems += _without_value(path, table["state"])
     if mapping is not None:
         named = pd.Series(index, index=table.index).map(mapping)
         unknown = named.isna().to_numpy() & ~np.isnan(index)
-        problems += _listed(
-            "unknown-state",
-            path,
-            "state_idx",
-            table.index[unknown],
-            "not in the state mapping:",
-            table["state_idx"],
-        )
+        problems += _listed("unknown-state", path, table["state_idx"], unknown, "not in the state mapping:")
         differs = named.notna() & (table["state"] != "") & (named != table["state"])
         # The same names, as macOS and Linux write their accents, don't.
         named, stated = named[differs].astype("str"), table["state"][differs]
-        rows = stated.index[(composed(named) != composed(stated)).to_numpy(dtype=bool)]
-        pairs = table["state"].str.cat(table["state_idx"], " / ")
-        problems += _listed("state-mismatch", path, "state", rows, "contradicts the state mapping:", pairs)
+        pairs = stated.str.cat(table["state_idx"], " / ")
+        wrong = composed(named) != composed(stated)
+        problems += _listed("state-mismatch", path, pairs, wrong, "contradicts the state mapping:")
     state_idx = np.nan_to_num(index, nan=-1).astype(np.int64)
     return Truth(state_idx, degrees["latitude"], degrees["longitude"]), problems
 
@@ -296,42 +261,40 @@ def _numbers(
     path: Path, column: "pd.Series[str]", *, integer: bool = False
 ) -> tuple[NDArray[np.float64], list[Problem]]:
     numbers = numbers_of(column)
-    name = str(column.name)
     empty = (column == "").to_numpy()
     wrong = ~empty & np.isnan(numbers)
     if integer:
         wrong |= ~empty & ((numbers != np.round(numbers)) | (np.abs(numbers) > _LARGEST_INTEGER))
     what = "not a whole number:" if integer else "not a number:"
     return np.where(wrong, np.nan, numbers), [
-        *_listed("null", path, name, column.index[empty], "no value"),
-        *_listed("not-a-number", path, name, column.index[wrong], what, column),
+        *_without_value(path, column),
+        *_listed("not-a-number", path, column, wrong, what),
     ]
+
+
+def _without_value(path: Path, column: "pd.Series[str]") -> list[Problem]:
+    return _listed("null", path, column, column == "", "no value")
 
 
 def _listed(
     kind: str,
     path: Path,
-    column: str,
-    rows: "pd.Index[Any]",
+    column: "pd.Series[str]",
+    wrong: "pd.Series[bool] | NDArray[np.bool_]",
     message: str,
-    values: "pd.Series[Any] | None" = None,
 ) -> list[Problem]:
-    """A problem for each of the first rows, ending in the row's value where `values` are given, and a count."""
-    shown = [
-        Problem(
-            kind,
-            f"{path}, row {row}, column {column}",
-            message + ("" if values is None else _with_advice(kind, values[row])),
-        )
+    """A problem for each of the first rows of a column (N,) that are `wrong` (N,), ending in its value if it has one, and a count."""
+    rows = column.index[np.asarray(wrong, dtype=bool)]
+    problems = [
+        Problem(kind, f"{path}, row {row}, column {column.name}", message + _with_advice(kind, column[row]))
         for row in rows[:_LISTED]
     ]
     if len(rows) > _LISTED:
-        shown.append(
-            Problem(kind, f"{path}, column {column}", f"and {len(rows) - _LISTED} more rows like these")
-        )
-    return shown
+        more = f"and {len(rows) - _LISTED} more rows like these"
+        problems.append(Problem(kind, f"{path}, column {column.name}", more))
+    return problems
 
 
 def _with_advice(kind: str, value: str) -> str:
     advice = why_no_number(value) if kind == "not-a-number" else ""
-    return f" {shown(value)}" + (f" ({advice})" if advice else "")
+    return (f" {shown(value)}" if value else "") + (f" ({advice})" if advice else "")
