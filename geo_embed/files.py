@@ -565,7 +565,7 @@ def restore_replaced(
         is_busy: whether somebody is writing what is to have this path: its name comes within a moment, which is waited for.
         only: the names that may be given back; all if left out.
     """
-    for path in _hidden(directory):
+    for path in entries(directory, hidden=True):
         name = directory / path.name.removeprefix(".").removesuffix(_REPLACED)
         if path.suffix != _REPLACED or os.path.lexists(name) or (only and name.name not in only):
             continue
@@ -584,7 +584,7 @@ def leftovers(directory: Path) -> list[Path]:
     Links are never among them, nor what `restore_replaced` would give its name back.
     """
     old = []
-    for path in _hidden(directory):
+    for path in entries(directory, hidden=True):
         with suppress(OSError):
             status = path.lstat()
             waits = path.suffix == _REPLACED and not os.path.lexists(directory / name_behind(path))
@@ -594,10 +594,11 @@ def leftovers(directory: Path) -> list[Path]:
     return old
 
 
-def _hidden(directory: Path) -> list[Path]:
-    """Hidden entries; none of a directory that isn't there or can't be read."""
-    with suppress(OSError, ValueError), os.scandir(directory) as entries:
-        return sorted(directory / entry.name for entry in entries if entry.name.startswith("."))
+def entries(directory: Path, *, hidden: bool | None = None) -> list[Path]:
+    """What lies in a directory, by name, or of it what is hidden, or isn't; nothing of one that isn't there or can't be read."""
+    with suppress(OSError, ValueError), os.scandir(directory) as listed:
+        names = [entry.name for entry in listed]
+        return sorted(directory / name for name in names if hidden in (None, name.startswith(".")))
     return []
 
 
@@ -733,6 +734,15 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def force_to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, outlast a power cut. Raises OSError for what the disk says."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_tensors(

@@ -24,7 +24,7 @@ from PIL import Image
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.backbones.weights import fingerprint_of
-from geo_embed.cache.store import open_store, rewrite_attributes
+from geo_embed.cache.store import open_store, read_ids, rewrite_attributes
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
@@ -167,7 +167,7 @@ def content(path: Path) -> dict[str, Any]:
     attrs = {
         k: v for k, v in store.attrs.items() if k not in ("created", "versions", "checksums", "backbone")
     }
-    return arrays | {"sample_id": store.sample_id.tolist(), "shape": store.shape, "attrs": attrs}
+    return arrays | {"sample_id": read_ids(store).tolist(), "shape": store.shape, "attrs": attrs}
 
 
 def age(path: Path) -> Path:

@@ -9,7 +9,7 @@ from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
 from geo_embed.cache.storage import store_paths
-from geo_embed.cache.store import Store, list_stores, manifest_sha256, rebuild_hint, stored_dtype
+from geo_embed.cache.store import Store, list_stores, manifest_sha256, read_ids, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
 from geo_embed.console import say
 from geo_embed.data.images import PICTURE_SEMANTICS, Preprocessing
@@ -95,7 +95,7 @@ def check_fits(store: Store, samples: Samples) -> None:
     """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it."""
     if store.attrs["manifest_sha256"] == manifest_sha256(samples):
         return
-    ids = store.sample_id
+    ids = read_ids(store)
     if len(ids) != len(samples):
         what = f"the store holds {len(ids):,} samples, the CSV {len(samples):,}"
     elif set(ids) != set(samples.sample_id):

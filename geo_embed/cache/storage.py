@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import (
+    entries,
     file_sha256,
+    force_to_disk,
     is_leftover,
     open_regular,
     remove_directory,
@@ -113,14 +115,9 @@ class Storage:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # On systems that can, the rename outlasts it, too.
-        if hasattr(os, "O_DIRECTORY"):
-            with disk_errors(path):
-                folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+        # The rename outlasts it, too.
+        with disk_errors(path):
+            force_to_disk(self.root)
 
     def read_chunk(self, name: str, block: NDArray[Any]) -> None:
         """Read a chunk into `block`, which has the size of all of it.
@@ -173,19 +170,12 @@ def store_paths(cache_dir: Path, split: str | None = None) -> list[Path]:
 
 def folders(cache_dir: Path) -> list[Path]:
     """Where stores may lie: every folder of a cache, and what links lead to; nothing where there is no cache."""
-    return [path for path in _entries(cache_dir) if not path.is_file()]
+    return [path for path in entries(cache_dir) if not path.is_file()]
 
 
 def is_inside(path: Path) -> bool:
     """Whether a store lies in the cache itself, and not where a link leads to: deleting never goes through a link."""
     return not path.is_symlink() and not path.parent.is_symlink()
-
-
-def _entries(directory: Path) -> list[Path]:
-    """By name; nothing of what isn't a directory, or can't be read."""
-    with suppress(OSError, ValueError), os.scandir(directory) as entries:
-        return sorted(directory / entry.name for entry in entries)
-    return []
 
 
 def sibling_paths(path: Path) -> list[Path]:
@@ -220,11 +210,6 @@ def superseded_paths(path: Path) -> list[Path]:
     )
 
 
-def discard(path: Path) -> None:
-    """Delete a store; half of one is never taken for a source."""
-    remove_directory(path)
-
-
 def leftovers(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
     """(path, the store it belongs to) of whatever killed commands left beside or inside the stores of a cache, by any version.
 
@@ -254,7 +239,7 @@ def all_superseded(cache_dir: Path) -> Iterator[tuple[Path, Path]]:
 def _inside(cache_dir: Path) -> Iterator[Path]:
     """What lies in the folders of a cache under the names of its splits, but for links and what they lead to."""
     for folder in folders(cache_dir):
-        for path in _entries(folder):
+        for path in entries(folder):
             if is_inside(path) and _store_of(path).stem in SPLITS:
                 yield path
 
@@ -270,7 +255,7 @@ def usage(path: Path) -> tuple[int, float]:
 
 
 def delete(path: Path) -> None:
-    """Delete what `leftovers` and `all_superseded` list, or a store."""
+    """Delete what `leftovers` and `all_superseded` list, or a store; half of one is never taken for a source."""
     if path.is_dir() and not path.is_symlink():
         remove_directory(path)
     else:

@@ -52,7 +52,7 @@ class Store:
         embeddings: (N, V, D) float16 or float32.
         status: (N, V) uint8.
         content_hash: (N, V) uint64.
-        ids: (N,) as stored, integers or text; `sample_id` gives them as text.
+        ids: (N,) as stored, integers or text; `read_ids` gives them as text.
     """
 
     storage: Storage
@@ -66,11 +66,6 @@ class Store:
     def path(self) -> Path:
         """Its root, `…/<split>.zarr`."""
         return self.storage.root
-
-    @property
-    def sample_id(self) -> NDArray[np.object_]:
-        """(N,) ids as text. Raises GeoError where they are damaged or gone."""
-        return read_ids(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError
-from geo_embed.files import LEFTOVER_SECONDS, is_locked, lock_beside, name_behind
+from geo_embed.files import LEFTOVER_SECONDS, entries, is_locked, lock_beside, name_behind
 from geo_embed.files import leftovers as old_leftovers
 
 
@@ -153,10 +153,9 @@ def _litter(cache_dir: Path) -> Iterator[tuple[Path, Path, str]]:
 def _litter_elsewhere(paths: Paths) -> list[Path]:
     """What killed commands left an hour ago among the runs, in them, and among the submissions."""
     litter = old_leftovers(paths.submissions_dir) + old_leftovers(paths.runs_dir)
-    with suppress(OSError):
-        for run in sorted(paths.runs_dir.iterdir()):
-            if not run.name.startswith(".") and not run.is_symlink():
-                litter += old_leftovers(run)
+    for run in entries(paths.runs_dir, hidden=False):
+        if not run.is_symlink():
+            litter += old_leftovers(run)
     return [path for path in litter if not is_locked(lock_beside(path.with_name(name_behind(path))))]
 
 

@@ -21,7 +21,7 @@ from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
 from geo_embed.cache.locks import changing_layout, is_busy, only_writer, refuse_other_writers
-from geo_embed.cache.storage import discard, store_path, supersede, superseded_paths
+from geo_embed.cache.storage import delete, store_path, supersede, superseded_paths
 from geo_embed.cache.store import (
     OK,
     PENDING,
@@ -285,7 +285,7 @@ def _discard_superseded(store: Store) -> None:
     with changing_layout(store.path):
         if not is_busy(store.path) and (read_status(store) != PENDING).all():
             for earlier in superseded_paths(store.path):
-                discard(earlier)
+                delete(earlier)
 
 
 def _refuse_bad_images(plan: _Plan, store: Store | None, rows: slice) -> None:

@@ -6,7 +6,6 @@ Damage from later is found by the checksums, and the checkpoint before is taken.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from geo_embed.console import warn
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import open_regular, open_tensors, read_json, save_tensors
+from geo_embed.files import force_to_disk, open_regular, open_tensors, read_json, save_tensors
 
 FORMAT_VERSION = 1
 
@@ -94,11 +93,11 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep_last: int, 
                 json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
             for path in (temporary / _TENSORS, temporary / _STATE, temporary):
-                _force_to_disk(path)
+                force_to_disk(path)
             same = [saved.again for saved in _list(directory) if saved.step == checkpoint.step]
             final = directory / (f"{name}-{max(same) + 1}" if same else name)
             temporary.rename(final)
-            _force_to_disk(directory)
+            force_to_disk(directory)
             _prune(directory, final, keep_last)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -322,14 +321,6 @@ def _checksum(path: Path) -> str:
 
 def _own_checksum(body: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())
-
-
-def _force_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _damaged(path: Path, reason: str) -> GeoError:

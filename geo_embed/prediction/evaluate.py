@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.find import find_store
-from geo_embed.cache.store import read_store
+from geo_embed.cache.store import read_ids, read_store
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.data.samples import load_samples, text_ids, truth_of
@@ -127,7 +127,7 @@ def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str,
             "these samples chose an epoch of the run's heads, which answer them here: scores by view are a little too good"
         )
     store = find_store(run.config, "train", fingerprint=run.provenance["store"]["fingerprint"])
-    ids = store.sample_id
+    ids = read_ids(store)
     order = np.argsort(ids)
     place = order[np.searchsorted(ids, predictions.sample_id, sorter=order).clip(max=len(ids) - 1)]
     lost = ids[place] != predictions.sample_id

@@ -21,6 +21,7 @@ from geo_embed.console import warn
 from geo_embed.errors import AbsentError, BusyError, GeoError, disk_errors
 from geo_embed.files import (
     JSON_BYTES,
+    entries,
     is_locked,
     lock,
     lock_beside,
@@ -218,7 +219,7 @@ def backbone_dir(directory: Path) -> Path:
 def unfinished_runs(runs_dir: Path) -> list[Path]:
     """Directories of trainings that were interrupted, or are at work, the newest first."""
     ages = {}
-    for path in _entries(runs_dir):
+    for path in entries(runs_dir, hidden=False):
         with suppress(OSError):
             if checkpoints_dir(path).is_dir() and not is_run(path):
                 ages[path] = path.stat().st_mtime_ns
@@ -606,7 +607,7 @@ def broken_runs(runs_dir: Path) -> list[tuple[Path, str]]:
     place of a run's file. An unfinished training is none of them, nor is what was never a run.
     """
     broken = []
-    for path in _entries(runs_dir):
+    for path in entries(runs_dir, hidden=False):
         try:
             if path.is_symlink() or path.is_dir():
                 next(path.iterdir(), None)
@@ -630,16 +631,9 @@ def _runs(runs_dir: Path) -> list[Path]:
     """Finished runs, newest first."""
     put_right(runs_dir)
     ages = {}
-    for path in _entries(runs_dir):
+    for path in entries(runs_dir, hidden=False):
         # It may go meanwhile, or be none of ours.
         with suppress(OSError):
             if is_run(path):
                 ages[path] = (path / _PROVENANCE).stat().st_mtime_ns
     return sorted(ages, key=lambda path: -ages[path])
-
-
-def _entries(runs_dir: Path) -> list[Path]:
-    """What may be a run or an unfinished training, by name; nothing where there is no such folder."""
-    with suppress(OSError, ValueError), os.scandir(runs_dir) as entries:
-        return sorted(runs_dir / entry.name for entry in entries if not entry.name.startswith("."))
-    return []

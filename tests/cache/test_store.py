@@ -27,6 +27,7 @@ from geo_embed.cache.store import (
     has_chunk,
     metadata_faults,
     open_store,
+    read_ids,
     read_store,
 )
 from geo_embed.data.samples import Samples, load_samples
@@ -156,7 +157,7 @@ def test_text_ids_are_kept_as_they_are(tmp_path: Path, country: Country) -> None
     small.write(small.table().assign(sample_id=["café", "007", "x y"]))
     samples = load_samples(small.config(), "train")
     new(tmp_path / "train.zarr", samples)
-    assert open_store(tmp_path / "train.zarr").sample_id.tolist() == ["café", "007", "x y"]
+    assert read_ids(open_store(tmp_path / "train.zarr")).tolist() == ["café", "007", "x y"]
 
 
 @pytest.mark.parametrize("name", ["embeddings", "status", "content_hash", "sample_id"])

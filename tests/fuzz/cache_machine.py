@@ -54,7 +54,16 @@ from small import Nursery, age
 
 from geo_embed.cache.exchange import export_embeddings, import_embeddings
 from geo_embed.cache.find import check_fits, find_store, is_of_old_kind
-from geo_embed.cache.store import OK, PENDING, Store, open_store, read_content_hash, read_status, read_store
+from geo_embed.cache.store import (
+    OK,
+    PENDING,
+    Store,
+    open_store,
+    read_content_hash,
+    read_ids,
+    read_status,
+    read_store,
+)
 from geo_embed.cache.tidy import collect_garbage
 from geo_embed.cache.verify import verify
 from geo_embed.config import Config
@@ -771,7 +780,7 @@ class CacheMachine(RuleBasedStateMachine):
                 store = find_store(self.config(), split)
                 check_fits(store, samples)
                 status, content = read_status(store), read_content_hash(store)
-                ids = store.sample_id
+                ids = read_ids(store)
             except GeoError:
                 done["refused readings"] += 1
                 continue
