@@ -4,53 +4,37 @@ import re
 
 from PIL import features
 
+_RAW = "develop it to JPEG or TIFF: dcraw, darktable, rawpy"
 # The brands of files that begin with a box "ftyp": HEIF, AVIF and every kind of MP4.
 _BRANDS = [
     (("avif", "avis"), "an AVIF picture", "convert it to JPEG or PNG: avifdec, ImageMagick"),
-    (
-        ("heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"),
-        "a HEIC picture",
-        "convert it to JPEG: heif-convert, ImageMagick, or Python's pillow-heif",
-    ),
-    (("crx ",), "a camera's RAW file (CR3)", "develop it to JPEG or TIFF: dcraw, darktable, rawpy"),
-    (
-        ("jp2 ", "jpx ", "jpm "),
-        "a JPEG 2000 picture",
-        "convert it to JPEG or PNG: opj_decompress, ImageMagick",
-    ),
-]
-_RAW = "develop it to JPEG or TIFF: dcraw, darktable, rawpy"
+    (("heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"), "a HEIC picture", "convert it to JPEG: heif-convert, ImageMagick, or Python's pillow-heif"),
+    (("crx ",), "a camera's RAW file (CR3)", _RAW),
+    (("jp2 ", "jpx ", "jpm "), "a JPEG 2000 picture", "convert it to JPEG or PNG: opj_decompress, ImageMagick"),
+]  # fmt: skip
+_FLOATS = "convert it to 8 or 16 bits: ImageMagick, oiiotool"
 _VIDEO = "take a frame out of it: ffmpeg -i VIDEO -frames:v 1 FRAME.png"
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _FAILED_DOWNLOAD = "download the picture again"
 
 # At which byte, what stands there, what the file is then, and what to do about it.
-_MAGIC: list[tuple[int, bytes, str, str]] = [
-    (0, b"\xff\x0a", "a JPEG XL picture", "convert it: djxl IN.jxl OUT.png, ImageMagick"),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture", "convert it: djxl IN.jxl OUT.png, ImageMagick"),
+_MAGIC: list[tuple[int, bytes | tuple[bytes, ...], str, str]] = [
+    (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "a JPEG XL picture", "convert it: djxl IN.jxl OUT.png, ImageMagick"),
     (0, b"\xff\xf7", "a JPEG-LS picture", "convert it to PNG: ImageMagick, GDAL"),
     (0, b"%PDF", "a PDF document", "take the picture out of it: pdfimages, or pdftoppm -png"),
-    (0, b"%!PS", "PostScript, no pixels", "draw it: gs, ImageMagick"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS), no pixels", "draw it: gs, ImageMagick"),
-    (0, b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "git lfs pull"),
-    (0, b"version https://hawser.github.com/", "a Git LFS pointer, not the file itself", "git lfs pull"),
+    (0, _POSTSCRIPT[0], "PostScript, no pixels", "draw it: gs, ImageMagick"),
+    (0, _POSTSCRIPT[1], "PostScript (EPS), no pixels", "draw it: gs, ImageMagick"),
+    (0, (b"version https://git-lfs.github.com/", b"version https://hawser.github.com/"), "a Git LFS pointer, not the file itself", "git lfs pull"),
     (0, b"/annex/objects/", "a git-annex pointer, not the file itself", "git annex get"),
     (8, b"CR\x02", "a camera's RAW file (CR2)", _RAW),
-    (0, b"IIRO", "a camera's RAW file (ORF)", _RAW),
-    (0, b"IIRS", "a camera's RAW file (ORF)", _RAW),
-    (0, b"MMOR", "a camera's RAW file (ORF)", _RAW),
+    (0, (b"IIRO", b"IIRS", b"MMOR"), "a camera's RAW file (ORF)", _RAW),
     (0, b"IIU\0", "a camera's RAW file (RW2)", _RAW),
     (0, b"FUJIFILMCCD-RAW", "a camera's RAW file (RAF)", _RAW),
     (0, b"FOVb", "a camera's RAW file (X3F)", _RAW),
     (0, b"\0MRM", "a camera's RAW file (MRW)", _RAW),
-    (0, b"v/1\x01", "an OpenEXR picture of floats", "convert it to 8 or 16 bits: ImageMagick, oiiotool"),
-    (
-        0,
-        b"#?RADIANCE",
-        "a Radiance HDR picture of floats",
-        "convert it to 8 or 16 bits: ImageMagick, oiiotool",
-    ),
-    (0, b"#?RGBE", "a Radiance HDR picture of floats", "convert it to 8 or 16 bits: ImageMagick, oiiotool"),
-    (0, b"PF\n", "a picture of floats (PFM in colour)", "convert it to 8 or 16 bits: ImageMagick, oiiotool"),
+    (0, b"v/1\x01", "an OpenEXR picture of floats", _FLOATS),
+    (0, (b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR picture of floats", _FLOATS),
+    (0, b"PF\n", "a picture of floats (PFM in colour)", _FLOATS),
     (0, b"II\xbc", "a JPEG XR picture", "convert it to JPEG or PNG: JxrDecApp, ImageMagick"),
     (0, b"BPG\xfb", "a BPG picture", "convert it to PNG: bpgdec"),
     (0, b"gimp xcf", "a GIMP document", "export it to PNG"),
@@ -59,13 +43,10 @@ _MAGIC: list[tuple[int, bytes, str, str]] = [
     (8, b"AVI ", "an AVI video", _VIDEO),
     (0, b"FLV\x01", "a Flash video", _VIDEO),
     (0, b"OggS", "an Ogg video or sound", _VIDEO),
-    (0, b"\0\0\x01\xba", "an MPEG video", _VIDEO),
-    (0, b"\0\0\x01\xb3", "an MPEG video", _VIDEO),
-    (4, b"moov", "a QuickTime video", _VIDEO),
-    (4, b"mdat", "a QuickTime video", _VIDEO),
+    (0, (b"\0\0\x01\xba", b"\0\0\x01\xb3"), "an MPEG video", _VIDEO),
+    (4, (b"moov", b"mdat"), "a QuickTime video", _VIDEO),
     (8, b"WAVE", "a sound file", "it has no picture"),
-    (0, b"PK\x03\x04", "a ZIP archive (or an Office document)", "unpack it"),
-    (0, b"PK\x05\x06", "a ZIP archive (or an Office document)", "unpack it"),
+    (0, (b"PK\x03\x04", b"PK\x05\x06"), "a ZIP archive (or an Office document)", "unpack it"),
     (0, b"\x1f\x8b", "compressed by gzip", "unpack it: gunzip"),
     (0, b"BZh", "compressed by bzip2", "unpack it: bunzip2"),
     (0, b"\xfd7zXZ\0", "compressed by xz", "unpack it: unxz"),
@@ -82,19 +63,15 @@ _MAGIC: list[tuple[int, bytes, str, str]] = [
     (0, b"\x7fELF", "a program", "it has no picture"),
     (0, b"MZ", "a Windows program", "it has no picture"),
     (0, b"SQLite format 3", "a database", "it has no picture"),
-]
+]  # fmt: skip
 # What is read here where it is whole, by what stands at which byte.
-_READ: list[tuple[int, bytes, str]] = [
+_READ: list[tuple[int, bytes | tuple[bytes, ...], str]] = [
     (0, b"\xff\xd8", "a JPEG"),
     (0, b"\x89PNG", "a PNG"),
     (0, b"GIF8", "a GIF"),
     (8, b"WEBP", "a WebP picture"),
-    (0, b"II*\0", "a TIFF"),
-    (0, b"MM\0*", "a TIFF"),
-    (0, b"II+\0", "a TIFF"),
-    (0, b"MM\0+", "a TIFF"),
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "a TIFF"),
+    (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
     (0, b"BM", "a BMP"),
 ]
 # A text's first characters, lower case, and what it is then.
@@ -116,7 +93,7 @@ def describe(data: bytes) -> str:
 
 def is_postscript(data: bytes) -> bool:
     """Whether PIL would start another program, Ghostscript, for this file."""
-    return data.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6"))
+    return data.startswith(_POSTSCRIPT)
 
 
 def _recognise(data: bytes) -> tuple[str, str]:

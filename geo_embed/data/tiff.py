@@ -89,25 +89,14 @@ def read_directory(data: bytes) -> Directory | None:
 
 def only_pixels(data: bytes, directory: Directory) -> bytes:
     """The same picture under a directory of the tags that decide about pixels, orientation not among them."""
-    size = 20 if directory.big else 12
+    size, place, codes = (20, 8, "QQ") if directory.big else (12, 4, "IH")
     kept = [data[position : position + size] for tag, position in directory.entries if tag in _PIXEL_TAGS]
     start = len(data) + len(data) % 2
-    padding = b"\0" * (start - len(data))
-    if directory.big:
-        offset, count, end = (
-            struct.pack(directory.order + "Q", start),
-            struct.pack(directory.order + "Q", len(kept)),
-            bytes(8),
-        )
-        header = data[:8] + offset + data[16:]
-    else:
-        offset, count, end = (
-            struct.pack(directory.order + "I", start),
-            struct.pack(directory.order + "H", len(kept)),
-            bytes(4),
-        )
-        header = data[:4] + offset + data[8:]
-    return b"".join((header, padding, count, *kept, end))
+    offset, count = (
+        struct.pack(directory.order + code, n) for code, n in zip(codes, (start, len(kept)), strict=True)
+    )
+    header = data[:place] + offset + data[place + len(offset) :]
+    return b"".join((header, bytes(start - len(data)), count, *kept, bytes(len(offset))))
 
 
 def find_refusal(data: bytes, directory: Directory) -> str:
@@ -136,14 +125,8 @@ def find_refusal(data: bytes, directory: Directory) -> str:
 
 def _has_values_in_header(data: bytes, directory: Directory, header: int) -> bool:
     for tag, position in directory.entries:
-        kind, count = struct.unpack_from(
-            directory.order + ("HQ" if directory.big else "HI"), data, position + 2
-        )
-        inline, at = (8, position + 12) if directory.big else (4, position + 8)
-        if tag in _PIXEL_TAGS and count * struct.calcsize(_INTEGERS.get(kind, "Q")) > inline:
-            (start,) = struct.unpack_from(directory.order + ("Q" if directory.big else "I"), data, at)
-            if start < header:
-                return True
+        if tag in _PIXEL_TAGS and _describe_entry(data, position, directory.order, directory.big)[2] < header:
+            return True
     return False
 
 
@@ -201,6 +184,15 @@ def _find_jpeg_loss(data: bytes, directory: Directory) -> str:
     return ""
 
 
+def _describe_entry(data: bytes, position: int, order: str, big: bool) -> tuple[int, int, int]:
+    """The type of the numbers of the entry at `position`, how many they are, and where they lie: in itself, if there is room."""
+    kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), data, position + 2)
+    room, at = (8, position + 12) if big else (4, position + 8)
+    if count * struct.calcsize(_INTEGERS.get(kind, "Q")) > room:
+        (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
+    return kind, count, at
+
+
 def _all_numbers(data: bytes, directory: Directory, tag: int) -> tuple[int, ...]:
     for other, position in directory.entries:
         if other == tag:
@@ -210,15 +202,11 @@ def _all_numbers(data: bytes, directory: Directory, tag: int) -> tuple[int, ...]
 
 def _integers(data: bytes, position: int, order: str, big: bool, most: int = _MOST_VALUES) -> tuple[int, ...]:
     """The numbers of the entry at `position`; none where it isn't of integers, or points out of the file."""
-    kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), data, position + 2)
+    kind, count, at = _describe_entry(data, position, order, big)
     code = _INTEGERS.get(kind)
     if code is None or not count:
         return ()
-    count = min(count, most)
-    inline, at = (8, position + 12) if big else (4, position + 8)
-    if struct.calcsize(code) * count > inline:
-        (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
     try:
-        return struct.unpack_from(f"{order}{count}{code}", data, at)
+        return struct.unpack_from(f"{order}{min(count, most)}{code}", data, at)
     except (struct.error, OverflowError):
         return ()
