@@ -11,7 +11,9 @@ from geo_embed.geography import haversine_km
 RANK_CREDIT = (1.00, 0.60, 0.40, 0.25, 0.15)
 STATE_WEIGHT, GPS_WEIGHT = 0.70, 0.30
 GPS_RANGE_KM = 5000.0
-WITHIN_KM = (1, 25, 100, 200, 500, 1000, 2500)
+WITHIN_KM = (1, 25, 100, 200, 500, 750, 1000, 2500)
+# GeoGuessr's score of a round on the world map, as the field reports it (Haas et al., CVPR 2024, section 4).
+GEOSCORE_MOST, GEOSCORE_KM = 5000.0, 1492.7
 ECE_BINS = 15
 
 _LEAST_PROBABILITY = 1e-12
@@ -63,7 +65,8 @@ def metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
         GeoError: a true state is none of the predictions' classes.
     """
     if not len(truth):
-        empty = dict.fromkeys(("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"))
+        known = ("score", "state_score", "gps_score", "geoscore", "top1", "top5", "mean_km", "median_km")
+        empty: dict[str, Any] = dict.fromkeys(known)
         return empty | {
             "within_km": dict.fromkeys(map(str, WITHIN_KM)),
             "nll": None,
@@ -80,6 +83,7 @@ def metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
         "score": score,
         "state_score": state,
         "gps_score": gps,
+        "geoscore": geoscore(km),
         "top1": float(hits[:, 0].mean()),
         "top5": float(hits.any(axis=1).mean()),
         "mean_km": float(km.mean()),
@@ -94,19 +98,37 @@ def metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
 def final_metrics(
     predictions: Predictions, truth: Truth, *, groups: NDArray[np.int64] | None = None
 ) -> dict[str, Any]:
-    """`metrics` and their `score_interval`, [low, high]: what is reported of a run, not what each epoch needs.
+    """`metrics`, and what is reported of a run but not needed of each epoch.
+
+    That is `min_km`, `max_km` and `std_km` (divided by N) of the points' distances; `rank_rates`, the share of samples whose
+    true state stands at rank 1 to 5, and at `none` of them; and `score_interval`, [low, high]. None where there are no samples.
 
     Args:
         predictions, truth: of the same N samples.
         groups: (N,) samples that belong together, as in `bootstrap_interval`.
     """
     scores = metrics(predictions, truth)
-    credit, km = np.zeros(0), np.zeros(0)
-    if len(truth):
-        labels = predictions.labels.encode(truth.state_idx)
-        credit = state_credit(top_states(predictions.probabilities), labels)
-        km = error_km(predictions, truth)
-    return scores | {"score_interval": list(bootstrap_interval(credit, km, groups))}
+    ranks = [*map(str, range(1, len(RANK_CREDIT) + 1)), "none"]
+    if not len(truth):
+        unknown = dict.fromkeys(("min_km", "max_km", "std_km")) | {"rank_rates": dict.fromkeys(ranks)}
+        return scores | unknown | {"score_interval": [None, None]}
+    labels, km = predictions.labels.encode(truth.state_idx), error_km(predictions, truth)
+    ranked = top_states(predictions.probabilities)
+    hits = ranked == labels[:, None]
+    place = np.where(hits.any(axis=1), hits.argmax(axis=1), len(RANK_CREDIT))
+    shares = np.bincount(place, minlength=len(ranks)) / len(labels)
+    return scores | {
+        "min_km": float(km.min()),
+        "max_km": float(km.max()),
+        "std_km": float(km.std()),
+        "rank_rates": dict(zip(ranks, shares.tolist(), strict=True)),
+        "score_interval": list(bootstrap_interval(state_credit(ranked, labels), km, groups)),
+    }
+
+
+def geoscore(km: NDArray[np.float64]) -> float:
+    """The mean of 5000 · exp(−km / 1492.7) over distances (N,), N > 0: 5000 where every point is right."""
+    return float((GEOSCORE_MOST * np.exp(-km / GEOSCORE_KM)).mean())
 
 
 def error_km(predictions: Predictions, truth: Truth) -> NDArray[np.float64]:

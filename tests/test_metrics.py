@@ -1,5 +1,6 @@
 """The official score to the last digit, and the rest by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -130,19 +131,52 @@ def test_every_metric_of_the_contract_agrees_with_a_case_done_by_hand() -> None:
             "100": third,
             "200": 2 * third,
             "500": 2 * third,
+            "750": 2 * third,
             "1000": 2 * third,
             "2500": 1,
         }
     )
-    assert list(result["within_km"]) == ["1", "25", "100", "200", "500", "1000", "2500"]
+    assert list(result["within_km"]) == ["1", "25", "100", "200", "500", "750", "1000", "2500"]
+    # GeoGuessr's world map: 5000 at the place itself, 1/e of it 1,492.7 km away.
+    rounds = [5000, 5000 * math.exp(-degree / 1492.7), 5000 * math.exp(-10 * degree / 1492.7)]
+    assert result["geoscore"] == pytest.approx(sum(rounds) / 3, rel=1e-12)
     assert result["nll"] == pytest.approx(-(np.log(0.7) + np.log(0.3) + np.log(0.02)) / 3, rel=1e-12)
     # Two bins: one sample of confidence 0.7, right; two of confidence 0.5, both wrong.
     assert result["ece"] == pytest.approx(1 / 3 * abs(1 - 0.7) + 2 / 3 * abs(0 - 0.5), rel=1e-12)
     assert result["samples"] == 3
     assert list(result) == [
-        *("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"),
+        *("score", "state_score", "gps_score", "geoscore", "top1", "top5", "mean_km", "median_km"),
         *("within_km", "nll", "ece", "samples"),
     ]
+
+
+def test_a_report_says_at_which_rank_the_truth_stands_and_how_far_distances_spread() -> None:
+    # Seven classes, each row best first: the truth at ranks 1, 1, 2, 4, 7.
+    ranked = np.array([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.03])
+    probabilities, labels = np.tile(ranked, (5, 1)), np.array([0, 0, 1, 3, 6])
+    degree = float(haversine_km(0, 0, 0, 1))
+    predicted = np.zeros(5), np.array([1.0, 2.0, 4.0, 4.0, 9.0])
+    result = final_metrics(*answers(probabilities, *predicted, labels, np.zeros(5), np.zeros(5)))
+    assert result["rank_rates"] == pytest.approx({"1": 0.4, "2": 0.2, "3": 0, "4": 0.2, "5": 0, "none": 0.2})
+    assert result["rank_rates"]["1"] == result["top1"]
+    assert (result["min_km"], result["max_km"]) == pytest.approx((degree, 9 * degree))
+    # Mean 4, squares 9 + 4 + 0 + 0 + 25 = 38.
+    assert result["std_km"] == pytest.approx(math.sqrt(38 / 5) * degree)
+
+
+def test_with_fewer_states_than_ranks_none_stands_at_the_last_ranks() -> None:
+    shares, labels = np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([0, 1])
+    result = final_metrics(*answers(shares, np.zeros(2), np.zeros(2), labels, np.zeros(2), np.zeros(2)))
+    assert result["rank_rates"] == {"1": 0.5, "2": 0.5, "3": 0.0, "4": 0.0, "5": 0.0, "none": 0.0}
+
+
+def test_a_report_of_no_samples_knows_nothing() -> None:
+    none = np.zeros(0)
+    result = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
+    assert list(result["rank_rates"]) == ["1", "2", "3", "4", "5", "none"]
+    assert {*result["rank_rates"].values(), *(result[key] for key in ("min_km", "max_km", "std_km"))} == {
+        None
+    }
 
 
 def test_a_distance_of_just_the_limit_lies_within_it() -> None:
@@ -185,9 +219,9 @@ def test_of_no_samples_nothing_is_known() -> None:
     result = metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
     assert result.pop("samples") == 0
     within = result.pop("within_km")
-    assert list(within) == ["1", "25", "100", "200", "500", "1000", "2500"]
+    assert list(within) == ["1", "25", "100", "200", "500", "750", "1000", "2500"]
     assert set(within.values()) == set(result.values()) == {None}
-    assert len(result) == 9
+    assert len(result) == 10
 
 
 # ---------------------------------------------------------------- the interval
@@ -265,6 +299,8 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     answer = answers(probabilities, *places[:2], labels, *places[2:])
     result = final_metrics(*answer)
     low, high = result.pop("score_interval")
+    for more in ("min_km", "max_km", "std_km", "rank_rates"):
+        del result[more]
     assert result == metrics(*answer)
     assert low < result["score"] < high
     wide = final_metrics(*answer, groups=np.arange(40) // 10)["score_interval"]

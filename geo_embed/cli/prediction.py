@@ -19,7 +19,14 @@ from geo_embed.cli.options import (
     Split,
     splits_of,
 )
-from geo_embed.cli.show import metric_rows, print_findings, print_result, print_splits, print_table
+from geo_embed.cli.show import (
+    detailed_rows,
+    metric_rows,
+    print_findings,
+    print_result,
+    print_splits,
+    print_table,
+)
 from geo_embed.cli.threads import wait_passively
 from geo_embed.config import EnsembleMethod
 from geo_embed.console import show
@@ -62,7 +69,7 @@ def _evaluate(
             {"run": loaded.name, "split": part, **evaluate(config, loaded, part, tables)} for part in splits
         ],
     )
-    print_splits(split, scores, metric_rows)
+    print_splits(split, scores, detailed_rows)
     if not GLOBALS.as_json:
         for score in scores:
             for name in tables:

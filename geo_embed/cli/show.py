@@ -34,13 +34,13 @@ def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Rows as columns: kilometres with one digit, shares with four, what isn't known as a dash."""
+    """Rows as columns: kilometres and geoscores with one digit, shares with four, what isn't known as a dash."""
 
     def text(name: str, value: Any) -> str:
         if value is None:
             return "–"
         if isinstance(value, float):
-            return f"{value:,.1f}" if name.endswith("km") else f"{value:.4f}"
+            return f"{value:,.1f}" if name.endswith("km") or name == "geoscore" else f"{value:.4f}"
         return f"{value:,}" if isinstance(value, int) else harmless(str(value))
 
     cells = [
@@ -70,6 +70,7 @@ def chosen_rows(score: float | None) -> list[tuple[str, str]]:
 
 
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """Metrics for people; those of a run of an earlier version lack some."""
     if not scores["samples"]:
         return [("samples", "0: nothing was held out")]
     within = ", ".join(f"{share:.0%} within {km} km" for km, share in scores["within_km"].items() if share)
@@ -78,12 +79,24 @@ def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     parts = f"states {scores['state_score']:.4f}, GPS {scores['gps_score']:.4f}"
     return [
         ("score", f"{scores['score']:.4f}{between}, {parts}"),
+        *([("geoscore", f"{scores['geoscore']:,.0f} of 5,000")] if "geoscore" in scores else []),
         ("states", f"top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}"),
         ("distance", f"median {scores['median_km']:,.0f} km, mean {scores['mean_km']:,.0f} km"),
         ("", within),
         ("calibration", f"nll {scores['nll']:.3f}, ece {scores['ece']:.3f}"),
         ("samples", f"{scores['samples']:,}"),
     ]
+
+
+def detailed_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """Metrics for people who look at one run closely: also the ranks of the truth, and how far distances spread."""
+    rows = metric_rows(scores)
+    if not scores["samples"]:
+        return rows
+    ranks = ", ".join(f"{rank} {share:.1%}" for rank, share in scores["rank_rates"].items())
+    spread = f"{scores['min_km']:,.1f} to {scores['max_km']:,.1f} km, standard deviation {scores['std_km']:,.1f} km"
+    calibration = next(place for place, (name, _) in enumerate(rows) if name == "calibration")
+    return [*rows[:calibration], ("spread", spread), ("true rank", ranks), *rows[calibration:]]
 
 
 def readable_size(count: float) -> str:

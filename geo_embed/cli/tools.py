@@ -52,7 +52,7 @@ def _demo(
     print_result(
         result,
         [
-            ("frozen", f"{result.score:.4f} on held-out places"),
+            ("frozen", f"{result.score:.4f} on held-out places, geoscore {result.geoscore:,.0f}"),
             ("finetuned", f"{result.finetuned_score:.4f} on the same"),
             ("submission", f"{result.submission}, of {result.submitted}"),
         ],

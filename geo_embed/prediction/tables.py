@@ -12,6 +12,7 @@ from geo_embed.metrics import (
     ECE_BINS,
     competition_score,
     error_km,
+    geoscore,
     reliability_bins,
     state_credit,
     top_states,
@@ -22,7 +23,7 @@ BORDER_KM = (0.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 
 
 def class_table(predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
-    """One row per class, in order: state, state_idx, class, samples, top1 (its recall), precision, top5, credit, median_km.
+    """One row per class, in order: state, state_idx, class, samples, top1 (its recall), precision, top5, credit, median_km, geoscore.
 
     A class without samples has None for what needs some; so has the precision of a class that is never the answer.
 
@@ -53,6 +54,7 @@ def class_table(predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
                 "top5": float(hits[true].any(axis=1).mean()) if has_samples else None,
                 "credit": float(credit[true].mean()) if has_samples else None,
                 "median_km": float(np.median(km[true])) if has_samples else None,
+                "geoscore": geoscore(km[true]) if has_samples else None,
             }
         )
     return rows
@@ -138,7 +140,7 @@ def border_table(
     to_border_km: NDArray[np.float64],
     edges: Sequence[float] = BORDER_KM,
 ) -> list[dict[str, Any]]:
-    """Score by distance to the border, as rows: from_km, to_km (None: no end), samples, score, top1, median_km.
+    """Score by distance to the border, as rows: from_km, to_km (None: no end), samples, score, top1, median_km, geoscore.
 
     Args:
         predictions, truth: of the same N samples.
@@ -162,6 +164,7 @@ def border_table(
                 else None,
                 "top1": float((ranked[inside, 0] == labels[inside]).mean()) if has_samples else None,
                 "median_km": float(np.median(km[inside])) if has_samples else None,
+                "geoscore": geoscore(km[inside]) if has_samples else None,
             }
         )
     return rows

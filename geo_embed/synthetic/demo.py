@@ -39,7 +39,7 @@ class Demo:
     """Where everything lies, and how well it went.
 
     Attributes:
-        run: the heads on the frozen backbone, and `score` theirs on the held-out places.
+        run: the heads on the frozen backbone, and `score` and `geoscore` theirs on the held-out places.
         finetuned: the run whose backbone was trained, and `finetuned_score` its.
         submitted: the better of the two; the heads' where they are as good.
     """
@@ -47,6 +47,7 @@ class Demo:
     root: Path
     run: str
     score: float
+    geoscore: float
     finetuned: str
     finetuned_score: float
     submitted: str
@@ -103,7 +104,8 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
     if scores["score"] is None:
         raise GeoError(f"{locations} places are too few to hold any out", where="--locations", hint="try 300")
     say(
-        f"evaluate score {scores['score']:.4f}, top-1 {scores['top1']:.3f}, median {scores['median_km']:,.0f} km"
+        f"evaluate score {scores['score']:.4f}, top-1 {scores['top1']:.3f}, median {scores['median_km']:,.0f} km, "
+        f"geoscore {scores['geoscore']:,.0f}"
     )
     tuned = finetune(config, name=TUNED, init=fit.run, overwrite=True, command=command)
     finetuned_score = float(tuned.val["score"])
@@ -117,7 +119,17 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
         raise GeoError(verdict.errors[0], where=submission)
     say(f"submit   {verdict.rows:,} rows of {run.name}, valid")
     seconds = time.monotonic() - started
-    return Demo(root, fit.run, scores["score"], tuned.run, finetuned_score, run.name, submission, seconds)
+    return Demo(
+        root,
+        fit.run,
+        scores["score"],
+        scores["geoscore"],
+        tuned.run,
+        finetuned_score,
+        run.name,
+        submission,
+        seconds,
+    )
 
 
 def make_country(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 METRICS = {
-    *("score", "state_score", "gps_score", "top1", "top5", "mean_km", "median_km"),
+    *("score", "state_score", "gps_score", "geoscore", "top1", "top5", "mean_km", "median_km"),
     *("within_km", "nll", "ece", "samples", "score_interval"),
+    *("min_km", "max_km", "std_km", "rank_rates"),
 }
 
 
@@ -100,7 +101,7 @@ def test_what_the_json_says_is_so(walked: dict[str, Ran], small: Country) -> Non
     fit = walked["fit-heads"].json
     assert fit["run"] == "first"
     assert fit["val"].keys() == METRICS
-    assert list(fit["val"]["within_km"]) == ["1", "25", "100", "200", "500", "1000", "2500"]
+    assert list(fit["val"]["within_km"]) == ["1", "25", "100", "200", "500", "750", "1000", "2500"]
     evaluated = walked["evaluate"].json
     assert {key: evaluated[key] for key in METRICS} == fit["val"]
     train, val = walked["evaluate all"].json["splits"]

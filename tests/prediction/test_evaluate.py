@@ -89,6 +89,7 @@ def test_tables_agree_with_the_metrics(config: Config, run: Run) -> None:
         ("class", "credit", "state_score"),
         ("border", "top1", "top1"),
         ("border", "score", "score"),
+        ("border", "geoscore", "geoscore"),
         ("calibration", "accuracy", "top1"),
     ):
         total = sum(row["samples"] * row[column] for row in full[table] if row["samples"])
@@ -215,6 +216,14 @@ def test_people_get_the_interval_and_columns(
     options = country.options(tmp_path)
     said = command(capsys, *options, "evaluate", "first", "--by", "class", "--by", "distance")
     assert f"{scores['score']:.4f} ({low:.3f}–{high:.3f})" in said.out
+    km = answers(run)[2]
+    assert f"geoscore     {(5000 * np.exp(-km / 1492.7)).mean():,.0f} of 5,000" in said.out
+    assert (
+        f"spread       {km.min():,.1f} to {km.max():,.1f} km, standard deviation {km.std():,.1f} km"
+        in said.out
+    )
+    first = (answers(run)[0][:, 0] == answers(run)[1]).mean()
+    assert f"true rank    1 {first:.1%}, 2 " in said.out
     assert "[val, by class]" in said.out
     lines = said.out.splitlines()
     start = lines.index("[val, by distance]")
@@ -222,7 +231,7 @@ def test_people_get_the_interval_and_columns(
     assert lines[start + 4].split() == ["50", f"{scores['median_km']:,.1f}"]
     header = next(line for line in lines if line.startswith("state "))
     (alabama,) = (line for line in lines if line.startswith(run.labels.names[0]))
-    assert len(header.split()) == 9
+    assert len(header.split()) == 10
     assert alabama.split()[0] == run.labels.names[0]
     both = command(capsys, *options, "evaluate", "first", "--split", "all", "--by", "distance")
     assert "[train, by distance]" in both.out

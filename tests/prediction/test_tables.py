@@ -58,15 +58,17 @@ def test_the_table_of_classes_is_right_by_hand() -> None:
         {
             **{"state": "A", "state_idx": 10, "class": 0, "samples": 1},
             **{"top1": 1.0, "precision": 1 / 3, "top5": 1.0, "credit": 1.0, "median_km": pytest.approx(10)},
+            "geoscore": pytest.approx(5000 * np.exp(-10 / 1492.7)),
         },
         {
             **{"state": "B", "state_idx": 11, "class": 1, "samples": 3},
             **{"top1": 1 / 3, "precision": 1.0, "top5": 1.0},
             **{"credit": pytest.approx((0.6 + 0.6 + 1.0) / 3), "median_km": pytest.approx(30)},
+            "geoscore": pytest.approx(5000 / 3 * np.exp(np.array([-20, -60, -30]) / 1492.7).sum()),
         },
         {
             **{"state": "C", "state_idx": 12, "class": 2, "samples": 0},
-            **dict.fromkeys(("top1", "precision", "top5", "credit", "median_km")),
+            **dict.fromkeys(("top1", "precision", "top5", "credit", "median_km", "geoscore")),
         },
     ]
 
@@ -79,7 +81,12 @@ def test_the_table_of_classes_adds_up_to_the_metrics() -> None:
     whole = metrics(predictions, true)
     rows = class_table(predictions, true)
     assert sum(row["samples"] for row in rows) == 200
-    for key, metric in (("top1", "top1"), ("top5", "top5"), ("credit", "state_score")):
+    for key, metric in (
+        ("top1", "top1"),
+        ("top5", "top5"),
+        ("credit", "state_score"),
+        ("geoscore", "geoscore"),
+    ):
         total = sum(row["samples"] * row[key] for row in rows if row["samples"])
         assert total / 200 == pytest.approx(whole[metric])
     answered = np.bincount(top_states(predictions.probabilities)[:, 0], minlength=9)
@@ -137,7 +144,8 @@ def test_the_table_by_border_is_right_by_hand() -> None:
     assert [row["median_km"] for row in rows] == [
         *(pytest.approx(50), pytest.approx(750), None, None, None, pytest.approx(10))
     ]
-    assert rows[2]["score"] is None
+    assert rows[1]["geoscore"] == pytest.approx(2500 * (np.exp(-500 / 1492.7) + np.exp(-1000 / 1492.7)))
+    assert rows[2]["score"] is rows[2]["geoscore"] is None
 
 
 def test_a_views_worth_is_the_score_with_it_alone_and_what_hiding_it_costs() -> None:
