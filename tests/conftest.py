@@ -2,6 +2,8 @@
 
 - `country`: painted and extracted once; read it, don't change it.
 - `config`: settings over that country, with runs and submissions in the test's own directory.
+- `small`: a few places of it that a test may do anything to, not extracted; how many, `pytest.mark.cut` says, as `Small.cut` does.
+- `samples`, `spec`: of `small`, its training samples, and what its backbone wants done to a picture.
 - `own`: a copy of the country, cache included, that a test may break; `own.config()` are its settings.
 - `fitted`: a run over the country, made once; `run` is a copy of it in the test's own runs directory.
 - `geo`: runs a command in a process of its own, in the test's directory.
@@ -34,9 +36,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _hugging_face.name}
 # Models this small gain nothing from threads, and lose much where other work shares the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from small import Country, Nursery, Ran  # noqa: E402
+from small import Country, Nursery, Ran, Small  # noqa: E402
 
+from geo_embed.backbones.preprocessing import read_preprocessing  # noqa: E402
 from geo_embed.config import Config  # noqa: E402
+from geo_embed.data.images import Preprocessing  # noqa: E402
+from geo_embed.data.samples import Samples, load_samples  # noqa: E402
 from geo_embed.runs.run import Run, load_run  # noqa: E402
 from geo_embed.synthetic.backbone import write_backbone  # noqa: E402
 from geo_embed.synthetic.country import write_country  # noqa: E402
@@ -100,6 +105,22 @@ def country(tmp_path_factory: pytest.TempPathFactory) -> Country:
 
     root = _made_once(tmp_path_factory, "country", make)
     return Country(root, root / "backbone")
+
+
+@pytest.fixture
+def small(country: Country, tmp_path: Path, request: pytest.FixtureRequest) -> Small:
+    asked = request.node.get_closest_marker("cut")
+    return Small.cut(country, tmp_path / "small", **(asked.kwargs if asked else {}))
+
+
+@pytest.fixture
+def samples(small: Small) -> Samples:
+    return load_samples(small.config(), "train")
+
+
+@pytest.fixture
+def spec(small: Small) -> Preprocessing:
+    return read_preprocessing(small.backbone, exact=False)
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,11 @@ class Small(Country):
                 (small.images(split) / image).write_bytes(data)
             small.write(table, split)
         return small
+
+    def copy(self, root: Path) -> Small:
+        """The same at another place."""
+        shutil.copytree(self.root, root)
+        return replace(self, root=root)
 
     def csv(self, split: str = "train") -> Path:
         return self.train_csv if split == "train" else self.template
@@ -266,6 +272,73 @@ def without(call: str, error: int = errno.ENOSYS) -> str:
         "renameat2": {"x86_64": 316, "aarch64": 276},
     }
     return _REFUSE.format(numbers=numbers[call], errno=error)
+
+
+def holding(function: str) -> str:
+    """Python that has a function wait for a word from the test, a file `go`, once it has left its own, a file `held`."""
+    module, name = function.rsplit(".", 1)
+    return f"""
+import importlib, pathlib, time
+module = importlib.import_module("geo_embed.{module}")
+def hold(*arguments, held=module.{name}, **options):
+    pathlib.Path("held").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.005)
+    return held(*arguments, **options)
+module.{name} = hold
+"""
+
+
+def dying(function: str, call: int, then: str = "os.kill(os.getpid(), 9)") -> str:
+    """Python that ends the process at so many calls of a function."""
+    module, name = function.rsplit(".", 1)
+    return f"""
+import importlib, os, signal
+module, calls = importlib.import_module("geo_embed.{module}"), 0
+def counted(*arguments, whole=module.{name}, **named):
+    global calls
+    calls += 1
+    if calls == {call}:
+        {then}
+    return whole(*arguments, **named)
+module.{name} = counted
+"""
+
+
+# The kernel doesn't know how to swap two names, and ends the process between two renames: what had the name is aside.
+DYING_BETWEEN_RENAMES = (
+    without("renameat2")
+    + """
+import os, pathlib
+rename = pathlib.Path.rename
+def dying(path, target):
+    done = rename(path, target)
+    if pathlib.Path(target).suffix == ".replaced":
+        os.kill(os.getpid(), 9)
+    return done
+pathlib.Path.rename = dying
+"""
+)
+# No root needed: the limit on the size of files stands for a full disk.
+NO_LARGE_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
+
+
+@contextlib.contextmanager
+def little_disk(place: Path, size: str) -> Iterator[Path]:
+    """A real disk that holds so much, at `place`; the test is skipped where none can be had, as without root."""
+    import pytest
+
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes=2k", "geo-tests", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def enlarge(disk: Path) -> None:
+    """Make room on a little disk."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
 
 
 def hear_signals() -> None:

@@ -6,7 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,7 @@ from geo_embed.cache.store import open_store, read_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 
-if TYPE_CHECKING:
-    from conftest import Country
-
 DIM = 7
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small")
 
 
 def made_up(rows: int = 8, seed: int = 0) -> NDArray[np.float32]:

@@ -39,6 +39,8 @@ from geo_embed.errors import GeoError
 if TYPE_CHECKING:
     from conftest import Country
 
+pytestmark = pytest.mark.cut(train=6, test=1)
+
 NAMED = FORMATS[1:]
 DIM = 3
 
@@ -184,11 +186,6 @@ def test_what_other_tools_find_in_an_export(tmp_path: Path) -> None:
         assert (np.stack(there["embedding"].to_list()) == embeddings.values[status == OK]).all()
         # No id may get lost, though it has no embedding at all.
         assert set(table["sample_id"]) == set(natural)
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=6, test=1)
 
 
 @pytest.mark.parametrize("ending", NAMED)

@@ -36,12 +36,9 @@ from geo_embed.errors import GeoError
 if TYPE_CHECKING:
     from conftest import Country
 
+pytestmark = pytest.mark.cut(train=5, test=2)
+
 DIM = 6
-
-
-@pytest.fixture
-def samples(country: Country, tmp_path: Path) -> Samples:
-    return load_samples(Small.cut(country, tmp_path / "small", train=5, test=2).config(), "train")
 
 
 def new(path: Path, samples: Samples, dtype: str = "float16") -> Store:

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,15 +17,7 @@ from geo_embed.cache.tidy import collect_garbage
 from geo_embed.extraction.extract import extract
 from geo_embed.runs.run import run_stores
 
-if TYPE_CHECKING:
-    from conftest import Country
-
 DIM = 7
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small")
 
 
 def import_made_up(small: Small) -> None:

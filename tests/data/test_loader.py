@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from small import Small
 
-from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.data import images
 from geo_embed.data.loader import read_batches
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 
-if TYPE_CHECKING:
-    from conftest import Country
+pytestmark = pytest.mark.cut(train=12)
 
 VIEWS = 4
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=12)
-
-
-@pytest.fixture
-def samples(small: Small) -> Samples:
-    return load_samples(small.config(), "train")
-
-
-@pytest.fixture
-def spec(small: Small) -> images.Preprocessing:
-    return read_preprocessing(small.backbone, exact=False)
 
 
 def all_there(samples: Samples) -> np.ndarray:

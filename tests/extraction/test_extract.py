@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,14 +17,6 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.weights import hash_weights
 from geo_embed.cache.store import OK, PENDING, open_store, read_store
 from geo_embed.extraction.extract import extract
-
-if TYPE_CHECKING:
-    from conftest import Country
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small")
 
 
 def by_transformers(small: Small, feature: str = "image_embeds") -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, command, content, files
+from small import Nursery, Small, command, content, files, holding
 
 from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import PENDING, open_store, part_rows, read_status
@@ -145,9 +145,7 @@ def test_three_processes_at_once_with_one_killed_and_begun_again_make_the_bytes_
     assert_equals_one_run(small)
 
 
-HOLD = SLOW.replace("time.sleep(0.1)", """pathlib.Path("held").touch()
-    while not pathlib.Path("go").exists():
-        time.sleep(0.01)""").replace("import sys, time", "import pathlib, sys, time")  # fmt: skip
+HOLD = holding("extraction.writer.commit_chunk")
 
 
 def test_all_of_a_store_and_a_part_of_it_exclude_each_other_but_other_parts_do_not(
@@ -214,7 +212,7 @@ def test_a_source_stays_while_a_part_copies_from_it_though_no_row_is_pending(
     skip = {"inference__on_bad_image": "skip"}
     assert len(extract(small.config(**skip), "train", part=(2, 2)).skipped) == 1
     small.picture(35).write_bytes(data)
-    hold = HOLD.replace("commit_chunk", "copy_embeddings")
+    hold = holding("extraction.writer.copy_embeddings")
     held = nursery.start(small, "--json", "extract", "--split", "train", "--part", "2/2", before=hold)
     assert held.wait_for(lambda: (small.root / "held").exists())
     done = extract(small.config(), "train", part=(1, 2))

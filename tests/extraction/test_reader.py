@@ -5,36 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from small import Small
 
-from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.cache.store import MISSING, OK, UNREADABLE, hash_content
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.extraction.reader import ReadImage, find_bad_images, read_image, read_images
 from geo_embed.extraction.reuse import Sources, gather_sources
 
-if TYPE_CHECKING:
-    from conftest import Country
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=10)
-
-
-@pytest.fixture
-def samples(small: Small) -> Samples:
-    return load_samples(small.config(), "train")
-
-
-@pytest.fixture
-def spec(small: Small) -> images.Preprocessing:
-    return read_preprocessing(small.backbone, exact=False)
+pytestmark = pytest.mark.cut(train=10)
 
 
 @pytest.fixture

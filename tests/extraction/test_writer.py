@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from small import Small
 
 from geo_embed.cache.store import OK, PENDING, Store, create_store, read_chunk, read_content_hash, read_status
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 from geo_embed.extraction.reuse import Sources, gather_sources
 from geo_embed.extraction.writer import Chunk, Writer, write_chunk
 
-if TYPE_CHECKING:
-    from conftest import Country
+pytestmark = pytest.mark.cut(train=5, test=2)
 
 DIM = 3
 FIRST, SECOND, LAST = slice(0, 2), slice(2, 4), slice(4, 5)
-
-
-@pytest.fixture
-def samples(country: Country, tmp_path: Path) -> Samples:
-    return load_samples(Small.cut(country, tmp_path / "small", train=5, test=2).config(), "train")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,7 @@ def extracted(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Sma
 
 @pytest.fixture
 def small(extracted: Small, tmp_path: Path) -> Small:
-    shutil.copytree(extracted.root, tmp_path / "small")
-    return Small(tmp_path / "small", extracted.backbone)
+    return extracted.copy(tmp_path / "small")
 
 
 def flip(file: Path, at: float) -> None:

@@ -6,37 +6,25 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import UNPRIVILEGED, Nursery, Small, command, content, files
+from small import NO_LARGE_FILES, UNPRIVILEGED, Nursery, Small, command, content, enlarge, files, little_disk
 
 from geo_embed.cache.store import OK, open_store, read_store
 from geo_embed.cache.verify import verify
 from geo_embed.extraction.extract import extract
 
-if TYPE_CHECKING:
-    from conftest import Country
+pytestmark = pytest.mark.cut(train=40)
 
 
 @pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=40)
-
-
-@pytest.fixture
-def little_disk(small: Small) -> Iterator[Path]:
-    """A real disk that holds about half of the store; the cache lies on it."""
-    small.cache.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=2k", "geo-tests", str(small.cache)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield small.cache
-    subprocess.run(["umount", "--lazy", str(small.cache)], check=True)
+def half_disk(small: Small) -> Iterator[Path]:
+    """One that holds about half of the store; the cache lies on it."""
+    with little_disk(small.cache, "256k") as disk:
+        yield disk
 
 
 def whole(small: Small) -> dict[str, object]:
@@ -44,7 +32,7 @@ def whole(small: Small) -> dict[str, object]:
 
 
 def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
-    small: Small, little_disk: Path, capsys: pytest.CaptureFixture[str]
+    small: Small, half_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = command(capsys, *small.options(), "extract", "--split", "train")
     assert ran.code == 1
@@ -59,7 +47,7 @@ def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
     assert verify(store) == []
     assert read_store(store, slice(0, rows)).present.all()
 
-    subprocess.run(["mount", "-o", "remount,size=4m", str(little_disk)], check=True)
+    enlarge(half_disk)
     ran = command(capsys, *small.options(), "--json", "extract", "--split", "train")
     assert ran.code == 0, ran.err
     assert (ran.json["computed"], ran.json["reused"]) == (160 - 4 * rows, 4 * rows)
@@ -68,9 +56,8 @@ def test_a_full_disk_stops_an_extraction_that_goes_on_once_there_is_room(
 
 
 def test_a_write_that_the_system_refuses_stops_an_extraction_likewise(small: Small, nursery: Nursery) -> None:
-    """No root needed: a limit on the size of files lets the store be made, and no chunk of embeddings be written."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
-    ran = nursery.run(small, "extract", "--split", "train", before=limit)
+    """The store is made, and no chunk of embeddings is written."""
+    ran = nursery.run(small, "extract", "--split", "train", before=NO_LARGE_FILES)
     assert ran.code == 1
     assert "error: can't write: File too large" in ran.err
     assert not (np.asarray(open_store(small.store()).status[:]) == OK).any()
@@ -79,7 +66,7 @@ def test_a_write_that_the_system_refuses_stops_an_extraction_likewise(small: Sma
 
 
 def test_a_full_disk_leaves_an_import_or_export_as_it_was(
-    small: Small, little_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Small, half_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
     first, second = tmp_path / "first.npy", tmp_path / "second.npy"
@@ -96,12 +83,12 @@ def test_a_full_disk_leaves_an_import_or_export_as_it_was(
 
     for ending in (".npy", ".npz", ".safetensors", ".parquet"):
         export = ["cache", "export", "--split", "train", "--backbone", "mine"]
-        ran = command(capsys, *small.options(), *export, "--out", little_disk / f"out{ending}")
+        ran = command(capsys, *small.options(), *export, "--out", half_disk / f"out{ending}")
         assert ran.code == 1, ending
         assert re.search("error: can't write: .*(No space left on device|the disk may be full)", ran.err), (
             ran.err
         )
-        assert not any(little_disk.glob("*out*"))
+        assert not any(half_disk.glob("*out*"))
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -155,14 +142,9 @@ def test_a_store_moved_to_another_machine_is_the_same_store(small: Small, tmp_pa
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk with room for names, and for no page of content."""
-    disk = tmp_path / "full"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=2k", "geo-tests", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    """One with room for names, and for no page of content."""
+    with little_disk(tmp_path / "full", "64k") as disk:
+        yield disk
 
 
 def fill(disk: Path) -> None:

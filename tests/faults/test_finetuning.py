@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors.torch import load_file
-from small import Nursery, Running, Small, without
+from small import DYING_BETWEEN_RENAMES, NO_LARGE_FILES, Nursery, Running, Small, dying
 
 from geo_embed.extraction.extract import extract
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
@@ -83,22 +83,6 @@ def newest(made: Small, name: str) -> str:
     latest = latest_checkpoint(made.root / "runs" / name / "checkpoints")
     assert latest is not None
     return latest.name
-
-
-def dying(function: str, call: int, then: str = "os.kill(os.getpid(), 9)") -> str:
-    """Python that ends the process at so many calls of a function."""
-    module, name = function.rsplit(".", 1)
-    return f"""
-import importlib, os, signal
-module, calls = importlib.import_module("geo_embed.{module}"), 0
-def counted(*arguments, whole=module.{name}, **named):
-    global calls
-    calls += 1
-    if calls == {call}:
-        {then}
-    return whole(*arguments, **named)
-module.{name} = counted
-"""
 
 
 def test_all_of_it_is_trained(made: Small) -> None:
@@ -183,20 +167,7 @@ def test_a_kill_while_the_run_takes_the_checkpoints_place_loses_nothing(
     made: Small, nursery: Nursery
 ) -> None:
     """The checkpoints are out of the way, the run doesn't have its name yet: where two names can't be swapped in one step."""
-    killed = (
-        without("renameat2")
-        + """
-import os, pathlib
-rename = pathlib.Path.rename
-def dying(path, target):
-    done = rename(path, target)
-    if pathlib.Path(target).name == ".between.replaced":
-        os.kill(os.getpid(), 9)
-    return done
-pathlib.Path.rename = dying
-"""
-    )
-    assert start(made, nursery, "between", killed).end().code == -signal.SIGKILL
+    assert start(made, nursery, "between", DYING_BETWEEN_RENAMES).end().code == -signal.SIGKILL
     assert not (made.root / "runs" / "between").exists()
     ran = start(made, nursery, "between").end()
     assert ran.code == 0, ran.err
@@ -209,7 +180,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_as_it_was(made: Small, nursery
     full = dying(
         "finetuning.loop.save_checkpoint",
         2,
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))",
+        NO_LARGE_FILES,
     )
     ran = start(made, nursery, "starved", full).end()
     assert ran.code == 1

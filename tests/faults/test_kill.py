@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,16 +17,10 @@ from geo_embed.cache.store import OK, open_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 
-if TYPE_CHECKING:
-    from conftest import Country
-
 KILLS = 24
 ROWS = 40
 
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=ROWS, chunk_rows=1)
+pytestmark = pytest.mark.cut(train=ROWS, chunk_rows=1)
 
 
 def done_rows(small: Small) -> int:

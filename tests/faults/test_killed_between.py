@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, command, content, files, without
+from small import DYING_BETWEEN_RENAMES, Nursery, Small, command, content, files
 
 from geo_embed.extraction.extract import extract
 from geo_embed.files import leftovers, replacing, replacing_directory
@@ -33,23 +32,9 @@ def dying(source, target, *, swap):
 
 files._rename_at_once = dying
 """
-# The same between two renames, where the kernel doesn't know how to swap.
-BETWEEN = (
-    without("renameat2")
-    + """
-import os, pathlib
-rename = pathlib.Path.rename
-
-def dying(path, target):
-    done = rename(path, target)
-    if pathlib.Path(target).suffix == ".replaced":
-        os.kill(os.getpid(), 9)
-    return done
-
-pathlib.Path.rename = dying
-"""
+KILLS = pytest.mark.parametrize(
+    "kill", [AFTER_SWAP, DYING_BETWEEN_RENAMES], ids=["swapped", "between two renames"]
 )
-KILLS = pytest.mark.parametrize("kill", [AFTER_SWAP, BETWEEN], ids=["swapped", "between two renames"])
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +49,7 @@ def whole(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture
 def small(whole: Small, tmp_path: Path) -> Small:
-    shutil.copytree(whole.root, tmp_path / "small")
-    return Small(tmp_path / "small", whole.backbone, whole.chunk_rows)
+    return whole.copy(tmp_path / "small")
 
 
 IMPORT = ["--split", "train", "--backbone", "mine"]
@@ -139,7 +123,7 @@ def test_fit_heads_killed_there_hides_no_run_whatever_comes_next(
     if then == ["evaluate"]:
         assert ran.json["run"] == "first"
     assert command(capsys, *small.options(), "evaluate", "first").code == 0
-    if kill is BETWEEN and "--overwrite" not in then:
+    if kill is DYING_BETWEEN_RENAMES and "--overwrite" not in then:
         assert files(run) == before
     for path in run.parent.glob(".*.writing"):
         os.utime(path, (0, 0))

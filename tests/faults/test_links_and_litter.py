@@ -28,8 +28,7 @@ def whole(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture
 def small(whole: Small, tmp_path: Path) -> Small:
-    shutil.copytree(whole.root, tmp_path / "small")
-    return Small(tmp_path / "small", whole.backbone, whole.chunk_rows)
+    return whole.copy(tmp_path / "small")
 
 
 def long_ago(directory: Path) -> None:

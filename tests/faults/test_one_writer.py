@@ -9,39 +9,18 @@ import shutil
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, command, content
+from small import Nursery, Small, command, content, holding
 
 from geo_embed.cache.exchange import import_embeddings
 from geo_embed.cache.tidy import collect_garbage
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 
-if TYPE_CHECKING:
-    from conftest import Country
-
-# The writer waits for a word from the test before it commits: it is at work for as long as the test needs it.
-HOLD = """
-import pathlib, sys, time
-module = sys.modules["geo_embed.extraction.writer"]
-commit = module.commit_chunk
-
-def hold(*arguments):
-    pathlib.Path("held").touch()
-    while not pathlib.Path("go").exists():
-        time.sleep(0.01)
-    commit(*arguments)
-
-module.commit_chunk = hold
-"""
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small")
+# The writer is at work for as long as the test needs it.
+HOLD = holding("extraction.writer.commit_chunk")
 
 
 def at_work(small: Small) -> bool:
@@ -102,7 +81,7 @@ def test_garbage_collection_leaves_a_store_alone_while_it_is_written(small: Smal
 def test_a_second_import_is_refused_likewise(small: Small, nursery: Nursery, tmp_path: Path) -> None:
     file = tmp_path / "train.npy"
     np.save(file, np.ones((8, 4, 5), dtype=np.float32))
-    hold = HOLD.replace("geo_embed.extraction.writer", "geo_embed.cache.exchange")
+    hold = holding("cache.exchange.commit_chunk")
     first = nursery.start(
         small, "cache", "import", file, "--split", "train", "--backbone", "mine", before=hold
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,13 +17,7 @@ from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.runs.run import load_run
 
-if TYPE_CHECKING:
-    from conftest import Country
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=12, test=4)
+pytestmark = pytest.mark.cut(train=12, test=4)
 
 
 def scene() -> Image.Image:

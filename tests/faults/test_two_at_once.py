@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small import Nursery, Ran, Running, Small, command, files, without
+from small import Nursery, Ran, Running, Small, command, files, holding, without
 
 from geo_embed.extraction.extract import extract
 from geo_embed.files import lock, lock_beside
@@ -28,22 +28,6 @@ while not pathlib.Path("go").exists():
     time.sleep(0.001)
 """
 
-# What is called for the first time waits for a word from the test.
-HOLD = """
-import pathlib, sys, time
-import geo_embed.prediction.evaluate, geo_embed.prediction.predict, geo_embed.prediction.ensemble, geo_embed.fitting.sweep
-module, name = sys.modules["geo_embed.{module}"], "{name}"
-held = getattr(module, name)
-
-def hold(*arguments, **options):
-    pathlib.Path("held").touch()
-    while not pathlib.Path("go").exists():
-        time.sleep(0.005)
-    return held(*arguments, **options)
-
-setattr(module, name, hold)
-"""
-
 
 @pytest.fixture(scope="module")
 def whole(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Small:
@@ -56,8 +40,7 @@ def whole(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 @pytest.fixture
 def small(whole: Small, tmp_path: Path) -> Small:
-    shutil.copytree(whole.root, tmp_path / "small")
-    return Small(tmp_path / "small", whole.backbone, whole.chunk_rows)
+    return whole.copy(tmp_path / "small")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +174,7 @@ def test_a_name_that_is_held_is_refused_to_every_command_that_writes_a_run(
 def test_a_second_sweep_of_the_same_name_is_refused_and_the_first_goes_on(
     small: Small, nursery: Nursery, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = HOLD.format(module="fitting.sweep", name="train_all")
+    before = holding("fitting.sweep.train_all")
     first = nursery.start(small, "sweep", "--trials", "2", before=before)
     assert first.wait_for((small.root / "held").exists)
     second = command(capsys, *small.options(), "sweep", "--trials", "2")
@@ -206,14 +189,13 @@ def replaced_meanwhile(
     small: Small,
     nursery: Nursery,
     capsys: pytest.CaptureFixture[str],
-    module: str,
-    name: str,
+    function: str,
     *words: object,
     by: tuple[str, ...] = ("--seed", "2"),
 ) -> Ran:
     """A command that has loaded run `first` of seed 1, and goes on once it is another one."""
     assert command(capsys, *small.options(), "fit-heads", "--name", "first", "--seed", "1").code == 0
-    reader = nursery.start(small, "--json", *words, before=HOLD.format(module=module, name=name))
+    reader = nursery.start(small, "--json", *words, before=holding(function))
     assert reader.wait_for((small.root / "held").exists)
     again = ["fit-heads", "--name", "first", *by, "--overwrite"]
     assert command(capsys, *small.options(), *again).code == 0
@@ -225,7 +207,7 @@ def test_who_evaluates_a_run_while_it_is_replaced_sees_the_old_or_the_new(
     small: Small, alone: dict[int, dict[str, object]], nursery: Nursery, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = replaced_meanwhile(
-        small, nursery, capsys, "prediction.evaluate", "read_predictions", "evaluate", "first"
+        small, nursery, capsys, "prediction.evaluate.read_predictions", "evaluate", "first"
     )
     assert ran.code == 0, ran.err
     val = {key: value for key, value in ran.json.items() if key not in ("run", "split")}
@@ -237,7 +219,7 @@ def test_predictions_of_the_old_run_never_enter_the_new(
     small: Small, nursery: Nursery, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     words = ["predict", "first", "--split", "test"]
-    ran = replaced_meanwhile(small, nursery, capsys, "prediction.predict", name, *words)
+    ran = replaced_meanwhile(small, nursery, capsys, f"prediction.predict.{name}", *words)
     assert ran.code == 0, ran.err
     table = small.root / "runs" / "first" / "test_predictions.parquet"
     assert (
@@ -256,7 +238,7 @@ def test_a_member_replaced_while_it_is_copied_makes_no_ensemble(
     assert command(capsys, *small.options(), "fit-heads", "--name", "second", "--seed", "1").code == 0
     words = ["ensemble", "first", "second", "--name", "both"]
     by = ("--seed", "1", "--fusion", "concat")
-    ran = replaced_meanwhile(small, nursery, capsys, "prediction.ensemble", "describe_origin", *words, by=by)
+    ran = replaced_meanwhile(small, nursery, capsys, "prediction.ensemble.describe_origin", *words, by=by)
     assert ran.code == 1
     assert "error: the run was replaced while it was being read" in ran.err
     assert sorted(path.name for path in (small.root / "runs").iterdir()) == ["first", "second"]

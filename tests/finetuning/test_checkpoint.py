@@ -16,6 +16,7 @@ import pytest
 import torch
 import xxhash
 from safetensors import safe_open
+from small import enlarge, little_disk
 from torch import Tensor, nn
 
 from geo_embed.errors import GeoError
@@ -404,19 +405,14 @@ def test_killed_at_random_moments_there_is_always_a_whole_one(tmp_path: Path) ->
 
 
 @pytest.fixture
-def little_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk that holds one checkpoint of 600 kB, not two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=2k", "geo-tests", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """One that holds one checkpoint of 600 kB, not two."""
+    with little_disk(tmp_path / "disk", "1m") as disk:
+        yield disk
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(little_disk: Path) -> None:
-    directory = little_disk / "checkpoints"
+def test_a_full_disk_leaves_the_checkpoint_before(disk: Path) -> None:
+    directory = disk / "checkpoints"
     whole = save(directory, 1, size=150_000)
     with pytest.raises(GeoError, match="No space left on device") as caught:
         save(directory, 2, size=150_000)
@@ -425,7 +421,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(little_disk: Path) -> None:
     assert latest_checkpoint(directory) == whole
     assert load_checkpoint(whole).tensors["x"].eq(1).all()
 
-    subprocess.run(["mount", "-o", "remount,size=4m", str(little_disk)], check=True)
+    enlarge(disk)
     save(directory, 2, size=150_000)
     assert names(directory) == ["1", "2"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,19 +18,13 @@ from geo_embed.data.loader import read_batches
 from geo_embed.data.samples import load_samples
 from geo_embed.extraction.extract import extract
 
-if TYPE_CHECKING:
-    from conftest import Country
+pytestmark = pytest.mark.cut(train=24)
 
 # Of a picture's embedding with that of float32 on the CPU. bfloat16 keeps 8 bits, float16 11; float32 on a card may convolve in
 # TF32, which keeps 11.
 LEAST_COSINE = {"bfloat16": 0.999, "float16": 0.9999, "float32": 0.9999}
 # Cycles of a card's clock, some 10 ms: much longer than the small backbone takes for a batch.
 LATE = 20_000_000
-
-
-@pytest.fixture
-def small(country: Country, tmp_path: Path) -> Small:
-    return Small.cut(country, tmp_path / "small", train=24)
 
 
 @pytest.fixture
