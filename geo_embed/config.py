@@ -223,6 +223,12 @@ class Training(_Group):
         description="of the states' probabilities, fitted on the held-out samples: one temperature, or a factor "
         "and an offset per state",
     )
+    temperature: float | None = Field(
+        None,
+        ge=0.01,
+        le=100,
+        description="divide the logarithms of the states' probabilities by this number, > 1 for less sure ones, in place of a fitted calibration",
+    )
     refine: bool = Field(
         False, description="move the point to the nearest training samples in the learnt space (geocells)"
     )
@@ -237,6 +243,15 @@ class Training(_Group):
         description="fit this many times, each part held out once; the run answers with their average",
     )
     seeds: int = Field(1, ge=1, le=1000, description="fit this many times from other seeds, and average")
+
+    @model_validator(mode="after")
+    def _one_calibration(self) -> "Training":
+        if self.temperature is not None and self.calibration != "none":
+            raise ValueError(
+                f"a temperature of {self.temperature:g} takes the place of a fitted calibration, and calibration is "
+                f"{self.calibration}: give one of the two"
+            )
+        return self
 
 
 class Augment(_Group):

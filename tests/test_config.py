@@ -104,6 +104,12 @@ def test_a_key_in_the_wrong_group_is_led_to_the_right_one() -> None:
     assert "'training.tau_km'" in refused(settings=["model.tau_km=75"]).hint
 
 
+def test_a_temperature_and_a_fitted_calibration_are_one_too_many() -> None:
+    error = refused(settings=["training.temperature=1.3", "training.calibration=vector"])
+    assert "give one of the two" in str(error)
+    assert refused(settings=["training.temperature=0"]).where
+
+
 def test_an_unknown_group_is_refused() -> None:
     assert "'trainning.seed'" in str(refused(settings=["trainning.seed=1"]))
 

@@ -171,7 +171,7 @@ def fit_run(
     if any(part.chosen is not None for part in fitted):
         as_chosen = [part.chosen or part.predictions for part in fitted]
         chosen_score = dataset.score(_out_of_fold(examples, splits, as_chosen, val), val)["score"]
-    if training.calibration != "none" and val.any():
+    if training.temperature is not None or (training.calibration != "none" and val.any()):
         tied = None if examples.tied is None else examples.tied[val]
         val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training, tied)
     truth = examples.truth.take(val)
@@ -414,11 +414,14 @@ def _calibrate(
     tied: NDArray[np.int64] | None,
 ) -> Predictions:
     """Calibrate a panel on validation predictions of these classes (n,); and the predictions, each by a calibration that hasn't
-    seen it, so that what is reported holds for new samples.
+    seen it, so that what is reported holds for new samples. A temperature that is given has seen none.
     """
-    probabilities = panel.calibrate(
-        predictions.probabilities, labels, training.calibration, seed=training.seed, tied=tied
-    )
+    if training.temperature is not None:
+        probabilities = panel.set_temperature(training.temperature, predictions.probabilities, labels)
+    else:
+        probabilities = panel.calibrate(
+            predictions.probabilities, labels, training.calibration, seed=training.seed, tied=tied
+        )
     return replace(predictions, probabilities=probabilities)
 
 

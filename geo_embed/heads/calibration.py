@@ -1,4 +1,5 @@
-"""Calibration of the states' probabilities: one temperature, or a factor and an offset per class, fitted on held-out rows.
+"""Calibration of the states' probabilities: one temperature, or a factor and an offset per class, fitted on held-out rows; or a
+temperature that is given, `training.temperature`.
 
 A new kind is a function here, or in a file named by `model.plugins`, with `@CALIBRATIONS.register(name)`: from
 log-probabilities (n, C) and labels (n,), n > 0, to a `Calibration`.
@@ -23,6 +24,8 @@ _LEAST_LOG = math.log(1e-12)
 # The prior of vector scaling: as strong as this much curvature of the summed likelihood, around factor 1 and offset 0.
 _PRIOR = 1.0
 _VECTOR_ROUNDS = 100
+# The kind of a temperature that is given. It is no entry of the registry: nothing is fitted.
+_GIVEN = "given"
 # The range of temperatures, and how exactly the logarithm of one is sought.
 _COLDEST, _HOTTEST, _LOG_TOLERANCE = 0.3, 5.0, 1e-5
 
@@ -34,7 +37,7 @@ class Calibration:
     Raises ValueError for an unknown kind, another number of factors than of offsets, or one that is not finite.
 
     Attributes:
-        kind: how it was fitted: a name in `CALIBRATIONS`.
+        kind: how it was fitted: a name in `CALIBRATIONS`; or `given`, which wasn't.
         scale: C factors; 1/T each for a temperature.
         offset: C offsets; 0 each for a temperature.
     """
@@ -45,7 +48,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if (
-            self.kind not in CALIBRATIONS
+            (self.kind != _GIVEN and self.kind not in CALIBRATIONS)
             or len(self.scale) != len(self.offset)
             or not all(map(math.isfinite, (*self.scale, *self.offset)))
         ):
@@ -66,6 +69,15 @@ def fit_calibration(log_probabilities: Tensor, labels: Tensor, kind: str) -> Cal
         return _unchanged(kind, log_probabilities.shape[1])
     fitted: Calibration = CALIBRATIONS[kind].make(log_probabilities, labels)
     return fitted
+
+
+def given_temperature(temperature: float, classes: int) -> Calibration:
+    """softmax(log p / T) of a T > 0 that somebody else has found.
+
+    >>> apply(given_temperature(2.0, 2), torch.tensor([[0.9, 0.1]]).log()).exp().round(decimals=2).tolist()
+    [[0.75, 0.25]]
+    """
+    return Calibration(_GIVEN, (1 / temperature,) * classes, (0.0,) * classes)
 
 
 def _unchanged(kind: str, classes: int) -> Calibration:
@@ -206,7 +218,12 @@ def reliability(
     The arguments are those of `cross_fitted`. There is at least one row.
     """
     after = cross_fitted(log_probabilities, labels, kind, folds=folds, seed=seed, tied=tied)
-    return {"before": _measure(log_probabilities, labels), "after": _measure(after, labels)}
+    return compare(log_probabilities, after, labels)
+
+
+def compare(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """`{before: {ece, nll}, after: {ece, nll}}` of log-probabilities (n, C) of the same rows, n > 0, of these classes (n,)."""
+    return {"before": _measure(before, labels), "after": _measure(after, labels)}
 
 
 def _measure(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:

@@ -66,6 +66,29 @@ class Panel(nn.Module):
         self.calibration = calibration.fit_calibration(logs, truth, kind)
         return np.asarray(calibration.cross_fitted(logs, truth, kind, seed=seed, tied=tied).exp().numpy())
 
+    def set_temperature(
+        self, temperature: float, probabilities: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Divide log-probabilities by a temperature > 0 from now on, whether that helps or not.
+
+        `reliability` is then what it is worth on the panel's probabilities (n, C) for held-out samples of these labels (n,), if
+        there are some: none of them chose it.
+
+        Returns:
+            The same probabilities at that temperature.
+        """
+        self.calibration = calibration.given_temperature(temperature, probabilities.shape[1])
+        logs = torch.from_numpy(probabilities).log()
+        after = calibration.apply(self.calibration, logs)
+        if len(labels):
+            self.reliability = calibration.compare(logs, after, torch.from_numpy(labels))
+            before_nll, after_nll = (self.reliability[when]["nll"] for when in ("before", "after"))
+            if after_nll > before_nll:
+                warn(
+                    f"training.temperature {temperature:g} makes held-out samples less likely: nll {before_nll:.3f} → {after_nll:.3f}"
+                )
+        return np.asarray(after.exp().numpy())
+
     def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
         answers = [part.predict(views, present) for part in self.parts]  # type: ignore[operator]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from small import saved_predictions
 
 from geo_embed.answers import Predictions, Truth
@@ -198,7 +199,7 @@ def test_it_stops_early_and_keeps_the_best_epoch_not_the_last(config: Config) ->
     # What is reported is of answers that these samples had no say in.
     again = metrics(predictions, truth)
     assert val == evaluate(config, run)
-    assert again == {key: value for key, value in val.items() if key != "score_interval"}
+    assert again == {key: val[key] for key in again}
 
 
 # ---------------------------------------------------------------- what is written
@@ -515,6 +516,34 @@ def test_a_calibration_that_does_not_help_is_reported_and_left_out(
     assert saved.metrics["val"]["nll"] == pytest.approx(reliability["before"]["nll"], rel=1e-4)
     assert load_heads(saved.run).calibration is None
     assert "calibration by vector is left out" in capsys.readouterr().err
+
+
+def test_a_temperature_of_ones_own_is_kept_reported_and_answers(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, plain, data = fitted_as(config, epochs=4, val_split=0.4)
+    before = predict_split(config, plain.run, "train")[0]
+    fit_heads(with_training(config, temperature=1.7), name="own")
+    saved = Saved.of(config, "own")
+
+    def cooled(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+        powers = probabilities.astype(np.float64) ** (1 / 1.7)
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+    after = predict_split(config, saved.run, "train")[0]
+    np.testing.assert_allclose(after.probabilities, cooled(before.probabilities), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(after.latitude, before.latitude)
+    np.testing.assert_allclose(
+        saved.predictions.probabilities, cooled(plain.predictions.probabilities), rtol=1e-4, atol=1e-6
+    )
+    labels = data.encoder.encode(saved.truth.state_idx)
+    p_true = cooled(plain.predictions.probabilities)[np.arange(len(labels)), labels]
+    reliability = saved.metrics["calibration"]
+    assert reliability["after"]["nll"] == pytest.approx(-np.log(p_true).mean(), rel=1e-4)
+    assert reliability["before"]["nll"] == pytest.approx(plain.metrics["val"]["nll"], rel=1e-4)
+    assert saved.metrics["val"]["nll"] == pytest.approx(reliability["after"]["nll"], rel=1e-4)
+    worse = reliability["after"]["nll"] > reliability["before"]["nll"]
+    assert ("makes held-out samples less likely" in capsys.readouterr().err) is worse
 
 
 def test_without_calibration_none_is_told(config: Config) -> None:

@@ -102,6 +102,15 @@ def test_one_temperature_is_the_same_factor_for_every_class_and_keeps_the_order(
     np.testing.assert_array_equal(metrics.top_states(after.numpy()), metrics.top_states(z.numpy()))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
+def test_a_given_temperature_is_the_power_of_its_inverse(temperature: float) -> None:
+    z, _ = planted(40)
+    p = z.exp() ** (1 / temperature)
+    at = calibration.given_temperature(temperature, 4)
+    torch.testing.assert_close(calibration.apply(at, z).exp(), p / p.sum(dim=1, keepdim=True))
+    assert Calibration(**json.loads(json.dumps(asdict(at)))).kind == "given"
+
+
 def test_none_changes_nothing() -> None:
     z, labels = planted(50)
     torch.testing.assert_close(calibration.apply(calibration.fit_calibration(z, labels, "none"), z), z)
