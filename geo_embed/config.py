@@ -204,7 +204,13 @@ class Training(_Group):
     state_weight: float = Field(0.8, ge=0, description="weight of the states' loss")
     gps_loss: GpsLoss = Field(
         "mse",
-        description="of the point: in degrees², degrees, degrees, or great-circle km / 5000",
+        description="of the point: mse, mae, smooth_l1 of the error in degrees or, by gps_normalise, in spans of the "
+        "region's box; or haversine, great-circle km / 5000",
+    )
+    gps_normalise: bool = Field(
+        True,
+        description="divide errors of latitude and longitude by the height and width of the training places' box (mse, mae, "
+        "smooth_l1): in degrees the point's loss outweighs the states'",
     )
     gps_weight: float = Field(0.2, ge=0, description="weight of the point's loss")
     cell_weight: float = Field(1.0, ge=0, description="weight of the cells' loss (geocells)")

@@ -18,7 +18,8 @@ SAMPLES, VIEWS = 5, 4
 def model_of(run: Run, **training: Any) -> GeoModel:
     backbone = load_backbone_of(run, torch.device("cpu"))
     counts = torch.arange(1, len(run.labels) + 1)
-    return GeoModel(backbone, load_heads(run), run.config.training.model_copy(update=training), counts)
+    spans = torch.tensor([25.0, 60.0])
+    return GeoModel(backbone, load_heads(run), run.config.training.model_copy(update=training), counts, spans)
 
 
 def scene(model: GeoModel, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

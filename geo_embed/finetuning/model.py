@@ -46,9 +46,12 @@ class GeoModel(nn.Module):
         training: whose losses the plain heads have; members of `best` bring their own, but for `class_weights`, which hold
             for all where asked for here.
         counts: (C,) training samples of each class.
+        spans: (2,) height and width of the training places' box, degrees.
     """
 
-    def __init__(self, backbone: Backbone, panel: Panel, training: Training, counts: Tensor) -> None:
+    def __init__(
+        self, backbone: Backbone, panel: Panel, training: Training, counts: Tensor, spans: Tensor
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.tower: nn.Module = backbone.module
@@ -68,6 +71,7 @@ class GeoModel(nn.Module):
                 heads.centres if isinstance(heads, CellHeads) else None,
                 fitted,
                 backbone.device,
+                spans=spans,
             )
             for heads, _, fitted in self._leaves
         ]

@@ -17,6 +17,7 @@ from geo_embed.finetuning.lora import add_lora, train_lora_only
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.team import Team
 from geo_embed.fitting.examples import Examples
+from geo_embed.geography import region_box
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, checkpoints_dir
@@ -85,6 +86,14 @@ class Task:
         """(C,) training samples of each class."""
         return np.bincount(self.examples.labels[self.train_rows], minlength=len(self.examples.encoder))
 
+    @property
+    def train_spans(self) -> NDArray[np.float64]:
+        """(2,) height and width of the training places' box, as stage 2 has it, degrees."""
+        truth = self.examples.truth.take(self.train_rows)
+        box = self.run.config.model.gps_box
+        south, north, west, east = region_box(truth.latitude, truth.longitude, box.edges)
+        return np.array([north - south, east - west])
+
 
 def new_model(task: Task) -> GeoModel:
     """The model as it is before any step, whole, in every process."""
@@ -92,7 +101,13 @@ def new_model(task: Task) -> GeoModel:
     backbone = load_backbone_of(task.run, task.device, task.backbone_name, dtype="float32")
     if settings.lora_rank:
         add_lora(backbone.module, settings.lora_rank, get_generator(task.seed, LORA_STREAM))
-    model = GeoModel(backbone, load_heads(task.run), task.training, torch.from_numpy(task.train_counts))
+    model = GeoModel(
+        backbone,
+        load_heads(task.run),
+        task.training,
+        torch.from_numpy(task.train_counts),
+        torch.from_numpy(task.train_spans),
+    )
     if settings.checkpointing:
         _recompute_activations(backbone.module, task.backbone_name)
     if settings.channels_last:

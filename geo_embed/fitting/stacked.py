@@ -34,7 +34,7 @@ from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.registry import HEADS
 
 # What may differ between jobs that share a program.
-_FREE = {"seed", "learning_rate", "weight_decay", *NUMBERS}
+_FREE = {"seed", "learning_rate", "weight_decay", "gps_normalise", *NUMBERS}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,14 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     modules = [_HeadsOnBatch(*pair) for pair in zip(heads, sources, strict=True)]
     parameters, buffers = torch.func.stack_module_state(modules)
     tables = [
-        make_tables(job.region.centroids, job.region.counts, job.region.centres, job.training, device)
+        make_tables(
+            job.region.centroids,
+            job.region.counts,
+            job.region.centres,
+            job.training,
+            device,
+            spans=job.region.spans,
+        )
         for job in jobs
     ]
     stacked_tables = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}

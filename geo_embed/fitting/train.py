@@ -95,7 +95,9 @@ def train(
         metrics = validate(heads.eval()).metrics if validate else {}
         return TrainedHeads(heads.eval(), [{"epoch": 1.0, **metrics}])
 
-    tables = make_tables(region.centroids, region.counts, region.centres, training, rows.views.device)
+    tables = make_tables(
+        region.centroids, region.counts, region.centres, training, rows.views.device, spans=region.spans
+    )
     source = make_source(heads, rows, region, model, training, seed)
     drop = dropping(model.dropout, dropout_of(seed, rows.views.device))
     parameters = list(heads.parameters())

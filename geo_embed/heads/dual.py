@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from geo_embed.heads.heads import POINTED, TRAINED, PointHeads
 from geo_embed.heads.layers import Drop, Trunk, keep, trunk_flop
+from geo_embed.heads.region import denormalize
 from geo_embed.registry import HEADS, Size
 
 
@@ -35,5 +36,5 @@ class Dual(PointHeads):
 
     def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         vector = vector if self.fusion.deep else self.trunk(vector, drop)
-        points = self.middle + self.reach * torch.tanh(self.gps(vector))
+        points = denormalize(torch.tanh(self.gps(vector)), self.middle, self.reach)
         return {"logits": self.states(vector), "vector": vector, "points": points}

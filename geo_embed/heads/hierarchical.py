@@ -4,7 +4,7 @@ from torch import Tensor
 
 from geo_embed.heads.heads import POINTED, TRAINED
 from geo_embed.heads.layers import Drop, classification_flop, gps_flop, keep
-from geo_embed.heads.region import Region
+from geo_embed.heads.region import Region, denormalize
 from geo_embed.heads.separate import Separate
 from geo_embed.registry import HEADS
 
@@ -35,5 +35,5 @@ class Hierarchical(Separate):
 
     def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         logits = self.states(vector, drop)
-        offset = self.reach * self.gps(vector, drop)
-        return {"logits": logits, "vector": vector, "points": self.centroids[logits.argmax(-1)] + offset}
+        points = denormalize(self.gps(vector, drop), self.centroids[logits.argmax(-1)], self.reach)
+        return {"logits": logits, "vector": vector, "points": points}

@@ -79,7 +79,7 @@ class ClassificationHead(nn.Module):
 
 
 class GpsHead(nn.Module):
-    """D → hidden → GELU → dropout → second → GELU → 2 → tanh: a place in a box, its edges at ±1."""
+    """D → hidden → GELU → dropout → second → GELU → dropout → 2 → tanh: a place in a box, its edges at ±1."""
 
     def __init__(self, dim: int, hidden: int, second: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class GpsHead(nn.Module):
     def forward(self, vectors: Tensor, drop: Drop = keep) -> Tensor:
         """(B, D) to (B, 2) in (−1, 1)."""
         hidden = drop(F.gelu(self.hidden(vectors)))
-        return torch.tanh(self.out(F.gelu(self.second(hidden))))
+        return torch.tanh(self.out(drop(F.gelu(self.second(hidden)))))
 
 
 def classification_flop(dim: int, hidden: int, classes: int) -> int:

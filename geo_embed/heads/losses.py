@@ -5,7 +5,8 @@ A new loss is a function here, or in a file named by `model.plugins`:
 - of the states, `@STATE_LOSSES.register(name)`: from logits (B, C), labels (B,), true places (B, 3) as unit vectors and the
   training's tables (`make_tables`) to a loss per sample (B,);
 - of the point, `@GPS_LOSSES.register(name)`: from points (B, 2) and true places (B, 2), latitudes and longitudes in degrees,
-  longitudes of points not wrapped, to the mean loss of the batch.
+  longitudes of points not wrapped, to the mean loss of the batch. One that declares the setting `training.gps_normalise` gets as
+  a third argument the degrees (2,) that errors are divided by: the spans of the region's box, or ones.
 
 All of them are pure functions of tensors, so that they can run over stacked models (`torch.func.vmap`).
 """
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from geo_embed.config import Training
 from geo_embed.geography import EARTH_RADIUS_KM, distance_matrix_km, soft_labels, to_unit_vectors
+from geo_embed.heads.region import normalize
 from geo_embed.metrics import GPS_RANGE_KM, RANK_CREDIT
 from geo_embed.registry import GPS_LOSSES, STATE_LOSSES
 from geo_embed.sphere import soft_targets
@@ -38,6 +40,8 @@ def make_tables(
     centres: Tensor | None,
     training: Training,
     device: torch.device,
+    *,
+    spans: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What a batch's loss is looked up in: numbers and targets that hold for a whole training.
 
@@ -47,16 +51,19 @@ def make_tables(
         centres: (K, 3) unit vectors of the cells, for heads that have cells.
         training: the losses' numbers.
         device: of the tables.
+        spans: (2,) height and width of the region's box in degrees, which `training.gps_normalise` divides errors by; None
+            leaves them in degrees.
 
     Returns:
         Each of `NUMBERS` as a scalar; `soft` (C, C) haversine labels of each state; `class_weights` (C,); `centroids`
-        (C, 3) unit vectors; and `centres`, where given.
+        (C, 3) unit vectors; `spans` (2,), ones where errors stay in degrees; and `centres`, where given.
     """
     tables = {name: torch.tensor(float(getattr(training, name))) for name in NUMBERS}
     tables |= {
         "soft": torch.from_numpy(soft_labels(distance_matrix_km(centroids), training.tau_km)).float(),
         "class_weights": inverse_frequency(torch.from_numpy(counts)),
         "centroids": torch.from_numpy(to_unit_vectors(*centroids.T)).float(),
+        "spans": torch.ones(2) if spans is None or not training.gps_normalise else spans.float(),
     }
     if centres is not None:
         tables["centres"] = centres
@@ -92,7 +99,9 @@ def objective(
     else:
         x, y, z = points.unbind(-1)
         truth = torch.stack([torch.asin(z.clamp(-1, 1)), torch.atan2(y, x)], dim=-1).rad2deg()
-        loss = loss + tables["gps_weight"] * gps_loss(training.gps_loss, out["points"], truth)
+        loss = loss + tables["gps_weight"] * gps_loss(
+            training.gps_loss, out["points"], truth, tables["spans"]
+        )
     if training.score_weight:
         loss = loss + tables["score_weight"] * expected_score_loss(logits, labels)
     return loss
@@ -179,44 +188,51 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     return torch.where(n > 0, n.sum() / ((n > 0).sum() * n.clamp_min(1)), 0.0).float()
 
 
-def gps_loss(name: str, points: Tensor, truth: Tensor) -> Tensor:
+def gps_loss(name: str, points: Tensor, truth: Tensor, spans: Tensor | float = 1.0) -> Tensor:
     """The loss of a name in `GPS_LOSSES`, of points (B, 2) against true latitudes and longitudes (B, 2) in degrees.
+
+    Args:
+        spans: (2,) degrees that errors are divided by, in a loss that declares `training.gps_normalise`.
 
     Raises:
         GeoError: there is no such loss.
     """
-    loss: Tensor = GPS_LOSSES[name].make(points, truth)
+    entry = GPS_LOSSES[name]
+    scale = (spans,) if "training.gps_normalise" in entry.settings else ()
+    loss: Tensor = entry.make(points, truth, *scale)
     return loss
 
 
-@GPS_LOSSES.register("mse")
-def gps_mse(points: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error in degrees² of points (B, 2) against true latitudes and longitudes (B, 2).
+@GPS_LOSSES.register("mse", settings={"training.gps_normalise"})
+def gps_mse(points: Tensor, truth: Tensor, spans: Tensor | float = 1.0) -> Tensor:
+    """Mean squared error, in units of `spans` (2,), of points (B, 2) against true latitudes and longitudes (B, 2) in degrees.
 
     >>> float(gps_mse(torch.tensor([[0.0, 179.0]]), torch.tensor([[0.0, -179.0]])))
     2.0
+    >>> float(gps_mse(torch.tensor([[0.0, 179.0]]), torch.tensor([[0.0, -179.0]]), torch.tensor([4.0, 8.0])))
+    0.03125
     """
-    return degrees_apart(points, truth).square().mean()
+    return normalize(points, truth, spans).square().mean()
 
 
-@GPS_LOSSES.register("mae")
-def gps_mae(points: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error in degrees of points (B, 2) against true latitudes and longitudes (B, 2).
+@GPS_LOSSES.register("mae", settings={"training.gps_normalise"})
+def gps_mae(points: Tensor, truth: Tensor, spans: Tensor | float = 1.0) -> Tensor:
+    """Mean absolute error, in units of `spans` (2,), of points (B, 2) against true latitudes and longitudes (B, 2) in degrees.
 
     >>> float(gps_mae(torch.tensor([[1.0, 179.0]]), torch.tensor([[0.0, -179.0]])))
     1.5
     """
-    return degrees_apart(points, truth).abs().mean()
+    return normalize(points, truth, spans).abs().mean()
 
 
-@GPS_LOSSES.register("smooth_l1")
-def gps_smooth_l1(points: Tensor, truth: Tensor) -> Tensor:
-    """Squared/2 below one degree, absolute − 1/2 above (Girshick, ICCV 2015, eq. 3), of (B, 2) against (B, 2) degrees.
+@GPS_LOSSES.register("smooth_l1", settings={"training.gps_normalise"})
+def gps_smooth_l1(points: Tensor, truth: Tensor, spans: Tensor | float = 1.0) -> Tensor:
+    """Squared/2 below one of `spans` (2,), absolute − 1/2 above (Girshick, ICCV 2015, eq. 3), of (B, 2) against (B, 2) degrees.
 
     >>> float(gps_smooth_l1(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)))
     1.5
     """
-    apart = degrees_apart(points, truth)
+    apart = normalize(points, truth, spans)
     return F.smooth_l1_loss(apart, torch.zeros_like(apart))
 
 
@@ -235,12 +251,6 @@ def gps_haversine(points: Tensor, truth: Tensor) -> Tensor:
     half = half + torch.cos(phi1) * torch.cos(phi2) * torch.sin((lam2 - lam1) / 2).square()
     km = 2 * EARTH_RADIUS_KM * torch.asin(half.clamp(_OFF_THE_EDGE, 1 - _OFF_THE_EDGE).sqrt())
     return (km.mean() / GPS_RANGE_KM).to(points.dtype)
-
-
-def degrees_apart(points: Tensor, truth: Tensor) -> Tensor:
-    """points − truth (B, 2) in degrees, the longitude the short way round: in [−180, 180]."""
-    latitude, longitude = (points - truth).unbind(dim=-1)
-    return torch.stack([latitude, longitude - 360 * torch.round(longitude / 360)], dim=-1)
 
 
 def expected_score_loss(logits: Tensor, labels: Tensor, *, temperature: float = 0.5) -> Tensor:

@@ -48,6 +48,11 @@ class Region:
         return len(self.counts)
 
     @property
+    def spans(self) -> Tensor:
+        """(2,) height and width of the region's box, degrees of latitude and longitude."""
+        return 2 * self.reach
+
+    @property
     def centres(self) -> Tensor | None:
         """(K, 3) unit vectors of the cells; None without cells."""
         return None if self.cells is None else self.cells.centres
@@ -82,6 +87,26 @@ def make_region(
         torch.from_numpy(state_reach).float(),
         cells,
     )
+
+
+def normalize(points: Tensor, origin: Tensor | float, spans: Tensor | float) -> Tensor:
+    """Points in degrees as shares of a box: (points − origin) / spans, longitudes the short way round from the origin.
+
+    From a box's centre and half extent it is [−1, 1] inside; from its south-western corner and whole extent [0, 1], where the box
+    is at most 180 degrees wide. From the true places it is the error that a loss on scaled coordinates takes.
+
+    Args:
+        points: (..., 2) latitudes and longitudes in degrees, longitudes not wrapped.
+        origin: (..., 2) degrees.
+        spans: (2,) degrees of one unit, > 0.
+    """
+    latitude, longitude = (points - origin).unbind(dim=-1)
+    return torch.stack([latitude, longitude - 360 * torch.round(longitude / 360)], dim=-1) / spans
+
+
+def denormalize(scaled: Tensor, origin: Tensor, spans: Tensor) -> Tensor:
+    """The inverse of `normalize`: shares of a box (..., 2) to latitudes and longitudes in degrees, longitudes not wrapped."""
+    return origin + spans * scaled
 
 
 def _box(latitude: NDArray[np.float64], longitude: NDArray[np.float64], box: GpsBox) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from geo_embed.heads.layers import (
     gps_flop,
     keep,
 )
+from geo_embed.heads.region import denormalize
 from geo_embed.registry import HEADS, Size
 
 
@@ -42,5 +43,5 @@ class Separate(PointHeads):
         return {
             "logits": logits,
             "vector": vector,
-            "points": self.middle + self.reach * self.gps(vector, drop),
+            "points": denormalize(self.gps(vector, drop), self.middle, self.reach),
         }

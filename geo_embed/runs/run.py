@@ -532,6 +532,9 @@ def _load(path: Path) -> Run:
     with of_run():
         settings = read_toml(path / _CONFIG)
     check_names(settings, path / _CONFIG)
+    # A run of a version without this setting was fitted by errors in degrees.
+    if isinstance(training := settings.get("training"), dict):
+        training.setdefault("gps_normalise", False)
     with of_run():
         config = validated(Config, settings, path / _CONFIG)
         described = read_json(path / _LABELS, Labels)

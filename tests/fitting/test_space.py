@@ -127,6 +127,7 @@ def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> 
         "training.l2": {"probe"},
         "training.gps_loss": pointed,
         "training.gps_weight": pointed,
+        "training.gps_normalise": pointed,
         "training.cell_weight": {"geocells"},
         "training.view_swap": {"geocells"},
     }
@@ -137,3 +138,5 @@ def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> 
         names = {"model.head": head, "model.fusion": fusion, "training.state_loss": loss}
         effective = effective_settings({**names, "training.gps_loss": "mse"})
         assert effective == {key for key in varying if head in table.get(key, networks)}
+        in_km = effective_settings({**names, "training.gps_loss": "haversine"})
+        assert in_km == effective - {"training.gps_normalise"}

@@ -116,6 +116,7 @@ def test_average_fusion_is_stacked_once_fused_and_view_by_view(kind: str) -> Non
         {"state_loss": "cross_entropy", "label_smoothing": 0.1, "class_weights": True},
         {"state_loss": "pigeon", "gps_loss": "smooth_l1"},
         {"gps_loss": "mse", "clip_norm": 0.05},
+        {"gps_loss": "mae", "gps_normalise": False},
         {"warmup": 0.5, "epochs": 2},
     ],
 )
@@ -165,6 +166,10 @@ def test_folds_of_one_size_have_a_region_each(kind: str) -> None:
 def test_only_trainings_of_one_shape_are_stackable() -> None:
     first = job(0, settings())
     assert stackable([first, job(1, settings(learning_rate=1e-2, weight_decay=0.3, gps_weight=0.1))])
+    in_degrees, scaled = (job(0, settings(gps_loss="mse", gps_normalise=on)) for on in (False, True))
+    assert stackable([in_degrees, scaled])
+    for single, got in zip((in_degrees, scaled), train_stacked([in_degrees, scaled]), strict=True):
+        close(got, alone(single))
     others = {
         "fewer samples": job(0, settings(), ROWS.take(torch.arange(95))),
         "other views": job(0, settings(), rows_of(views=4)),

@@ -99,6 +99,22 @@ def test_dropout_works_where_it_is_handed_in_and_only_there() -> None:
     assert torch.equal(head(x, dropping(0.0, torch.Generator())), head(x))
 
 
+def test_a_gps_head_drops_after_either_hidden_layer_and_nowhere_else() -> None:
+    head, x = GpsHead(6, 64, 32), torch.randn(4, 6)
+    masks = [torch.randint(2, (4, width)).float() for width in (64, 32)]
+    handed: list[torch.Tensor] = []
+
+    def drop(hidden: torch.Tensor) -> torch.Tensor:
+        handed.append(hidden)
+        return hidden * masks[len(handed) - 1]
+
+    found = head(x, drop)
+    first = torch.nn.functional.gelu(x @ head.hidden.weight.T + head.hidden.bias) * masks[0]
+    second = torch.nn.functional.gelu(first @ head.second.weight.T + head.second.bias) * masks[1]
+    assert [hidden.shape[1] for hidden in handed] == [64, 32]
+    torch.testing.assert_close(found, torch.tanh(second @ head.out.weight.T + head.out.bias))
+
+
 def test_the_last_layer_is_xavier_with_a_gain_of_a_hundredth() -> None:
     out = plain().states.out
     bound = math.sqrt(6 / (512 + 33)) * 0.01

@@ -9,7 +9,7 @@ from rows import CLASSES, region_of, rows_of, tiny
 
 from geo_embed.errors import GeoError
 from geo_embed.geography import class_centroids, region_box, to_degrees, to_unit_vectors, wrap_longitude
-from geo_embed.heads.region import make_region
+from geo_embed.heads.region import denormalize, make_region, normalize
 
 LATITUDE, LONGITUDE = np.array([10.0, 20.0, 14.0, 10.0]), np.array([-60.0, -50.0, -52.0, -54.0])
 LABELS = np.array([0, 0, 1, 1])
@@ -29,6 +29,28 @@ def test_the_box_is_that_of_the_places_and_a_twentieth_more_on_every_side() -> N
     region = make_region(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, tiny(), seed=0)
     assert region.middle.tolist() == pytest.approx([15, -55])
     assert region.reach.tolist() == pytest.approx([5 + 0.5, 5 + 0.5])
+
+
+def test_places_are_scaled_by_the_box_and_back() -> None:
+    region = make_region(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, tiny(), seed=0)
+    assert region.spans.tolist() == pytest.approx([11, 11])
+    # The box reaches from 9.5 to 20.5 and from −60.5 to −49.5.
+    corner = torch.tensor([9.5, -60.5])
+    places = torch.tensor([[9.5, -60.5], [20.5, -49.5], [15.0, -57.75]])
+    shares = normalize(places, corner, region.spans)
+    torch.testing.assert_close(shares, torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.25]]))
+    around = normalize(places, region.middle, region.reach)
+    torch.testing.assert_close(around, torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, -0.5]]))
+    torch.testing.assert_close(denormalize(shares, corner, region.spans), places)
+    torch.testing.assert_close(denormalize(around, region.middle, region.reach), places)
+
+
+def test_scaling_goes_the_short_way_round_and_back_without_wrapping() -> None:
+    # A box of 8 degrees around 178: −178 is its eastern edge, 4 degrees from the middle.
+    middle, reach = torch.tensor([-17.0, 178.0]), torch.tensor([2.0, 4.0])
+    around = normalize(torch.tensor([-18.0, -178.0]), middle, reach)
+    torch.testing.assert_close(around, torch.tensor([-0.5, 1.0]))
+    torch.testing.assert_close(denormalize(around, middle, reach), torch.tensor([-18.0, 182.0]))
 
 
 def test_one_place_alone_gets_a_box_that_is_not_empty() -> None:

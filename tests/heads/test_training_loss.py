@@ -14,6 +14,7 @@ from geo_embed import geography
 from geo_embed.config import Training
 from geo_embed.heads import losses
 from geo_embed.heads.losses import NUMBERS, make_tables, objective
+from geo_embed.registry import GPS_LOSSES
 from geo_embed.sphere import soft_targets
 
 ROWS = rows_of()
@@ -32,14 +33,16 @@ def said(*, cells: bool = False) -> dict[str, Tensor]:
     return {"logits": logits, "cells": torch.randn(len(ROWS), len(CELLS.cells.centres), generator=generator)}
 
 
-def loss(out: Mapping[str, Tensor], **settings: object) -> Tensor:
+def loss(out: Mapping[str, Tensor], spans: Tensor | None = None, **settings: object) -> Tensor:
     training = Training.model_validate(settings)
     region = CELLS if "cells" in out else FLAT
     return objective(
         out,
         ROWS.labels,
         POINTS,
-        make_tables(region.centroids, region.counts, region.centres, training, torch.device("cpu")),
+        make_tables(
+            region.centroids, region.counts, region.centres, training, torch.device("cpu"), spans=spans
+        ),
         training,
     )
 
@@ -96,6 +99,45 @@ def test_the_points_loss_is_the_named_one_in_degrees_of_the_true_place(name: str
     out = said()
     got = loss(out, gps_loss=name, state_weight=0.0, gps_weight=0.7)
     torch.testing.assert_close(got, 0.7 * losses.gps_loss(name, out["points"], TRUTH))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    # Errors of 2 and 10 degrees in a box of 8 by 20: a quarter and a half. Then 4 and 5: a half and a quarter.
+    [("mse", 5 / 32), ("mae", 3 / 8), ("smooth_l1", 5 / 64)],
+)
+def test_errors_of_the_point_are_shares_of_the_box_unless_degrees_are_asked_for(
+    name: str, wanted: float
+) -> None:
+    box = torch.tensor([8.0, 20.0])
+    off = torch.tensor([[2.0, -10.0], [-4.0, 5.0]]).repeat(len(ROWS) // 2, 1)
+    out = {"logits": said()["logits"], "points": TRUTH + off}
+    points_only = {"gps_loss": name, "state_weight": 0.0, "gps_weight": 3.0}
+    assert float(loss(out, box, **points_only)) == pytest.approx(3 * wanted, rel=1e-4)
+    in_degrees = {"mse": 145 / 4, "mae": 21 / 4, "smooth_l1": 21 / 4 - 1 / 2}[name]
+    assert float(loss(out, box, gps_normalise=False, **points_only)) == pytest.approx(
+        3 * in_degrees, rel=1e-4
+    )
+
+
+def test_a_box_across_180_degrees_scales_the_short_way_round() -> None:
+    east, west = torch.tensor([[-17.0, 179.0]]), torch.tensor([[-18.0, -179.0]])
+    # 1 of 4 degrees and 2 of 8.
+    assert float(losses.gps_loss("mae", east, west, torch.tensor([4.0, 8.0]))) == 0.25
+
+
+def test_great_circles_and_losses_that_ask_for_no_scale_stay_as_they_are() -> None:
+    @GPS_LOSSES.register("largest_degrees")
+    def largest(points: Tensor, truth: Tensor) -> Tensor:
+        return (points - truth).abs().amax()
+
+    try:
+        out, box = said(), torch.tensor([8.0, 20.0])
+        for name in ("haversine", "largest_degrees"):
+            got = loss(out, box, gps_loss=name, state_weight=0.0, gps_weight=1.0)
+            torch.testing.assert_close(got, loss(out, gps_loss=name, state_weight=0.0, gps_weight=1.0))
+    finally:
+        GPS_LOSSES.forget(__name__)
 
 
 def test_cells_are_learnt_from_pigeons_labels_in_the_place_of_points() -> None:

@@ -15,6 +15,7 @@ import pytest
 from small import Ran, command
 
 from geo_embed.cli.show import metric_rows
+from geo_embed.runs.run import load_run
 from geo_embed.synthetic import write_backbone
 
 ARCHIVE = Path(__file__).with_name("before-the-house.tar.xz")
@@ -75,6 +76,10 @@ def test_a_run_predicts_the_numbers_that_it_predicted(run: str, capsys: pytest.C
     assert geo(capsys, *IMPORTED, "predict", run, "--split", "test").json["predictions"] == str(path)
     assert_same(pd.read_parquet(path), old)
     assert np.stack(old["probabilities"]).std(axis=0).max() > 0.01
+
+
+def test_a_run_says_that_it_was_fitted_by_errors_in_degrees() -> None:
+    assert not load_run(Path("runs"), "separate").config.training.gps_normalise
 
 
 @pytest.mark.parametrize("run", RUNS)
