@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from geo_embed.answers import Predictions
 from geo_embed.console import progress as progress_bar
 from geo_embed.console import say, warn
 from geo_embed.errors import GeoError
@@ -30,7 +29,7 @@ from geo_embed.finetuning.prepare import check_first_score
 from geo_embed.finetuning.state import Progress, TrainingState, make_checkpoint, new_state, resume
 from geo_embed.finetuning.step import OutOfMemory, accumulate_gradients, read_images
 from geo_embed.finetuning.task import ORDER_STREAM, Task, unfreeze_for
-from geo_embed.finetuning.validate import deal_val, validate
+from geo_embed.finetuning.validate import Validation, deal_val, validate
 from geo_embed.fitting.epochs import EpochChoice, scores_without
 from geo_embed.optim import ema_decay, warmup_cosine
 from geo_embed.seeding import get_generator
@@ -75,8 +74,8 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
                 )
             frozen = check_first_score(task, state.model, stop)
             if frozen.predictions is not None:
-                state.progress.frozen_score = state.progress.best_score = frozen.scores["val_score"]
-                _note_parts(task, state, 0, frozen.predictions)
+                state.progress.frozen_score = frozen.scores["val_score"]
+                _choose(task, state, 0, frozen)
             state.model.forget_gallery()
             save()
         # From a checkpoint: weights, moments, averages and counters as they were.
@@ -88,7 +87,7 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
         # Epochs, until there are enough or the score hasn't risen for `patience` of them, nor that without any part of the
         # validation samples. Each is validated with the weights that would be written, and leaves a checkpoint.
         progress = state.progress
-        while progress.epoch < finetune.epochs and _is_looking(progress, finetune.patience):
+        while progress.epoch < finetune.epochs and not _choice(progress, finetune.patience).ended:
             unfreeze_for(state.model, finetune, progress.epoch)
             _train_epoch(task, state, stop, save)
             with output_in_place(state, finetune):
@@ -96,9 +95,8 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
             if validation is None:
                 _interrupt(task, progress, save)
             assert validation is not None
-            is_best = _end_epoch(task, progress, validation.scores)
-            if validation.predictions is not None:
-                _note_parts(task, state, progress.epoch, validation.predictions)
+            is_best = _choose(task, state, progress.epoch + 1, validation)
+            _end_epoch(task, progress, validation.scores)
             save(best=is_best)
             if team.any(stop.is_set()):
                 _interrupt(task, progress, save, saved=True)
@@ -232,8 +230,8 @@ def _skip_step(task: Task, progress: Progress, rows: NDArray[np.int64]) -> None:
         )
 
 
-def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> bool:
-    """Note what the epoch was worth; whether it is the best so far."""
+def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> None:
+    """Note what the epoch was worth."""
     progress.epoch += 1
     loss = progress.loss / progress.good_steps if progress.good_steps else None
     progress.history.append(
@@ -251,32 +249,33 @@ def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> bool
             f"epoch {progress.epoch}: loss {'–' if loss is None else f'{loss:.4f}'}"
             + ("" if score is None else f", score {score:.4f}")
         )
-    # Where nothing is held out, the last epoch is taken. One that only the parts have waited for isn't looked at.
-    has_ended = progress.epoch - 1 - progress.best_epoch >= task.finetune.patience
-    if score is not None and (score <= progress.best_score or has_ended):
-        return False
-    progress.best_score, progress.best_epoch = -1.0 if score is None else score, progress.epoch
-    return True
 
 
-def _is_looking(progress: Progress, patience: int) -> bool:
-    """Whether any rule that chooses an epoch, of all validation samples or of all but a part, may still find a better one."""
-    return any(progress.epoch - best < patience for best in (progress.best_epoch, *progress.part_epochs))
+def _choice(progress: Progress, patience: int) -> EpochChoice:
+    """The rules that choose an epoch, as a training stands: of all validation samples, and of all but each part of them."""
+    best, scores = [progress.best_epoch, *progress.part_epochs], [progress.best_score, *progress.part_scores]
+    return EpochChoice(patience, progress.epoch, best, scores)
 
 
-def _note_parts(task: Task, state: TrainingState, epoch: int, predictions: Predictions) -> None:
-    """Note what an epoch predicts for the validation samples, and which parts of them would be answered by it."""
-    progress = state.progress
+def _choose(task: Task, state: TrainingState, epoch: int, validation: Validation) -> bool:
+    """Let every rule look at an epoch, 0 for the start; whether all samples together keep it."""
+    progress, predictions = state.progress, validation.predictions
+    # Where nothing is held out, the last epoch is taken.
+    if predictions is None:
+        progress.best_epoch = epoch
+        return True
+    scores = [validation.scores["val_score"]]
     # A checkpoint of an earlier version knows of no parts, and doesn't learn of them half way.
-    if epoch and not progress.part_epochs:
-        return
-    choice = EpochChoice(
-        task.finetune.patience, max(epoch - 1, 0), list(progress.part_epochs), list(progress.part_scores)
-    )
-    choice.note(epoch, scores_without(predictions, task.val_truth, deal_val(task)))
-    progress.part_epochs, progress.part_scores = choice.best, choice.scores
+    if not epoch or progress.part_epochs:
+        scores += scores_without(predictions, task.val_truth, deal_val(task))
+    patience = task.finetune.patience
+    choice = _choice(progress, patience) if epoch else EpochChoice(patience)
+    choice.note(epoch, scores)
+    progress.best_epoch, *progress.part_epochs = choice.best
+    progress.best_score, *progress.part_scores = choice.scores
     state.answers[epoch] = predictions
-    state.answers = {kept: state.answers[kept] for kept in sorted(set(choice.best))}
+    state.answers = {kept: state.answers[kept] for kept in sorted(set(progress.part_epochs))}
+    return progress.best_epoch == epoch
 
 
 @contextmanager
