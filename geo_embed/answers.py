@@ -94,6 +94,13 @@ class Predictions:
             self.labels,
         )
 
+    def replaced(self, rows: NDArray[np.bool_], by: "Predictions") -> "Predictions":
+        """The same, but for the samples where `rows` (N,) is True, whose predictions are `by`'s, in order."""
+        probabilities = self.probabilities.copy()
+        latitude, longitude = self.latitude.copy(), self.longitude.copy()
+        probabilities[rows], latitude[rows], longitude[rows] = by.probabilities, by.latitude, by.longitude
+        return Predictions(self.sample_id, probabilities, latitude, longitude, self.labels)
+
     def describe(self) -> dict[str, Any]:
         """The first sample's states, most probable first, and its point, as plain values."""
         order = np.argsort(-self.probabilities[0], kind="stable")

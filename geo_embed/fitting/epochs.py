@@ -9,7 +9,7 @@ its own rule may look.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,9 @@ def answered_by_part(
         part: (n,) of each sample.
         answers: for parts that are answered otherwise, predictions for all n samples.
     """
-    probabilities = kept.probabilities.copy()
-    latitude, longitude = kept.latitude.copy(), kept.longitude.copy()
     for p, predictions in answers.items():
-        rows = part == p
-        probabilities[rows] = predictions.probabilities[rows]
-        latitude[rows], longitude[rows] = predictions.latitude[rows], predictions.longitude[rows]
-    return replace(kept, probabilities=probabilities, latitude=latitude, longitude=longitude)
+        kept = kept.replaced(part == p, predictions.take(part == p))
+    return kept
 
 
 def scores_without(predictions: Predictions, truth: Truth, part: NDArray[np.int64]) -> list[float]:

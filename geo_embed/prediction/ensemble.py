@@ -248,15 +248,12 @@ def _cross_fit(
     if method not in LEARNT:
         return weights, combine(method, weights, members)
     fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
-    first = members[0]
-    probabilities = np.empty(first.probabilities.shape, dtype=np.float32)
-    latitude, longitude = np.empty(count), np.empty(count)
+    predictions = members[0]
     for k in np.unique(fold):
         rows = fold == k
         combined = combine(method, learn(~rows), [member.take(rows) for member in members])
-        probabilities[rows] = combined.probabilities
-        latitude[rows], longitude[rows] = combined.latitude, combined.longitude
-    return weights, Predictions(first.sample_id, probabilities, latitude, longitude, first.labels)
+        predictions = predictions.replaced(rows, combined)
+    return weights, predictions
 
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:
