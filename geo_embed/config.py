@@ -22,7 +22,10 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnBadImage = Literal["fail", "skip"]
 OnDamagedImage = Literal["fail", "skip", "accept"]
-EnsembleMethod = Literal["average", "weighted", "voting", "rrf", "stacking"]
+EnsembleMethod = Literal["average", "weighted", "voting", "majority", "rrf", "stacking"]
+# What an ensemble's point is of its members' points, and what may be asked for.
+EnsemblePoint = Literal["median", "mean"]
+PointChoice = Literal["auto", "median", "mean"]
 
 
 # Beyond any use, and small enough that nothing overflows where several are multiplied: of things that are counted, of hidden

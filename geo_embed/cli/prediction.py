@@ -28,7 +28,7 @@ from geo_embed.cli.show import (
     print_table,
 )
 from geo_embed.cli.threads import wait_passively
-from geo_embed.config import EnsembleMethod
+from geo_embed.config import EnsembleMethod, PointChoice
 from geo_embed.console import show
 
 app = typer.Typer()
@@ -85,9 +85,16 @@ def _ensemble(
         EnsembleMethod,
         typer.Option(
             help="average: of the probabilities; weighted: by squared validation score; voting: top-5 lists; "
-            "rrf: reciprocal rank fusion; stacking: weights that maximise the score."
+            "majority: first choices, ties by mean probability; rrf: reciprocal rank fusion; stacking: weights that maximise the score."
         ),
     ] = "average",
+    point: Annotated[
+        PointChoice,
+        typer.Option(
+            help="median: the point of least distance to the runs' points, deaf to outliers; mean: their weighted mean on the "
+            "sphere, which heeds a lighter run; auto: what scores better on held-out samples."
+        ),
+    ] = "auto",
     name: NameOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -96,10 +103,25 @@ def _ensemble(
     from geo_embed.prediction.ensemble import ensemble
 
     ensembled = ensemble(
-        GLOBALS.config(), runs, method=method, name=name, overwrite=overwrite, command=GLOBALS.command
+        GLOBALS.config(),
+        runs,
+        method=method,
+        point=point,
+        name=name,
+        overwrite=overwrite,
+        command=GLOBALS.command,
     )
+    chosen = ", chosen on the held-out samples" if point == "auto" else ""
     members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in ensembled.members]
-    print_result(ensembled, [("run", ensembled.run), *members, *metric_rows(ensembled.val)])
+    print_result(
+        ensembled,
+        [
+            ("run", ensembled.run),
+            *members,
+            ("point", f"{ensembled.point} of the runs' points{chosen}"),
+            *metric_rows(ensembled.val),
+        ],
+    )
 
 
 @app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")

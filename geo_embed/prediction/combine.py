@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Truth
-from geo_embed.config import EnsembleMethod
+from geo_embed.config import EnsembleMethod, EnsemblePoint, PointChoice
 from geo_embed.geography import haversine_km, to_degrees, to_unit_vectors
 from geo_embed.metrics import GPS_RANGE_KM, GPS_WEIGHT, RANK_CREDIT, STATE_WEIGHT, top_states
 
@@ -18,11 +18,15 @@ LEARNT: tuple[EnsembleMethod, ...] = ("weighted", "stacking")
 # Cormack et al., SIGIR 2009.
 _RRF_K = 60
 # What the mean probability adds, so that it decides between equal tallies and nothing else. Two different tallies of
-# votes differ by 0.05 or more, two sums of reciprocal ranks by some 1e-5.
-_VOTING_TIE, _RRF_TIE = 1e-2, 1e-6
+# votes differ by 0.05 or more, two sums of reciprocal ranks by some 1e-5; two numbers of first choices differ by 1.
+_VOTING_TIE, _RRF_TIE, _MAJORITY_TIE = 1e-2, 1e-6, 0.5
 
 _GREEDY_ROUNDS = 20
 _STEPS, _SWEEPS = (0.1, 0.03), 5
+# Scores that differ by less, a metre of all points, are the same.
+_SAME_SCORE = 1e-7
+# Of a mean of unit vectors that has a direction.
+_LEAST_LENGTH = 1e-9
 # Rounds towards a median that only has to be scored.
 _ROUGH = 6
 # A dozen weights need no more rows than this to be learnt.
@@ -45,25 +49,29 @@ def by_state(predictions: Predictions) -> Predictions:
 
 
 def combine(
-    method: EnsembleMethod, weights: NDArray[np.float64], predictions: Sequence[Predictions]
+    method: EnsembleMethod,
+    weights: NDArray[np.float64],
+    predictions: Sequence[Predictions],
+    point: EnsemblePoint = "median",
 ) -> Predictions:
     """One prediction out of M for each sample.
-
-    The point is the geometric median of the runs' points by all methods.
 
     Args:
         method: how probabilities are combined; `weighted` and `stacking` are averages with learnt weights.
         weights: (M,) ≥ 0, sum 1.
         predictions: of M runs for the same samples and classes, in the same order.
+        point: what the point is of the runs' points: their geometric median, or their mean on the sphere; weighted both.
     """
     probabilities, points = _stacked(predictions)
     if method == "voting":
         mixed = voting(probabilities)
+    elif method == "majority":
+        mixed = majority(probabilities)
     elif method == "rrf":
         mixed = reciprocal_ranks(probabilities, weights)
     else:
         mixed = average(probabilities, weights)
-    latitude, longitude = to_degrees(median_points(points, weights))
+    latitude, longitude = to_degrees(_POINTS[point](points, weights))
     first = predictions[0]
     return Predictions(first.sample_id, mixed.astype(np.float32), latitude, longitude, first.labels)
 
@@ -96,6 +104,18 @@ def voting(probabilities: NDArray[Any]) -> NDArray[np.float64]:
         ranked = top_states(of_run)
         tally[rows, ranked] += np.array(RANK_CREDIT[: ranked.shape[1]])
     return np.asarray(tally / tally.sum(axis=1, keepdims=True))
+
+
+def majority(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Each run gives its most probable class one vote: (votes + mean probability / 2) / (M + 1/2). (M, N, C) → (N, C).
+
+    So classes are ordered by their votes, and equal numbers, none among them, by the mean probability.
+    """
+    runs, count, classes = probabilities.shape
+    votes = np.zeros((count, classes))
+    for of_run in probabilities:
+        votes[np.arange(count), top_states(of_run, 1)[:, 0]] += 1
+    return np.asarray((votes + _MAJORITY_TIE * average(probabilities, _even(runs))) / (runs + _MAJORITY_TIE))
 
 
 def reciprocal_ranks(probabilities: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -133,17 +153,36 @@ def median_points(
     return np.asarray(geometric_median_of(by_sample, shares, rounds=rounds).numpy())
 
 
-def weight_learner(
-    method: EnsembleMethod, predictions: Sequence[Predictions], truth: Truth
-) -> Callable[[NDArray[np.bool_]], NDArray[np.float64]]:
-    """A function that learns a method's weights (M,), ≥ 0, sum 1, from some of N samples whose truth is known.
+def mean_points(points: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(M, N, 3) unit vectors and (M,) weights to their weighted means (N, 3) on the sphere.
+
+    That is the direction of Σ w x. Antipodes of one weight have none: the heaviest point is taken, the first of several.
+    """
+    total = np.einsum("m,mnk->nk", weights, points)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    mean = total / np.maximum(length, _LEAST_LENGTH)
+    return np.asarray(np.where(length > _LEAST_LENGTH, mean, points[int(weights.argmax())]))
+
+
+_POINTS: dict[EnsemblePoint, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {
+    "median": median_points,
+    "mean": mean_points,
+}
+
+
+def mixing_learner(
+    method: EnsembleMethod, point: PointChoice, predictions: Sequence[Predictions], truth: Truth
+) -> Callable[[NDArray[np.bool_]], tuple[NDArray[np.float64], EnsemblePoint]]:
+    """A function that learns weights (M,), ≥ 0, sum 1, and what the point is, from some of N samples whose truth is known.
 
     `weighted` takes the squared score of each run. `stacking` maximises the score itself: greedy selection with
     replacement (Caruana et al., ICML 2004), then weights are moved from run to run in smaller and smaller steps while that
-    helps. Both are deterministic. By the other methods, and without rows, all weights are the same.
+    helps. `auto` takes of median and mean, each with the weights learnt for it, the one of the higher score; the median where
+    both are as good. All of it is deterministic. By the other methods, and without rows, all weights are the same.
 
     Args:
         method: whose weights.
+        point: `auto`, or what it is.
         predictions: of M runs for the same samples and classes, in the same order.
         truth: of the same samples.
 
@@ -153,42 +192,74 @@ def weight_learner(
     Raises:
         GeoError: a true state is none of the predictions' classes.
     """
-    runs, count = len(predictions), len(truth)
-    every = -(-count // _MOST_ROWS) if method == "stacking" and count else 1
-    thinned = slice(None, None, every)
-    scorer = _Scorer([p.take(thinned) for p in predictions], truth.take(thinned))
+    kinds: tuple[EnsemblePoint, ...] = ("median", "mean") if point == "auto" else (point,)
+    scorer = _thinned_scorer(method, predictions, truth)
+    learners = {kind: _learner(method, len(predictions), scorer, kind) for kind in kinds}
 
+    def learn(rows: NDArray[np.bool_]) -> tuple[NDArray[np.float64], EnsemblePoint]:
+        learnt = {kind: learner(rows) for kind, learner in learners.items()}
+        best, kept = kinds[0], rows[scorer.thinned]
+        if len(kinds) > 1 and kept.any():
+            median, mean = (scorer.score(learnt[kind], kept, kind) for kind in kinds)
+            best = kinds[1] if mean > median + _SAME_SCORE else kinds[0]
+        return learnt[best], best
+
+    return learn
+
+
+def _thinned_scorer(method: EnsembleMethod, predictions: Sequence[Predictions], truth: Truth) -> "_Scorer":
+    every = -(-len(truth) // _MOST_ROWS) if method == "stacking" and len(truth) else 1
+    return _Scorer(predictions, truth, slice(None, None, every))
+
+
+def _learner(
+    method: EnsembleMethod, runs: int, scorer: "_Scorer", point: EnsemblePoint
+) -> Callable[[NDArray[np.bool_]], NDArray[np.float64]]:
     def learn(rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        kept = rows[thinned]
+        kept = rows[scorer.thinned]
         if method not in LEARNT or not kept.any():
             return _even(runs)
         if method == "stacking":
-            return _stack(lambda weights: scorer.score(weights, kept), runs)
-        squared = np.array([scorer.score(alone, kept) for alone in np.eye(runs)]) ** 2
+            return _stack(lambda weights: scorer.score(weights, kept, point), runs)
+        squared = np.array([scorer.score(alone, kept, point) for alone in np.eye(runs)]) ** 2
         return np.asarray(squared / squared.sum()) if squared.any() else _even(runs)
 
     return learn
 
 
 class _Scorer:
-    """The score of weighted averages on some rows. Remembers each sample's part of it by the weights."""
+    """The score of weighted averages on some rows. Remembers each sample's part of it by the weights.
 
-    def __init__(self, predictions: Sequence[Predictions], truth: Truth) -> None:
-        self._probabilities, self._points = _stacked(predictions)
-        self._truth = truth
-        self._labels = predictions[0].labels.encode(truth.state_idx)
-        self._known: dict[tuple[float, ...], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    Args:
+        predictions: of M runs for the same N samples.
+        truth: of these.
+        thinned: which n of them are scored.
+    """
 
-    def score(self, weights: NDArray[np.float64], rows: NDArray[np.bool_]) -> float:
+    def __init__(
+        self, predictions: Sequence[Predictions], truth: Truth, thinned: slice = slice(None)
+    ) -> None:
+        self._probabilities, self._points = _stacked([p.take(thinned) for p in predictions])
+        self._truth, self.thinned = truth.take(thinned), thinned
+        self._labels = predictions[0].labels.encode(self._truth.state_idx)
+        self._credits: dict[tuple[float, ...], NDArray[np.float32]] = {}
+        self._distances: dict[tuple[EnsemblePoint, tuple[float, ...]], NDArray[np.float32]] = {}
+
+    def score(
+        self, weights: NDArray[np.float64], rows: NDArray[np.bool_], point: EnsemblePoint = "median"
+    ) -> float:
         """The competition's score of an average with these weights (M,) on the rows (n,) that are True."""
         key = tuple(weights.round(6).tolist())
-        if key not in self._known:
-            self._known[key] = self._parts(weights)
-        credit, km = (float(part[rows].mean(dtype=np.float64)) for part in self._known[key])
+        if key not in self._credits:
+            self._credits[key] = self._credit(weights)
+        if (point, key) not in self._distances:
+            self._distances[point, key] = self._km(weights, point)
+        parts = self._credits[key], self._distances[point, key]
+        credit, km = (float(part[rows].mean(dtype=np.float64)) for part in parts)
         return STATE_WEIGHT * credit + GPS_WEIGHT * max(0.0, 1.0 - km / GPS_RANGE_KM)
 
-    def _parts(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(n,) credits and km. The rank of the truth takes a comparison, where the five best would take a sort."""
+    def _credit(self, weights: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(n,) credits. The rank of the truth takes a comparison, where the five best would take a sort."""
         labels = self._labels
         # To the precision of the answer: what is a tie there must be one here.
         p = average(self._probabilities, weights).astype(np.float32)
@@ -197,9 +268,17 @@ class _Scorer:
         lower = np.arange(p.shape[1]) < labels[:, None]
         rank = ((p > p_true) | ((p == p_true) & lower)).sum(axis=1)
         credit = np.append(RANK_CREDIT, 0.0)[rank.clip(max=len(RANK_CREDIT))]
-        latitude, longitude = to_degrees(median_points(self._points, weights, rounds=_ROUGH))
+        return np.asarray(credit.astype(np.float32))
+
+    def _km(self, weights: NDArray[np.float64], point: EnsemblePoint) -> NDArray[np.float32]:
+        """(n,) distances of the combined points from the truth."""
+        if point == "mean":
+            points = mean_points(self._points, weights)
+        else:
+            points = median_points(self._points, weights, rounds=_ROUGH)
+        latitude, longitude = to_degrees(points)
         km = haversine_km(latitude, longitude, self._truth.latitude, self._truth.longitude)
-        return credit.astype(np.float32), km.astype(np.float32)
+        return np.asarray(km.astype(np.float32))
 
 
 def _stack(score: Callable[[NDArray[np.float64]], float], runs: int) -> NDArray[np.float64]:

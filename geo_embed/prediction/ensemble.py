@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Prior, Truth
-from geo_embed.config import Config, EnsembleMethod
-from geo_embed.data.holdout import deal
+from geo_embed.config import Config, EnsembleMethod, EnsemblePoint, PointChoice
+from geo_embed.data.holdout import deal, random_folds
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
-from geo_embed.prediction.combine import LEARNT, by_state, combine, weight_learner
+from geo_embed.prediction.combine import LEARNT, by_state, combine, mixing_learner
 from geo_embed.runs.provenance import describe_origin
 from geo_embed.runs.run import (
     Run,
@@ -43,10 +43,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensembled:
-    """What `ensemble` made: the run's name, its members' weights in the order given, and its metrics."""
+    """What `ensemble` made: the run's name, its members' weights in the order given, what its point is of theirs, and its metrics."""
 
     run: str
     weights: list[float]
+    point: EnsemblePoint
     members: list[Member]
     val: dict[str, Any]
 
@@ -65,6 +66,7 @@ def ensemble(
     names: Sequence[str],
     *,
     method: EnsembleMethod,
+    point: PointChoice = "auto",
     name: str | None = None,
     overwrite: bool = False,
     command: Sequence[str] = (),
@@ -74,14 +76,15 @@ def ensemble(
     The runs may come from any store, backbone, recipe or machine, and may be ensembles; they must know the same states and
     have held out the same samples, and are copied, so that the ensemble outlives them.
 
-    The metrics are honest: where weights are learnt (`weighted`, `stacking`), each fifth of the held-out samples is
-    answered with weights learnt on the other four, and these answers are scored and kept as the run's validation
-    predictions. The weights that it predicts with are learnt on all of them.
+    The metrics are honest: where weights are learnt (`weighted`, `stacking`) or the point is chosen (`auto`), each fifth of the
+    held-out samples is answered by what the other four choose, and these answers are scored and kept as the run's validation
+    predictions. What it predicts with is learnt on all of them.
 
     Args:
         config: paths.
         names: two or more runs, by name or directory.
         method: see combine.py.
+        point: the geometric median of the members' points, their mean on the sphere, or what scores better on held-out samples.
         name: of the ensemble; default `ensemble-` and the time.
         overwrite: replace a run of this name.
         command: the command line that asks for it, for the run's provenance.
@@ -91,13 +94,14 @@ def ensemble(
             don't fit; the name is taken, or another process is writing a run of this name.
     """
     with only_run_writer(config.paths.runs_dir, name, prefix="ensemble", overwrite=overwrite) as held:
-        return _ensemble(config, names, method, held, overwrite, command)
+        return _ensemble(config, names, method, point, held, overwrite, command)
 
 
 def _ensemble(
     config: Config,
     names: Sequence[str],
     method: EnsembleMethod,
+    asked: PointChoice,
     name: str,
     overwrite: bool,
     command: Sequence[str],
@@ -113,8 +117,10 @@ def _ensemble(
     first, truth = validated[0].run, validated[0].truth
 
     # 2. Weights, and predictions that had no part in them: what is scored.
-    weights, predictions = _cross_fit(method, [member.predictions for member in validated], truth)
     groups = resampling_groups(truth.latitude, truth.longitude, first.config.training)
+    weights, point, predictions = _cross_fit(
+        method, [member.predictions for member in validated], truth, asked, groups
+    )
     val = final_metrics(predictions, truth, groups=groups)
     members = [
         Member(
@@ -129,13 +135,13 @@ def _ensemble(
     described = {
         "method": method,
         "weights": weights.tolist(),
+        "point": point,
         "members": [f"{i}-{member.run}" for i, member in enumerate(members, start=1)],
     }
-    weights_from = (
-        f"from these samples; each was answered with weights learnt without its part of {_FOLDS}"
-        if method in LEARNT
-        else "not at all"
-    )
+    without = f"from these samples; each was answered with weights learnt without its part of {_FOLDS}"
+    weights_from = without if method in LEARNT else "not at all"
+    by_others = f"by these samples; each was answered by what those without its part of {_FOLDS} chose"
+    point_from = by_others if asked == "auto" else "by whoever made the ensemble"
     runs = [member.run for member in validated]
     provenance = {
         **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
@@ -146,6 +152,7 @@ def _ensemble(
             **described,
             "runs": [str(run.path.resolve()) for run in runs],
             "weights_learnt": weights_from,
+            "point_chosen": point_from,
         },
     }
     # In ascending order of the states, as the predictions are.
@@ -155,7 +162,13 @@ def _ensemble(
     with writing_run(runs_dir, name, overwrite=overwrite) as writer:
         writer.write_ensemble(described, dict(zip(described["members"], runs, strict=True)))
         writer.write_metrics(
-            {"val": val, "weights_learnt": weights_from, "members": [asdict(member) for member in members]}
+            {
+                "val": val,
+                "weights_learnt": weights_from,
+                "point": point,
+                "point_chosen": point_from,
+                "members": [asdict(member) for member in members],
+            }
         )
         writer.copy_places(first)
         writer.write_distances(distances[np.ix_(order, order)])
@@ -166,7 +179,7 @@ def _ensemble(
         writer.write_description(settings, predictions.labels, counts[order], prior, provenance)
         for run in runs:
             check_not_replaced(run)
-    return Ensembled(name, weights.tolist(), members, val)
+    return Ensembled(name, weights.tolist(), point, members, val)
 
 
 def _load_runs(runs_dir: Path, names: Sequence[str]) -> list[Run]:
@@ -239,21 +252,35 @@ def _differ(a: set[Any], b: set[Any], what: str) -> str:
 
 
 def _cross_fit(
-    method: EnsembleMethod, members: Sequence[Predictions], truth: Truth
-) -> tuple[NDArray[np.float64], Predictions]:
-    """Weights (M,) from all samples; and predictions for these, each with weights that it had no part in."""
-    learn = weight_learner(method, members, truth)
+    method: EnsembleMethod,
+    members: Sequence[Predictions],
+    truth: Truth,
+    asked: PointChoice,
+    together: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float64], EnsemblePoint, Predictions]:
+    """Weights (M,) and what the point is, from all samples; and predictions for these, each by what it had no part in.
+
+    Args:
+        method, members, truth: as in combine.py.
+        asked: what the point is to be.
+        together: (N,) groups of samples that are held out together, and choose together; None: each alone.
+    """
+    learn = mixing_learner(method, asked, members, truth)
     count = len(truth)
-    weights = learn(np.ones(count, dtype=bool))
-    if method not in LEARNT:
-        return weights, combine(method, weights, members)
-    fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
+    weights, point = learn(np.ones(count, dtype=bool))
+    if method not in LEARNT and asked != "auto":
+        return weights, point, combine(method, weights, members, point)
+    if together is None:
+        fold = deal(np.random.default_rng(0).permutation(count), _FOLDS)
+    else:
+        fold = random_folds(count, min(_FOLDS, count), 0, together)
     predictions = members[0]
     for k in np.unique(fold):
         rows = fold == k
-        combined = combine(method, learn(~rows), [member.take(rows) for member in members])
+        their_weights, their_point = learn(~rows)
+        combined = combine(method, their_weights, [member.take(rows) for member in members], their_point)
         predictions = predictions.replaced(rows, combined)
-    return weights, predictions
+    return weights, point, predictions
 
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:

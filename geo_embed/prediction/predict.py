@@ -96,7 +96,7 @@ def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predi
         return predict(run)
     # An ensemble's classes ascend by state, whatever their order in a member.
     members = [by_state(predict_by_members(member, predict)) for member in ensemble.members]
-    return replace(combine(ensemble.method, ensemble.weights, members), labels=run.labels)
+    return replace(combine(ensemble.method, ensemble.weights, members, ensemble.point), labels=run.labels)
 
 
 def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from geo_embed.config import EnsembleMethod
+from geo_embed.config import EnsembleMethod, EnsemblePoint
 from geo_embed.errors import GeoError
 from geo_embed.files import first_fault, open_tensors, read_json, read_tensor_header, validated
 from geo_embed.runs.run import Run, is_run, load_run
@@ -26,11 +26,13 @@ class Ensemble:
         method: how its members' answers are combined.
         weights: (M,) of the members, ≥ 0, sum 1.
         members: M runs.
+        point: what the point is of the members' points.
     """
 
     method: EnsembleMethod
     weights: NDArray[np.float64]
     members: tuple[Run, ...]
+    point: EnsemblePoint
 
 
 def load_ensemble(run: Run) -> Ensemble | None:
@@ -51,7 +53,8 @@ def load_ensemble(run: Run) -> Ensemble | None:
                 hint="make it again: geo ensemble",
             )
         members.append(load_run(run.members_dir, name))
-    return Ensemble(described.method, np.array(described.weights, dtype=np.float64), tuple(members))
+    weights = np.array(described.weights, dtype=np.float64)
+    return Ensemble(described.method, weights, tuple(members), described.point)
 
 
 def load_heads(run: Run) -> "Panel":

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from geo_embed.config import EnsembleMethod
+from geo_embed.config import EnsembleMethod, EnsemblePoint
 
 # Beyond any tower's.
 _WIDEST = 1 << 20
@@ -90,6 +90,8 @@ class Metrics(_File):
 
 class _Members(_File):
     method: EnsembleMethod
+    # Earlier versions knew the median alone, and said nothing of it.
+    point: EnsemblePoint = "median"
     weights: list[Share] = Field(min_length=1, max_length=10_000)
     members: list[Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]{0,254}$")]]
 

@@ -123,11 +123,11 @@ def test_calibrated_answers_are_at_chance(kind: str) -> None:
     assert errors_above(excesses) < SURE
 
 
-@pytest.mark.parametrize("method", LEARNT)
+@pytest.mark.parametrize("method", [*LEARNT, "average"])
 def test_ensembles_of_plain_runs_with_learnt_weights_are_at_chance(method: Any) -> None:
     excesses: list[float] = []
     for seed in range(TRAININGS // 2):
         fitted, truth = shuffled(seed, 3, epochs=6)
-        _, predictions = _cross_fit(method, [part.predictions for part in fitted], truth)
+        *_, predictions = _cross_fit(method, [part.predictions for part in fitted], truth, "auto")
         excesses.append(excess(predictions, truth))
     assert errors_above(excesses) < SURE

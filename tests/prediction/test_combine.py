@@ -17,10 +17,12 @@ from geo_embed.prediction.combine import (
     average,
     by_state,
     combine,
+    majority,
+    mean_points,
     median_points,
+    mixing_learner,
     reciprocal_ranks,
     voting,
-    weight_learner,
 )
 
 CREDIT = [1.00, 0.60, 0.40, 0.25, 0.15, 0.0, 0.0]
@@ -52,7 +54,8 @@ def take(runs: Runs, rows: Any) -> Runs:
 
 
 def learn(method: EnsembleMethod, runs: Runs, truth: Truth, rows: NDArray[np.bool_] | None = None) -> Floats:
-    return weight_learner(method, runs, truth)(np.ones(len(truth), dtype=bool) if rows is None else rows)
+    rows = np.ones(len(truth), dtype=bool) if rows is None else rows
+    return mixing_learner(method, "median", runs, truth)(rows)[0]
 
 
 def score(weights: Floats, runs: Runs, truth: Truth) -> float:
@@ -108,6 +111,107 @@ def test_equal_votes_are_ordered_by_the_mean_probability_and_never_against_the_v
     tally = np.array([2 * 1.0 + 2 * 0.4, 2 * 0.4 + 2 * 1.0, 4 * 0.6])
     assert one[1] > one[0] > one[2]
     np.testing.assert_allclose(one, tally / tally.sum(), atol=0.005)
+
+
+def test_a_majority_of_first_choices_wins_against_any_mean_probability() -> None:
+    # First choices: 0, 0, 1, 2, 3. Class 1 has the highest mean, class 4 no vote and a higher mean than class 5.
+    shares = np.array(
+        [
+            [0.35, 0.34, 0.10, 0.10, 0.08, 0.03],
+            [0.35, 0.34, 0.10, 0.10, 0.08, 0.03],
+            [0.00, 1.00, 0.00, 0.00, 0.00, 0.00],
+            [0.00, 0.30, 0.50, 0.20, 0.00, 0.00],
+            [0.00, 0.30, 0.20, 0.50, 0.00, 0.00],
+        ]
+    )
+    given = majority(shares[:, None])
+    votes, mean = np.array([2, 1, 1, 1, 0, 0]), shares.mean(axis=0)
+    np.testing.assert_allclose(given, [(votes + mean / 2) / 5.5], rtol=1e-12)
+    assert np.argsort(-given[0], kind="stable").tolist() == [0, 1, 2, 3, 4, 5]
+    # By the mean probability, and by the credit of top-5 lists, class 1 would be first.
+    assert mean.argmax() == voting(shares[:, None])[0].argmax() == 1
+
+
+def test_one_vote_more_outweighs_a_mean_that_is_almost_all() -> None:
+    shares = np.array([[[0.51, 0.49]], [[0.51, 0.49]], [[0.0, 1.0]]])
+    assert majority(shares)[0].argmax() == 0
+    assert average(shares, np.full(3, 1 / 3))[0].argmax() == 1
+    np.testing.assert_allclose(majority(shares).sum(axis=1), 1, rtol=1e-12)
+
+
+def test_the_mean_on_the_sphere_lies_between_two_points_as_their_weights_say() -> None:
+    # Along the equator: weights w and 1 − w at −a and a balance at atan((1 − 2w) tan a).
+    for w, half in ((0.25, 10.0), (0.4, 40.0)):
+        found = mean_points(points((0.0, -half), (0.0, half)), np.array([w, 1 - w]))
+        (latitude,), (longitude,) = to_degrees(found)
+        expected = np.degrees(np.arctan((1 - 2 * w) * np.tan(np.radians(half))))
+        assert (latitude, longitude) == pytest.approx((0, expected), abs=1e-9)
+    # Across the date line, and over the pole.
+    (latitude,), (longitude,) = to_degrees(mean_points(points((0, 179.0), (0, -177.0)), np.full(2, 0.5)))
+    assert (latitude, longitude) == pytest.approx((0, -179), abs=1e-9)
+    (latitude,), _ = to_degrees(mean_points(points((80, 0.0), (80, 180.0)), np.full(2, 0.5)))
+    assert latitude == pytest.approx(90)
+
+
+def test_of_antipodes_the_heavier_is_the_mean_or_the_first() -> None:
+    theirs = points((10.0, 20.0), (-10.0, -160.0))
+    np.testing.assert_allclose(mean_points(theirs, np.array([0.5, 0.5])), theirs[0])
+    np.testing.assert_allclose(mean_points(theirs, np.array([0.3, 0.7])), theirs[1])
+
+
+def erring(count: int, spreads: list[float], outliers: float, seed: int = 0) -> tuple[Runs, Truth]:
+    """Runs whose points err by so many degrees; a share of them lies anywhere."""
+    rng = np.random.default_rng(seed)
+    latitude, longitude = rng.uniform(30, 45, count), rng.uniform(-110, -80, count)
+    shares = np.full((count, 3), 1 / 3)
+    runs = []
+    for spread in spreads:
+        north, east = rng.normal(size=(2, count)) * spread
+        away = rng.random(count) < outliers
+        north[away], east[away] = rng.uniform(-30, 30, away.sum()), rng.uniform(-60, 60, away.sum())
+        runs.append(run_of(shares, latitude + north, longitude + east))
+    return runs, Truth(np.full(count, 10), latitude, longitude)
+
+
+def mean_km(runs: Runs, truth: Truth, weights: Floats, point: Any) -> float:
+    combined = combine("average", weights, runs, point)
+    return float(haversine_km(combined.latitude, combined.longitude, truth.latitude, truth.longitude).mean())
+
+
+def test_two_runs_take_the_mean_which_heeds_the_lighter_one() -> None:
+    runs, truth = erring(400, [2.5, 3.0], 0.0)
+    everything = np.ones(400, dtype=bool)
+    weights, point = mixing_learner("stacking", "auto", runs, truth)(everything)
+    assert point == "mean"
+    assert 0.3 < weights[1] < 0.5
+    uneven = np.array([0.55, 0.45])
+    alone = mean_km(runs, truth, np.array([1.0, 0.0]), "median")
+    # The median of two is the heavier one's point, whatever the other says.
+    assert mean_km(runs, truth, uneven, "median") == pytest.approx(alone)
+    assert mean_km(runs, truth, uneven, "mean") < 0.85 * alone
+
+
+def test_three_runs_with_outliers_take_the_median() -> None:
+    runs, truth = erring(400, [1.0, 1.0, 1.0], 0.1)
+    weights, point = mixing_learner("average", "auto", runs, truth)(np.ones(400, dtype=bool))
+    assert point == "median"
+    assert mean_km(runs, truth, weights, "median") < 0.8 * mean_km(runs, truth, weights, "mean")
+
+
+def test_three_runs_without_outliers_take_the_mean_and_what_is_asked_for_is_taken() -> None:
+    runs, truth = erring(400, [2.0, 2.0, 2.0], 0.0)
+    everything = np.ones(400, dtype=bool)
+    assert mixing_learner("average", "auto", runs, truth)(everything)[1] == "mean"
+    assert mixing_learner("average", "median", runs, truth)(everything)[1] == "median"
+    assert mixing_learner("average", "mean", *erring(40, [1, 1, 1], 0.2))(everything[:40])[1] == "mean"
+
+
+def test_where_both_are_as_good_or_nothing_is_known_it_is_the_median() -> None:
+    runs, truth = erring(30, [2.0, 2.0], 0.0)
+    learner = mixing_learner("average", "auto", runs, truth)
+    # Of two runs of one weight either is the middle.
+    assert learner(np.ones(30, dtype=bool))[1] == "median"
+    assert learner(np.zeros(30, dtype=bool))[1] == "median"
 
 
 def test_reciprocal_rank_fusion_is_the_sum_of_weights_over_sixty_plus_rank() -> None:
@@ -198,7 +302,7 @@ def test_runs_that_agree_are_not_changed_in_their_order_or_point(method: Ensembl
     )
 
 
-@pytest.mark.parametrize("method", ["average", "voting", "rrf"])
+@pytest.mark.parametrize("method", ["average", "voting", "majority", "rrf"])
 def test_methods_that_learn_nothing_give_every_run_the_same_weight(method: EnsembleMethod) -> None:
     np.testing.assert_array_equal(learn(method, *world(20, [1.0, 0.5, 0.0, 0.0])), [0.25] * 4)
 
@@ -241,11 +345,11 @@ def test_stacking_gives_noise_no_weight() -> None:
 
 def test_stacking_gives_the_same_weights_every_time_whatever_was_asked_before() -> None:
     runs, truth = world(80, [0.8, 0.7, 0.6])
-    learner = weight_learner("stacking", runs, truth)
+    both = mixing_learner("stacking", "median", runs, truth)
     everything, half = np.ones(80, dtype=bool), np.arange(80) < 40
-    learner(half)
-    np.testing.assert_array_equal(learner(everything), learn("stacking", runs, truth))
-    np.testing.assert_array_equal(learner(half), learn("stacking", runs, truth, half))
+    both(half)
+    np.testing.assert_array_equal(both(everything)[0], learn("stacking", runs, truth))
+    np.testing.assert_array_equal(both(half)[0], learn("stacking", runs, truth, half))
 
 
 def test_stacking_maximises_the_very_score_ties_included() -> None:

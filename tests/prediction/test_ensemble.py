@@ -19,13 +19,13 @@ from small import command, saved_predictions
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.exchange import export_embeddings, import_embeddings
 from geo_embed.cache.store import chunks_of, commit_chunk, open_store
-from geo_embed.config import Config, EnsembleMethod
+from geo_embed.config import Config, EnsembleMethod, PointChoice
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.combine import combine
-from geo_embed.prediction.ensemble import Ensembled, ensemble
+from geo_embed.prediction.ensemble import Ensembled, _cross_fit, ensemble
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import predict_images, predict_split
 from geo_embed.prediction.submission import submit
@@ -53,9 +53,13 @@ class Pair:
         return load_run(self.runs, name)
 
     def make(
-        self, method: EnsembleMethod = "average", name: str = "both", members: Any = ("first", "second")
+        self,
+        method: EnsembleMethod = "average",
+        name: str = "both",
+        members: Any = ("first", "second"),
+        point: PointChoice = "auto",
     ) -> Ensembled:
-        return ensemble(self.config, members, method=method, name=name)
+        return ensemble(self.config, members, method=method, name=name, point=point)
 
     def table(self, name: str = "second") -> pd.DataFrame:
         return pd.read_parquet(self.runs / name / VAL)
@@ -107,7 +111,7 @@ def fake(
 def test_it_predicts_what_its_members_predict_combined(pair: Pair, method: EnsembleMethod) -> None:
     made = pair.make(method)
     answers = [predict_split(pair.config, pair.load(name), "test")[0] for name in ("first", "second")]
-    expected = combine(method, np.array(made.weights), answers)
+    expected = combine(method, np.array(made.weights), answers, made.point)
     both, path = predict_split(pair.config, pair.load("both"), "test")
     assert path == pair.runs / "both" / "test_predictions.parquet"
     assert both.sample_id.tolist() == load_samples(pair.config, "test").sample_id.tolist()
@@ -211,7 +215,8 @@ def test_its_directory_holds_what_a_run_holds_and_its_members_without_their_answ
     }
     recipe = json.loads((both / "recipe.json").read_text())
     names = ["1-first", "2-second"]
-    assert recipe == {"ensemble": {"method": "weighted", "weights": made.weights, "members": names}}
+    described = {"method": "weighted", "weights": made.weights, "point": made.point, "members": names}
+    assert recipe == {"ensemble": described}
     for name in names:
         own = {path.name for path in (pair.runs / name[2:]).iterdir()}
         kept = {path.name for path in (both / "members" / name).iterdir()}
@@ -366,6 +371,73 @@ def test_what_noise_scores_is_not_made_to_look_better_by_stacking(pair: Pair) ->
     assert abs(np.mean(reported)) < 0.02
 
 
+def on_the_equator(pair: Pair, longitude: list[list[float]]) -> list[str]:
+    """Runs whose points lie there on the equator; every truth is at 0, 0, and of the first class."""
+    labels, count = pair.load("first").labels, len(longitude[0])
+    shares = np.tile(np.eye(len(labels))[0], (count, 1))
+    zeros = np.zeros(count)
+    truth = Truth(labels.decode(np.zeros(count, dtype=np.int64)), zeros, zeros)
+    at = [np.stack([zeros, np.array(east)], axis=1) for east in longitude]
+    return [fake(pair, f"run-{i}", shares, points, truth) for i, points in enumerate(at)]
+
+
+def test_no_sample_is_answered_by_a_point_that_it_chose(pair: Pair) -> None:
+    # Nine samples are a little better off with the mean of −1, 0.3, 1 degrees (0.1) than with their median (0.3). One is far
+    # better off with the median of 0, 0, 30 (0), and decides: but not for itself, nor for the one that is dealt with it.
+    places = [[-1.0] * 10, [0.3] * 10, [1.0] * 10]
+    for east, place in zip(places, (0.0, 0.0, 30.0), strict=True):
+        east[4] = place
+    made = pair.make(members=on_the_equator(pair, places))
+    assert made.point == "median"
+    east = pair.table("both").set_index("sample_id")["longitude"]
+    assert east[4] == pytest.approx(10, abs=0.5)
+    others = east.drop(index=4).sort_values().to_numpy()
+    np.testing.assert_allclose(others, [0.1, *[0.3] * 8], atol=1e-3)
+    recorded = json.loads((pair.runs / "both" / "metrics.json").read_text())
+    assert recorded["point"] == "median"
+    assert "by what those without its part" in recorded["point_chosen"]
+    assert evaluate(pair.config, pair.load("both")) == made.val
+    asked = pair.make(name="asked", members=["run-0", "run-1", "run-2"], point="median")
+    assert asked.val["max_km"] < 40 < made.val["max_km"]
+
+
+def test_samples_that_are_held_out_together_choose_together(pair: Pair) -> None:
+    places = [[-1.0] * 10, [0.3] * 10, [1.0] * 10]
+    for row in (4, 5):
+        for east, place in zip(places, (0.0, 0.0, 30.0), strict=True):
+            east[row] = place
+    names = on_the_equator(pair, places)
+    members = [saved_predictions(pair.runs / name / VAL) for name in names]
+    truth = members[0][1]
+    assert truth is not None
+    answers = [predictions for predictions, _ in members]
+    apart = np.arange(10)
+    together = np.where(apart == 5, 4, apart)
+    # Alone, each of the two is answered as the other chooses; together, as the eight others do.
+    for groups, expected in ((apart, 0.0), (together, 10.0)):
+        *_, combined = _cross_fit("average", answers, truth, "auto", groups)
+        np.testing.assert_allclose(combined.longitude[[4, 5]], expected, atol=0.5)
+
+
+def test_an_ensemble_of_an_earlier_version_says_nothing_of_its_point_and_keeps_to_the_median(
+    pair: Pair,
+) -> None:
+    pair.make("weighted", point="mean")
+    path = pair.runs / "both" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    assert recipe["ensemble"]["point"] == "mean"
+    recipe["ensemble"]["weights"] = [0.7, 0.3]
+    path.write_text(json.dumps(recipe))
+    mean = predict_split(pair.config, pair.load("both"), "test")[0]
+    del recipe["ensemble"]["point"]
+    path.write_text(json.dumps(recipe))
+    median = predict_split(pair.config, pair.load("both"), "test")[0]
+    first = predict_split(pair.config, pair.load("first"), "test")[0]
+    np.testing.assert_allclose(median.latitude, first.latitude)
+    assert np.abs(mean.latitude - first.latitude).max() > 0.01
+    np.testing.assert_array_equal(mean.probabilities, median.probabilities)
+
+
 def test_the_same_runs_give_the_same_ensemble(pair: Pair) -> None:
     one, two = (pair.make("stacking", name) for name in ("a", "b"))
     assert one.weights == two.weights
@@ -490,6 +562,7 @@ def test_a_first_run_that_lacks_a_file_is_refused_and_leaves_nothing(pair: Pair,
         '{"ensemble": null}',
         '{"ensemble": {"method": "average", "weights": [0.5, 0.5]}}',
         '{"ensemble": {"method": "magic", "weights": [0.5, 0.5], "members": ["1-first", "2-second"]}}',
+        '{"ensemble": {"method": "rrf", "point": "top", "weights": [0.5, 0.5], "members": ["1-first", "2-second"]}}',
         '{"ensemble": {"method": "average", "weights": [1.0], "members": ["1-first", "2-second"]}}',
         '{"ensemble": {"method": "average", "weights": [2.0, -1.0], "members": ["1-first", "2-second"]}}',
         '{"ensemble": {"method": "average", "weights": [0.5, "x"], "members": ["1-first", "2-second"]}}',
@@ -552,6 +625,7 @@ def test_the_command_shows_each_runs_weight_and_score_to_people(
     assert said.code == 0
     alone = evaluate(pair.config, pair.load("first"))["score"]
     assert f"weight 0.500, score {alone:.4f} alone" in said.out
+    assert "point        median of the runs' points, chosen on the held-out samples" in said.out
     again = command(capsys, *options, "ensemble", "first", "second", "--name", "both")
     assert (again.code, "--overwrite" in again.err) == (1, True)
     assert command(capsys, *options, "ensemble", "first", "second", "--name", "both", "--overwrite").code == 0
