@@ -25,7 +25,7 @@ _FIXED = {
     *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
     *("model.dtype", "model.device", "training.preset", "training.budget_seconds", "training.seed"),
     *("training.val_split", "training.epochs", "training.validation", "training.group_km", "training.folds"),
-    *("training.seeds", "training.calibration", "training.refine", "model.plugins"),
+    *("training.seeds", "training.calibration", "training.temperature", "training.refine", "model.plugins"),
 }
 # Settings by which a configuration's parts are chosen: what each declares has an effect.
 _PARTS = tuple(registry.setting for registry in (HEADS, FUSIONS, STATE_LOSSES, GPS_LOSSES))
