@@ -31,6 +31,7 @@ from geo_embed.finetuning.step import OutOfMemory, accumulate_gradients, read_im
 from geo_embed.finetuning.task import ORDER_STREAM, Task, unfreeze_for
 from geo_embed.finetuning.validate import Validation, deal_val, validate
 from geo_embed.fitting.epochs import EpochChoice, scores_without
+from geo_embed.heads.losses import epoch_losses
 from geo_embed.optim import ema_decay, warmup_cosine
 from geo_embed.seeding import get_generator
 
@@ -143,10 +144,10 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
                 ) as batches:
                     for rows, shares in zip(remaining, passes, strict=True):
                         began = time.perf_counter()
-                        loss = accumulate_gradients(
+                        losses = accumulate_gradients(
                             task, state.model, state.scaler, progress.step, batches, shares
                         )
-                        _optimizer_step(task, state, loss, rows, total)
+                        _optimizer_step(task, state, losses, rows, total)
                         if state.warm:
                             state.samples += len(rows)
                             state.seconds += time.perf_counter() - began
@@ -163,17 +164,17 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
 
 
 def _optimizer_step(
-    task: Task, state: TrainingState, loss: float, rows: NDArray[np.int64], steps: int
+    task: Task, state: TrainingState, losses: dict[str, float], rows: NDArray[np.int64], steps: int
 ) -> None:
     """One step along the gradients, unless there is something wrong with them.
 
     Args:
-        loss: of the step.
+        losses: the parts of the step's.
         rows: of its samples.
         steps: of the whole training.
     """
     finetune, progress, optimizer, scaler = task.finetune, state.progress, state.optimizer, state.scaler
-    good = math.isfinite(loss)
+    good = all(math.isfinite(loss) for loss in losses.values())
     if good:
         scaler.unscale_(optimizer)
         norm = sharding.whole(
@@ -188,7 +189,12 @@ def _optimizer_step(
         scaler.step(optimizer)
         scaler.update()
         progress.skipped_in_a_row = 0
-        progress.loss += loss
+        if not progress.good_steps:
+            progress.loss_parts = dict.fromkeys(losses, 0.0)
+        # A checkpoint of an earlier version, in the middle of an epoch, knows of no parts: they are left out until the next.
+        for name in progress.loss_parts:
+            progress.loss_parts[name] += losses[name]
+        progress.loss += sum(losses.values())
         progress.good_steps += 1
         with torch.no_grad():
             for key, mean in state.average.items():
@@ -233,16 +239,19 @@ def _skip_step(task: Task, progress: Progress, rows: NDArray[np.int64]) -> None:
 def _end_epoch(task: Task, progress: Progress, scores: dict[str, float]) -> None:
     """Note what the epoch was worth."""
     progress.epoch += 1
-    loss = progress.loss / progress.good_steps if progress.good_steps else None
+    steps = progress.good_steps
+    loss = progress.loss / steps if steps else None
+    parts = epoch_losses({name: part / steps for name, part in progress.loss_parts.items()}) if steps else {}
     progress.history.append(
         {
             "epoch": float(progress.epoch),
+            **parts,
             "train_loss": loss,
             "skipped_steps": float(progress.skipped_steps),
             **scores,
         }
     )
-    progress.loss, progress.good_steps, progress.skipped_steps = 0.0, 0, 0
+    progress.loss, progress.loss_parts, progress.good_steps, progress.skipped_steps = 0.0, {}, 0, 0
     score = scores.get("val_score")
     if task.team.first:
         say(

@@ -13,7 +13,7 @@ from geo_embed.config import Finetune, Training
 from geo_embed.devices import count_parameters
 from geo_embed.heads.heads import CellHeads
 from geo_embed.heads.layers import Drop, keep
-from geo_embed.heads.losses import make_tables, objective
+from geo_embed.heads.losses import loss_parts, make_tables, total_loss
 from geo_embed.heads.predictor import Panel, together
 
 Drops = Callable[[float], Drop]
@@ -100,20 +100,25 @@ class GeoModel(nn.Module):
             }
 
     def loss(self, out: Mapping[str, Any], labels: Tensor, points: Tensor) -> Tensor:
-        """The mean loss of a batch: each set of heads' own, by its weight in the prediction.
+        """The mean loss of a batch: the sum of `loss_parts`, which has the arguments."""
+        return total_loss(self.loss_parts(out, labels, points))
+
+    def loss_parts(self, out: Mapping[str, Any], labels: Tensor, points: Tensor) -> dict[str, Tensor]:
+        """What the mean loss of a batch is the sum of, by the names of `losses.LOSS_PARTS`: over all sets of heads, each by its
+        weight in the prediction.
 
         Args:
             out: of `forward`.
             labels: (B,) classes.
             points: (B, 3) float32 unit vectors of the true places.
         """
-        parts = [
-            weight * objective(predicted, labels, points, tables, training)
-            for predicted, tables, (_, weight, training) in zip(
-                out["heads"], self._tables, self._leaves, strict=True
-            )
-        ]
-        return torch.stack(parts).sum()
+        parts: dict[str, Tensor] = {}
+        for predicted, tables, (_, weight, training) in zip(
+            out["heads"], self._tables, self._leaves, strict=True
+        ):
+            for name, part in loss_parts(predicted, labels, points, tables, training).items():
+                parts[name] = parts[name] + weight * part if name in parts else weight * part
+        return parts
 
     def predict(self, pixels: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, V, 3, H, W) to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""

@@ -41,8 +41,8 @@ class Progress:
         part_scores, part_epochs: the same of the validation samples without each part of them in turn, which is answered by that
             epoch; empty in a checkpoint of an earlier version.
         history: a row per epoch.
-        loss, good_steps, skipped_steps: of the epoch under way: the sum of its losses, its steps that counted, and those that
-            were skipped.
+        loss, loss_parts, good_steps, skipped_steps: of the epoch under way: the sum of its losses, and of each part of them
+            (`losses.LOSS_PARTS`), its steps that counted, and those that were skipped.
         skipped_in_a_row: steps that were skipped since the last that counted.
     """
 
@@ -57,6 +57,7 @@ class Progress:
     part_epochs: list[int] = field(default_factory=list)
     history: list[dict[str, float | None]] = field(default_factory=list)
     loss: float = 0.0
+    loss_parts: dict[str, float] = field(default_factory=dict)
     good_steps: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0

@@ -17,6 +17,7 @@ from geo_embed.devices import amp_dtype
 from geo_embed.finetuning.model import GeoModel
 from geo_embed.finetuning.task import AUGMENT_STREAM, DROPOUT_STREAM, TOWER_STREAM, Task
 from geo_embed.finetuning.team import Share
+from geo_embed.heads.losses import total_loss
 from geo_embed.seeding import get_generator
 
 
@@ -31,8 +32,8 @@ def accumulate_gradients(
     step: int,
     batches: Iterator[PixelBatch],
     shares: list[Share],
-) -> float:
-    """Gradients of a step's mean loss over all its rows, pass by pass, added up over the team; and that loss.
+) -> dict[str, float]:
+    """Gradients of a step's mean loss over all its rows, pass by pass, added up over the team; and the parts of that loss.
 
     Args:
         task: what is trained on what.
@@ -48,12 +49,13 @@ def accumulate_gradients(
             try again.
     """
     team = task.team
-    loss = torch.zeros((), device=task.device)
+    parts: dict[str, Tensor] = {}
     out_of_memory = False
     # Each pass adds its samples' part of the step's mean loss, and of its gradients: L = Σ over passes of (n/N) · mean.
     try:
         for number, share in enumerate(shares):
-            loss += backward_pass(task, model, scaler, step, next(batches), share, number)
+            for name, part in backward_pass(task, model, scaler, step, next(batches), share, number).items():
+                parts[name] = parts[name] + part if name in parts else part
     except torch.OutOfMemoryError:
         if task.sharded:
             raise
@@ -67,7 +69,7 @@ def accumulate_gradients(
                 torch.cuda.empty_cache()
             raise OutOfMemory
         team.add_gradients(model.parameters())
-    return team.sum(loss)
+    return {name: team.sum(part) for name, part in parts.items()}
 
 
 def backward_pass(
@@ -78,8 +80,8 @@ def backward_pass(
     batch: PixelBatch,
     share: Share,
     number: int,
-) -> Tensor:
-    """Add to the gradients what some samples contribute to those of the step's loss; and give their part of that loss.
+) -> dict[str, Tensor]:
+    """Add to the gradients what some samples contribute to those of the step's loss; and give what they contribute to its parts.
 
     Args:
         number: of the pass within the step.
@@ -98,14 +100,14 @@ def backward_pass(
     points = geography.to_unit_vectors(truth.latitude, truth.longitude)
     with autocast(device):
         out = model(normalise(model, pixels, task.finetune), present, share.drops(dropout_draws))
-    mean = model.loss(
+    means = model.loss_parts(
         out,
         torch.from_numpy(task.examples.labels[share.rows]).to(device),
         torch.from_numpy(points).float().to(device),
     )
-    part = mean * (share.weight * len(share.rows) / share.total)
-    torch.autograd.backward(scaler.scale(part))
-    return part.detach()
+    parts = {name: mean * (share.weight * len(share.rows) / share.total) for name, mean in means.items()}
+    torch.autograd.backward(scaler.scale(total_loss(parts)))
+    return {name: part.detach() for name, part in parts.items()}
 
 
 @contextmanager

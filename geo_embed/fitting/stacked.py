@@ -20,6 +20,7 @@ from geo_embed.fitting.train import (
     Source,
     TrainedHeads,
     Validate,
+    add_losses,
     check_finite,
     dropout_of,
     make_source,
@@ -28,7 +29,7 @@ from geo_embed.fitting.train import (
 )
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep, keep_mask
-from geo_embed.heads.losses import NUMBERS, make_tables, objective
+from geo_embed.heads.losses import NUMBERS, epoch_losses, loss_parts, make_tables, total_loss
 from geo_embed.heads.region import Region
 from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.registry import HEADS
@@ -104,12 +105,12 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
         table: dict[str, Tensor],
         batch: dict[str, Tensor],
         masks: list[Tensor],
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         unused = iter(masks)
         out = torch.func.functional_call(
             modules[0], (p, b), (batch["views"], batch["present"], lambda h: h * next(unused) if masks else h)
         )
-        return objective(out, batch["labels"], batch["points"], table, training)
+        return loss_parts(out, batch["labels"], batch["points"], table, training)
 
     losses_of = torch.func.vmap(loss_of, in_dims=(0, 0, 0, 0, 0))
     leaves = list(parameters.values())
@@ -127,7 +128,7 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     running = [True] * len(jobs)
     steps, steps_done = math.ceil(len(first.rows) / training.batch_size), 0
     for epoch in range(1, training.epochs + 1):
-        totals = torch.zeros(len(jobs), device=device)
+        totals: dict[str, Tensor] = {}
         for batches in zip(*(source.epoch() for source in sources), strict=True):
             batch = {
                 name: torch.stack([getattr(job_batch, name) for job_batch in batches])
@@ -135,13 +136,13 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
             }
             size = batch["labels"].shape[1]
             masks = [_draw_masks(jobs, torch.Size((size, *shape)), generators) for shape in dropout_shapes]
-            losses = losses_of(parameters, buffers, stacked_tables, batch, masks)
+            parts = losses_of(parameters, buffers, stacked_tables, batch, masks)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(losses.sum())
+            torch.autograd.backward(total_loss(parts).sum())
             factor = warmup_cosine(steps_done, steps * training.epochs, training.warmup)
             _step(optimizer, leaves, rates * factor, decays, training.clip_norm)
             steps_done += 1
-            totals += losses.detach() * size
+            add_losses(totals, parts, size)
         for k, (job_heads, job) in enumerate(zip(heads, jobs, strict=True)):
             if not running[k]:
                 continue
@@ -151,7 +152,7 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
             entry = {
                 "epoch": float(epoch),
                 "learning_rate": float(rates[k]) * factor,
-                "train_loss": float(totals[k]) / len(job.rows),
+                **epoch_losses({name: float(total[k]) / len(job.rows) for name, total in totals.items()}),
             }
             check_finite(job_heads, entry["train_loss"], epoch)
             running[k] = not best_epochs[k].end_epoch(entry, job.validate)

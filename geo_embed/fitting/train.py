@@ -1,7 +1,7 @@
 """The training loop of stage 2: embeddings in memory, whole tensors, no loader."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from geo_embed.fitting.examples import Rows
 from geo_embed.heads.decision import Decision, decide_cells
 from geo_embed.heads.heads import CellHeads, Heads, answer_of, in_parts, make_heads
 from geo_embed.heads.layers import dropping
-from geo_embed.heads.losses import make_tables, objective
+from geo_embed.heads.losses import epoch_losses, loss_parts, make_tables, total_loss
 from geo_embed.heads.refine import Gallery, Refiner, fit_refiner, make_gallery
 from geo_embed.heads.region import Region
 from geo_embed.optim import make_adamw, warmup_cosine
@@ -51,7 +51,7 @@ class TrainedHeads:
 
     Attributes:
         heads: in eval mode, with the weights of the epoch that is kept.
-        history: one entry per epoch: epoch, learning_rate, train_loss, and the validation metrics.
+        history: one entry per epoch: epoch, learning_rate, train_loss and its parts, and the validation metrics.
         epoch: the one that is kept, where held-out rows chose it; else 0.
         part_epochs: of each part of the held-out rows the epoch that was chosen without it.
         weights: state dicts, by epoch, of all in `part_epochs`.
@@ -107,12 +107,12 @@ def train(
     steps_done = 0
     for epoch in range(1, training.epochs + 1):
         heads.train()
-        total = torch.zeros((), device=rows.views.device)
+        totals: dict[str, Tensor] = {}
         for batch in source.epoch():
             out = heads.read(batch.views, drop) if source.fused else heads(batch.views, batch.present, drop)
-            loss = objective(out, batch.labels, batch.points, tables, training)
+            parts = loss_parts(out, batch.labels, batch.points, tables, training)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(total_loss(parts))
             nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
             rate = training.learning_rate * warmup_cosine(
                 steps_done, steps * training.epochs, training.warmup
@@ -121,12 +121,20 @@ def train(
                 group["lr"] = rate
             optimizer.step()
             steps_done += 1
-            total += loss.detach() * len(batch.labels)
-        entry = {"epoch": float(epoch), "learning_rate": rate, "train_loss": float(total) / len(rows)}
+            add_losses(totals, parts, len(batch.labels))
+        losses = epoch_losses({name: float(total) / len(rows) for name, total in totals.items()})
+        entry = {"epoch": float(epoch), "learning_rate": rate, **losses}
         check_finite(heads, entry["train_loss"], epoch)
         if best_epoch.end_epoch(entry, validate):
             break
     return best_epoch.restore()
+
+
+def add_losses(totals: dict[str, Tensor], parts: Mapping[str, Tensor], samples: int) -> None:
+    """Add the parts of a batch's mean loss, times its samples, to those of the epoch so far."""
+    for name, part in parts.items():
+        summand = part.detach() * samples
+        totals[name] = totals[name] + summand if name in totals else summand
 
 
 def gallery_of(heads: Heads, rows: Rows, region: Region) -> Gallery:

@@ -32,6 +32,8 @@ _OFF_THE_EDGE = 1e-12
 
 # Numbers that may differ between trainings that share a program (`fitting/stacked.py`); other settings choose code.
 NUMBERS = ("tau_km", "label_smoothing", "state_weight", "cell_weight", "gps_weight", "score_weight")
+# What a training's loss is the sum of.
+LOSS_PARTS = ("state", "gps", "cell", "score")
 
 
 def make_tables(
@@ -77,10 +79,21 @@ def objective(
     tables: Mapping[str, Tensor],
     training: Training,
 ) -> Tensor:
-    """The mean training loss of a batch.
+    """The mean training loss of a batch: the sum of `loss_parts`, which has the arguments."""
+    return total_loss(loss_parts(out, labels, points, tables, training))
 
-    It is `state_weight` × the states' loss + `cell_weight` × the cells' cross-entropy with PIGEON's soft labels, or
-    `gps_weight` × the point's loss, + `score_weight` × (1 − the expected score of the states).
+
+def loss_parts(
+    out: Mapping[str, Tensor],
+    labels: Tensor,
+    points: Tensor,
+    tables: Mapping[str, Tensor],
+    training: Training,
+) -> dict[str, Tensor]:
+    """What the mean training loss of a batch is the sum of, each part with its weight: names of `LOSS_PARTS`, in their order.
+
+    `state` is `state_weight` × the states' loss; `cell` `cell_weight` × the cells' cross-entropy with PIGEON's soft labels, or
+    `gps` `gps_weight` × the point's loss; `score`, where it has a weight, `score_weight` × (1 − the expected score of the states).
 
     Args:
         out: of `Heads.forward`: `logits`, and `cells` or `points`.
@@ -92,19 +105,36 @@ def objective(
     logits = out["logits"]
     each = STATE_LOSSES[training.state_loss].make(logits, labels, points, tables)
     state_loss = (tables["class_weights"][labels] * each).mean() if training.class_weights else each.mean()
-    loss: Tensor = tables["state_weight"] * state_loss
+    parts: dict[str, Tensor] = {"state": tables["state_weight"] * state_loss}
     if "cells" in out:
         near = soft_targets(points, tables["centres"], tables["tau_km"])
-        loss = loss + tables["cell_weight"] * soft_cross_entropy(out["cells"], near)
+        parts["cell"] = tables["cell_weight"] * soft_cross_entropy(out["cells"], near)
     else:
         x, y, z = points.unbind(-1)
         truth = torch.stack([torch.asin(z.clamp(-1, 1)), torch.atan2(y, x)], dim=-1).rad2deg()
-        loss = loss + tables["gps_weight"] * gps_loss(
+        parts["gps"] = tables["gps_weight"] * gps_loss(
             training.gps_loss, out["points"], truth, tables["spans"]
         )
     if training.score_weight:
-        loss = loss + tables["score_weight"] * expected_score_loss(logits, labels)
-    return loss
+        parts["score"] = tables["score_weight"] * expected_score_loss(logits, labels)
+    return parts
+
+
+def total_loss(parts: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a loss's parts, in the order of `LOSS_PARTS`."""
+    first, *others = (parts[name] for name in LOSS_PARTS if name in parts)
+    return sum(others, start=first)
+
+
+def epoch_losses(parts: Mapping[str, float]) -> dict[str, float]:
+    """An epoch's losses as history.parquet names them: `train_loss`, and `train_NAME_loss` of each part of it.
+
+    Args:
+        parts: mean over the epoch's samples of each part, weighted as in the sum.
+    """
+    return {"train_loss": sum(parts.values())} | {
+        f"train_{name}_loss": parts[name] for name in LOSS_PARTS if name in parts
+    }
 
 
 @STATE_LOSSES.register("haversine", settings={"training.tau_km"})

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from small import saved_predictions
 from torch import Tensor
 
-from geo_embed.cache.store import open_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import open_store, read_store
 from geo_embed.config import Config
 from geo_embed.data.augment import tta_views
 from geo_embed.errors import GeoError
@@ -37,6 +38,7 @@ from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.predict import predict_images, predict_split
 from geo_embed.prediction.submission import submit
+from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
 from geo_embed.seeding import set_seed
 
@@ -307,6 +309,42 @@ def test_passes_add_up_to_the_step_that_they_divide(
         torch.testing.assert_close(value, weights(config, "four")[key], rtol=1e-3, atol=1e-4)
 
 
+def test_an_epochs_losses_are_means_of_what_each_part_adds(config: Config) -> None:
+    """By weights that don't move, over pictures as they are, they are those of the cached embeddings."""
+    dry = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dropout": 0.0}),
+            "training": config.training.model_copy(
+                update={"epochs": 2, "state_loss": "cross_entropy", "state_weight": 0.6, "gps_weight": 3.0}
+            ),
+        }
+    )
+    fit_heads(dry, name="first")
+    as_they_are = {
+        **{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+        **{"crop": 1.0, "blur": 0.0, "view_dropout": 0.0, "flip": 0.0},
+    }
+    tune(having(config, backbone_lr=0.0, head_lr=0.0, augment=as_they_are))
+    run = load_run(config.paths.runs_dir, "first")
+    split, truth = run.read_split(), pd.read_csv(config.paths.csv("train")).set_index("sample_id")
+    ids = split["sample_id"][split["part"] == "train"].to_numpy()[:TRAINED]
+    (part,) = load_heads(run).parts
+    store = read_store(find_store(config, "train"))
+    rows = [store.sample_id.tolist().index(str(sample)) for sample in ids]
+    with torch.no_grad():
+        out = part(torch.from_numpy(store.values[rows]), torch.from_numpy(store.present[rows]))
+    labels = torch.from_numpy(run.labels.encode(truth.loc[ids, "state_idx"].to_numpy()))
+    places = truth.loc[ids, ["latitude", "longitude"]].to_numpy()
+    # A twentieth of the places' extent is added at either end.
+    spans = 1.1 * np.ptp(places, axis=0)
+    state = 0.6 * float(torch.nn.functional.cross_entropy(out["logits"], labels))
+    gps = 3 * float((((out["points"].numpy() - places) / spans) ** 2).mean())
+    (entry,) = history(config).to_dict("records")
+    assert entry["train_state_loss"] == pytest.approx(state, rel=5e-3)
+    assert entry["train_gps_loss"] == pytest.approx(gps, rel=5e-3)
+    assert entry["train_loss"] == pytest.approx(state + gps, rel=5e-3)
+
+
 def test_out_of_memory_halves_the_passes_and_changes_nothing_else(
     config: Config, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -398,11 +436,11 @@ def test_every_sample_is_learnt_from_once_an_epoch(
     seen: list[int] = []
     accumulated = loop.accumulate_gradients
 
-    def watched(*arguments: Any) -> float:
+    def watched(*arguments: Any) -> dict[str, float]:
         for share in arguments[-1]:
             seen.extend(share.rows.tolist())
-        loss: float = accumulated(*arguments)
-        return loss
+        losses: dict[str, float] = accumulated(*arguments)
+        return losses
 
     monkeypatch.setattr(loop, "accumulate_gradients", watched)
     tune(having(config, epochs=2), limit=21)
@@ -417,9 +455,9 @@ def test_a_nan_is_skipped_counted_and_named(
 ) -> None:
     accumulated, calls = loop.accumulate_gradients, iter(range(100))
 
-    def odd(*arguments: Any) -> float:
-        loss = accumulated(*arguments)
-        return float("nan") if next(calls) == 1 else loss
+    def odd(*arguments: Any) -> dict[str, float]:
+        losses: dict[str, float] = accumulated(*arguments)
+        return losses | {"gps": float("nan")} if next(calls) == 1 else losses
 
     monkeypatch.setattr(loop, "accumulate_gradients", odd)
     tune(having(config, epochs=2))
@@ -435,11 +473,11 @@ def test_gradients_that_are_not_finite_skip_the_step_too(
 ) -> None:
     accumulated, calls = loop.accumulate_gradients, iter(range(100))
 
-    def odd(task: Any, model: GeoModel, *arguments: Any) -> float:
-        loss = accumulated(task, model, *arguments)
+    def odd(task: Any, model: GeoModel, *arguments: Any) -> dict[str, float]:
+        losses: dict[str, float] = accumulated(task, model, *arguments)
         if next(calls) == 0:
             next(p.grad for p in model.parameters() if p.grad is not None).fill_(torch.inf)
-        return loss
+        return losses
 
     monkeypatch.setattr(loop, "accumulate_gradients", odd)
     tune(having(config))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rows import region_of, rows_of, tiny
 
+from geo_embed import geography
 from geo_embed.config import Model, Training
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Rows
@@ -26,6 +27,7 @@ from geo_embed.fitting.train import (
 )
 from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import keep_mask
+from geo_embed.heads.losses import expected_score_loss
 from geo_embed.optim import make_adamw, warmup_cosine
 from geo_embed.registry import FUSIONS, HEADS
 
@@ -52,6 +54,42 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 # ---------------------------------------------------------------- the loop
+
+
+def test_an_epochs_losses_are_means_over_its_samples_of_what_each_part_adds() -> None:
+    """Batches of 40, 40 and 16, by weights that hardly move: a mean over batches would be another number."""
+    training = settings(
+        epochs=1,
+        batch_size=40,
+        learning_rate=1e-12,
+        state_loss="cross_entropy",
+        state_weight=0.6,
+        gps_weight=3.0,
+        score_weight=0.5,
+    )
+    trained = fit(tiny(dropout=0.0), training)
+    (entry,) = trained.history
+    with torch.no_grad():
+        out = trained.heads(ROWS.views, ROWS.present)
+    latitude, longitude = (torch.from_numpy(x) for x in geography.to_degrees(ROWS.points.numpy()))
+    south, north, west, east = geography.region_box(latitude.numpy(), longitude.numpy())
+    up, along = ((out["points"].double().T - torch.stack([latitude, longitude])) ** 2).mean(dim=1).tolist()
+    gps = (up / (north - south) ** 2 + along / (east - west) ** 2) / 2
+    state = float(torch.nn.functional.cross_entropy(out["logits"], ROWS.labels))
+    score = float(expected_score_loss(out["logits"], ROWS.labels))
+    assert entry["train_state_loss"] == pytest.approx(0.6 * state, rel=1e-4)
+    assert entry["train_gps_loss"] == pytest.approx(3 * gps, rel=1e-3)
+    assert entry["train_score_loss"] == pytest.approx(0.5 * score, rel=1e-4)
+    assert entry["train_loss"] == pytest.approx(0.6 * state + 3 * gps + 0.5 * score, rel=1e-4)
+    assert "train_cell_loss" not in entry
+
+
+def test_heads_over_cells_have_a_loss_of_cells_in_the_place_of_the_points() -> None:
+    for entry in fit(tiny(head="geocells"), settings()).history:
+        assert {key for key in entry if key.startswith("train_")} == {
+            *("train_loss", "train_state_loss", "train_cell_loss")
+        }
+        assert entry["train_loss"] == pytest.approx(entry["train_state_loss"] + entry["train_cell_loss"])
 
 
 @pytest.mark.parametrize("fusion", tuple(FUSIONS.built_in))
