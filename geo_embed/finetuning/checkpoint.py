@@ -19,7 +19,15 @@ from torch import Tensor
 
 from geo_embed.console import warn
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import force_to_disk, open_regular, open_tensors, read_json, save_tensors
+from geo_embed.files import (
+    force_to_disk,
+    open_regular,
+    open_tensors,
+    read_json,
+    remove_directory,
+    replacing_directory,
+    save_tensors,
+)
 
 FORMAT_VERSION = 1
 
@@ -77,15 +85,13 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep_last: int, 
         {"format_version": FORMAT_VERSION, "step": checkpoint.step, "best": best, "state": checkpoint.state},
         directory,
     )
-    name = f"step-{checkpoint.step:08}"
-    temporary = directory / f".{name}.writing"
+    same = [saved.again for saved in _list(directory) if saved.step == checkpoint.step]
+    final = directory / (f"step-{checkpoint.step:08}" + (f"-{max(same) + 1}" if same else ""))
     with disk_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        # Of the only writer, nothing under way is worth an hour's room.
         for left_over in directory.glob(".step-*"):
             shutil.rmtree(left_over)
-        temporary.mkdir()
-    try:
-        with disk_errors(directory):
+        with replacing_directory(final, overwrite=False) as temporary, disk_errors(directory):
             save_tensors(_plain(checkpoint.tensors), temporary / _TENSORS)
             body["files"] = {_TENSORS: _checksum(temporary / _TENSORS)}
             body["checksum"] = _own_checksum(body)
@@ -94,14 +100,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep_last: int, 
             )
             for path in (temporary / _TENSORS, temporary / _STATE, temporary):
                 force_to_disk(path)
-            same = [saved.again for saved in _list(directory) if saved.step == checkpoint.step]
-            final = directory / (f"{name}-{max(same) + 1}" if same else name)
-            temporary.rename(final)
-            force_to_disk(directory)
-            _prune(directory, final, keep_last)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        force_to_disk(directory)
+        _prune(directory, final, keep_last)
     return final
 
 
@@ -270,10 +270,7 @@ def _prune(directory: Path, newest: Path, keep_last: int) -> None:
     kept |= {best} if best else set()
     for saved in everything:
         if saved.path not in kept:
-            # Hidden first: a kill in the middle of deleting it leaves nothing that looks like a damaged checkpoint.
-            hidden = directory / f".{saved.path.name}.deleting"
-            saved.path.rename(hidden)
-            shutil.rmtree(hidden)
+            remove_directory(saved.path)
 
 
 def _is_best(path: Path) -> bool:
