@@ -132,6 +132,10 @@ def _predict(
         list[Path] | None,
         typer.Option("--images", metavar="N E S W", help="One place's pictures, view by view."),
     ] = None,
+    tta: Annotated[
+        bool | None,
+        typer.Option("--tta", help="With --images: average over a few sure variants of each picture."),
+    ] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
     on_damaged_image: DamagedOption = None,
@@ -143,7 +147,13 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    config = GLOBALS.config(model__device=device, inference__on_damaged_image=on_damaged_image)
+    if tta and split is not None:
+        raise typer.BadParameter(
+            "--tta makes variants of pictures, and a cached split has none: give --images"
+        )
+    config = GLOBALS.config(
+        model__device=device, inference__on_damaged_image=on_damaged_image, inference__tta=tta
+    )
     runs_dir = config.paths.runs_dir
     if split is not None:
         parts = splits_of(split)

@@ -36,7 +36,16 @@ def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Pa
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV; or the run was replaced meanwhile.
     """
+    warn_of_variants(config)
     return save_split(run, split, config.paths, config.model.device)
+
+
+def warn_of_variants(config: Config) -> None:
+    """Say where `inference.tta` is set for a split that is predicted from its store."""
+    if config.inference.tta:
+        warn(
+            "inference.tta has no effect here: a store holds the embeddings of pictures as they are, and of no variants"
+        )
 
 
 def save_split(run: Run, split: str, paths: Paths, device: str) -> tuple[Predictions, Path]:
@@ -72,6 +81,11 @@ def predict_cached(
 
     def predict(member: Run) -> Predictions:
         member = on_this_machine(member, paths, device)
+        if "init" in member.provenance and member.config.inference.tta:
+            warn(
+                f"{member.name} was scored on variants of its held-out pictures (inference.tta), and answers here from a store, "
+                "by the pictures as they are: what it scored may be too good for that"
+            )
         same_views = member.config.model.view_names == samples.view_names
         fingerprint = member.provenance["store"]["fingerprint"]
         store = find_store(member.config, split, fingerprint=fingerprint)

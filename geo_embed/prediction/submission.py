@@ -26,7 +26,7 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.geography import in_box, on_earth, region_box
 from geo_embed.metrics import top_states
-from geo_embed.prediction.predict import predict_cached
+from geo_embed.prediction.predict import predict_cached, warn_of_variants
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.table import read_predictions, read_stores, write_predictions
 
@@ -64,6 +64,7 @@ def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Ver
     Raises:
         GeoError: no template, no embeddings of the test split, or a sample of the template without an answer.
     """
+    warn_of_variants(config)
     run = on_this_machine(run, config.paths, config.model.device)
     template = read_template(config.paths.csv("test"), run.config.model.view_names)
     predictions = _test_predictions(run, template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import saved_predictions
+from PIL import Image, ImageOps
+from small import command, saved_predictions
 
 from geo_embed.cache.store import Embeddings, open_store, read_store
 from geo_embed.config import Config
 from geo_embed.data.samples import load_samples, truth_of
 from geo_embed.errors import GeoError
+from geo_embed.fitting.fit import fit_heads
 from geo_embed.geography import region_box
 from geo_embed.heads.heads import Heads
 from geo_embed.prediction.predict import predict_embeddings, predict_images, predict_split
 from geo_embed.runs.recipe import load_heads
-from geo_embed.runs.run import Run
+from geo_embed.runs.run import Run, load_run
 from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
@@ -129,6 +132,67 @@ def test_the_order_of_pictures_is_that_of_the_runs_views_and_average_fusion_does
         predict_images(config, run, paths[::-1]).probabilities,
         atol=1e-6,
     )
+
+
+def set_of_run(run: Run, old: str, new: str) -> Run:
+    """The run, as if one line of its settings had been another."""
+    path = run.path / "config.toml"
+    assert path.read_text().count(f"\n{old}\n") == 1
+    path.write_text(path.read_text().replace(f"\n{old}\n", f"\n{new}\n"))
+    return load_run(run.path.parent, run.name)
+
+
+def test_variants_of_pictures_are_averaged_and_a_mirrored_scene_swaps_east_and_west(
+    country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Heads that know which view is which.
+    config = country.config(tmp_path, model__fusion="concat", training__epochs=12)
+    fit_heads(config, name="concat")
+    run = load_run(config.paths.runs_dir, "concat")
+    run = set_of_run(set_of_run(run, "crop = 0.8", "crop = 1.0"), "flip = 0.0", "flip = 1.0")
+    north, east, south, west = plain = pictures(config, "test", 2)
+    # The mirrored scene, made by PIL: what was seen in the west is seen in the east.
+    mirrored = []
+    for place, path in enumerate((north, west, south, east)):
+        with Image.open(path) as picture:
+            mirrored.append(tmp_path / f"{place}.png")
+            ImageOps.mirror(picture).save(mirrored[-1])
+    unswapped = [mirrored[place] for place in (0, 3, 2, 1)]
+    answers = [predict_images(config, run, paths).probabilities[0] for paths in (plain, mirrored, unswapped)]
+    assert np.abs(answers[1] - answers[0]).max() > 1e-3
+    assert np.abs(answers[1] - answers[2]).max() > 1e-3
+    asked = ("--json", "predict", run.name, "--images", *plain)
+    said = command(capsys, *country.options(tmp_path), *asked, "--tta")
+    assert said.code == 0, said.err
+    both = {state["state_idx"]: state["probability"] for state in said.json["states"]}
+    found = [both[int(state)] for state in run.labels.state_idx]
+    np.testing.assert_allclose(found, np.mean(answers[:2], axis=0), atol=1e-5)
+
+
+def test_variants_of_a_cached_split_are_refused_by_option_and_said_not_to_be_had_by_setting(
+    country: Country, config: Config, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = command(capsys, *country.options(tmp_path), "predict", run.name, "--split", "test", "--tta")
+    assert said.code == 2
+    assert "cached split" in said.err
+    setting = ("--set", "inference.tta=true")
+    for asked in (("predict", run.name, "--split", "test"), ("submit", run.name)):
+        said = command(capsys, *country.options(tmp_path), *setting, *asked)
+        assert (said.code, "inference.tta has no effect here" in said.err) == (0, True)
+        said = command(capsys, *country.options(tmp_path), *asked)
+        assert (said.code, "inference.tta" in said.err) == (0, False)
+
+
+def test_a_run_that_was_scored_on_variants_says_so_where_it_answers_from_a_store(
+    config: Config, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_split(config, set_of_run(run, "tta = false", "tta = true"), "test")
+    # Heads on a frozen backbone are scored from the store, whatever the setting.
+    assert "scored on variants" not in capsys.readouterr().err
+    path = run.path / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init": "elsewhere"}))
+    predict_split(config, load_run(run.path.parent, run.name), "test")
+    assert "scored on variants of its held-out pictures" in capsys.readouterr().err
 
 
 def test_an_answer_in_plain_values_lists_every_state_most_probable_first(config: Config, run: Run) -> None:
