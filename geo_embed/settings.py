@@ -168,8 +168,9 @@ def nearest_key(key: str, keys: list[str]) -> str:
     return f"did you mean {best[0]!r}?" if best else "`geo config show` lists the known ones"
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def _nest(flat: Mapping[str, Any], within: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted keys to nested tables, entered into those of `within`."""
+    nested = {} if within is None else within
     for key, value in flat.items():
         *groups, leaf = key.split(".")
         place = nested
@@ -234,15 +235,8 @@ def dotted(table: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, 
 
 def with_changes(config: Config, changes: Mapping[str, Any], where: str = "the space") -> Config:
     """The settings with changes by dotted key. Raises GeoError for a value that isn't allowed."""
-    values = config.model_dump()
-    for key, value in changes.items():
-        *groups, leaf = key.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
-        place[leaf] = value
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_nest(changes, config.model_dump()))
     except ValidationError as error:
         first = error.errors()[0]
         located = ".".join(str(part) for part in first["loc"])
@@ -253,11 +247,8 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str = "the s
 
 def is_set(config: Config, key: str) -> bool:
     """Whether a setting was set by anybody, be it to its default."""
-    *groups, leaf = key.split(".")
-    place: Any = config
-    for group in groups:
-        place = getattr(place, group)
-    return leaf in place.model_fields_set
+    group, _, leaf = key.rpartition(".")
+    return leaf in value_at(config, group).model_fields_set
 
 
 def as_text(value: Any) -> str:

@@ -148,9 +148,11 @@ def _defaults(family: Family) -> dict[str, Any]:
     import transformers
 
     with quiet_transformers():
-        usual = transformers.PreTrainedConfig().to_dict()
-        own = getattr(transformers, family.config)().to_dict()
-    return defaults | {key: value for key, value in own.items() if key not in usual and key != "model_type"}
+        inherited = transformers.PreTrainedConfig().to_dict()
+        complete = getattr(transformers, family.config)().to_dict()
+    return defaults | {
+        key: value for key, value in complete.items() if key not in inherited and key != "model_type"
+    }
 
 
 def _checked(path: Path, key: str, kind: Any, value: Any) -> Any:

@@ -189,9 +189,9 @@ def read_preprocessing(directory: Path, *, exact: bool) -> Preprocessing:
 
     kind = _processor_kind(asked, family, path, within)
     name, defaults = _PROCESSORS[kind]
-    given = {key: content[key] for key in asked.model_fields_set}
+    named = {key: content[key] for key in asked.model_fields_set}
     with quiet_transformers():
-        processor = getattr(transformers, name)(**(defaults | given))
+        processor = getattr(transformers, name)(**(defaults | named))
 
     needed = {
         "do_resize": ("patch_size", "max_num_patches") if kind == SIGLIP2.processor else ("size", "resample"),

@@ -25,7 +25,7 @@ _MADE_BY = (
     *("dtype", "stored"),
 )
 _LATER = ("function", "picture_semantics")
-_said: set[Path] = set()
+_noticed: set[Path] = set()
 
 
 def find_store(config: Config, split: str, fingerprint: str | None = None) -> Store:
@@ -165,13 +165,13 @@ def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dic
     return {"backbone": model.backbone_name, "fingerprint": fingerprint_of(made_by)} | made_by
 
 
-def same_preprocessing(one: Any, other: Any) -> bool:
-    """Whether two recorded preprocessings are one, though one was recorded before the other's fields existed."""
+def same_preprocessing(first: Any, second: Any) -> bool:
+    """Whether two recorded preprocessings are the same, though one was recorded before the other's fields existed."""
     try:
-        return Preprocessing(**one) == Preprocessing(**other)
+        return Preprocessing(**first) == Preprocessing(**second)
     # An import has none; a later version's may have more to it.
     except TypeError:
-        return bool(one == other)
+        return bool(first == second)
 
 
 def _fingerprint_by(store: Store, keys: tuple[str, ...]) -> str:
@@ -204,8 +204,8 @@ def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint:
 
 def _with_notice(store: Store) -> Store:
     """The store itself, once it is said that it is of the old kind."""
-    if is_of_old_kind(store) and store.path not in _said:
-        _said.add(store.path)
+    if is_of_old_kind(store) and store.path not in _noticed:
+        _noticed.add(store.path)
         say(
             f"{store.path} was made by an earlier version, which didn't record all that made it: used as it is; "
             f"where its pictures are, {rebuild_hint(store.path, store.attrs)} checks some of them and takes it over"

@@ -156,9 +156,9 @@ def _check_array(
         raise GeoError(f"chunk_grid: chunks of {[rows, *others]} in {array.shape} can't be read", where=where)
     if array.data_type not in codecs:
         raise GeoError(f"data_type: {array.data_type!r:.40}, not {' or '.join(codecs)}", where=where)
-    given = [(codec.name, codec.configuration) for codec in array.codecs]
-    if given != [codecs[array.data_type], ("crc32c", {})]:
+    written = [(codec.name, codec.configuration) for codec in array.codecs]
+    if written != [codecs[array.data_type], ("crc32c", {})]:
         raise GeoError(
-            f"codecs: {', '.join(name for name, _ in given)!r:.80} are not {codecs[array.data_type][0]} and crc32c",
+            f"codecs: {', '.join(name for name, _ in written)!r:.80} are not {codecs[array.data_type][0]} and crc32c",
             where=where,
         )

@@ -132,7 +132,9 @@ def globals_first(arguments: list[str], command: Any) -> list[str]:
         arguments: the command line without `geo`.
         command: `geo`, as the parser knows it.
     """
-    own = {name: option for option in command.params for name in option.opts if name != "--version"}
+    global_options = {
+        name: option for option in command.params for name in option.opts if name != "--version"
+    }
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -142,15 +144,15 @@ def globals_first(arguments: list[str], command: Any) -> list[str]:
             break
         name, equals, _ = word.partition("=")
         options = {known: option for option in command.params for known in option.opts}
-        option = own.get(name) or options.get(name)
+        option = global_options.get(name) or options.get(name)
         if option is not None and not equals and not getattr(option, "is_flag", True):
             # The option's value, whatever it looks like; of an option that has none the parser says so, where it comes last.
             value = next(words, None)
             if value is None:
-                return [*first, word] if name in own else [*first, *rest, word]
-            (first if name in own else rest).extend((word, value))
+                return [*first, word] if name in global_options else [*first, *rest, word]
+            (first if name in global_options else rest).extend((word, value))
             continue
-        (first if name in own else rest).append(word)
+        (first if name in global_options else rest).append(word)
         if option is None and not word.startswith("-"):
             command = getattr(command, "commands", {}).get(word, command)
     return first + rest

@@ -151,8 +151,8 @@ def find_loss(jpeg: Jpeg) -> str:
         low, high = 0, len(ends) - 1
         while low < high and left[0] > 0:
             middle = (low + high) // 2
-            found = _EXTRANEOUS.search(_complaint(_cut(data, ends[middle]), jpeg, left))
-            low, high = (low, middle) if found else (middle + 1, high)
+            complains = _EXTRANEOUS.search(_complaint(_cut(data, ends[middle]), jpeg, left))
+            low, high = (low, middle) if complains else (middle + 1, high)
         if not ends:
             return ""
         end, count = ends[low], int(extraneous[1])
@@ -242,8 +242,8 @@ def _decoded(data: bytes, jpeg: Jpeg, left: list[int]) -> tuple[str, bytes]:
         try:
             return complaint, simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=strict).tobytes()
         except Exception as error:
-            said = str(error) or "broken"
-            complaint = complaint or ("" if _EXTRANEOUS.search(said) else said)
+            text = str(error) or "broken"
+            complaint = complaint or ("" if _EXTRANEOUS.search(text) else text)
     return complaint, b""
 
 

@@ -87,13 +87,13 @@ def view_table(
     whole = score(present)
     rows = []
     for v, view in enumerate(view_names):
-        this = np.arange(present.shape[1]) == v
-        hidden = score(present & ~this)
+        is_view = np.arange(present.shape[1]) == v
+        hidden = score(present & ~is_view)
         rows.append(
             {
                 "view": view,
                 "samples": int(present[:, v].sum()),
-                "alone": score(present & this),
+                "alone": score(present & is_view),
                 "hidden": hidden,
                 "cost": None if whole is None or hidden is None else whole - hidden,
             }

@@ -71,11 +71,11 @@ def _only_backbone(run: Run) -> dict[str, Any]:
     return stores[0]
 
 
-def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two runs' stores were made by one backbone, as far as they say."""
-    functions = [store["function"] for store in (one, other) if store["function"] is not None]
+    functions = [store["function"] for store in (first, second) if store["function"] is not None]
     return (
-        one["weights_sha256"] == other["weights_sha256"]
+        first["weights_sha256"] == second["weights_sha256"]
         and (len(functions) < 2 or functions[0] == functions[1])
-        and same_preprocessing(one["preprocessing"], other["preprocessing"])
+        and same_preprocessing(first["preprocessing"], second["preprocessing"])
     )
