@@ -276,7 +276,9 @@ def _choose(task: Task, state: TrainingState, epoch: int, validation: Validation
     scores = [validation.scores["val_score"]]
     # A checkpoint of an earlier version knows of no parts, and doesn't learn of them half way.
     if not epoch or progress.part_epochs:
-        scores += scores_without(predictions, task.val_truth, deal_val(task))
+        # JSON knows no infinity, which a sample without others gives: below any score is enough.
+        without = scores_without(predictions, task.val_truth, deal_val(task))
+        scores += [max(score, -1.0) for score in without]
     patience = task.finetune.patience
     choice = _choice(progress, patience) if epoch else EpochChoice(patience)
     choice.note(epoch, scores)

@@ -663,6 +663,14 @@ def test_an_option_of_speed_or_memory_changes_no_result(config: Config, run: Run
     )
 
 
+def test_one_sample_is_enough_to_be_held_out(config: Config) -> None:
+    """It has no others to choose its epoch, and keeps the start's."""
+    fit_heads(having(config, training={"val_split": 0.005, "epochs": 1}), name="first")
+    done = tune(having(config), limit=8)
+    assert (done.val["samples"], done.epochs) == (1, 1)
+    assert done.val["score"] == pytest.approx(done.frozen_score)
+
+
 def test_with_nothing_held_out_the_last_epoch_is_taken(config: Config) -> None:
     fit_heads(having(config, training={"val_split": 0.001, "epochs": 1}), name="first")
     done = tune(having(config, epochs=2, patience=1))
