@@ -369,7 +369,9 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
         values: NDArray[Any] | None = None
         status, seen = np.full((n, v), MISSING, dtype=np.uint8), np.zeros((n, v), dtype=bool)
         first = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=["sample_id", "view", "embedding"]):
+        # In threads, damaged pages have ended the process, as in `read_columns`.
+        names = ["sample_id", "view", "embedding"]
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
             i = _places(file, batch.column("sample_id"), "sample_id", row_of, first)
             k = _places(file, batch.column("view"), "view", column_of, first)
             flat = i * v + k
