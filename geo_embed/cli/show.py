@@ -69,6 +69,15 @@ def chosen_rows(score: float | None) -> list[tuple[str, str]]:
     )
 
 
+def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:
+    """How many of the held-out samples have a near twin in training, and the score of the others."""
+    if not samples:
+        return []
+    without = twins["score_without"]
+    alone = "" if without is None or not twins["samples"] else f"; score without them {without:.4f}"
+    return [("near twins", f"{twins['samples']:,} held-out samples have one in training{alone}")]
+
+
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """Metrics for people; those of a run of an earlier version lack some."""
     if not scores["samples"]:

@@ -26,6 +26,7 @@ from geo_embed.cli.show import (
     metric_rows,
     print_result,
     print_splits,
+    twin_rows,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import OnBadImage, Preset
@@ -155,6 +156,7 @@ def _fit_heads(
             ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"),
             *metric_rows(fit.val),
             *chosen_rows(fit.chosen_score),
+            *twin_rows(fit.twins, fit.val["samples"]),
             *spread,
         ],
     )

@@ -22,6 +22,8 @@ ALWAYS_TRAINING = -1
 # An inner validation has so many rows, where they are no more than this share of the training rows: with fewer, the
 # noise of the score, some 0.3/√n, is what chooses.
 _ENOUGH_ROWS, _MOST_OF_ROWS = 1000, 0.25
+# Of `group_km`, where groups are too large: to a thousandth.
+_HALVINGS = 10
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,29 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
     return groups.rows(fold_of)
 
 
+def inner_groups(places: Places, training: Training, folds: int) -> tuple[NDArray[np.int64], float]:
+    """What stays together in folds within a run's training samples: samples that share pictures, and places.
+
+    Where the run's own split is by place, the same places as there. Else those closer than `group_km`, halved until no
+    group is larger than half a fold, ten times at most: towns that run into one another would be the whole country.
+
+    Args:
+        places: N samples.
+        training: validation and group_km.
+        folds: how many there will be.
+
+    Returns:
+        Groups (N,), and the distance (km).
+    """
+    km, most = training.group_km, max(1, len(places) // (2 * folds))
+    halvings = 0 if training.validation == "spatial" else _HALVINGS
+    for km in (training.group_km / 2**k for k in range(halvings + 1)):
+        group = spatial_groups(places.latitude, places.longitude, km)
+        if int(np.bincount(group).max(initial=0)) <= most:
+            break
+    return (group if places.tied is None else merge_groups(group, places.tied)), km
+
+
 def class_folds(
     labels: NDArray[np.int64], folds: int, seed: int, tied: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
@@ -471,7 +496,7 @@ def _group_rows(order: NDArray[np.int64], group: NDArray[np.int64], labels: NDAr
 
 def _smaller_step(places: Places, km: float, most: int) -> str:
     """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
-    for halvings in range(1, 11):
+    for halvings in range(1, _HALVINGS + 1):
         step = float(f"{km / 2**halvings:.1g}")
         largest = int(np.bincount(spatial_groups(places.latitude, places.longitude, step)).max())
         if largest <= most:

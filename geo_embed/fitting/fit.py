@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from geo_embed import geography
-from geo_embed.answers import Predictions, Prior
+from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.config import Config, Model, Training
 from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import Places, validation_masks
@@ -22,6 +22,7 @@ from geo_embed.devices import pick_device
 from geo_embed.files import file_sha256
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
+from geo_embed.fitting.leaks import near_twins
 from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
 from geo_embed.fitting.train import TrainedHeads, Validated, find_refiner, gallery_of
@@ -33,6 +34,8 @@ from geo_embed.metrics import final_metrics, metrics
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
 
+# A larger share of held-out samples with a near twin in training makes the score one of memory.
+_MOST_TWINS = 0.05
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
 
 
@@ -46,6 +49,8 @@ class Fit:
         parts: one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
         chosen_score: where held-out samples chose an epoch or a refinement, what the heads as they were chosen score on these
             very samples: too good, and what is published of such a recipe; else None.
+        twins: `samples`, how many held-out samples have a near twin among those that were trained on (leaks.py); and
+            `score_without`, the score of the others, None where there are none.
     """
 
     run: str
@@ -54,6 +59,7 @@ class Fit:
     val: dict[str, Any]
     parts: list[dict[str, Any]]
     chosen_score: float | None
+    twins: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,11 @@ def fit_run(
     if panel.reliability is not None:
         measured["calibration"] = panel.reliability
 
+    of_folds = {split.fold: split.val for split in splits}
+    is_twin = near_twins(examples, list(of_folds.values()))[val]
+    twins = _without_twins(val_predictions, truth, is_twin, training)
+    measured["twins"] = twins
+
     # 4. The run.
     train_truth, labels = examples.truth.take(train), examples.labels[train]
     centroids = geography.class_centroids(
@@ -208,7 +219,34 @@ def fit_run(
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
         writer.write_description(config, examples.encoder, counts, prior, provenance)
-    return Fit(name, seconds, max(part.epochs for part in fitted), scores, parts, chosen_score)
+    return Fit(
+        name,
+        seconds,
+        max(part.epochs for part in fitted),
+        scores,
+        parts,
+        chosen_score,
+        twins,
+    )
+
+
+def _without_twins(
+    predictions: Predictions, truth: Truth, twins: NDArray[np.bool_], training: Training
+) -> dict[str, Any]:
+    """What n held-out samples score without those (n,) that have a near twin in training; a warning where those are many."""
+    count, others = int(twins.sum()), ~twins
+    score = metrics(predictions.take(others), truth.take(others))["score"] if others.any() else None
+    if count > _MOST_TWINS * len(twins):
+        without = "" if score is None else f"; without them the score is {score:.4f}"
+        cure = (
+            ""
+            if training.validation == "spatial"
+            else ": --set training.validation=spatial holds places out whole"
+        )
+        warn(
+            f"{count:,} of {len(twins):,} held-out samples have a near twin among the training samples{without}{cure}"
+        )
+    return {"samples": count, "score_without": score}
 
 
 def plan(places: Places, training: Training) -> list[Split]:

@@ -1,5 +1,6 @@
 """`geo data leaks`: held-out samples that training samples give away."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,13 @@ from geo_embed.console import warn
 from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import Samples, load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
-from geo_embed.fitting.examples import join
+from geo_embed.fitting.examples import Examples, join
 from geo_embed.geography import haversine_km, to_unit_vectors
 
+# Places closer than this are the same; samples whose mean views are at least so similar show the same.
+SAME_KM, SAME_COSINE = 0.1, 0.999
+# Axes that twins are first looked for along, the samples that say which, and what float32 may add to a squared distance.
+_AXES, _AXES_ROWS, _ROUNDING = 32, 4000, 1e-5
 # Similarities that are held at once, 64 MB.
 _BLOCK = 16_000_000
 # Rows whose views are averaged at once, in float32.
@@ -71,7 +76,7 @@ class CachedViews:
     content_hash: NDArray[np.uint64]
 
 
-def check_leaks(config: Config, *, km: float = 0.1, cosine: float = 0.999) -> Leakage:
+def check_leaks(config: Config, *, km: float = SAME_KM, cosine: float = SAME_COSINE) -> Leakage:
     """Look for leaks in the split that the settings make of the train CSV, before anything is trained on it.
 
     Args:
@@ -119,8 +124,8 @@ def leaks(
     longitude: NDArray[np.float64],
     views: CachedViews | None,
     *,
-    km: float = 0.1,
-    cosine: float = 0.999,
+    km: float = SAME_KM,
+    cosine: float = SAME_COSINE,
 ) -> list[Leak]:
     """Held-out samples that a training sample gives away: for each, and for each kind, the closest one.
 
@@ -142,9 +147,31 @@ def leaks(
         return []
     all_leaks = _same_place(val_rows, train_rows, latitude, longitude, km)
     if views is not None:
-        all_leaks += _alike(val_rows, train_rows, views, cosine)
+        all_leaks += _alike(val_rows, train_rows, views.values, views.present, cosine)
         all_leaks += _same_image(val_rows, train_rows, views)
     return all_leaks
+
+
+def near_twins(examples: Examples, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Held-out samples (N,) with a near twin among those that their heads are trained on: the same place, or next to the same picture.
+
+    Samples that share a picture are on one side of every split, and are no twins.
+
+    Args:
+        examples: N of them.
+        masks: (N,) each, True for those that one set of heads holds out.
+    """
+    twins = np.zeros(len(examples), dtype=bool)
+    truth = examples.truth
+    for val in masks:
+        val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
+        if len(val_rows) and len(train_rows):
+            for leak in (
+                *_same_place(val_rows, train_rows, truth.latitude, truth.longitude, SAME_KM),
+                *_alike(val_rows, train_rows, examples.values, examples.present, SAME_COSINE),
+            ):
+                twins[leak.held_out] = True
+    return twins
 
 
 def _open(
@@ -184,13 +211,18 @@ def _same_place(
     return [Leak("place", int(val[k]), int(nearest[k]), float(away[k])) for k in close]
 
 
-def _alike(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews, cosine: float) -> list[Leak]:
+def _alike(
+    val: NDArray[np.int64],
+    train: NDArray[np.int64],
+    values: NDArray[Any],
+    present: NDArray[np.bool_],
+    cosine: float,
+) -> list[Leak]:
     # 1. The mean of each sample's views, about the mean of all samples, as a unit vector.
-    present = views.present
-    means = np.empty((len(present), views.values.shape[2]), dtype=np.float32)
+    means = np.empty((len(present), values.shape[2]), dtype=np.float32)
     for start in range(0, len(means), _MEAN_ROWS):
         part = slice(start, start + _MEAN_ROWS)
-        summed = (views.values[part].astype(np.float32) * present[part, :, None]).sum(axis=1)
+        summed = (values[part].astype(np.float32) * present[part, :, None]).sum(axis=1)
         means[part] = summed / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
     seen = np.asarray(present.any(axis=1))
     means -= means[seen].mean(axis=0)
@@ -198,12 +230,25 @@ def _alike(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews,
     means[~seen] = 0
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
-    # 2. Of each held-out sample the most similar training sample, block by block of the matrix of cosines.
+    # 2. Twins stay near in any projection: |Pu − Pv|² ≤ |u − v|² = 2 − 2 cos(u, v) for orthonormal axes P. In the few axes along which
+    # samples vary most hardly any other pair is as near, so that a small part of the held-out samples needs whole cosines.
+    axes = _main_axes(means[train[:: max(1, len(train) // _AXES_ROWS)]])
+    near, train_near = means[val] @ axes, means[train] @ axes
+    square, most = np.square(train_near).sum(axis=1), 2 - 2 * cosine + _ROUNDING
+    block = max(1, _BLOCK // len(train))
+    doubtful = [
+        start
+        + np.flatnonzero((square - 2 * part @ train_near.T).min(axis=1) + np.square(part).sum(axis=1) <= most)
+        for start in range(0, len(val), block)
+        for part in [near[start : start + block]]
+    ]
+    candidates = val[np.concatenate(doubtful)]
+
+    # 3. Of each of those the most similar training sample, block by block of the matrix of cosines.
     alike: list[Leak] = []
     train_means = means[train].T
-    block = max(1, _BLOCK // len(train))
-    for start in range(0, len(val), block):
-        rows = val[start : start + block]
+    for start in range(0, len(candidates), block):
+        rows = candidates[start : start + block]
         similar = means[rows] @ train_means
         nearest = similar.argmax(axis=1)
         best = similar[np.arange(len(rows)), nearest]
@@ -212,6 +257,13 @@ def _alike(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews,
             for k in np.flatnonzero(best >= cosine)
         ]
     return alike
+
+
+def _main_axes(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The axes (D, 32 at most) along which vectors (n, D) vary most, orthonormal."""
+    covariance = vectors.T @ vectors
+    axes: NDArray[np.float32] = np.linalg.eigh(covariance)[1][:, -_AXES:].astype(np.float32)
+    return axes
 
 
 def _same_image(val: NDArray[np.int64], train: NDArray[np.int64], views: CachedViews) -> list[Leak]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import say
-from geo_embed.data.holdout import class_folds
+from geo_embed.data.holdout import Places, class_folds, inner_groups
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import find_refiner, gallery_of, train
 from geo_embed.heads.calibration import fit_temperature
@@ -37,7 +37,7 @@ from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Region, make_region
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.registry import HEADS
-from geo_embed.sphere import great_circle_km
+from geo_embed.sphere import great_circle_km, unit_to_degrees
 
 # All of them: geocells over standardised features. τ = 40 km for the cells; the states' labels are hard.
 _MODEL = {"head": "geocells", "standardise": True, "head_hidden": 512, "head_depth": 2, "dropout": 0.3}
@@ -196,9 +196,7 @@ def _race_small(
     cells, device = region.cells, rows.labels.device
     assert cells is not None
     members = _affordable(_small_members(base, fusion, len(rows)), rows, region, budget)
-    val_parts = [
-        part.to(device) for part in _folds(rows.labels.cpu().numpy(), _SMALL_FOLDS, seed, _tied(rows))
-    ]
+    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, seed)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
         cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
@@ -240,7 +238,7 @@ def _race_large(
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
     """
     # A tenth is held out; of it, and of a shuffle of the rest, the first rows take part.
-    val_part, *train_parts = _folds(rows.labels.cpu().numpy(), 10, seed, _tied(rows))
+    val_part, *train_parts = _folds(rows, base.training, 10, seed)
     shuffled = torch.cat(train_parts)[
         torch.randperm(sum(map(len, train_parts)), generator=torch.Generator().manual_seed(seed))
     ]
@@ -401,15 +399,15 @@ def _mix(answers: list[Answer], inner: _InnerValidation) -> tuple[float, ...]:
     return tuple(float(count) for count in best_counts / best_counts.sum())
 
 
-def _tied(rows: Rows) -> NDArray[np.int64] | None:
-    return None if rows.tied is None else rows.tied.cpu().numpy()
-
-
-def _folds(
-    labels: NDArray[np.int64], count: int, seed: int, tied: NDArray[np.int64] | None = None
-) -> list[Tensor]:
-    """The rows of each fold, ascending."""
-    fold = class_folds(labels, count, seed, tied)
+def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor]:
+    """The rows of each fold, ascending; a place, and a picture, are in one fold alone: else who remembers best would win."""
+    latitude, longitude = unit_to_degrees(rows.points.cpu()).numpy().T
+    labels = rows.labels.cpu().numpy()
+    tied = None if rows.tied is None else rows.tied.cpu().numpy()
+    places = Places(np.arange(len(rows)).astype(object), labels, latitude, longitude, tied)
+    groups, km = inner_groups(places, training, count)
+    say(f"race: places closer than {km:.3g} km are held out together")
+    fold = class_folds(labels, count, seed, groups)
     return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 

@@ -21,6 +21,8 @@ from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.fitting.examples import open_training_data
 from geo_embed.fitting.leaks import CachedViews, Leak, check_leaks, leaks
+from geo_embed.geography import haversine_km
+from geo_embed.metrics import competition_score
 
 # Along a meridian.
 KM = 1 / 111.19492664455873
@@ -79,6 +81,33 @@ def test_views_that_are_missing_on_both_sides_are_no_leak() -> None:
     views.values[~present], views.content_hash[~present] = 0, 0
     assert leaks(val, latitude, longitude, replace(views, present=present)) == []
     assert {leak.kind for leak in leaks(val, latitude, longitude, views)} == {"view", "embedding"}
+
+
+@pytest.mark.parametrize("cosine", [0.999, 0.9, 0.5, -1.0])
+def test_of_each_held_out_sample_the_most_similar_one_is_found_as_by_comparing_them_all(
+    cosine: float,
+) -> None:
+    rng = np.random.default_rng(5)
+    n, dim = 300, 48
+    base = rng.normal(size=(n, dim))
+    # Neighbours at all distances, in a space where a few directions dominate.
+    base[1::2] = base[::2] + rng.normal(size=(n // 2, dim)) * np.geomspace(1e-3, 3, n // 2)[:, None]
+    values = (base * np.geomspace(10, 0.5, dim))[:, None].astype(np.float32)
+    views = CachedViews(values, np.ones((n, 1), dtype=bool), np.arange(1, n + 1, dtype=np.uint64)[:, None])
+    val = np.arange(n) % 3 == 0
+    far_apart = rng.permutation(n) / n * 100 - 50
+
+    found = leaks(val, far_apart, far_apart, views, cosine=cosine)
+
+    centred = values[:, 0].astype(np.float64) - values[:, 0].mean(axis=0, dtype=np.float64)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = unit[val] @ unit[~val].T
+    expected = {
+        int(np.flatnonzero(val)[k]): int(np.flatnonzero(~val)[cosines[k].argmax()])
+        for k in np.flatnonzero(cosines.max(axis=1) >= cosine)
+    }
+    assert {leak.held_out: leak.training for leak in found if leak.kind == "embedding"} == expected
+    assert len(expected) > 3
 
 
 def test_without_embeddings_places_are_compared_alone_and_an_empty_part_leaks_nothing() -> None:
@@ -217,3 +246,26 @@ def test_a_store_of_another_csv_is_an_error_and_one_that_cannot_be_compared_a_wa
     pd.read_csv(own.train_csv).iloc[::-1].to_csv(own.train_csv, index=False)
     with pytest.raises(GeoError, match="no longer fits"):
         check_leaks(own.config())
+
+
+def test_a_fit_says_how_many_held_out_samples_have_a_near_twin_and_what_the_others_score(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out, _ = move_next_to_a_training_sample(own)
+    ran = command(capsys, *own.options(), "--json", "fit-heads", "--preset", "pigeon", "--name", "fit")
+
+    table = pd.read_parquet(own.config().paths.runs_dir / "fit" / "val_predictions.parquet")
+    others = table[table.sample_id.astype(str) != held_out]
+    assert len(others) == len(table) - 1
+    ranked = others[[f"state_idx_{rank}" for rank in range(1, 6)]].to_numpy()
+    km = haversine_km(*others[["latitude", "longitude", "true_latitude", "true_longitude"]].to_numpy(float).T)
+    score = competition_score(ranked, others.true_state_idx.to_numpy(), km)[0]
+    assert ran.json["twins"] == {"samples": 1, "score_without": pytest.approx(score)}
+    # One of thirteen is many.
+    assert f"1 of {len(table)} held-out samples have a near twin" in ran.err
+    assert "--set training.validation=spatial" in ran.err
+
+    options = [*own.options(), "--set", "training.validation=spatial"]
+    by_place = command(capsys, *options, "fit-heads", "--preset", "pigeon", "--name", "by-place")
+    assert "near twins" in by_place.out
+    assert "0 held-out samples" in by_place.out

@@ -14,6 +14,7 @@ from rows import region_of, rows_of
 from geo_embed import geography
 from geo_embed.bench.planted import planted
 from geo_embed.config import Model, Training
+from geo_embed.data.holdout import Places, inner_groups
 from geo_embed.fitting import race as room
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import TrainedHeads, train
@@ -265,7 +266,9 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
     assert raced[:3] == ["probe", "average", "evidence"]
     assert len(race.chosen) == 1
     # A tenth is held out in the race, and all of it is trained on in the end.
-    assert [len(train_rows) for train_rows in fits] == [360] * len(raced) + [400]
+    assert [len(train_rows) for train_rows in fits] == [len(fits[0])] * len(raced) + [400]
+    # A place is held out whole, so that some more or fewer are.
+    assert abs(len(fits[0]) - 360) <= 5
     winner = max(race.trials, key=lambda trial: trial.score).member
     assert race.chosen == [f"{winner} × 1.00"]
     stingy, short = room.fit_best(rows, classes, *settings(1e-6), seed=0)
@@ -287,15 +290,12 @@ def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
 
 def test_folds_cover_everything_once_and_share_every_class() -> None:
     labels = np.repeat([0, 1, 2], [40, 20, 8])
-    parts = room._folds(labels, 4, seed=1)
+    # Places a degree apart.
+    points = torch.from_numpy(geography.to_unit_vectors(np.zeros(68), np.arange(68.0)))
+    rows = Rows(torch.zeros(68, 1, 3), torch.ones(68, 1, dtype=torch.bool), torch.from_numpy(labels), points)
+    parts = room._folds(rows, Training(), 4, seed=1)
     assert torch.cat(parts).sort().values.tolist() == list(range(68))
     assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
-    tied = np.arange(68)
-    tied[[3, 41, 60, 67]] = 3
-    fold = np.empty(68, dtype=int)
-    for k, part in enumerate(room._folds(labels, 4, 1, tied)):
-        fold[part.numpy()] = k
-    assert len(set(fold[[3, 41, 60, 67]])) == 1
 
 
 @pytest.mark.slow
@@ -313,3 +313,49 @@ def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> No
     )
     assert chosen.val["score"] > plain.val["score"] + 0.05
     assert chosen.val["samples"] == plain.val["samples"]
+
+
+def test_places_and_pictures_are_in_one_inner_fold_alone_whatever_the_run_itself_does() -> None:
+    """Bursts of five samples a few hundred metres apart: dealt by class alone they would be in every fold."""
+    rng = np.random.default_rng(2)
+    n = 40
+    latitude = np.repeat(rng.uniform(30, 45, n), 5) + rng.normal(size=5 * n) * 1e-3
+    longitude = np.repeat(rng.uniform(-110, -80, n), 5) + rng.normal(size=5 * n) * 1e-3
+    tied = np.arange(5 * n)
+    tied[7] = tied[193]  # the same picture at two ends of the country
+    points = torch.from_numpy(geography.to_unit_vectors(latitude, longitude))
+    labels = torch.from_numpy(np.repeat(np.arange(n) % 4, 5))
+    rows = Rows(
+        torch.zeros(5 * n, 1, 3),
+        torch.ones(5 * n, 1, dtype=torch.bool),
+        labels,
+        points,
+        torch.from_numpy(tied),
+    )
+    for validation in ("random", "spatial"):
+        folds = room._folds(rows, Training.model_validate({"validation": validation}), 4, seed=0)
+
+        fold_of = torch.empty(5 * n, dtype=torch.int64)
+        for k, members in enumerate(folds):
+            fold_of[members] = k
+        assert all(len(burst.unique()) == 1 for burst in fold_of.view(n, 5))
+        assert fold_of[7] == fold_of[193]
+        assert max(map(len, folds)) - min(map(len, folds)) <= 10
+
+
+def test_where_towns_run_into_one_another_inner_folds_keep_shorter_distances_together() -> None:
+    """A chain of places 2 km apart is one group of 5 km steps; no fold could be held out."""
+    n = 200
+    places = Places(
+        np.arange(n).astype(object),
+        np.zeros(n, dtype=np.int64),
+        np.full(n, 40.0),
+        -100 + np.arange(n) * 2 / 85.2,
+    )
+    groups, km = inner_groups(places, Training(group_km=5.0), 4)
+    assert km == 1.25
+    assert len(np.unique(groups)) == n
+
+    # A run that is validated by place says itself what is one place.
+    groups, km = inner_groups(places, Training(group_km=5.0, validation="spatial"), 4)
+    assert (km, len(np.unique(groups))) == (5.0, 1)
