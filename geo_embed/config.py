@@ -118,6 +118,14 @@ class Model(_Group):
         "Stored as float16, as float32 only where float32 is asked for by name",
     )
     device: Device = Field("auto", description="where models run")
+    deterministic: bool | None = Field(
+        None,
+        description="let cuDNN take the same algorithm each time, and try none out; default: as torch has it",
+    )
+    tf32: bool | None = Field(
+        None,
+        description="let CUDA multiply float32 with 10 bits of mantissa, in matrices and in cuDNN; default: as torch has it",
+    )
     plugins: tuple[str, ...] = Field(
         (),
         description="Python files or modules whose import registers fusions, heads, losses or calibrations to be "

@@ -1,7 +1,11 @@
 """Where tensors live and in which precision: devices, dtypes, and how many parameters a module has."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
+from geo_embed.config import Config, Model
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
@@ -26,6 +30,48 @@ def pick_device(name: str) -> "torch.device":
             hint="use --device cpu, or --device auto",
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def torch_switches(model: Model) -> Iterator[None]:
+    """Torch's switches as `model.deterministic` and `model.tf32` ask, and as they were afterwards; one that isn't asked for stays.
+
+    They are the process's: whatever else computes in it meanwhile computes by them, too.
+    """
+    if model.deterministic is None and model.tf32 is None:
+        yield
+        return
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        if model.deterministic is not None:
+            cudnn.deterministic = model.deterministic
+            # Trying algorithms out takes the fastest, which differs from run to run.
+            cudnn.benchmark = cudnn.benchmark and not model.deterministic
+        if model.tf32 is not None:
+            cudnn.allow_tf32 = matmul.allow_tf32 = model.tf32
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def with_torch_switches(
+    verb: Callable[Concatenate[Config, P], R],
+) -> Callable[Concatenate[Config, P], R]:
+    """Decorator of a verb that computes by settings, its first argument: by their `torch_switches`."""
+
+    @wraps(verb)
+    def computed(config: Config, *arguments: P.args, **named: P.kwargs) -> R:
+        with torch_switches(config.model):
+            return verb(config, *arguments, **named)
+
+    return cast("Callable[Concatenate[Config, P], R]", computed)
 
 
 def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":

@@ -35,7 +35,7 @@ from geo_embed.cache.store import (
 from geo_embed.config import Config, Model
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 
 # How alike an image embedded again must be; bfloat16 on another device stays above it, another image doesn't.
@@ -181,6 +181,7 @@ def find_pending(store: Store) -> Pending | None:
     return Pending(store.path, int(pending.sum()), [], [command])
 
 
+@with_torch_switches
 def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> list[StoreProblem]:
     """Embed a sample of images again, and compare file and embedding with what the store says.
 

@@ -39,7 +39,7 @@ from geo_embed.config import Config, Model, OnDamagedImage
 from geo_embed.console import progress, say, warn
 from geo_embed.data.images import Preprocessing
 from geo_embed.data.samples import Samples, load_samples
-from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.devices import pick_device, pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import Embedder, default_batch_size
 from geo_embed.extraction.reader import (
@@ -122,6 +122,7 @@ class _ImageChanged(Exception):
     """An image is not the one that the store's committed embedding was made from."""
 
 
+@with_torch_switches
 def extract(
     config: Config, split: str, *, part: tuple[int, int] | None = None, limit: int | None = None
 ) -> Extraction:

@@ -14,7 +14,7 @@ import torch
 from geo_embed.cache.find import find_store, store_attributes
 from geo_embed.config import Config, Finetune, Training
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_dtype
+from geo_embed.devices import pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, remove_directory
 from geo_embed.finetuning.checkpoint import latest_checkpoint, read_state
@@ -59,6 +59,7 @@ class Finetuned:
     samples_per_second: float | None
 
 
+@with_torch_switches
 def finetune(
     config: Config,
     *,

@@ -54,6 +54,8 @@ def merge_config(config: Config, run: Run) -> Config:
     model = run.config.model.model_copy(
         update={
             "device": config.model.device,
+            "deterministic": config.model.deterministic,
+            "tf32": config.model.tf32,
             "backbone_name": _backbone_name(config.model.backbone_name, run),
         }
     )

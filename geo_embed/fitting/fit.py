@@ -18,7 +18,7 @@ from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.files import file_sha256
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
@@ -120,6 +120,7 @@ class FittedHeads:
     chosen: Predictions | None = None
 
 
+@with_torch_switches
 def fit_heads(
     config: Config,
     *,

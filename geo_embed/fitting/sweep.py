@@ -32,7 +32,7 @@ from geo_embed.cache.store import Store
 from geo_embed.config import Config, Model, Training
 from geo_embed.console import on_terminal, say
 from geo_embed.data.holdout import inner_held_out
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, first_fault, read_json, write_json
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
@@ -123,6 +123,7 @@ class _InnerTask:
         return make_job(self.dataset, self.split, *settings, self.rows, cross_fit=False)
 
 
+@with_torch_switches
 def sweep(
     config: Config,
     *,

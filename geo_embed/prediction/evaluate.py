@@ -13,7 +13,7 @@ from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.data.samples import load_samples, text_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import final_metrics
@@ -34,6 +34,7 @@ from geo_embed.runs.table import read_predictions
 By = Literal["class", "view", "border", "distance", "calibration"]
 
 
+@with_torch_switches
 def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()) -> dict[str, Any]:
     """Metrics of a run, as in the contract, with `score_interval`; and under its name each table that is asked for.
 

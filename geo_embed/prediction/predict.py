@@ -15,7 +15,7 @@ from geo_embed.config import Augment, Config, OnDamagedImage, Paths
 from geo_embed.console import warn
 from geo_embed.data import images
 from geo_embed.data.samples import load_samples, text_ids
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import by_state, combine
@@ -25,6 +25,7 @@ from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.table import write_predictions
 
 
+@with_torch_switches
 def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
     """Predict a whole split from its store, and write `<split>_predictions.parquet` into the run.
 
@@ -138,6 +139,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
     )
 
 
+@with_torch_switches
 def predict_images(
     config: Config, run: Run, paths: list[Path], *, backbone: str | None = None
 ) -> Predictions:
