@@ -196,6 +196,23 @@ def test_the_samples_learnt_from_have_tables_too_and_nothing_is_written(config: 
     assert learnt["view"][0]["samples"] == learnt["samples"]
 
 
+def test_a_score_of_samples_that_were_trained_on_has_no_interval_and_is_called_what_it_is(
+    config: Config, run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnt, held_out = evaluate(config, run, "train"), evaluate(config, run)
+    assert learnt["trained_on"] is True
+    assert learnt["score_interval"] == [None, None]
+    assert held_out["trained_on"] is False
+    assert None not in held_out["score_interval"]
+    said = command(capsys, *country.options(tmp_path), "evaluate", "first", "--split", "all")
+    assert said.code == 0, said.err
+    train, val = said.out.split("[val]")
+    word = "trained on these samples: not a score to believe"
+    assert word in train
+    assert word not in val
+    assert f"score        {learnt['score']:.4f}, states" in train
+
+
 # ---------------------------------------------------------------- the command
 
 
