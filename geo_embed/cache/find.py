@@ -131,8 +131,11 @@ def stores_made_by(cache_dir: Path, split: str, attrs: dict[str, Any]) -> list[S
 
 
 def is_made_alike(store: Store, other: Store) -> bool:
-    """Whether embeddings of one store may stand for the other's: both say that they were made by the same."""
-    keys = [key for key in _MADE_BY if key != "preprocessing"]
+    """Whether embeddings of one store may stand for the other's: both say that they were made by the same.
+
+    Which views a store has, and in which order, changes no picture's embedding.
+    """
+    keys = [key for key in _MADE_BY if key not in ("preprocessing", "view_names")]
     return all(store.attrs.get(key) == other.attrs.get(key) for key in keys) and same_preprocessing(
         store.attrs.get("preprocessing"), other.attrs.get("preprocessing")
     )

@@ -1,6 +1,7 @@
 """Embeddings at hand, by the content of the image that they belong to: copied, not computed again.
 
-Sources are all stores of the fingerprint: of this split, of the other, and superseded ones until their successor is whole.
+Sources are all stores of the fingerprint: of this split, of the other, and superseded ones until their successor is whole; and the
+stores of other views that were made by the same in everything else.
 """
 
 from contextlib import suppress
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.find import is_made_alike
-from geo_embed.cache.storage import sibling_paths
+from geo_embed.cache.find import is_made_alike, is_of_old_kind
+from geo_embed.cache.storage import sibling_paths, store_paths
 from geo_embed.cache.store import OK, Store, is_whole, open_store, read_chunk, read_content_hash, read_status
 from geo_embed.errors import GeoError
 
@@ -50,7 +51,7 @@ class Sources:
 
 
 def gather_sources(path: Path) -> Sources:
-    """Every embedding that stores of the fingerprint of the store at `path` hold.
+    """Every embedding that stores of the fingerprint of the store at `path` hold, or that differ from it in nothing but their views.
 
     A committed embedding is never overwritten: what is gathered stays true while stores grow. Stores that can't be read
     are left out, and those that weren't made, or don't say that they were, by what makes this one.
@@ -61,9 +62,13 @@ def gather_sources(path: Path) -> Sources:
     stores: list[Store] = []
     hashes: list[NDArray[np.uint64]] = []
     places: list[NDArray[np.int64]] = []
-    for sibling in sibling_paths(path):
+    paths = sibling_paths(path)
+    # Of another folder only what is recorded says how it was made: nothing is copied on the strength of what two stores leave open.
+    if target is not None and not is_of_old_kind(target):
+        paths += [other for other in store_paths(path.parents[1]) if other.parent != path.parent]
+    for source in paths:
         try:
-            store = open_store(sibling, writable=False)
+            store = open_store(source, writable=False)
             if target is not None and not is_made_alike(store, target):
                 continue
             embedded = read_status(store) == OK

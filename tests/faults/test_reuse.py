@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from small import Small, content
 
-from geo_embed.cache.store import open_store, read_store
+from geo_embed.cache.store import open_store, read_store, rewrite_attributes
 from geo_embed.extraction.extract import Extraction, extract
 
 if TYPE_CHECKING:
@@ -126,6 +127,29 @@ def test_pictures_of_the_train_split_are_not_computed_again_for_the_test_split(s
     for view in ("north", "south"):
         small.picture(2, view, "test").write_bytes(small.picture(5, view).read_bytes())
     assert counts(again(small, "test")) == (14, 2)
+
+
+@pytest.mark.parametrize(
+    "views", [["north", "east", "south"], ["west", "south", "east", "north"], ["south"]], ids=len
+)
+def test_pictures_of_a_store_of_other_views_are_not_computed_again(small: Small, views: list[str]) -> None:
+    all_views = small.store()
+    fewer = extract(small.config(model__view_names=views), "train")
+    assert counts(fewer) == (0, 8 * len(views))
+    # And back: the store of all views is made anew from the other's.
+    assert fewer.store.parent != all_views.parent
+    shutil.rmtree(all_views.parent)
+    assert counts(again(small)) == (8 * (4 - len(views)), 8 * len(views))
+
+
+def test_a_store_of_other_views_made_otherwise_is_no_source(small: Small) -> None:
+    """Another resize, another precision, and a store that leaves open what made it: each is computed for itself."""
+    three = ["north", "east", "south"]
+    store = open_store(small.store())
+    for change in ({"model__exact": True}, {"model__dtype": "float32"}):
+        assert counts(extract(small.config(model__view_names=three, **change), "train")) == (24, 0)
+    rewrite_attributes(store, store.attrs | {"function": None})
+    assert counts(extract(small.config(model__view_names=three), "train")) == (24, 0)
 
 
 def test_the_earlier_store_stays_a_source_until_the_new_one_is_whole(small: Small) -> None:
