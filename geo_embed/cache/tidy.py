@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +41,15 @@ class StoreSummary:
 
 @dataclass
 class Garbage:
-    """What nothing needs: paths and what they are; `bytes` in all; whether it was deleted."""
+    """What nothing needs: paths and what they are; `bytes` in all; whether it was deleted.
+
+    `kept` are imports that no run was fitted on: nothing here can make them again, so they go by name alone.
+    """
 
     stores: list[dict[str, Any]] = field(default_factory=list)
     bytes: int = 0
     deleted: bool = False
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
 
 def summarise(
@@ -79,7 +83,11 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
 
 
 def collect_garbage(
-    config: Config, *, runs: Mapping[str, list[str]] | None = None, delete: bool = False
+    config: Config,
+    *,
+    runs: Mapping[str, list[str]] | None = None,
+    imports: Collection[str] = (),
+    delete: bool = False,
 ) -> Garbage:
     """Find, and on request delete, what no command will read again.
 
@@ -87,11 +95,16 @@ def collect_garbage(
         config: where the cache lies, and which stores belong to the present settings.
         runs: the names of the runs fitted on each fingerprint; where it is given, stores that no run was fitted on and
             that don't belong to the present settings are garbage, too.
+        imports: names of imports that may be garbage like other stores.
         delete: do it, instead of only saying it.
+
+    Raises:
+        GeoError: there is no import of such a name.
     """
     cache_dir = config.paths.cache_dir
     put_right(cache_dir)
     candidates = list(_litter(cache_dir))
+    garbage = Garbage(deleted=delete)
     if runs is not None:
         used = set(runs)
         for split in SPLITS:
@@ -102,15 +115,28 @@ def collect_garbage(
         used |= {store.fingerprint for store in fitting_stores(stores, config.model)}
         for names in map(fingerprints_of, stores):
             used |= set() if used.isdisjoint(names) else {*names}
-        candidates += [
-            (store.path, store.path, "no run was fitted on it")
-            for store in stores
-            if used.isdisjoint(fingerprints_of(store)) and is_inside(store.path) and not is_busy(store.path)
-        ]
-    garbage = Garbage(deleted=delete)
-    for path, store, reason in candidates:
+        imported = {store.attrs["backbone"] for store in stores if store.attrs.get("imported")}
+        for name in imports:
+            if name not in imported:
+                raise GeoError(
+                    f"there is no import {name!r:.200}",
+                    where="--import",
+                    hint="`geo cache ls` lists the stores",
+                )
+        for store in stores:
+            if (
+                not used.isdisjoint(fingerprints_of(store))
+                or not is_inside(store.path)
+                or is_busy(store.path)
+            ):
+                continue
+            if store.attrs.get("imported") and store.attrs["backbone"] not in imports:
+                garbage.kept.append({"path": store.path, "backbone": store.attrs["backbone"]})
+            else:
+                candidates.append((store.path, store.path, "no run was fitted on it"))
+    for path, owner, reason in candidates:
         size, _ = usage(path)
-        if delete and not _delete(path, store):
+        if delete and not _delete(path, owner):
             continue
         garbage.stores.append({"path": path, "reason": reason, "bytes": size})
         garbage.bytes += size

@@ -16,7 +16,7 @@ from geo_embed.cli.options import (
 )
 from geo_embed.cli.show import print_result, readable_size
 from geo_embed.cli.threads import wait_passively
-from geo_embed.console import show
+from geo_embed.console import say, show, warn
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
 
@@ -30,6 +30,7 @@ def _cache_ls() -> None:
     from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config()
+    _warn_of_broken_runs(config.paths.runs_dir)
     stores, damaged = summarise(list_stores(config.paths.cache_dir), run_stores(config.paths.runs_dir))
     problems = unreadable_stores(config.paths.cache_dir) + damaged
     rows = [
@@ -59,6 +60,7 @@ def _cache_info(
 
     config = GLOBALS.config(model__backbone_name=backbone)
     chosen, problems = choose_stores(config.paths.cache_dir, config.model, split, store)
+    _warn_of_broken_runs(config.paths.runs_dir)
     summaries, damaged = summarise(chosen, run_stores(config.paths.runs_dir))
     problems += damaged
     if problems and not summaries:
@@ -139,15 +141,32 @@ def _cache_gc(
     unused: Annotated[
         bool, typer.Option("--unused", help="Also stores that no run and not the present settings use.")
     ] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="NAME",
+            help="With --unused: also this import, which only its file can make again. Repeatable.",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete, instead of only listing.")] = False,
 ) -> None:
     """List what nothing needs any more; delete it with --yes."""
     from geo_embed.cache.tidy import collect_garbage
-    from geo_embed.runs.run import run_stores
+    from geo_embed.runs.run import broken_runs, run_stores
 
+    if imports and not unused:
+        raise typer.BadParameter("goes together with --unused", param_hint="--import")
     config = GLOBALS.config()
-    runs = run_stores(config.paths.runs_dir) if unused else None
-    garbage = collect_garbage(config, runs=runs, delete=yes)
+    broken = broken_runs(config.paths.runs_dir) if unused else []
+    for path, why in broken:
+        warn(f"what this run was fitted on isn't known, so no store passes for unused: {why} ({path})")
+    runs = run_stores(config.paths.runs_dir) if unused and not broken else None
+    garbage = collect_garbage(config, runs=runs, imports=imports or (), delete=yes)
+    for item in garbage.kept:
+        say(
+            f"kept: {item['path']}, an import that no run was fitted on; with --import {item['backbone']} it goes, too"
+        )
     rows = [(readable_size(item["bytes"]), f"{item['path']}: {item['reason']}") for item in garbage.stores]
     end = "deleted" if yes else "can go; delete with --yes"
     print_result(
@@ -201,3 +220,11 @@ def _cache_export(
         "dim": dim,
     }
     print_result(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
+
+
+def _warn_of_broken_runs(runs_dir: Path) -> None:
+    """Say which runs may have been fitted on a store without being named beside it."""
+    from geo_embed.runs.run import broken_runs
+
+    for path, why in broken_runs(runs_dir):
+        warn(f"what this run was fitted on isn't known: {why} ({path})")

@@ -554,7 +554,7 @@ def _load(path: Path) -> Run:
 
 
 def run_stores(runs_dir: Path) -> dict[str, list[str]]:
-    """For each store's fingerprint, the names of the runs that were fitted on it."""
+    """For each store's fingerprint, the names of the runs that were fitted on it; of those in `broken_runs` it isn't known."""
     users: dict[str, list[str]] = {}
     for path in _runs(runs_dir):
         try:
@@ -606,16 +606,22 @@ def _load_newest(runs_dir: Path) -> Run:
 
 
 def broken_runs(runs_dir: Path) -> list[tuple[Path, str]]:
-    """What lies among the runs and can't be looked into, and why: a directory without permission, a loop of links, a pipe in the
-    place of a run's file. An unfinished training is none of them, nor is what was never a run.
+    """What lies among the runs and doesn't say what it was fitted on, and why: a directory without permission, a loop of links, a
+    provenance that is damaged, gone, or a pipe. An unfinished training is none of them, nor is what was never a run.
     """
+    try:
+        next(runs_dir.iterdir(), None)
+    except OSError as error:
+        # No directory yet is no fault, a link that leads to none is.
+        return [(runs_dir, f"can't read: {error.strerror}")] if os.path.lexists(runs_dir) else []
     broken = []
     for path in entries(runs_dir, hidden=False):
         try:
-            if path.is_symlink() or path.is_dir():
-                next(path.iterdir(), None)
-                if os.path.lexists(path / _PROVENANCE):
-                    read_json(path / _PROVENANCE)
+            files = {file.name for file in path.iterdir()}
+            if _PROVENANCE in files:
+                read_json(path / _PROVENANCE, Provenance)
+            elif files & {_CONFIG, _LABELS, _RECIPE, _HEADS}:
+                broken.append((path, f"{_PROVENANCE} is gone"))
         except NotADirectoryError:
             continue
         except OSError as error:

@@ -129,3 +129,58 @@ def test_gc_unused_spares_every_store_that_fits_where_none_can_be_chosen(small: 
     assert len(list(small.cache.glob("*/train.zarr"))) == 2
     collect_garbage(small.config(), runs={}, delete=True)
     assert len(list(small.cache.glob("*/train.zarr"))) == 2
+
+
+@pytest.mark.parametrize("fault", ["empty", "of another kind", "gone", "the whole folder", "all runs"])
+def test_gc_unused_offers_no_store_where_a_run_does_not_say_what_it_was_fitted_on(
+    small: Small, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    used = extract(small.config(), "train")
+    assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
+    runs_dir = small.config().paths.runs_dir
+    provenance = runs_dir / "first" / "provenance.json"
+    if fault == "empty":
+        provenance.write_text("")
+    elif fault == "of another kind":
+        provenance.write_text("{}")
+    elif fault == "gone":
+        provenance.unlink()
+    else:
+        broken = runs_dir if fault == "all runs" else runs_dir / "first"
+        shutil.rmtree(broken)
+        broken.symlink_to("a disk that is not there")
+    litter = used.store.with_name(".train.zarr.creating")
+    litter.mkdir()
+    age(litter)
+    gc = (*small.options(), "--set", "model.exact=true", "--json", "cache", "gc", "--unused", "--yes")
+    ran = command(capsys, *gc)
+    assert ran.code == 0
+    assert [item["path"] for item in ran.json["stores"]] == [str(litter)]
+    assert "so no store passes for unused" in ran.err
+    assert str(runs_dir if fault == "all runs" else runs_dir / "first") in ran.err
+    assert used.store.exists()
+    assert "isn't known" in command(capsys, *small.options(), "cache", "ls").err
+
+    if fault != "all runs":
+        shutil.rmtree(runs_dir)
+        command(capsys, *gc)
+        assert not used.store.exists()
+
+
+def test_gc_unused_takes_an_import_by_its_name_alone(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_made_up(small)
+    gc = (*small.options(), "--json", "cache", "gc", "--unused", "--yes")
+    ran = command(capsys, *gc)
+    assert (ran.code, ran.json["stores"]) == (0, [])
+    (kept,) = ran.json["kept"]
+    assert Path(kept["path"]).exists()
+    assert "with --import mine it goes" in ran.err
+    ran = command(capsys, *gc, "--import", "mime")
+    assert (ran.code, "no import 'mime'" in ran.err) == (1, True)
+    assert [item["path"] for item in command(capsys, *gc, "--import", "mine").json["stores"]] == [
+        kept["path"]
+    ]
+    assert not Path(kept["path"]).exists()
+    assert command(capsys, *small.options(), "cache", "gc", "--import", "mine").code == 2
