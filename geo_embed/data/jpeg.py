@@ -15,6 +15,8 @@ MAX_SCANNED_PIXELS = 3_000_000_000
 _FEW_SCANS = 30
 # As patterns, since these are found several times as fast as bytes are by `count` and `in`.
 _SCAN, _EXIF = re.compile(rb"\xff\xda"), re.compile(rb"Exif\x00\x00")
+# Any number of 0xFF may stand before; a pattern that begins with all of them would begin anew at each.
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 # Tables, frame headers and restart intervals: what makes pixels.
@@ -168,7 +170,7 @@ def find_loss(jpeg: Jpeg) -> str:
 def _next_segment(data: bytes, position: int) -> tuple[int, int, int] | None:
     """(marker, start of its body, end) of the next segment at or after a position; None where the file ends before."""
     while True:
-        match = re.compile(rb"\xff+([^\x00\xff])").search(data, position)
+        match = _MARKER.search(data, position)
         if not match:
             return None
         marker, position = match[1][0], match.end()
@@ -205,8 +207,7 @@ def _scan_ends(data: bytes, start: int) -> list[tuple[int, int]]:
     """(position, marker) of every marker that ends coded data: restarts, and what follows a scan."""
     ends: list[tuple[int, int]] = []
     position = start
-    marker_pattern = re.compile(rb"\xff([^\x00\xff])")
-    while match := marker_pattern.search(data, position):
+    while match := _MARKER.search(data, position):
         marker, position = match[1][0], match.end()
         ends.append((match.start(), marker))
         if marker in _STANDALONE:

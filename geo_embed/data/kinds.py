@@ -74,10 +74,10 @@ _READ: list[tuple[int, bytes | tuple[bytes, ...], str]] = [
     (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
     (0, b"BM", "a BMP"),
 ]
-# A text's first characters, lower case, and what it is then.
+# A text's first characters, lower case and without comments, and what it is then.
 _TEXTS = [
-    (r"(<\?xml.{0,2000}?)?(<!--.{0,2000}?-->\s*)*(<!doctype svg.{0,2000}?)?<(\w+:)?svg\b", "an SVG drawing, no pixels", "draw it: rsvg-convert, inkscape, ImageMagick"),
-    (r"(<!--.{0,2000}?-->\s*)*<(!doctype html|html|head|body)\b", "a web page, such as a server's error message", _FAILED_DOWNLOAD),
+    (r"(<\?xml.{0,2000}?)?(<!doctype svg.{0,2000}?)?<(\w+:)?svg\b", "an SVG drawing, no pixels", "draw it: rsvg-convert, inkscape, ImageMagick"),
+    (r"<(!doctype html|html|head|body)\b", "a web page, such as a server's error message", _FAILED_DOWNLOAD),
     (r"<\?xml.{0,2000}?<html\b", "a web page, such as a server's error message", _FAILED_DOWNLOAD),
     (r"<\?xml", "an XML document, such as a server's error message", _FAILED_DOWNLOAD),
     (r"<error\b", "an XML document, such as a server's error message", _FAILED_DOWNLOAD),
@@ -116,8 +116,9 @@ def _recognise(data: bytes) -> tuple[str, str]:
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         start = start.replace(b"\0", b"")[2:]
     text = start.decode("latin-1").strip().lower()
+    uncommented = _without_comments(text).lstrip()
     for pattern, what, cure in _TEXTS:
-        if re.match(pattern, text, re.DOTALL):
+        if re.match(pattern, uncommented, re.DOTALL):
             return f"not an image: {what}", cure
     if text and all(character.isprintable() or character.isspace() for character in text):
         return "not an image: a text", _FAILED_DOWNLOAD
@@ -125,6 +126,12 @@ def _recognise(data: bytes) -> tuple[str, str]:
         if data.startswith(magic, offset):
             return _damaged(what)
     return "not an image", ""
+
+
+def _without_comments(text: str) -> str:
+    """XML or HTML without comments: in one pass, since a pattern for any number of them would try every way to divide the text."""
+    first, *rest = text.split("<!--")
+    return first + "".join(part.partition("-->")[2] for part in rest)
 
 
 def _damaged(what: str) -> tuple[str, str]:

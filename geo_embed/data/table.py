@@ -51,7 +51,7 @@ _OTHER_MARKS = {
 _AS_CSV = 'save it as "CSV UTF-8 (comma delimited)", with a point in numbers'
 # Follows the last line. No line holds a NUL, so that whatever else it turns up in was never closed.
 _END = "\0"
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)

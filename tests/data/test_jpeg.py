@@ -173,6 +173,15 @@ def test_nothing_is_read_beyond_a_segment_that_claims_more_than_there_is() -> No
     assert read_jpeg(b"\xff\xd8" + b"\xff" * 5000).essence == b""
 
 
+@pytest.mark.timeout(20)
+def test_a_million_fill_bytes_are_passed_over_once() -> None:
+    whole = KINDS["baseline"]
+    assert (
+        read_jpeg(b"\xff\xd8" + b"\xff" * 1_000_000 + b"\0" + whole[2:]).essence == read_jpeg(whole).essence
+    )
+    assert read_jpeg(b"\xff\xd8" + b"\xff" * 1_000_000 + b"\0").essence == b""
+
+
 @pytest.mark.parametrize("sampling", [0x12, 0x14, 0x24, 0x31, 0x41])
 def test_a_subsampling_that_simplejpeg_does_not_know_is_left_to_pil(sampling: int) -> None:
     """It ended in a KeyError. No encoder at hand makes these; a forged header serves, whose picture is damaged."""

@@ -114,3 +114,14 @@ def test_no_other_program_is_started_for_a_picture(monkeypatch: pytest.MonkeyPat
     Image.new("RGB", (9, 9)).save(buffer, "EPS")
     with pytest.raises(UnreadableImage, match="PostScript"):
         decode(buffer.getvalue())
+
+
+@pytest.mark.timeout(20)
+def test_a_text_that_could_be_divided_in_ever_more_ways_is_read_once() -> None:
+    for text in (b"<!---->" * 1000, b"<!--" * 2000, b"<?xml" + b"<!doctype svg" * 150 + b"<" + b"a" * 6000):
+        with pytest.raises(UnreadableImage, match="not an image"):
+            decode(text)
+    with pytest.raises(UnreadableImage, match="SVG"):
+        decode(b"<?xml version='1.0'?>" + b"<!-- drawn -->\n" * 400 + b"<svg/>")
+    with pytest.raises(UnreadableImage, match="web page"):
+        decode(b"<!-- one -->\n<!-- two --><html>")

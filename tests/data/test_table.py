@@ -387,3 +387,11 @@ def test_what_is_no_file_is_refused_at_once(config: Config, tmp_path: Path, file
         look[file]()
     assert what in caught.value.what
     assert str(path) in caught.value.where
+
+
+@pytest.mark.timeout(20)
+def test_a_hundred_thousand_digits_are_looked_at_once() -> None:
+    texts = ["1" * 131_000 + "x", "1" * 131_000 + ".x", "." + "1" * 131_000 + "e", "1." + "0" * 1000]
+    assert np.array_equal(
+        numbers_of(pd.Series(texts, dtype="str")), [np.nan, np.nan, np.nan, 1], equal_nan=True
+    )
