@@ -115,7 +115,9 @@ def _loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
 
     device, training = rows.views.device, Training()
     heads = new_heads(rows, region, Model(), seed=0)
-    tables = make_tables(region.centroids, region.counts, region.centres, training, device)
+    tables = make_tables(
+        region.centroids, region.counts, region.centres, training, device, spans=region.spans
+    )
     drop = dropping(Model().dropout, dropout_of(0, device))
     optimizer = torch.optim.AdamW(heads.parameters())
     loader = DataLoader(

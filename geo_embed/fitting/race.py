@@ -74,7 +74,7 @@ CHOSEN_SETTINGS = (
     *(f"model.{key}" for key in _MODEL),
     "model.point",
     *(f"training.{key}" for key in {**_TRAINING, **_MIXED_VIEWS}),
-    *(f"training.{key}" for key in ("l2", "gps_loss", "gps_weight", "refine")),
+    *(f"training.{key}" for key in ("l2", "gps_loss", "gps_normalise", "gps_weight", "refine")),
 )
 
 
