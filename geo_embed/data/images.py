@@ -298,6 +298,10 @@ def _decode_any(data: bytes, accept_damage: bool) -> Pixels:
         refusal = tiff.find_refusal(data, directory)
         if refusal:
             raise UnreadableImage(refusal)
+        _refuse_size(directory.first(256, 0), directory.first(257, 0))
+        excess = tiff.find_excess(directory)
+        if excess:
+            raise UnreadableImage(excess)
         with hearing_complaints() as complaints:
             image = _load(tiff.only_pixels(data, directory), unknown=tiff.describe(directory))
         loss = tiff.find_loss(data, directory) or "; ".join(complaints[:1])

@@ -24,6 +24,8 @@ _INTEGERS = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16
 _MOST_VALUES = 64
 # Nor are more strips, or bytes of XMP and of JPEG's tables, looked at.
 _MOST_BYTES = 1 << 20
+# In pixels: a tile may be so large whatever the picture's size; none, and not all of them together, may be larger than the other two.
+_ORDINARY_TILE, _LARGEST_TILE, _ALL_TILES = 4096**2, 100_000_000, 400_000_000
 # Tags that decide about pixels: size, coding, colours, strips and tiles, tables of JPEG and of YCbCr.
 _PIXEL_TAGS = frozenset(
     {
@@ -123,6 +125,23 @@ def find_refusal(data: bytes, directory: Directory) -> str:
     return ""
 
 
+def find_excess(directory: Directory) -> str:
+    """Why its tiles would unpack to far more than its picture; empty where they don't. Each is unpacked whole, however little of it is seen."""
+    width, height = directory.first(256, 0), directory.first(257, 0)
+    across, down = directory.first(322, 0), directory.first(323, 0)
+    # libtiff goes by the first of two tags and by the tiles' size, whatever says where they lie; PIL by the last.
+    stored = [tag for tag, _ in directory.entries if tag in (256, 257, 322, 323)]
+    if len(set(stored)) < len(stored) or (322 in stored) != (across > 0) or (323 in stored) != (down > 0):
+        return "a damaged TIFF: the size of its picture or tiles isn't told, or told twice; download the picture again"
+    if not (across and down):
+        return ""
+    most = min(max(2 * width * height, _ORDINARY_TILE), _LARGEST_TILE)
+    count = -(-width // across) * -(-height // down)
+    if across * down > most or count * across * down > _ALL_TILES:
+        return f"{count:,} tiles of {across}×{down} pixels for a picture of {width}×{height}; write it anew: tiffcp, gdal_translate"
+    return ""
+
+
 def _has_values_in_header(data: bytes, directory: Directory, header: int) -> bool:
     for tag, position in directory.entries:
         if tag in _PIXEL_TAGS and _describe_entry(data, position, directory.order, directory.big)[2] < header:
@@ -164,14 +183,18 @@ def find_loss(data: bytes, directory: Directory) -> str:
         parts *= max(directory.first(277, 1), 1)
     if count < parts:
         return f"{count:,} {kind} where there should be {parts:,}"
-    return _find_jpeg_loss(data, directory) if directory.first(COMPRESSION, 1) == _JPEG_COMPRESSION else ""
+    return (
+        _find_jpeg_loss(data, directory, parts)
+        if directory.first(COMPRESSION, 1) == _JPEG_COMPRESSION
+        else ""
+    )
 
 
-def _find_jpeg_loss(data: bytes, directory: Directory) -> str:
-    """Of strips or tiles that are JPEGs, whose tables stand apart."""
+def _find_jpeg_loss(data: bytes, directory: Directory, parts: int) -> str:
+    """Of strips or tiles that are JPEGs, whose tables stand apart. Those beyond the picture's `parts` may claim any size: no decoder met them."""
     offsets, sizes, tables = ([*_all_numbers(data, directory, tag)] for tag in _JPEG_TAGS[directory.is_tiled])
     left = 2 * len(data)
-    for offset, size in zip(offsets, sizes, strict=False):
+    for offset, size in zip(offsets[:parts], sizes, strict=False):
         strip = data[offset : offset + size]
         # Strips that overlap make more of a file than it has.
         left -= len(strip) + len(tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -132,3 +133,70 @@ def test_pixels_and_tags_in_the_header_or_nowhere_are_refused() -> None:
     ):
         with pytest.raises(UnreadableImage, match="a damaged TIFF"):
             decode(data, accept_damage=True)
+
+
+def test_tiles_that_unpack_to_far_more_than_their_picture_are_refused_before_they_are() -> None:
+    def tiled(width: int, height: int, across: int, down: int) -> bytes:
+        count = -(-width // across) * -(-height // down)
+        packed = zlib.compress(bytes(across * down) if across * down < 1 << 20 else bytes(1000))
+        place = struct.pack("<I", 8) * count
+        length = struct.pack("<I", len(packed)) * count
+        tags = [
+            (256, 4, 1, struct.pack("<I", width)),
+            (257, 4, 1, struct.pack("<I", height)),
+            (258, 3, 1, b"\x08\0"),
+            (259, 3, 1, b"\x08\0"),
+            (262, 3, 1, b"\1\0"),
+            (277, 3, 1, b"\1\0"),
+            (322, 4, 1, struct.pack("<I", across)),
+            (323, 4, 1, struct.pack("<I", down)),
+            (324, 4, count, place),
+            (325, 4, count, length),
+        ]
+        start = 8 + len(packed) + len(packed) % 2
+        outside = start + 2 + 12 * len(tags) + 4
+        directory, values = struct.pack("<H", len(tags)), b""
+        for tag, kind, n, value in tags:
+            stored = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", outside + len(values))
+            values += value if len(value) > 4 else b""
+            directory += struct.pack("<HHI", tag, kind, n) + stored
+        return (
+            b"II*\0"
+            + struct.pack("<I", start)
+            + packed
+            + bytes(len(packed) % 2)
+            + directory
+            + bytes(4)
+            + values
+        )
+
+    assert decode(tiled(40, 5, 16, 512)).shape == (5, 40, 3)
+    assert decode(tiled(700, 300, 512, 512)).shape == (300, 700, 3)
+    for size in ((16, 16, 20000, 20000), (10000, 1, 16, 1 << 22), (2_000_000, 1, 16, 4096)):
+        with pytest.raises(UnreadableImage, match="tiles of"):
+            decode(tiled(*size), accept_damage=True)
+    with pytest.raises(UnreadableImage, match="more than 100,000,000"):
+        decode(tiled(20000, 20000, 20000, 20000))
+    # A second size, of which libtiff takes one and PIL the other, and one that isn't told in numbers.
+    twice, untold = bytearray(tiled(16, 16, 20000, 20000)), bytearray(tiled(1, 16, 16, 1 << 22))
+    place = twice.index(struct.pack("<HHI", 277, 3, 1))
+    twice[place : place + 12] = struct.pack("<HHII", 322, 4, 1, 16)
+    place = untold.index(struct.pack("<HHI", 322, 4, 1))
+    untold[place : place + 12] = struct.pack("<HHII", 322, 7, 1, 255)
+    for data in (bytes(twice), bytes(untold)):
+        with pytest.raises(UnreadableImage, match="picture or tiles"):
+            decode(data, accept_damage=True)
+
+
+def test_a_jpeg_beyond_the_pictures_strips_is_not_unpacked() -> None:
+    whole = read_directory(encoded(scene(64, 64), "TIFF", compression="jpeg"))
+    assert whole is not None
+    data = encoded(scene(64, 64), "TIFF", compression="jpeg")
+    beyond = encoded(scene(), "JPEG")[:900]
+    offset, size = (next(place for tag, place in whole.entries if tag == wanted) for wanted in (273, 279))
+    first = [struct.unpack_from("<I", data, place + 8)[0] for place in (offset, size)]
+    place = len(data)
+    more = bytearray(data + struct.pack("<4I", first[0], place + 16, first[1], len(beyond)) + beyond)
+    struct.pack_into("<HII", more, offset + 2, 4, 2, place)
+    struct.pack_into("<HII", more, size + 2, 4, 2, place + 8)
+    assert (decode(bytes(more)) == decode(data)).all()
