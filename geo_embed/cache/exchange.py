@@ -1,5 +1,6 @@
 """Embeddings made elsewhere, in and out."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,13 @@ class Imported:
 
 
 def import_embeddings(
-    config: Config, file: Path, split: str, name: str, *, overwrite: bool = False
+    config: Config,
+    file: Path,
+    split: str,
+    name: str,
+    *,
+    overwrite: bool = False,
+    runs: Mapping[str, Sequence[str]] | None = None,
 ) -> Imported:
     """Make a store from embeddings computed elsewhere.
 
@@ -59,6 +66,7 @@ def import_embeddings(
         split: whose samples they are.
         name: what the backbone is to be called from now on.
         overwrite: replace an import of this name that holds something else.
+        runs: the names of the runs fitted on each fingerprint, to say which lose what they were fitted on.
 
     Raises:
         GeoError: shapes, ids or views don't fit the CSV, values aren't finite, or the name is taken.
@@ -107,8 +115,23 @@ def import_embeddings(
             block = values.astype(stored)
             content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
             commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
-        if not overwrite and path.exists():
-            _refuse_other_embeddings(open_store(path), store)
+        replaces = path.exists() and not _is_same(path, store, overwrite)
+        if replaces and not overwrite:
+            raise GeoError(
+                "an import of this name holds other embeddings",
+                where=path,
+                hint="choose another --backbone name, or replace it with --overwrite",
+            )
+    concerned = ", ".join((runs or {}).get(fingerprint, ()))
+    if replaces and concerned and split == "train":
+        warn(
+            f"{path} was replaced; runs that were fitted on it: {concerned}; where the new embeddings are another backbone's, "
+            "they refuse to predict, and are to be fitted again"
+        )
+    elif replaces and concerned and not vectors.made_by:
+        warn(
+            f"{path} was replaced; {concerned} will predict from it: it must be by the backbone of the train split"
+        )
     samples_count, views, dim = vectors.values.shape
     return Imported(path, fingerprint, samples_count, views, dim, vectors.by_position)
 
@@ -130,19 +153,35 @@ def export_embeddings(config: Config, split: str, out: Path) -> Embeddings:
     return embeddings
 
 
-def _refuse_other_embeddings(earlier: Store, store: Store) -> None:
-    """Raise GeoError unless both stores hold the same embeddings of the same samples, whatever their order."""
-    place = {sample_id: i for i, sample_id in enumerate(read_ids(earlier))}
-    order = [place.get(sample_id, -1) for sample_id in read_ids(store)]
-    same = len(place) == len(order) and min(order) >= 0
-    for read in (read_content_hash, read_status):
-        same = same and np.array_equal(read(earlier)[order], read(store))
-    if not same:
-        raise GeoError(
-            "an import of this name holds other embeddings",
-            where=earlier.path,
-            hint="choose another --backbone name, or replace it with --overwrite",
+def other_source(first: object, second: object) -> str:
+    """How two imports' `source_made_by` name different backbones, for people; empty where they don't, or one says nothing.
+
+    A fingerprint decides where both have it: a backbone's name may be a path, and differ from machine to machine.
+    """
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return ""
+    shared = [key for key in ("fingerprint", "backbone", "feature") if first.get(key) and second.get(key)]
+    for key in shared[:1] if "fingerprint" in shared else shared:
+        if first[key] != second[key]:
+            return f"its {key} is {second[key]!r:.200}, not {first[key]!r:.200}"
+    return ""
+
+
+def _is_same(path: Path, store: Store, overwrite: bool) -> bool:
+    """Whether both stores hold the same embeddings of the same samples, whatever their order; what can't be read is none to be overwritten."""
+    try:
+        earlier = open_store(path)
+        place = {sample_id: i for i, sample_id in enumerate(read_ids(earlier))}
+        order = [place.get(sample_id, -1) for sample_id in read_ids(store)]
+        if len(place) != len(order) or min(order) < 0:
+            return False
+        return all(
+            np.array_equal(read(earlier)[order], read(store)) for read in (read_content_hash, read_status)
         )
+    except GeoError:
+        if overwrite:
+            return False
+        raise
 
 
 def _check_values(file: Path, samples: Samples, vectors: Vectors, stored: str) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,8 @@ PENDING, OK, MISSING, UNREADABLE = 0, 1, 2, 3
 # Rows that are hashed at once: few calls, bounded memory.
 _MANIFEST_ROWS = 65_536
 _IDS = "sample_id/c/0"
+# Content hashes that a run remembers of an import.
+_SAMPLE = 32
 _VERSIONED = ("torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
 
 
@@ -411,6 +413,26 @@ def content_digest(store: Store) -> str:
     for array in (read_status(store), read_content_hash(store)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def content_sample(store: Store) -> list[str]:
+    """The least of a store's content hashes in hexadecimal, by which a later state of it is recognised (`holds_sample`).
+
+    Of a set of hashes the least are a random sample (Broder 1997, "On the resemblance and containment of documents"): most of them
+    are still there where samples came, went or were reordered, none where another backbone made the embeddings of an import.
+
+    Raises:
+        GeoError: bytes are damaged.
+    """
+    hashes = np.unique(read_content_hash(store)[read_status(store) == OK])
+    return [f"{value:016x}" for value in hashes[:_SAMPLE].tolist()]
+
+
+def holds_sample(store: Store, sample: Sequence[str]) -> bool:
+    """Whether at least half of a `content_sample` is among what a store holds now. Raises GeoError for damage."""
+    now = read_content_hash(store)[read_status(store) == OK]
+    wanted = np.array([int(value, 16) for value in sample], dtype=np.uint64)
+    return bool(2 * np.isin(wanted, now).sum() >= len(wanted))
 
 
 def read_store(store: Store, rows: slice | None = None) -> Embeddings:

@@ -187,9 +187,11 @@ def _cache_import(
     """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
     wait_passively()
     from geo_embed.cache.exchange import import_embeddings
+    from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config(model__dtype=dtype)
-    imported = import_embeddings(config, file, split, backbone, overwrite=overwrite)
+    runs = run_stores(config.paths.runs_dir) if overwrite else None
+    imported = import_embeddings(config, file, split, backbone, overwrite=overwrite, runs=runs)
     print_result(
         imported,
         [

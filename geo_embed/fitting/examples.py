@@ -1,5 +1,6 @@
 """Training examples: the train split's cached embeddings beside its truth. Samples, store and truth are joined here alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
 from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Embeddings, Store, read_content_hash, read_store
+from geo_embed.cache.store import Embeddings, Store, content_sample, read_content_hash, read_store
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.duplicates import shared_pictures, tied_samples
@@ -62,12 +63,14 @@ class TrainingData:
         store: their embeddings, on disk.
         examples: the N samples that can be trained on, in memory.
         rows: (N,) for each example its row in `samples`.
+        content_sample: of the store, where it is an import.
     """
 
     samples: Samples
     store: Store
     examples: Examples
     rows: NDArray[np.int64]
+    content_sample: Sequence[str] = ()
 
 
 def open_training_data(
@@ -89,11 +92,12 @@ def open_training_data(
     store = find_store(config, "train", fingerprint=fingerprint)
     check_fits(store, samples)
     head = slice(0, len(samples) if limit is None else min(limit, len(samples)))
+    # Before the embeddings: if somebody replaces the import meanwhile, the run counts as fitted on other ones.
+    remembered = content_sample(store) if store.attrs.get("imported") else []
     embeddings = read_store(store, head)
     rows = np.flatnonzero(embeddings.present.any(axis=1))
-    return TrainingData(
-        samples, store, join(embeddings, truth_of(samples), load_mapping(config.paths.mapping())), rows
-    )
+    examples = join(embeddings, truth_of(samples), load_mapping(config.paths.mapping()))
+    return TrainingData(samples, store, examples, rows, remembered)
 
 
 def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examples:

@@ -203,7 +203,9 @@ def fit_run(
     counts = np.bincount(labels, minlength=len(examples.encoder))
     provenance = {
         **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
-        **describe_sources(config.paths.csv("train"), file_sha256(data.samples.csv), data.store),
+        **describe_sources(
+            config.paths.csv("train"), file_sha256(data.samples.csv), data.store, data.content_sample
+        ),
     }
     with writing_run(runs_dir, name, overwrite=overwrite) as writer:
         writer.write_heads(panel)

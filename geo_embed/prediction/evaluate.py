@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.find import find_store
 from geo_embed.cache.store import read_ids, read_store
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
@@ -29,6 +28,7 @@ from geo_embed.prediction.tables import (
 from geo_embed.registry import HEADS
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import read_predictions
 
 By = Literal["class", "view", "border", "distance", "calibration"]
@@ -131,7 +131,7 @@ def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str,
         warn(
             "these samples chose an epoch of the run's heads, which answer them here: scores by view are a little too good"
         )
-    store = find_store(run.config, "train", fingerprint=run.provenance["store"]["fingerprint"])
+    store = find_store_of(run, "train")
     ids = read_ids(store)
     order = np.argsort(ids)
     place = order[np.searchsorted(ids, predictions.sample_id, sorter=order).clip(max=len(ids) - 1)]

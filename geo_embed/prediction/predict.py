@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.find import check_fits, find_store
+from geo_embed.cache.find import check_fits
 from geo_embed.cache.store import Embeddings, content_digest, read_store
 from geo_embed.config import Augment, Config, OnDamagedImage, Paths
 from geo_embed.console import warn
@@ -22,6 +22,7 @@ from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
+from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import write_predictions
 
 
@@ -89,7 +90,7 @@ def predict_cached(
             )
         same_views = member.config.model.view_names == samples.view_names
         fingerprint = member.provenance["store"]["fingerprint"]
-        store = find_store(member.config, split, fingerprint=fingerprint)
+        store = find_store_of(member, split)
         check_fits(store, samples if same_views else load_samples(member.config, split))
         # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
         # By the name that the run has for it, which the store itself may have grown out of.

@@ -33,15 +33,19 @@ def describe_origin(command: Sequence[str], *, seed: int, note: str) -> dict[str
     }
 
 
-def describe_sources(train_csv: Path, csv_sha256: str, store: "Store") -> dict[str, Any]:
+def describe_sources(
+    train_csv: Path, csv_sha256: str, store: "Store", content_sample: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a run is fitted on.
 
     Args:
         train_csv: the samples.
         csv_sha256: of that file's bytes.
         store: their embeddings.
+        content_sample: of an import, whose fingerprint says nothing of what it holds.
     """
     n, v, d = store.shape
+    of_import = {"content_sample": list(content_sample), "source_made_by": store.attrs.get("source_made_by")}
     return {
         "data": {"train_csv": str(train_csv), "sha256": csv_sha256},
         "store": {
@@ -54,7 +58,8 @@ def describe_sources(train_csv: Path, csv_sha256: str, store: "Store") -> dict[s
             "samples": n,
             "views": v,
             "dim": d,
-        },
+        }
+        | (of_import if store.attrs.get("imported") else {}),
         # What the backbone computes with its weights; not known of an import, or of a store of an earlier version.
         "function": store.attrs.get("function"),
     }
