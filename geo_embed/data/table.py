@@ -33,13 +33,26 @@ _SHOWN, _LETTERS = 12, 60
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _QUOTES = "\"'`´‘’“”„«»"
-# What isn't text at all, by its first bytes.
+# What isn't text at all, by its first bytes, and what to do about it before it can be a CSV.
 _OTHER_FILES = {
-    b"PK\x03\x04": "an Excel workbook or another zip archive",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"\x1f\x8b": "compressed by gzip",
-    b"PAR1": "a Parquet file",
-    b"%PDF": "a PDF",
+    b"PK\x03\x04": ("an Excel workbook, a .npz or another zip archive", "unpack it, or "),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", ""),
+    b"\x1f\x8b": ("compressed by gzip", "unpack it, or "),
+    b"BZh": ("compressed by bzip2", "unpack it, or "),
+    b"\xfd7zXZ\0": ("compressed by xz", "unpack it, or "),
+    b"\x28\xb5\x2f\xfd": ("compressed by Zstandard", "unpack it, or "),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it, or "),
+    b"PAR1": ("a Parquet file", ""),
+    b"ARROW1": ("an Arrow (Feather) file", ""),
+    b"\x93NUMPY": ("a NumPy array", ""),
+    b"\x89HDF": ("an HDF5 file", ""),
+    b"SQLite f": ("an SQLite database", ""),
+    b"%PDF": ("a PDF", ""),
+    b"\xff\xd8\xff": ("a JPEG picture", ""),
+    b"\x89PNG": ("a PNG picture", ""),
+    b"GIF8": ("a GIF picture", ""),
+    b"II*\0": ("a TIFF picture", ""),
+    b"MM\0*": ("a TIFF picture", ""),
 }
 # UTF-32's little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = {
@@ -164,9 +177,9 @@ def _check_kind(size: int, head: bytes) -> None:
     """Raise _Refused for a file that is no UTF-8 text, or too much of it, by its size in bytes and its first ones."""
     if size > _MOST_BYTES:
         _refuse("csv", f"{size:,} bytes are more than a table here may have ({_MOST_BYTES:,})")
-    for magic, kind in _OTHER_FILES.items():
+    for magic, (kind, cure) in _OTHER_FILES.items():
         if head.startswith(magic):
-            _refuse("encoding", f"this is {kind}, not a CSV: unpack it, or {_AS_CSV}")
+            _refuse("encoding", f"this is {kind}, not a CSV: {cure}{_AS_CSV}")
     for mark, encoding in _OTHER_MARKS.items():
         if head.startswith(mark):
             _refuse(
