@@ -188,7 +188,8 @@ def _check_values(file: Path, samples: Samples, vectors: Vectors, stored: str) -
     """Raise GeoError, by sample and view, for the first embedding that `stored` can't hold."""
     if vectors.values.dtype.kind != "f":
         raise GeoError(f"{vectors.values.dtype} values, where floats are needed", where=file)
-    largest = float(np.finfo(stored).max)
+    # As a number of Python it would become infinite in float16, with a warning on the screen: it is compared in double precision.
+    largest = np.float64(np.finfo(stored).max)
     for start in range(0, len(samples), _BLOCK_ROWS):
         block, status = vectors.block(slice(start, start + _BLOCK_ROWS))
         for what, wrong in (

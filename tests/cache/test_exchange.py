@@ -188,6 +188,13 @@ def test_a_value_too_large_for_half_precision_is_refused_with_what_helps(small: 
     assert read_store(open_store(back.store)).values[5, 2, 3] == 70_000
 
 
+@pytest.mark.filterwarnings("error")
+def test_half_precision_is_stored_in_single_without_a_word(small: Small) -> None:
+    file = save(small.root / "in.npy", made_up().astype(np.float16))
+    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    assert (read_store(open_store(back.store)).values == made_up().astype(np.float16)).all()
+
+
 def test_other_embeddings_under_the_same_name_need_overwrite(small: Small) -> None:
     first = save(small.root / "first.npy", made_up())
     second = save(small.root / "second.npy", made_up(seed=1))
