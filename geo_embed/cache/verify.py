@@ -85,6 +85,12 @@ def choose_stores(
     return stores, problems
 
 
+def other_stores(cache_dir: Path, split: str, looked_at: Sequence[Path]) -> list[Path]:
+    """Stores of a split, or of `all`, that are not among those looked at."""
+    splits = SPLITS if split == "all" else (split,)
+    return [path for name in splits for path in store_paths(cache_dir, name) if path not in looked_at]
+
+
 def unreadable_stores(cache_dir: Path, splits: Sequence[str] = SPLITS) -> list[StoreProblem]:
     """Stores of these splits that can't be opened, and folders that can't be looked into."""
     problems = []

@@ -1,5 +1,6 @@
 """`geo cache`: the embedding stores."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -96,10 +97,10 @@ def _cache_verify(
         bool, typer.Option("--repair", help="Let damaged rows be pending again, for `geo extract`.")
     ] = False,
 ) -> None:
-    """Read every byte against its checksum. Exits with 3 where something is damaged."""
+    """Read every byte of the stores of the settings' backbone against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
     from geo_embed.cache.store import Store
-    from geo_embed.cache.verify import choose_stores, find_pending, verify, verify_deep
+    from geo_embed.cache.verify import choose_stores, find_pending, other_stores, verify, verify_deep
     from geo_embed.errors import GeoError
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
@@ -117,7 +118,15 @@ def _cache_verify(
         except GeoError as error:
             refusals.append(error)
     pending = [left for left in map(find_pending, whole) if left is not None]
-    result = {"stores": [opened.path for opened in stores], "problems": problems, "pending": pending}
+    # Who names a backbone or a store means no other.
+    looked_at = [opened.path for opened in stores] + [problem.store for problem in problems]
+    others = [] if backbone or store else other_stores(config.paths.cache_dir, split, looked_at)
+    result = {
+        "stores": [opened.path for opened in stores],
+        "problems": problems,
+        "pending": pending,
+        "not_looked_at": others,
+    }
     print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
     if not GLOBALS.as_json:
         for problem in problems:
@@ -130,6 +139,10 @@ def _cache_verify(
         if problems and repair:
             show("The rows of damaged chunks are pending again. Next: geo extract")
         show(f"{len(problems):,} problems")
+        if others:
+            show(f"{len(others):,} other store{'s' if len(others) > 1 else ''} not looked at:")
+            for path in others:
+                show(f"    geo cache verify --store {shlex.quote(str(path))}")
     if refusals:
         raise refusals[0]
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,23 @@ def flip(file: Path, at: float) -> None:
     data = bytearray(file.read_bytes())
     data[int(at * (len(data) - 1))] ^= 1 << 3
     file.write_bytes(data)
+
+
+def test_stores_that_were_not_looked_at_are_named(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    other = extract(small.config(model__view_names=["south"]), "train").store
+    (looked_at,) = set(small.cache.glob("*/train.zarr")) - {other}
+    whole = command(capsys, *small.options(), "--json", "cache", "verify")
+    assert whole.code == 0, whole.err
+    assert (whole.json["stores"], whole.json["not_looked_at"]) == ([str(looked_at)], [str(other)])
+    said = command(capsys, *small.options(), "cache", "verify").out.splitlines()
+    assert said[-3:-1] == ["0 problems", "1 other store not looked at:"]
+    assert shlex.split(said[-1])[-2:] == ["--store", str(other)]
+    # Damage that was looked at is told of as before, and so is a store that was asked for by its path.
+    flip(looked_at / DATA[0], 0.5)
+    damaged = command(capsys, *small.options(), "--json", "cache", "verify")
+    assert (damaged.code, damaged.json["not_looked_at"]) == (3, [str(other)])
+    named = command(capsys, *small.options(), "--json", "cache", "verify", "--store", other)
+    assert (named.code, named.json["not_looked_at"]) == (0, [])
 
 
 DATA = [
