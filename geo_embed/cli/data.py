@@ -62,13 +62,16 @@ def _data_leaks(
     config = GLOBALS.config(model__backbone_name=backbone, training__seed=seed)
     leakage = check_leaks(config, km=km, cosine=cosine)
     compared = "places and embeddings" if leakage.embeddings else "places"
+    training = ("training", f"{leakage.training:,} samples")
     print_result(
         leakage,
         [
             ("held out", f"{leakage.held_out:,} samples, {config.training.validation}"),
-            ("training", f"{leakage.training:,} samples"),
+            training,
             ("leaking", f"{leakage.leaking:,} held-out samples, by {compared}"),
-        ],
+        ]
+        if leakage.held_out
+        else [("held out", "0 samples: nothing is held out, so there is nothing to check"), training],
     )
     if not GLOBALS.as_json:
         for kind in dict.fromkeys(leak["kind"] for leak in leakage.leaks):

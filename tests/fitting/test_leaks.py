@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Country
-from small import command
+from small import Small, command
 
 from geo_embed.cache.exchange import import_embeddings
 from geo_embed.cache.find import find_store
@@ -127,6 +127,16 @@ def test_a_dataset_without_leaks_passes_the_check(
     ran = command(capsys, *country.options(), "--json", "data", "leaks", "--km", "0.001")
     assert ran.code == 0, ran.out
     assert ran.json == {"held_out": 13, "training": 115, "leaking": 0, "embeddings": True, "leaks": []}
+
+
+@pytest.mark.cut(train=3)
+def test_where_nothing_is_held_out_there_is_nothing_to_check(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = command(capsys, *small.options(), "data", "leaks")
+    assert ran.code == 0, ran.err
+    assert "held out  0 samples: nothing is held out, so there is nothing to check" in ran.out
+    assert "leaking" not in ran.out
 
 
 def move_next_to_a_training_sample(own: Country) -> tuple[str, str]:
