@@ -1,5 +1,6 @@
 """Which files a backbone's weights are, their hash, and the fingerprint of all that makes an embedding."""
 
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from geo_embed.backbones.families import Family, family_of, mlp_tensors
 from geo_embed.backbones.tensors import StoredTensor, read_tensors, tensor_bytes
 from geo_embed.errors import GeoError
-from geo_embed.files import read_json
+from geo_embed.files import entries, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,8 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
                 hint="save one with model.save_pretrained(DIR) and processor.save_pretrained(DIR)",
             )
         return directory
+    near = near_directory(name)
+    meant = f"no such directory; did you mean {near}? Otherwise: " if near else ""
     reasons: list[str] = []
     for offline in (True, False) if download else (True,):
         for patterns in (_DOWNLOADED, ["*.json", "pytorch_model*.bin"]):
@@ -61,7 +64,7 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
                 raise GeoError(
                     f"backbone {name!r} is neither a directory nor a Hugging Face id",
                     where="model.backbone_name",
-                    hint="give a model directory that exists, or an id such as geolocal/StreetCLIP",
+                    hint=f"{meant}give a model directory that exists, or an id such as geolocal/StreetCLIP",
                 ) from error
             # Whatever the hub client raises without a network (OSError, its own, or its HTTP library's) means the same.
             except Exception as error:
@@ -73,8 +76,24 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
         f"the weights of backbone {name!r} are not in the local Hugging Face cache"
         + (f" and can't be downloaded ({reasons[-1]})" if download and reasons else ""),
         where="model.backbone_name",
-        hint=f"with a network, run: hf download {name} — or name a model directory: --backbone DIR",
+        hint=f"{meant}with a network, run: hf download {name} — or name a model directory: --backbone DIR",
     )
+
+
+def near_directory(name: str) -> str:
+    """The model directory that was probably meant by a name that is none: each of its parts as it is, or the nearest; else empty."""
+    place = Path(name)
+    if _is_directory(place):
+        return ""
+    at = Path(place.anchor)
+    for part in place.relative_to(place.anchor).parts:
+        if not _is_directory(at / part):
+            folders = [entry.name for entry in entries(at) if _is_directory(entry)]
+            part = next(iter(difflib.get_close_matches(part, folders, n=1)), "")
+            if not part:
+                return ""
+        at /= part
+    return str(at) if _has_weights(at) else ""
 
 
 def weight_files(directory: Path) -> list[Path]:

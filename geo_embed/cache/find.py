@@ -7,7 +7,7 @@ import numpy as np
 
 from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
-from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
+from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights, near_directory
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, read_ids, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
@@ -78,10 +78,11 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
     damaged = set(store_paths(cache_dir, split)) - set(differences)
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
+    meant = near_directory(model.backbone_name)
     raise GeoError(
         f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",
         where=cache_dir,
-        hint=command,
+        hint=f"no such directory; did you mean {meant}? Otherwise: {command}" if meant else command,
     )
 
 

@@ -1,5 +1,6 @@
 """A run directory: what was trained, on what, how well, and how to get it again."""
 
+import difflib
 import itertools
 import os
 import re
@@ -577,11 +578,13 @@ def _named(runs_dir: Path, name: str) -> Path:
             put_right(path.parent)
         if is_run(path):
             return path
-    near = ", ".join(run.name for run in _runs(runs_dir)[:5])
+    names = [run.name for run in _runs(runs_dir)]
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
     raise GeoError(
         f"there is no run {name!r:.200}",
         where=runs_dir,
-        hint=f"the newest are: {near}" if near else "train one with: geo fit-heads",
+        hint=f"{meant}the newest are: {', '.join(names[:5])}" if names else "train one with: geo fit-heads",
     )
 
 

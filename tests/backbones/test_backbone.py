@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Country
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -24,7 +25,7 @@ from geo_embed.backbones.backbone import Backbone, embed, embedding_dim, freeze,
 from geo_embed.backbones.families import quiet_transformers
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights
-from geo_embed.cache.find import store_attributes
+from geo_embed.cache.find import find_store, store_attributes
 from geo_embed.config import Config, Model
 from geo_embed.devices import count_parameters, pick_device, pick_dtype
 from geo_embed.errors import GeoError
@@ -316,6 +317,7 @@ def test_the_fingerprint_of_a_clip_never_changes(tmp_path: Path, stored_in: str,
 def test_offline_without_weights_the_hint_names_the_download_and_the_directory() -> None:
     with pytest.raises(GeoError, match="not in the local Hugging Face cache") as caught:
         find_backbone("geolocal/StreetCLIP")
+    assert "did you mean" not in caught.value.hint
     assert "geolocal/StreetCLIP" in str(caught.value)
     assert "hf download geolocal/StreetCLIP" in caught.value.hint
     assert "--backbone DIR" in caught.value.hint
@@ -496,3 +498,19 @@ def test_the_exact_architecture_of_streetclip_loads_and_embeds_one_picture(tmp_p
     assert embedding.shape == (1, 768)
     assert torch.isfinite(embedding).all()
     assert embedding.std() > 0
+
+
+@pytest.mark.parametrize(
+    "mistyped", ["made/backbon", "mad/backbone", "./made/bakbone", "made/../mde/backbone"]
+)
+def test_a_mistyped_directory_is_answered_with_the_near_one(country: Country, mistyped: str) -> None:
+    Path("made").mkdir()
+    Path("made/backbone").symlink_to(country.backbone)
+    Path("made/backboard").mkdir()
+    with pytest.raises(GeoError) as caught:
+        find_backbone(mistyped)
+    assert caught.value.hint.startswith("no such directory; did you mean made/")
+    assert "/backbone?" in caught.value.hint
+    with pytest.raises(GeoError) as caught:
+        find_store(country.config(model__backbone_name=mistyped), "train")
+    assert "did you mean made/" in caught.value.hint

@@ -82,6 +82,9 @@ def test_an_unknown_run_lists_the_newest_ones(config: Config, run: Run) -> None:
         copy_run(run, f"old-{n}", 60 * (n + 1))
     with pytest.raises(GeoError, match="there is no run 'frist'") as caught:
         load_run(config.paths.runs_dir, "frist")
+    assert caught.value.hint == "did you mean first? the newest are: first, old-0, old-1, old-2, old-3"
+    with pytest.raises(GeoError) as caught:
+        load_run(config.paths.runs_dir, "unlike")
     assert caught.value.hint == "the newest are: first, old-0, old-1, old-2, old-3"
     assert caught.value.where == str(config.paths.runs_dir)
 
