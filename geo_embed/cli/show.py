@@ -62,11 +62,13 @@ def print_findings(errors: list[str], warnings: list[str]) -> None:
             show(f"warning: {finding}")
 
 
-def chosen_rows(score: float | None) -> list[tuple[str, str]]:
-    """What a choice scores on the samples that made it; none where they made none."""
-    return (
-        [] if score is None else [("as chosen", f"{score:.4f} on the samples that chose the epoch: too good")]
-    )
+def chosen_rows(score: float | None, reported: float | None) -> list[tuple[str, str]]:
+    """What a choice scores on the samples that made it; none where they made none, or where it scores what is reported: every
+    part of them chose the same.
+    """
+    if score is None or reported is None or f"{score:.4f}" == f"{reported:.4f}":
+        return []
+    return [("as chosen", f"{score:.4f} on the samples that chose the epoch: too good")]
 
 
 def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:

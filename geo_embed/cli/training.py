@@ -87,7 +87,17 @@ def _extract(
             ("store", e.store),
             ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
             ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
-            ("speed", f"{e.images_per_second:,.0f} images/s, {e.seconds:.1f} s"),
+            *(
+                [
+                    (
+                        "speed",
+                        f"{e.images_per_second:,.0f} computed images/s over {e.working_seconds:.2f} s, without loading the backbone",
+                    )
+                ]
+                if e.computed
+                else []
+            ),
+            ("time", f"{e.seconds:.1f} s in all"),
         ],
     )
     if not GLOBALS.as_json:
@@ -155,7 +165,7 @@ def _fit_heads(
             ("run", fit.run),
             ("time", f"{fit.epochs} epochs, {fit.seconds:.1f} s"),
             *metric_rows(fit.val),
-            *chosen_rows(fit.chosen_score),
+            *chosen_rows(fit.chosen_score, fit.val["score"]),
             *twin_rows(fit.twins, fit.val["samples"]),
             *spread,
         ],

@@ -65,8 +65,8 @@ _AHEAD = 4
 class Extraction:
     """What an extraction did.
 
-    `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` leaves out the loading of the backbone,
-    `seconds` leaves out nothing.
+    `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` is of those
+    computed, over `working_seconds`, which leave out the loading of the backbone; `seconds` leave out nothing.
     """
 
     split: str
@@ -80,6 +80,7 @@ class Extraction:
     skipped: list[BadImage] = field(default_factory=list)
     damaged: list[BadImage] = field(default_factory=list)
     images_per_second: float = 0.0
+    working_seconds: float = 0.0
     seconds: float = 0.0
 
 
@@ -383,8 +384,8 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
             chunk.computed = embedder.finish_chunk()
             if _differs(chunk, content_hash, status):
                 writer.write(chunk)
-    handled = result.computed + result.reused
-    result.images_per_second = handled / max(time.monotonic() - started - embedder.load_seconds, 1e-9)
+    result.working_seconds = max(time.monotonic() - started - embedder.load_seconds, 1e-9)
+    result.images_per_second = result.computed / result.working_seconds
     return result
 
 

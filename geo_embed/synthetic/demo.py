@@ -93,9 +93,9 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
         say(f"check    {split}: {checked.samples:,} samples, no problems")
     for split in SPLITS:
         extraction = extract(config, split)
+        speed = f", {extraction.images_per_second:,.0f} computed images/s" if extraction.computed else ""
         say(
-            f"extract  {split}: {extraction.computed:,} pictures computed, {extraction.reused:,} reused, "
-            f"{extraction.images_per_second:,.0f} images/s"
+            f"extract  {split}: {extraction.computed:,} pictures computed, {extraction.reused:,} reused{speed}"
         )
     fit = fit_heads(config, name=RUN, overwrite=True, command=command)
     say(f"fit      {fit.epochs} epochs in {fit.seconds:.1f} s")

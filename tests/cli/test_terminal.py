@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from geo_embed.cli.app import app, globals_first
 from geo_embed.cli.options import GLOBALS
-from geo_embed.cli.show import print_result, print_table
+from geo_embed.cli.show import chosen_rows, print_result, print_table
 from geo_embed.console import harmless, harmless_json, progress, say, warn
 
 if TYPE_CHECKING:
@@ -230,3 +230,9 @@ def test_h_is_help(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -
     assert short == long
     assert short.code == 0
     assert "Usage" in short.out
+
+
+def test_a_choice_that_scores_what_is_reported_is_not_called_too_good() -> None:
+    assert chosen_rows(0.5273, 0.5273) == []
+    assert chosen_rows(None, None) == []
+    assert [name for name, _ in chosen_rows(0.5373, 0.5273)] == ["as chosen"]

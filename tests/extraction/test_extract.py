@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,22 @@ def test_json_has_every_key_of_the_contract(small: Small, capsys: pytest.Capture
     assert Path(ran.json["store"]) == small.store()
     assert ran.json["fingerprint"] in ran.json["store"]
     assert ran.json["images_per_second"] > 0
+
+
+def test_a_speed_is_that_of_computed_pictures_and_none_where_none_was_computed(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(small.config(), "train", limit=5)
+    rest = extract(small.config(), "train")
+    assert rest.computed == 12
+    assert rest.images_per_second * rest.working_seconds == pytest.approx(12)
+    again = command(capsys, *small.options(), "--json", "extract", "--split", "train")
+    assert (again.json["reused"], again.json["images_per_second"]) == (32, 0)
+    assert "images/s" not in command(capsys, *small.options(), "extract", "--split", "train").out
+    test = command(capsys, *small.options(), "extract", "--split", "test").out
+    assert re.search(
+        r"^speed +[\d,]+ computed images/s over \d+\.\d\d s, without loading the backbone$", test, re.M
+    )
 
 
 def test_both_splits_make_one_json_object(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
