@@ -9,6 +9,8 @@ decoders. Files are handed to them without what makes no pixels, since text, pro
 
 import io
 import os
+import re
+import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +37,12 @@ _JPEG = b"\xff\xd8"
 
 # 100 megapixels are 300 MB once decoded: more than a street view has, less than a decoding thread can bear.
 MAX_PIXELS = 100_000_000
+# What a decoding thread can bear: those pixels twice, while they are converted. Bytes that a pixel takes at worst, decoder, picture and
+# result together (measured: `ru_maxrss` of pictures of 4 to 42 megapixels), where it is more than those of 100 megapixels may.
+_MAX_MEMORY = 800_000_000
+_BYTES_OF_PIXEL = {"JPEG2000": 24, "WEBP": 20, "AVIF": 16}
+# A codestream's width and height: what contains it may claim others.
+_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{8})", re.DOTALL)
 # Of a file: 100 megapixels of three 16-bit samples are 600 MB before any compression.
 MAX_BYTES = 1 << 30
 
@@ -355,7 +363,10 @@ def _load(data: bytes, *, unknown: str = "") -> Image.Image:
     except Exception as error:
         # What PIL doesn't know, and headers that it stumbles over.
         raise UnreadableImage(unknown or kinds.describe(data)) from error
-    _refuse_size(*image.size)
+    _refuse_size(*image.size, image.format)
+    for codestream in _codestreams(data, image.format):
+        width, height = struct.unpack(">II", codestream)
+        _refuse_size(width, height, "JPEG2000")
     try:
         image.load()
     except OSError as error:
@@ -367,9 +378,23 @@ def _load(data: bytes, *, unknown: str = "") -> Image.Image:
     return image
 
 
-def _refuse_size(width: int, height: int) -> None:
+def _codestreams(data: bytes, kind: str | None) -> list[bytes]:
+    """Width and height of each of JPEG 2000 that PIL may decode. Coded data may look like another's start: of a JPEG 2000 the first counts."""
+    if kind == "JPEG2000":
+        first = _CODESTREAM.search(data)
+        return [first[1]] if first else []
+    return _CODESTREAM.findall(data) if kind == "ICNS" else []
+
+
+def _refuse_size(width: int, height: int, kind: str | None = None) -> None:
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{width}×{height} pixels: more than {MAX_PIXELS:,}")
+    # Its decoder takes many bytes for each.
+    most = _MAX_MEMORY // _BYTES_OF_PIXEL[kind] if kind in _BYTES_OF_PIXEL else MAX_PIXELS
+    if width * height > most:
+        raise UnreadableImage(
+            f"{width}×{height} pixels: more than {most:,} of a {kind}; convert it to JPEG or PNG"
+        )
 
 
 def _png_depth(read: png.Png, image: Image.Image) -> tuple[Depth, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pictures import scene
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from small import encode
 from transformers import CLIPImageProcessorPil
 
@@ -178,6 +178,47 @@ def test_what_cannot_be_read_gives_a_reason_in_one_line(data: bytes) -> None:
 def test_a_decompression_bomb_is_refused_by_its_size(data: bytes) -> None:
     with pytest.raises(UnreadableImage, match=f"{MAX_PIXELS:,}"):
         decode(data)
+
+
+def claiming(kind: str, width: int, height: int) -> bytes:
+    """A small picture whose header says another size; the file stays as small as it is."""
+    options = {"WEBP": {"lossless": True}, "JPEG2000": {"no_jp2": True}}.get(kind, {})
+    data = bytearray(encode(Image.new("RGB", (64, 64)), kind, **options))
+    if kind == "WEBP":
+        size = data.index(b"VP8L") + 9
+        data[size : size + 4] = struct.pack(
+            "<I", (width - 1) | (height - 1) << 14 | data[size + 3] >> 4 << 28
+        )
+    elif kind == "AVIF":
+        size = data.index(b"ispe") + 8
+        data[size : size + 8] = struct.pack(">II", width, height)
+    else:
+        size = data.index(b"\xff\x4f\xff\x51") + 8
+        for place in (size, size + 16):
+            data[place : place + 8] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "WEBP", "AVIF"])
+def test_a_picture_whose_decoder_takes_many_bytes_a_pixel_is_refused_by_its_size(kind: str) -> None:
+    if not features.check({"JPEG2000": "jpg_2000"}.get(kind, kind.lower())):
+        pytest.skip(f"this Pillow reads no {kind}")
+    with pytest.raises(UnreadableImage, match=f"9000×9000 pixels: more than [0-9,]* of a {kind}"):
+        decode(claiming(kind, 9000, 9000))
+    assert decode(claiming(kind, 64, 64)).shape == (64, 64, 3)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow reads no JPEG 2000")
+def test_a_codestream_larger_than_what_contains_it_is_refused_by_its_own_size() -> None:
+    large, small = (
+        claiming("JPEG2000", 9000, 9000),
+        encode(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=False),
+    )
+    start = small.index(b"\xff\x4f\xff\x51")
+    icon = b"icns" + struct.pack(">I", 16 + len(large)) + b"ic10" + struct.pack(">I", 8 + len(large)) + large
+    for data in (small[:start] + large, icon):
+        with pytest.raises(UnreadableImage, match="9000×9000 pixels"):
+            decode(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
