@@ -29,7 +29,7 @@ from geo_embed.cache.store import (
 )
 from geo_embed.config import Config
 from geo_embed.console import warn
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, replacing
 
@@ -69,7 +69,8 @@ def import_embeddings(
         runs: the names of the runs fitted on each fingerprint, to say which lose what they were fitted on.
 
     Raises:
-        GeoError: shapes, ids or views don't fit the CSV, values aren't finite, or the name is taken.
+        GeoError: shapes, ids or views don't fit the CSV, values aren't finite, or the name is taken, by another backbone's
+            embeddings of the other split, too.
     """
     if not name.strip() or len(name) > MOST_LETTERS:
         raise GeoError(
@@ -100,6 +101,7 @@ def import_embeddings(
     source = {"source": file.name, "source_sha256": file_sha256(file), "source_made_by": vectors.made_by}
     attrs = made_by | source | {"fingerprint": fingerprint, "feature": None, "weights_sha256": None}
     attrs |= {"preprocessing": None, "dtype": stored}
+    _refuse_other_backbone(path, name, vectors.made_by)
     # Written aside and moved into place: an import that fails leaves the earlier one as it was.
     with only_writer(path), creating(path) as storage:
         store = lay_out(
@@ -165,6 +167,26 @@ def other_source(first: object, second: object) -> str:
         if first[key] != second[key]:
             return f"its {key} is {second[key]!r:.200}, not {first[key]!r:.200}"
     return ""
+
+
+def _refuse_other_backbone(path: Path, name: str, made_by: Mapping[str, str]) -> None:
+    """Raise GeoError where the other split's import of this name says that another backbone made it."""
+    for split in SPLITS:
+        beside = path.with_name(f"{split}{path.suffix}")
+        if beside == path:
+            continue
+        try:
+            recorded = open_store(beside, writable=False).attrs.get("source_made_by")
+        # There is none, or none that can be read.
+        except GeoError:
+            continue
+        other = other_source(recorded, made_by)
+        if other:
+            raise GeoError(
+                f"the {split} split of {name!r} is another backbone's than this file: {other}",
+                where=beside,
+                hint="choose another --backbone name; where both splits are to be replaced, delete that store first",
+            )
 
 
 def _is_same(path: Path, store: Store, overwrite: bool) -> bool:

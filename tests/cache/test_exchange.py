@@ -266,3 +266,38 @@ def test_a_long_name_is_a_name_and_none_is_refused(small: Small, capsys: pytest.
     for name in ("", " ", "b" * 5000):
         with pytest.raises(GeoError, match="name has 1 to"):
             import_embeddings(small.config(), file, "train", name)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ".parquet"])
+def test_train_and_test_of_two_backbones_are_not_one_import(
+    small: Small, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    files = {}
+    for exact in (False, True):
+        config = small.config(model__exact=exact)
+        for split in ("train", "test"):
+            extract(config, split)
+            files[split, exact] = small.root / f"{split}-{exact}{ending}"
+            export_embeddings(config, split, files[split, exact])
+    train = import_embeddings(small.config(), files["train", False], "train", "mine")
+    for options in ((), ("--overwrite",)):
+        words = ("cache", "import", files["test", True], "--split", "test", "--backbone", "mine", *options)
+        ran = command(capsys, *small.options(), *words)
+        assert ran.code == 1
+        assert "the train split of 'mine' is another backbone's than this file: its fingerprint is" in ran.err
+        assert "another --backbone name" in ran.err
+    assert not train.store.with_name("test.zarr").exists()
+    import_embeddings(small.config(), files["test", False], "test", "mine")
+    import_embeddings(small.config(), files["test", True], "test", "other")
+
+
+def test_a_file_that_names_no_backbone_goes_by_its_name_alone(small: Small) -> None:
+    values = {"train": made_up(), "test": made_up(4)}
+    named = small.root / "named.npz"
+    np.savez(named, embeddings=values["train"], backbone=np.array("first"), feature=np.array("pooler"))
+    import_embeddings(small.config(), named, "train", "mine")
+    import_embeddings(small.config(), save(small.root / "test.npy", values["test"]), "test", "mine")
+    for key, value in (("backbone", "second"), ("feature", "cls")):
+        np.savez(named, embeddings=values["test"], **{key: np.array(value)})
+        with pytest.raises(GeoError, match=f"its {key} is '{value}', not"):
+            import_embeddings(small.config(), named, "test", "mine", overwrite=True)
