@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,11 @@ class Country:
     def options(self, work: Path | None = None) -> list[str]:
         """The same settings for a command line."""
         return [part for key, value in self.settings(work).items() for part in ("--set", f"{key}={value}")]
+
+    @property
+    def geo(self) -> str:
+        """`geo` with these settings, as a hint writes it for a shell."""
+        return shlex.join(["geo", *self.options()])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ stdout carries results only; everything else goes to stderr.
 """
 
 import errno
+import re
+import shlex
 import sys
 import traceback
 from contextlib import suppress
@@ -122,7 +124,19 @@ def _complain(what: str, hint: str) -> None:
             traceback.print_exc()
     complain(f"error: {what}")
     if hint:
-        complain(f"hint: {hint}")
+        complain(f"hint: {_with_given_options(hint)}")
+
+
+def _with_given_options(hint: str) -> str:
+    """A hint whose commands have the `--config` and `--set` that this command line had, so that pasting it works.
+
+    `geo config` is left as it is: it is hinted at where one of these very options is at fault.
+    """
+    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
+    given += [word for setting in GLOBALS.settings for word in ("--set", setting)]
+    commands = "|".join(map(re.escape, get_command(app).commands.keys() - {"config"}))  # type: ignore[attr-defined]
+    command = re.compile(rf"(?<![\w/.-])geo (?=(?:{commands})(?![\w-]))")
+    return command.sub(lambda _: f"geo {shlex.join(given)} ", hint) if given else hint
 
 
 def globals_first(arguments: list[str], command: Any) -> list[str]:

@@ -251,7 +251,7 @@ def test_an_import_that_no_longer_fits_is_to_be_imported_again(
     small.write(small.table().iloc[::-1])
     ran = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
     assert ran.code == 1
-    assert "hint: geo cache import FILE --split train --backbone mine" in ran.err
+    assert f"hint: {small.geo} cache import FILE --split train --backbone mine" in ran.err
 
 
 def test_a_long_name_is_a_name_and_none_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,21 @@ def test_the_hint_for_missing_weights_names_the_command_and_the_other_way(
     hint = ran.err.splitlines()[-1]
     assert "hf download geolocal/StreetCLIP" in hint
     assert "--backbone DIR" in hint
+
+
+def test_a_hint_can_be_pasted_for_it_has_the_options_that_the_command_had(small: Country, geo: Geo) -> None:
+    Path("my settings.toml").write_text(f"[paths]\ndata_root = {str(small.data)!r}\n")
+    options = ["--config", "my settings.toml", "--set", 'model.view_names=["north", "south"]']
+    options += ["--set", f"model.backbone_name={small.backbone}"]
+    refused = geo(*options, "fit-heads", "--set", "paths.cache_dir=empty")
+    assert refused.code == 1
+    (hint,) = (line for line in refused.err.splitlines() if line.startswith("hint: "))
+    pasted = shlex.split(hint.removeprefix("hint: "))
+    assert pasted[:9] == ["geo", *options, "--set", "paths.cache_dir=empty"]
+    assert pasted[9:12] == ["extract", "--split", "train"]
+    # What a faulty option itself is told has it not, and a command line without options needs none.
+    assert "`geo config show`" in geo("--set", "zzz.qqqqqq=1", "--set", "training.seed=1", "fit-heads").err
+    assert "train one with: geo fit-heads" in geo("evaluate", "first").err
 
 
 def test_v_shows_the_traceback_above_the_same_error(geo: Geo) -> None:

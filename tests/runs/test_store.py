@@ -60,7 +60,7 @@ def test_a_run_refuses_an_import_that_another_backbones_took_the_place_of(
         ran = command(capsys, *small.options(), *words)
         assert ran.code == 1, (words, ran.out)
         assert "the import 'mine' was replaced since the run first was fitted on it" in ran.err, words
-        assert "geo fit-heads --backbone mine --name first --overwrite" in ran.err
+        assert f"{small.geo} fit-heads --backbone mine --name first --overwrite" in ran.err
     assert not any((small.root / "submissions").glob("*.csv"))
 
     import_of(small, capsys, "train", made_up(0, "train"), "--overwrite")
