@@ -136,6 +136,8 @@ def test_pictures_of_a_store_of_other_views_are_not_computed_again(small: Small,
     all_views = small.store()
     fewer = extract(small.config(model__view_names=views), "train")
     assert counts(fewer) == (0, 8 * len(views))
+    anew = small.config(model__view_names=views, paths__cache_dir=str(small.root / "anew"))
+    assert content(fewer.store) == content(extract(anew, "train").store)
     # And back: the store of all views is made anew from the other's.
     assert fewer.store.parent != all_views.parent
     shutil.rmtree(all_views.parent)
