@@ -14,6 +14,8 @@ _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 # Of a compressed text no more is looked at: a bomb has gigabytes.
 _MOST_TEXT = 1 << 20
+# Nor of all of a file's together: thousands of small ones make gigabytes, too. One that can't be unpacked counts as a whole one.
+_ALL_TEXTS = 4 << 20
 _BLOCK = 1 << 20
 
 
@@ -40,6 +42,7 @@ class Png:
     essence: bytes = b""
     loss: str = ""
     packed: list[bytes] = field(default_factory=list)
+    texts_left: int = _ALL_TEXTS
 
 
 def read_png(data: bytes) -> Png:
@@ -112,21 +115,29 @@ def _take_text(png: Png, kind: bytes, body: bytes) -> None:
     key, _, rest = body.partition(b"\0")
     if key == b"XML:com.adobe.xmp" and kind == b"iTXt" and len(rest) > 2:
         text = rest[2:].split(b"\0", 2)[-1]
-        png.xmp = _unpacked(text) if rest[0] else text
+        png.xmp = _unpacked(png, text) if rest[0] else text
     elif key == b"Raw profile type exif" and not png.exif:
         # ImageMagick's: a line of the kind, one of the length, then hexadecimal digits.
-        text = _unpacked(rest[1:]) if kind == b"zTXt" else rest
+        text = _unpacked(png, rest[1:]) if kind == b"zTXt" else rest
+        digits = b"".join(text.split(b"\n", 3)[3:]).replace(b"\n", b"")
         try:
-            png.exif = bytes.fromhex("".join(text.decode("latin-1").split("\n")[3:]))
+            png.exif = bytes.fromhex(digits.decode("latin-1"))
         except ValueError:
             return
 
 
-def _unpacked(packed: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(packed, _MOST_TEXT)
-    except zlib.error:
+def _unpacked(png: Png, packed: bytes) -> bytes:
+    """The start of a text; nothing where it is broken, or where the file's texts have had their share."""
+    most = min(_MOST_TEXT, png.texts_left)
+    if not most:
         return b""
+    try:
+        text = zlib.decompressobj().decompress(packed, most)
+    except zlib.error:
+        png.texts_left -= most
+        return b""
+    png.texts_left -= len(text)
+    return text
 
 
 def _unpacked_size(png: Png) -> int:

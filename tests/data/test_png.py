@@ -132,3 +132,17 @@ def test_a_bomb_of_pixels_is_unpacked_no_further_than_its_picture() -> None:
     small = png([row] * 4, 4, 8, 2)
     place = small.index(b"IDAT") - 4
     assert decode(small[:place] + png_chunk(b"IDAT", BOMB) + png_chunk(b"IEND", b"")).shape == (4, 4, 3)
+
+
+def test_all_texts_together_are_unpacked_to_a_few_megabytes() -> None:
+    def text(content: bytes) -> bytes:
+        return png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(content, 9))
+
+    real = text(f"\nexif\n{len(exif(6)) + 6:8}\n{(b'Exif' + bytes(2) + exif(6)).hex()}\n".encode())
+    lines, letters = text(b"\n" * (1 << 20)), text(b"\n\n\n" + b"z" * (1 << 20))
+    cut = png_chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(1 << 19))[:-200] + b"\xff" * 200
+    )
+    for bomb in (lines, letters, cut):
+        assert (decode(behind_header(bomb, real)) == np.rot90(PIXELS, -1)).all()
+        assert (decode(behind_header(*[bomb] * 50, real)) == PIXELS).all()
