@@ -34,6 +34,8 @@ _LOSSES = re.compile(
 _EXTRANEOUS = re.compile("(\\d+) extraneous bytes before marker")
 # At most so often, and so many pixels in all its scans, a picture is decoded in search of a complaint behind harmless ones.
 _MOST_DECODINGS, _MOST_DECODED = 100, 400_000_000
+# Of EXIF that goes on in many segments no more is looked at.
+_MOST_EXIF = 16 << 20
 # Bytes in the decoder's buffer of bits.
 _READ_AHEAD = 9
 
@@ -66,6 +68,7 @@ class Jpeg:
 def read_jpeg(data: bytes) -> Jpeg:
     """Walk the segments up to the first scan, over whatever lies between them. Never raises."""
     jpeg = Jpeg()
+    parts, left = list[bytes](), _MOST_EXIF
     position = 2
     while (segment := _next_segment(data, position)) is not None:
         marker, start, position = segment
@@ -73,9 +76,10 @@ def read_jpeg(data: bytes) -> Jpeg:
         if marker in _FRAMES and not jpeg.process and len(body) >= 6:
             jpeg.process = marker
             jpeg.bits, jpeg.height, jpeg.width, jpeg.components = struct.unpack_from(">BHHB", body)
-        elif marker == _APP1 and body.startswith(b"Exif\0"):
+        elif marker == _APP1 and body.startswith(b"Exif\0") and left > 0:
             # PIL joins EXIF that goes on in a second segment.
-            jpeg.exif += body if not jpeg.exif else body[6:]
+            parts.append(body[6:] if parts else body)
+            left -= len(body)
         elif marker == _APP1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             jpeg.xmp = jpeg.xmp or body
         kept = _essential(marker, body, jpeg)
@@ -87,6 +91,7 @@ def read_jpeg(data: bytes) -> Jpeg:
             break
         if marker == _EOI:
             break
+    jpeg.exif = b"".join(parts)
     return jpeg
 
 

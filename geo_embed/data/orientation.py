@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from geo_embed.data.tiff import ORIENTATION, read_directory
 
 UPRIGHT = 1
+_NAMES = re.compile(rb"(?:Exif\x00.)++", re.DOTALL)
 _IN_XMP = re.compile(rb'tiff:Orientation(?:\s*=\s*["\']|>)\s*([1-8])\b')
 
 
@@ -16,9 +17,9 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
 
     One tag is looked at and nothing is written: what else is wrong with the EXIF doesn't matter.
     """
-    while exif.startswith(b"Exif\0"):
-        exif = exif[6:]
-    directory = read_directory(exif)
+    # Some writers put it there twice.
+    start = _NAMES.match(exif)
+    directory = read_directory(exif[start.end() :] if start else exif)
     if directory is not None and any(tag == ORIENTATION for tag, _ in directory.entries):
         code = directory.first(ORIENTATION, UPRIGHT)
         return code if 1 <= code <= 8 else UPRIGHT

@@ -20,6 +20,7 @@ _JPEG_TAGS = {False: (_STRIP_OFFSETS, 279, 347), True: (_TILE_OFFSETS, 325, 347)
 
 # Sizes of the types of integers, and their codes in `struct`: BYTE, UNDEFINED, SHORT, LONG, SBYTE, SSHORT, SLONG, IFD, LONG8, SLONG8, IFD8.
 _INTEGERS = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_MOST_ENTRIES = 0xFFFF
 # More numbers of a tag than this say nothing about depth or orientation.
 _MOST_VALUES = 64
 # Nor are more strips, or bytes of XMP and of JPEG's tables, looked at.
@@ -76,7 +77,8 @@ def read_directory(data: bytes) -> Directory | None:
     except (struct.error, OverflowError):
         return None
     first = start + (8 if big else 2)
-    count = min(count, max(len(data) - first, 0) // entry_size)
+    # BigTIFF has room for more, but libtiff reads none that does.
+    count = min(count, _MOST_ENTRIES, max(len(data) - first, 0) // entry_size)
     entries, values, counts = [], {}, {}
     for position in range(first, first + count * entry_size, entry_size):
         (tag,) = struct.unpack_from(order + "H", data, position)

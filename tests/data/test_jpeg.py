@@ -189,3 +189,11 @@ def test_a_subsampling_that_simplejpeg_does_not_know_is_left_to_pil(sampling: in
     data[data.index(b"\xff\xc0") + 11] = sampling
     theirs = Image.open(io.BytesIO(bytes(data))).convert("RGB")
     assert (decode(bytes(data), accept_damage=True) == np.asarray(theirs)).all()
+
+
+def test_exif_of_many_segments_is_joined_up_to_a_bound() -> None:
+    whole, segment = KINDS["baseline"], b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)
+    assert len(read_jpeg(whole[:2] + segment * 2 + whole[2:]).exif) == 6 + 2 * 65_527
+    many = read_jpeg(whole[:2] + segment * 1000 + whole[2:])
+    assert len(many.exif) < 17 << 20
+    assert many.essence == read_jpeg(whole).essence

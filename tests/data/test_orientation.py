@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from geo_embed.data.images import decode
 from geo_embed.data.orientation import read_orientation
+from geo_embed.data.tiff import read_directory
 
 JPEG = encoded(scene(), "JPEG")
 UPRIGHT = decode(JPEG)
@@ -139,3 +140,15 @@ def test_exif_that_goes_on_in_a_second_segment_is_one() -> None:
     theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert (decode(data) == np.asarray(theirs)).all()
     assert decode(data).shape == (61, 47, 3)
+
+
+@pytest.mark.timeout(20)
+def test_a_million_names_before_exif_are_passed_over_at_once() -> None:
+    assert read_orientation(b"Exif\0\0" * 1_000_000 + exif(6)) == 6
+
+
+def test_no_more_entries_are_read_than_libtiff_reads() -> None:
+    entries = struct.pack("<HHQQ", 0x010F, 3, 1, 6) * 100_000
+    directory = read_directory(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 100_000) + entries)
+    assert directory is not None
+    assert len(directory.entries) == 65_535
