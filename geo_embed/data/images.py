@@ -51,7 +51,7 @@ MAX_BYTES = 1 << 30
 _MOST_RESIZED = 4_000_000
 
 # How a file becomes pixels. One more whenever any picture's pixels become others than they were: embeddings made before are then of
-# other pixels. 1: up to version 0.1.0. 2: grey levels by the file's own depth and sample format.
+# other pixels. 1: up to version 0.1.0. 2: grey levels by the file's own depth and sample format, orientation by every type of number as PIL.
 PICTURE_SEMANTICS: int = 2
 
 

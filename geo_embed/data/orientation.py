@@ -5,7 +5,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.data.tiff import ORIENTATION, read_directory
+from geo_embed.data.tiff import ORIENTATION, first_number, read_directory
 
 UPRIGHT = 1
 _NAMES = re.compile(rb"(?:Exif\x00.)++", re.DOTALL)
@@ -19,10 +19,11 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
     """
     # Some writers put it there twice.
     start = _NAMES.match(exif)
-    directory = read_directory(exif[start.end() :] if start else exif)
+    body = exif[start.end() :] if start else exif
+    directory = read_directory(body)
     if directory is not None and any(tag == ORIENTATION for tag, _ in directory.entries):
-        code = directory.first(ORIENTATION, UPRIGHT)
-        return code if 1 <= code <= 8 else UPRIGHT
+        code = first_number(body, directory, ORIENTATION)
+        return int(code) if code in range(1, 9) else UPRIGHT
     match = _IN_XMP.search(xmp)
     return int(match[1]) if match else UPRIGHT
 

@@ -1,5 +1,6 @@
 """A TIFF's first directory of tags, which EXIF is too: read without trust, and written anew with what makes pixels alone."""
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ _JPEG_TAGS = {False: (_STRIP_OFFSETS, 279, 347), True: (_TILE_OFFSETS, 325, 347)
 
 # Sizes of the types of integers, and their codes in `struct`: BYTE, UNDEFINED, SHORT, LONG, SBYTE, SSHORT, SLONG, IFD, LONG8, SLONG8, IFD8.
 _INTEGERS = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# Of the types of numbers: those, and FLOAT, DOUBLE, RATIONAL and SRATIONAL, the latter as two integers.
+_NUMBERS = _INTEGERS | {11: "f", 12: "d", 5: "II", 10: "ii"}
+# Those that PIL takes for bytes or doesn't know: BYTE, UNDEFINED, SLONG8, IFD8.
+_NO_NUMBERS_TO_PIL = (1, 7, 17, 18)
 _MOST_ENTRIES = 0xFFFF
 # More numbers of a tag than this say nothing about depth or orientation.
 _MOST_VALUES = 64
@@ -89,6 +94,22 @@ def read_directory(data: bytes) -> Directory | None:
             values[tag] = numbers
             (counts[tag],) = struct.unpack_from(order + ("Q" if big else "I"), data, position + 4)
     return Directory(order, big, entries, values, counts)
+
+
+def first_number(data: bytes, directory: Directory, tag: int) -> float:
+    """A tag's first number as PIL has it, also of floats and fractions; NaN where the last of its entries has none."""
+    numbers: tuple[float, ...] = ()
+    for other, position in directory.entries:
+        if other == tag:
+            kind, count, at = _describe_entry(data, position, directory.order, directory.big)
+            code = "" if kind in _NO_NUMBERS_TO_PIL or not count else _NUMBERS.get(kind, "")
+            try:
+                numbers = struct.unpack_from(directory.order + code, data, at)
+            except (struct.error, OverflowError):
+                numbers = ()
+    if len(numbers) == 2:
+        return numbers[0] / numbers[1] if numbers[1] else math.nan
+    return numbers[0] if numbers else math.nan
 
 
 def only_pixels(data: bytes, directory: Directory) -> bytes:
@@ -213,7 +234,7 @@ def _describe_entry(data: bytes, position: int, order: str, big: bool) -> tuple[
     """The type of the numbers of the entry at `position`, how many they are, and where they lie: in itself, if there is room."""
     kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), data, position + 2)
     room, at = (8, position + 12) if big else (4, position + 8)
-    if count * struct.calcsize(_INTEGERS.get(kind, "Q")) > room:
+    if count * struct.calcsize("=" + _NUMBERS.get(kind, "Q")) > room:
         (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, at)
     return kind, count, at
 

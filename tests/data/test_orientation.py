@@ -62,6 +62,34 @@ def test_whatever_stands_beside_it_the_tag_is_read(odd: str, orientation: int) -
     assert (decode(plain) == np.rot90(np.asarray(scene()), 2 if orientation == 3 else -1)).all()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tag_of_any_type_means_what_it_means_to_pil(order: str) -> None:
+    def pack(code: str, *values: float) -> bytes:
+        return struct.pack(order + code, *values)
+
+    turned = set()
+    for kind, count, value in [
+        *((kind, count, bytes((6, 6, 0, 0))) for kind in (1, 2, 6, 7) for count in (1, 2)),
+        *((kind, count, pack("HH", 6, 3)) for kind in (3, 8) for count in (0, 1, 2)),
+        *((kind, 1, pack("I", 6)) for kind in (4, 9, 13)),
+        *((kind, 1, pack("II", *both)) for kind in (5, 10) for both in ((6, 1), (12, 2), (13, 2), (6, 0))),
+        *((11, 1, pack("f", number)) for number in (6, 6.5, float("nan"), float("inf"))),
+        *((12, 1, pack("d", number)) for number in (6, 6.5)),
+        *((kind, 1, pack("Q", 6)) for kind in (16, 17, 18)),
+        (4, 2, pack("II", 6, 3)),
+        (5, 2, pack("IIII", 6, 1, 3, 1)),
+        (11, 2, pack("ff", 6, 3)),
+    ]:
+        # Eight bytes and more lie outside.
+        inside = value if len(value) == 4 else pack("I", 26)
+        head = (b"II*\0" if order == "<" else b"MM\0*") + pack("IHHHI", 8, 1, 0x0112, kind, count)
+        data = with_exif(JPEG, head + inside + bytes(4) + (value if len(value) > 4 else b""))
+        wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+        assert decode(data).shape == wanted.shape, (kind, count, value)
+        turned.update([kind] if wanted.shape != UPRIGHT.shape else [])
+    assert turned == {3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 16}
+
+
 def test_a_tag_of_another_type_or_count_is_its_first_number_or_none() -> None:
     def read(kind: int, count: int, value: bytes) -> int:
         return read_orientation(
@@ -70,12 +98,12 @@ def test_a_tag_of_another_type_or_count_is_its_first_number_or_none() -> None:
 
     assert read(3, 1, b"\6\0\0\0") == 6
     assert read(4, 1, b"\6\0\0\0") == 6
-    assert read(1, 1, b"\6\0\0\0") == 6
     assert read(3, 2, b"\6\0\3\0") == 6
-    # A word, a fraction, no value, values beyond the file, and numbers that mean nothing.
+    # A word, a byte, a fraction beyond the file, no value, values beyond the file, and numbers that mean nothing.
     for kind, count, value in (
         (2, 2, b"6\0\0\0"),
-        (5, 1, b"\x08\0\0\0"),
+        (1, 1, b"\6\0\0\0"),
+        (5, 1, b"\xff\0\0\0"),
         (3, 0, b"\6\0\0\0"),
         (3, 9, b"\xff\xff\0\0"),
         (3, 1, b"\0\0\0\0"),
