@@ -25,6 +25,7 @@ from geo_embed.cache.store import (
     read_ids,
     read_status,
     read_store,
+    rounded_away,
     stored_dtype,
 )
 from geo_embed.config import Config
@@ -214,15 +215,26 @@ def _check_values(file: Path, samples: Samples, vectors: Vectors, stored: str) -
     largest = np.float64(np.finfo(stored).max)
     for start in range(0, len(samples), _BLOCK_ROWS):
         block, status = vectors.block(slice(start, start + _BLOCK_ROWS))
-        for what, wrong in (
-            ("is NaN or infinite", ~np.isfinite(block)),
-            (f"is too large for {stored}", np.abs(block) > largest),
+        for what, find, hint in (
+            ("is NaN or infinite", lambda x: ~np.isfinite(x).all(axis=2), "compute it again"),
+            (
+                f"is too large for {stored}",
+                lambda x: (np.abs(x) > largest).any(axis=2),
+                "--dtype float32 stores larger values",
+            ),
+            (
+                f"is too small for {stored}, which would round it away",
+                lambda x: rounded_away(x, stored),
+                "--dtype float32 stores smaller values"
+                if stored == "float16"
+                else "multiply all embeddings by a number",
+            ),
         ):
-            bad = wrong.any(axis=2) & (status == OK)
+            bad = find(block) & (status == OK)
             if bad.any():
                 i, v = np.argwhere(bad)[0]
                 raise GeoError(
                     f"the embedding of sample {samples.sample_id[start + i]}, view {samples.view_names[v]} {what}",
                     where=file,
-                    hint="--dtype float32 stores larger values" if "large" in what else "compute it again",
+                    hint=hint,
                 )

@@ -39,6 +39,8 @@ PENDING, OK, MISSING, UNREADABLE = 0, 1, 2, 3
 # Rows that are hashed at once: few calls, bounded memory.
 _MANIFEST_ROWS = 65_536
 _IDS = "sample_id/c/0"
+# Of an embedding's length, by rounding.
+_LARGEST_ERROR = 0.01
 # Content hashes that a run remembers of an import.
 _SAMPLE = 32
 _VERSIONED = ("torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
@@ -121,6 +123,32 @@ def manifest_sha256(samples: Samples) -> str:
 def stored_dtype(dtype: str) -> str:
     """How embeddings are stored: float16, float32 where it is asked for by name."""
     return "float32" if dtype == "float32" else "float16"
+
+
+def rounded_away(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+    """Which embeddings a store's precision can't hold: rounded to it, they are more than 1 % of their length off.
+
+    That happens to small numbers alone: float16 steps by 6e-8 below 6e-5, and by 2⁻¹¹ of a number above.
+
+    Args:
+        values: (…, D) finite floats.
+        dtype: `float16` or `float32`.
+
+    Returns:
+        (…,); False where all D numbers are zero.
+    """
+    # Half a step in each of D numbers is as far off as rounding small ones gets, whatever the embedding.
+    largest = np.abs(values).max(axis=-1, initial=0)
+    least = 100 * float(np.finfo(dtype).smallest_subnormal) * math.sqrt(values.shape[-1])
+    lost = np.asarray((largest > 0) & (largest < least))
+    if lost.any():
+        # Divided first: the squares of such numbers may be too small for any precision.
+        scale = largest[lost].astype(np.float64)[:, None]
+        exact = values[lost].astype(np.float64)
+        rounded = values[lost].astype(dtype).astype(np.float64)
+        error = np.linalg.norm((rounded - exact) / scale, axis=-1)
+        lost[lost] = error > _LARGEST_ERROR * np.linalg.norm(exact / scale, axis=-1)
+    return lost
 
 
 def create_store(

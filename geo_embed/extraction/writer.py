@@ -7,7 +7,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.store import PENDING, Store, commit_chunk, read_chunk, read_status
+from geo_embed.cache.store import PENDING, Store, commit_chunk, read_chunk, read_status, rounded_away
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import EmbeddedBatch
@@ -75,7 +75,7 @@ def write_chunk(store: Store, chunk: Chunk, sources: Sources, samples: Samples) 
     """Put a chunk together and commit it; on a thread of its own, waiting for the device costs nothing.
 
     Raises:
-        GeoError: an embedding is no number, a source is gone, the disk is full.
+        GeoError: an embedding is no number, or too small for the store, a source is gone, the disk is full.
     """
     rows = chunk.rows
     # Rows that are all pending may hold anything, torn by a fault or a kill: they are not read.
@@ -85,9 +85,10 @@ def write_chunk(store: Store, chunk: Chunk, sources: Sources, samples: Samples) 
         values = np.zeros((rows.stop - rows.start, *store.shape[1:]), store.embeddings.dtype)
     for places, embeddings in chunk.computed:
         row, view = np.array(places).T
-        # What float16 can't hold becomes infinite, and is refused below.
+        exact = embeddings.cpu().numpy()
+        # What is too large for float16 becomes infinite, and is refused below.
         with np.errstate(over="ignore"):
-            values[row, view] = embeddings.cpu().numpy()
+            values[row, view] = exact
         finite = np.isfinite(values[row, view]).all(axis=1)
         if not finite.all():
             first = int(np.argmin(finite))
@@ -96,6 +97,15 @@ def write_chunk(store: Store, chunk: Chunk, sources: Sources, samples: Samples) 
                 f"view {samples.view_names[view[first]]}",
                 where=store.path,
                 hint="try --dtype float32; if that gives the same, the weights are damaged",
+            )
+        lost = rounded_away(exact, str(values.dtype))
+        if lost.any():
+            first = int(np.argmax(lost))
+            raise GeoError(
+                f"the embedding of sample {samples.sample_id[rows.start + row[first]]}, view {samples.view_names[view[first]]} "
+                f"is too small for {values.dtype}, which would round it away",
+                where=store.path,
+                hint="--dtype float32 stores smaller values; or the weights are damaged",
             )
     copy_embeddings(sources, chunk.copies, values)
     commit_chunk(store, rows, values, chunk.content_hash, chunk.status)

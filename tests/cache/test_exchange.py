@@ -301,3 +301,20 @@ def test_a_file_that_names_no_backbone_goes_by_its_name_alone(small: Small) -> N
         np.savez(named, embeddings=values["test"], **{key: np.array(value)})
         with pytest.raises(GeoError, match=f"its {key} is '{value}', not"):
             import_embeddings(small.config(), named, "test", "mine", overwrite=True)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-9])
+def test_embeddings_too_small_for_half_precision_are_refused_with_what_helps(
+    small: Small, factor: float
+) -> None:
+    values = made_up()
+    values[2, 1] = 0
+    values[5, 2] *= np.float32(factor)
+    file = save(small.root / "in.npy", values)
+    what = rf"sample {ids_of(small)[5]}, view south is too small for float16, which would round it away"
+    with pytest.raises(GeoError, match=what) as refused:
+        import_embeddings(small.config(), file, "train", "mine")
+    assert refused.value.hint == "--dtype float32 stores smaller values"
+    assert not any(small.cache.glob("*/*.zarr"))
+    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    assert (read_store(open_store(back.store)).values == values).all()

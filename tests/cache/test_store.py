@@ -29,6 +29,7 @@ from geo_embed.cache.store import (
     open_store,
     read_ids,
     read_store,
+    rounded_away,
 )
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.errors import GeoError
@@ -211,3 +212,20 @@ def test_a_store_fits_its_own_csv_and_no_other(tmp_path: Path, country: Country)
     assert "the order of samples differs from row 3 on" in refusal()
     small.write(table.assign(image_north=table["image_south"]))
     assert "name other images" in refusal()
+
+
+def test_rounding_is_measured_by_an_embeddings_length_and_zeros_are_zeros() -> None:
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=(6, 2, 9))
+    for factor, lost in ((1e3, False), (1, False), (1e-5, False), (1e-6, True), (1e-9, True), (1e-300, True)):
+        assert (rounded_away(direction * factor, "float16") == lost).all(), factor
+        assert (rounded_away(direction * factor, "float32") == (factor < 1e-42)).all(), factor
+    # A small number beside a large one takes nothing from the whole.
+    mixed = np.full((1, 1, 9), 1e-9)
+    mixed[0, 0, 3] = 0.1
+    assert not rounded_away(mixed, "float16").any()
+    assert not rounded_away(np.zeros((3, 2, 9), dtype=np.float32), "float16").any()
+    assert not rounded_away(np.float16(direction * 1e-6), "float16").any()
+    assert not rounded_away(np.full((1, 1, 1 << 14), 5e-6), "float16").any()
+    # A thousandth of a step off each of many numbers: of the largest width, too.
+    assert rounded_away(np.full((1, 1, 1 << 14), 3.3e-7), "float16").all()

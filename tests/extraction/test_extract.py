@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,23 @@ def test_the_backbone_is_not_loaded_where_nothing_is_to_be_computed(
 
     monkeypatch.setattr(backbones, "load_backbone", loaded)
     assert extract(small.config(), "train").reused == 32
+
+
+def test_a_backbone_of_tiny_embeddings_is_refused_and_float32_stores_them(
+    small: Small, tmp_path: Path
+) -> None:
+    from geo_embed.errors import GeoError
+
+    weak = tmp_path / "weak"
+    shutil.copytree(small.backbone, weak)
+    weights = load_file(weak / "model.safetensors")
+    weights["visual_projection.weight"] *= 1e-8
+    save_file(weights, weak / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GeoError, match="view north is too small for float16") as refused:
+        extract(small.config(model__backbone_name=str(weak)), "train")
+    assert "--dtype float32" in refused.value.hint
+    done = extract(small.config(model__backbone_name=str(weak), model__dtype="float32"), "train")
+    assert (np.asarray(open_store(done.store).embeddings[:]) != 0).all()
 
 
 @pytest.mark.parametrize("poison", [float("inf"), float("nan")])

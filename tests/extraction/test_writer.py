@@ -90,6 +90,18 @@ def test_an_embedding_that_is_no_number_in_the_stores_precision_is_named_and_not
     assert (read_status(store) == PENDING).all()
 
 
+def test_an_embedding_that_the_stores_precision_rounds_away_is_named_and_nothing_counts(
+    store: Store, samples: Samples, nothing: Sources
+) -> None:
+    chunk = chunk_of(SECOND, 1)
+    chunk.computed[1][1][2] = 1e-9
+    what = f"sample {samples.sample_id[3]}, view east is too small for float16, which would round it away"
+    with pytest.raises(GeoError, match=what) as refused:
+        write_chunk(store, chunk, nothing, samples)
+    assert "--dtype float32" in refused.value.hint
+    assert (read_status(store) == PENDING).all()
+
+
 def test_torn_bytes_of_a_pending_chunk_are_not_read_and_a_committed_chunk_that_is_gone_is_refused(
     store: Store, samples: Samples, nothing: Sources
 ) -> None:
