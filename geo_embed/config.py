@@ -235,6 +235,13 @@ class Training(_Group):
         lt=1,
         description="chance that a view is taken from another training sample of the same cell (geocells)",
     )
+    step_views: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="views of a sample that a training step looks at, drawn anew each time; in the last fifth of the epochs, "
+        "and with 0, all; fusions that treat views alike",
+    )
     calibration: CalibrationKind = Field(
         "none",
         description="of the states' probabilities, fitted on the held-out samples: one temperature, or a factor "

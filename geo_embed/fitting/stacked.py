@@ -51,9 +51,9 @@ class TrainingJob:
 
 
 def stackable(jobs: Sequence[TrainingJob]) -> bool:
-    """Whether these trainings can share a program: the same network, the same number of samples, the same losses."""
+    """Whether these trainings can share a program: the same network, the same number of samples and views, the same losses."""
     return len({_shape(job) for job in jobs}) == 1 and all(
-        HEADS[job.model.head].make.by_steps for job in jobs
+        HEADS[job.model.head].make.by_steps and not job.training.step_views for job in jobs
     )
 
 

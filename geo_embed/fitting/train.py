@@ -272,19 +272,41 @@ class _RowsByCell:
         return self.rows[self.starts[cell] + nth]
 
 
+def sampled_epochs(training: Training) -> int:
+    """How many of a training's epochs look at `step_views` views a step; the last fifth of them looks at all."""
+    return training.epochs - math.ceil(training.epochs / 5) if training.step_views else 0
+
+
 class Source:
     """Gives the batches of an epoch, in a new order each time.
 
     Where the fusion learns nothing and no view is hidden or swapped, the samples are fused once, and shuffling them once per
     epoch makes every batch a view of memory already in order.
+
+    Args:
+        rows: the training set.
+        vectors: (N, W) their fused vectors, where they are fused once.
+        region: with cells, where views are swapped within them.
+        training: batch_size, view_swap, view_dropout, step_views and epochs.
+        seed: of the order and the views.
+        alike: whether some of the views may stand for all.
     """
 
     def __init__(
-        self, rows: Rows, vectors: Tensor | None, region: Region, training: Training, seed: int
+        self,
+        rows: Rows,
+        vectors: Tensor | None,
+        region: Region,
+        training: Training,
+        seed: int,
+        *,
+        alike: bool = False,
     ) -> None:
         self.rows, self.vectors, self.training = rows, vectors, training
         self.order, self.view_draws = get_generator(seed, _ORDER), get_generator(seed, _VIEWS)
         self.points = rows.points.float()
+        self.sampled_epochs = sampled_epochs(training) if alike else 0
+        self.epochs = 0
         self.by_cell: _RowsByCell | None = None
         if training.view_swap and region.cells is not None:
             cell = region.cells.owner.to(rows.views.device)
@@ -304,6 +326,7 @@ class Source:
     def epoch(self) -> Iterator[Batch]:
         """Every sample once."""
         rows, size = self.rows, self.training.batch_size
+        self.epochs += 1
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
         if self.vectors is not None:
             x, present = self.vectors[shuffled], rows.present[shuffled]
@@ -317,31 +340,50 @@ class Source:
             yield Batch(views, present, rows.labels[index], self.points[index])
 
     def _swap_and_hide(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The views (B, V, D) of a batch, some taken from other samples of the same cell, and those (B, V) that aren't hidden."""
+        """The views (B, V, D) of a batch, some taken from other samples of the same cell, and those (B, V) that aren't hidden.
+
+        In epochs that look at some views alone, V is their number.
+        """
         rows, training = self.rows, self.training
-        views, present = rows.views[index], rows.present[index]
+        # One number for sample and view: a look-up along one axis is several times as fast as along two.
+        all_views, all_present, count = rows.views.flatten(0, 1), rows.present.flatten(), rows.views.shape[1]
+        view = self._draw_views(index)
+        place = index[:, None] * count + view
+        views, present = all_views[place], all_present[place]
         device = views.device
         if self.by_cell is not None:
             other = self.by_cell.draw(index, self.view_draws)
             swapped = torch.rand(present.shape, generator=self.view_draws).to(device) < training.view_swap
             i, v = swapped.nonzero(as_tuple=True)
-            views[i, v] = rows.views[other[i], v]
-            present[i, v] = rows.present[other[i], v]
+            taken = other[i] * count + view[i, v]
+            views[i, v], present[i, v] = all_views[taken], all_present[taken]
         if training.view_dropout:
             kept = torch.rand(present.shape, generator=self.view_draws).to(device) >= training.view_dropout
             present = present & kept
         # A sample that would be left without a view keeps those that it has.
         bare = ~present.any(dim=1)
         if bool(bare.any()):
-            views[bare], present[bare] = rows.views[index[bare]], rows.present[index[bare]]
+            views[bare], present[bare] = all_views[place[bare]], all_present[place[bare]]
         return views, present
+
+    def _draw_views(self, index: Tensor) -> Tensor:
+        """Which views (B, V) of a batch are looked at: all, or some at random, of those that are there while there are enough."""
+        present = self.rows.present[index]
+        count, some = present.shape[1], self.training.step_views
+        if self.epochs > self.sampled_epochs or some >= count:
+            return torch.arange(count, device=present.device).expand(len(index), count)
+        draws = torch.rand(present.shape, generator=self.view_draws).to(present.device)
+        return draws.masked_fill(~present, 2.0).argsort(dim=1)[:, :some]
 
 
 def make_source(
     heads: Heads, rows: Rows, region: Region, model: Model, training: Training, seed: int
 ) -> Source:
-    once = heads.fusion.fixed and not (training.view_dropout or training.view_swap or model.directional)
-    return Source(rows, _fuse_all(heads, rows) if once else None, region, training, seed)
+    alike = heads.fusion.alike and not model.directional
+    once = heads.fusion.fixed and not (
+        training.view_dropout or training.view_swap or training.step_views or model.directional
+    )
+    return Source(rows, _fuse_all(heads, rows) if once else None, region, training, seed, alike=alike)
 
 
 @torch.no_grad()

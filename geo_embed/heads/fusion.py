@@ -33,10 +33,12 @@ class FusionModule(nn.Module):
         deep: whether the views have passed through hidden layers by then, so that linear heads may follow; W is then
             `size.width`.
         fixed: whether nothing in it is learnt, so that it may be done once for all epochs.
+        alike: whether it treats views alike, so that it takes any number of them in any order.
     """
 
     deep = False
     fixed = False
+    alike = False
 
     def __init__(self, out_dim: int) -> None:
         super().__init__()
@@ -68,6 +70,7 @@ class Average(FusionModule):
     """
 
     fixed = True
+    alike = True
 
     def __init__(self, size: Size) -> None:
         super().__init__(size.dim)
@@ -107,6 +110,8 @@ class Attention(FusionModule):
     >>> bool((weights[:, 2] == 0).all()), weights.sum(dim=1).round(decimals=4).tolist()
     (True, [1.0, 1.0, 1.0, 1.0, 1.0])
     """
+
+    alike = True
 
     def __init__(self, size: Size) -> None:
         super().__init__(size.dim)
@@ -156,6 +161,7 @@ class Evidence(FusionModule):
     """
 
     deep = True
+    alike = True
 
     def __init__(self, size: Size) -> None:
         super().__init__(size.width)
@@ -187,6 +193,7 @@ class ViewTransformer(FusionModule):
     """
 
     deep = True
+    alike = True
 
     def __init__(self, size: Size) -> None:
         width = size.width

@@ -33,7 +33,7 @@ TRAINED = frozenset(
         *("model.head_hidden", "model.head_depth", "model.dropout"),
         *(f"model.gps_box.{edge}" for edge in ("lat_min", "lat_max", "lon_min", "lon_max")),
         *("training.batch_size", "training.learning_rate", "training.weight_decay", "training.warmup"),
-        *("training.clip_norm", "training.patience", "training.view_dropout"),
+        *("training.clip_norm", "training.patience", "training.view_dropout", "training.step_views"),
         *("training.state_loss", "training.tau_km", "training.label_smoothing", "training.class_weights"),
         *("training.state_weight", "training.score_weight"),
     }

@@ -309,8 +309,9 @@ def test_hidden_views_are_as_many_as_asked_and_never_the_last_ones(absent: float
     assert torch.equal(rows.views, rows_of(400, views=4, absent=absent).views)
 
 
-def test_a_swapped_view_comes_from_a_sample_of_the_same_cell_and_from_the_same_view() -> None:
-    rows, model = rows_of(200, absent=0.3), tiny(head="geocells")
+@pytest.mark.parametrize("step_views", [0, 2])
+def test_a_swapped_view_comes_from_a_sample_of_the_same_cell_and_from_the_same_view(step_views: int) -> None:
+    rows, model = rows_of(200, absent=0.3), tiny(head="geocells", fusion="evidence")
     region = region_of(rows, model)
     assert region.cells is not None
     cells = region.cells.owner
@@ -319,17 +320,18 @@ def test_a_swapped_view_comes_from_a_sample_of_the_same_cell_and_from_the_same_v
     views[:, :, 1] = torch.arange(3.0)
     rows = replace(rows, views=views)
     heads = new_heads(rows, region, model, 0)
-    source = make_source(heads, rows, region, model, settings(view_swap=0.5), 0)
+    source = make_source(heads, rows, region, model, settings(view_swap=0.5, step_views=step_views), 0)
     place = {tuple(point.tolist()): row for row, point in enumerate(rows.points.float())}
     swapped = total = 0
     for batch in source.epoch():
         own = torch.tensor([place[tuple(point.tolist())] for point in batch.points])
         donor = batch.views[:, :, 0].long()
         assert (cells[donor] == cells[own][:, None]).all()
-        assert (batch.views[:, :, 1] == torch.arange(3)).all()
+        v = batch.views[:, :, 1].long()
+        assert step_views or (v == torch.arange(3)).all()
+        assert all(len(set(row)) == (step_views or 3) for row in v.tolist())
         assert torch.equal(batch.labels, rows.labels[own])
         assert batch.present.any(dim=1).all()
-        v = torch.arange(3).expand_as(donor)
         assert torch.equal(batch.present, rows.present[donor, v])
         swapped += int((donor != own[:, None]).sum())
         total += donor.numel()
@@ -384,3 +386,58 @@ def test_one_class_and_one_sample_are_no_faults() -> None:
             states, points = trained.heads.predict(rows.views, rows.present)
         assert states.tolist() == [[1.0]]
         assert torch.isfinite(points).all()
+
+
+def test_a_step_looks_at_some_views_that_are_there_and_in_the_last_fifth_of_the_epochs_at_all() -> None:
+    rows = rows_of(200, views=5, absent=0.4)
+    model, training = tiny(**DRAWN), settings(step_views=2, epochs=10, batch_size=200)
+    region = region_of(rows, model)
+    source = make_source(new_heads(rows, region, model, 0), rows, region, model, training, 0)
+    seen = torch.zeros(200, 5, dtype=torch.bool)
+    for epoch in range(1, 11):
+        (batch,) = source.epoch()
+        width = 2 if epoch <= 8 else 5
+        assert batch.views.shape[:2] == batch.present.shape == (200, width)
+        # Each sample, found again by its place, shows views of its own that are there, as many as can be.
+        for i in range(200):
+            row = int((rows.points.float() == batch.points[i]).all(dim=1).nonzero()[0])
+            shown = batch.views[i][batch.present[i]]
+            which = (shown[:, None] == rows.views[row]).all(dim=2) & rows.present[row]
+            assert which.sum(dim=1).tolist() == [1] * len(shown)
+            assert len(shown) == min(width, int(rows.present[row].sum()))
+            assert len(which.nonzero()[:, 1].unique()) == len(shown)
+            seen[row] |= which.any(dim=0)
+    assert torch.equal(seen, rows.present)
+
+
+@pytest.mark.parametrize(
+    ("model", "some"),
+    [
+        ({"fusion": "evidence"}, True),
+        ({"fusion": "average"}, True),
+        ({"fusion": "concat"}, False),
+        ({"fusion": "weighted"}, False),
+        ({"fusion": "evidence", "directional": True}, False),
+    ],
+)
+def test_where_it_matters_which_view_is_which_all_are_looked_at(model: dict[str, Any], some: bool) -> None:
+    network = tiny(**model)
+    source = make_source(
+        new_heads(ROWS, region_of(ROWS, network), network, 0),
+        ROWS,
+        region_of(ROWS, network),
+        network,
+        settings(step_views=2),
+        0,
+    )
+    assert next(iter(source.epoch())).views.shape[1] == (2 if some else 3)
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS.built_in if FUSIONS[name].make.alike])
+def test_a_fusion_that_treats_views_alike_gives_the_same_in_any_order(fusion: str) -> None:
+    heads = new_heads(ROWS, region_of(ROWS, tiny()), tiny(fusion=fusion), 0).eval()
+    order = [2, 0, 1]
+    with torch.no_grad():
+        vector = heads.fuse(ROWS.views, ROWS.present)[0]
+        shuffled = heads.fuse(ROWS.views[:, order], ROWS.present[:, order])[0]
+    torch.testing.assert_close(shuffled, vector, rtol=1e-4, atol=1e-5)
