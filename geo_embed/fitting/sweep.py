@@ -188,6 +188,9 @@ def _search(
     data = open_training_data(config, limit=limit)
     store = data.store
     header = _header(base, space, trials, eta, limit, store, data.samples.csv)
+    # What an import holds isn't in its fingerprint.
+    if data.content_sample:
+        header["store"]["content_sample"] = list(data.content_sample)
     state = _open_state(runs_dir / f"{name}.sweep.json", header, fresh)
     if not state.results and not state.replace and (runs_dir / name).exists():
         raise GeoError(
@@ -456,6 +459,9 @@ def _open_state(path: Path, header: dict[str, Any], fresh: bool) -> _State:
         raise GeoError(
             f"what the sweep has tried can't be read: {why}", where=path, hint="start anew with --fresh"
         ) from error
+    # Earlier versions didn't record it.
+    if "content_sample" not in (recorded.get("store") or {}):
+        header["store"].pop("content_sample", None)
     differing = _differences(recorded, header)
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -9,10 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from small import command
 
+from geo_embed.cache.exchange import import_embeddings
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.fitting import fit
@@ -202,6 +204,34 @@ def test_a_sweep_that_is_done_is_not_done_again(
     assert (seen, again.computed, again.reused) == ([], 0, 6)
     assert (again.best, again.trials, again.command) == (first.best, first.trials, first.command)
     assert made.stat().st_mtime_ns == before
+
+
+def test_an_import_of_other_embeddings_is_another_sweeps(country: Country, tmp_path: Path) -> None:
+    """One of an earlier version, which didn't record what the import held, goes on."""
+    config = short(
+        country,
+        tmp_path,
+        model__backbone_name="mine",
+        paths__cache_dir=str(tmp_path / "cache"),
+        training__epochs=2,
+    )
+    rng = np.random.default_rng(0)
+    shape = (len(pd.read_csv(country.train_csv)), 4, 8)
+
+    def bring_in() -> None:
+        np.save(tmp_path / "in.npy", rng.normal(size=shape).astype(np.float32))
+        import_embeddings(config, tmp_path / "in.npy", "train", "mine", overwrite=True)
+
+    bring_in()
+    searched(config, trials=2)
+    bring_in()
+    with pytest.raises(GeoError, match=r"begun with other settings: store\.content_sample was"):
+        searched(config, trials=2)
+    path = tmp_path / "runs" / "sweep.sweep.json"
+    state = json.loads(path.read_text())
+    del state["header"]["store"]["content_sample"]
+    path.write_text(json.dumps(state))
+    assert searched(config, trials=2).computed == 0
 
 
 def test_other_settings_are_refused_by_name_and_fresh_begins_anew(country: Country, tmp_path: Path) -> None:
