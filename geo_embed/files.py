@@ -59,8 +59,8 @@ _AT_FDCWD = -100
 JSON_BYTES = 16 << 20
 _READ_AT_ONCE = 1 << 20
 # What a table may take while it is read: ten million rows of a hundred numbers.
-_TABLE_BYTES = 4 << 30
-_TEXT_TYPES = ("string", "large_string")
+TABLE_BYTES = 4 << 30
+TEXT_TYPES = ("string", "large_string")
 # Far more than any file of ours has, far less than Python's own recursion stands.
 _MOST_LEVELS = 100
 # Of settings, and spaces of them: a hundred times the longest there is.
@@ -363,7 +363,7 @@ def read_columns(
     import pyarrow as pa
     from pyarrow import parquet
 
-    with open_regular(path) as file, _little_memory(_TABLE_BYTES):
+    with open_regular(path) as file, little_memory(TABLE_BYTES):
         try:
             # Read ahead, or in threads, damaged pages have ended the process: a thread goes on when another has given up.
             source = pa.PythonFile(file, mode="r")
@@ -376,7 +376,7 @@ def read_columns(
             if meta.num_rows > most_rows:
                 raise ValueError(f"it claims {meta.num_rows:,} rows")
             # As a dictionary a text that is repeated is there once: some bytes can't stand for gigabytes of it.
-            texts = [name for name in wanted if str(opened.schema_arrow.field(name).type) in _TEXT_TYPES]
+            texts = [name for name in wanted if str(opened.schema_arrow.field(name).type) in TEXT_TYPES]
             reader = parquet.ParquetFile(source, metadata=meta, read_dictionary=texts, pre_buffer=False)
             table = reader.read(columns=wanted, use_threads=False)
             for name in wanted:
@@ -392,7 +392,7 @@ def read_columns(
 
 
 @contextmanager
-def _little_memory(most: int) -> Iterator[None]:
+def little_memory(most: int) -> Iterator[None]:
     """Let the process take no more than `most` bytes while the block runs, where the system can: beyond, memory is at its end.
 
     For libraries that can't be told. What a page of a Parquet file unpacks to is known once it is unpacked, and a few bytes

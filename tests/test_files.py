@@ -406,7 +406,7 @@ def test_a_small_table_that_stands_for_gigabytes_is_refused(tmp_path: Path) -> N
     # In a process of its own: Arrow keeps memory that earlier tables took, and this one would fit in there.
     reading = (
         "import sys; from pathlib import Path; from geo_embed import files\n"
-        "files._TABLE_BYTES = 128 << 20\n"
+        "files.TABLE_BYTES = 128 << 20\n"
         "files.read_columns(Path(sys.argv[1]), ['list'], most_rows=100)"
     )
     done = subprocess.run(

@@ -12,7 +12,8 @@ a file of others that names none is taken by position.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,16 @@ from geo_embed.cache.layout import MOST_NUMBERS
 from geo_embed.cache.store import MISSING, OK, UNREADABLE, Embeddings, read_status
 from geo_embed.data.samples import Samples, natural_ids
 from geo_embed.errors import GeoError
-from geo_embed.files import open_regular, open_tensors, parse_json, save_tensors, validated
+from geo_embed.files import (
+    TABLE_BYTES,
+    TEXT_TYPES,
+    little_memory,
+    open_regular,
+    open_tensors,
+    parse_json,
+    save_tensors,
+    validated,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +49,8 @@ _METADATA = "geo_embed"
 _BATCH_ROWS = 256
 # Parquet packs equal values without end: a file that unpacks to more than this many times its bytes holds no embeddings.
 _MOST_PACKED = 1000
+# Bytes of a number at most, and how many names, and bytes of them, a file may have that are not the manifest's: to be refused by name.
+_LARGEST_NUMBER, _OTHER_NAMES, _OTHER_BYTES = 32, 100_000, 64 << 20
 
 
 class _ParquetMetadata(BaseModel):
@@ -205,14 +217,62 @@ def _read_npz(file: Path, samples: Samples) -> Vectors:
             raise GeoError("not a readable .npz file: it holds one bare array", where=file, hint=FORMAT_HINT)
         with archive:
             name = _embeddings_name(file, archive.files)
-            wanted = [name, "sample_id", "status"]
-            arrays = {key: archive[key] for key in wanted if key in archive.files}
-            texts = {key: archive[key] for key in ("view_names", *_MADE_BY) if key in archive.files}
+            arrays = {
+                key: _numbers_of(file, archive, key, samples)
+                for key in (name, "status")
+                if key in archive.files
+            }
+            names = ("sample_id", "view_names", *_MADE_BY)
+            texts = {key: _names_of(file, archive, key, samples) for key in names if key in archive.files}
+    if "sample_id" in texts:
+        arrays["sample_id"] = texts.pop("sample_id")
     arrays["embeddings"] = arrays.pop(name)
     described: dict[str, Any] = {
         key: array.tolist() for key, array in texts.items() if array.dtype.kind == "U" and array.ndim < 2
     }
     return _from_arrays(file, arrays, described, samples)
+
+
+def _numbers_of(file: Path, archive: "np.lib.npyio.NpzFile", key: str, samples: Samples) -> NDArray[Any]:
+    """An array of a row for each sample and view; of another shape, which is refused later and by a better name, zeros without memory."""
+    shape, dtype = _claim(archive, key)
+    if dtype.itemsize > _LARGEST_NUMBER:
+        raise GeoError(f"{key}: {dtype}, where numbers are needed", where=file)
+    expected = (len(samples), len(samples.view_names))
+    is_embeddings = (
+        key != "status" and len(shape) == 3 and shape[:2] == expected and 0 < shape[2] <= MOST_NUMBERS
+    )
+    if is_embeddings or (key == "status" and shape == expected):
+        return np.asarray(archive[key])
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _names_of(file: Path, archive: "np.lib.npyio.NpzFile", key: str, samples: Samples) -> NDArray[Any]:
+    """An array of names, which need not be those of the manifest, but no more memory than they could."""
+    shape, dtype = _claim(archive, key)
+    count, longest = math.prod(shape), max(map(len, samples.sample_id), default=0)
+    if (
+        count > 2 * len(samples) + _OTHER_NAMES
+        or count * dtype.itemsize > 8 * len(samples) * longest + _OTHER_BYTES
+    ):
+        raise GeoError(
+            f"{key}: {count:,} times {dtype}, where the CSV has {len(samples):,} samples of at most {longest} letters",
+            where=file,
+            hint="check --split",
+        )
+    return np.asarray(archive[key])
+
+
+def _claim(archive: "np.lib.npyio.NpzFile", key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a member by its header: a few kilobytes can stand for gigabytes of zeros."""
+    members = archive.zip
+    assert members is not None
+    with members.open(f"{key}.npy" if f"{key}.npy" in members.namelist() else key) as member:
+        # Headers of later versions may be gigabytes, too; arrays of numbers and texts need none.
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{key} has a header for records")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    return shape, dtype
 
 
 def _read_safetensors(file: Path, samples: Samples) -> Vectors:
@@ -362,8 +422,15 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
 
     n, v = len(samples), len(samples.view_names)
     with open_regular(file) as opened:
-        parquet = pq.ParquetFile(opened, page_checksum_verification=True)
-        described = _check_parquet(file, parquet, samples)
+        with little_memory(TABLE_BYTES):
+            parquet = pq.ParquetFile(opened, page_checksum_verification=True)
+            described = _check_parquet(file, parquet, samples)
+            # As a dictionary a text that is repeated is there once, as in `read_columns`.
+            fields = [(name, parquet.schema_arrow.field(name).type) for name in ("sample_id", "view")]
+            texts = [name for name, kind in fields if str(kind) in TEXT_TYPES]
+            parquet = pq.ParquetFile(
+                opened, metadata=parquet.metadata, read_dictionary=texts, page_checksum_verification=True
+            )
         row_of = {sample_id: i for i, sample_id in enumerate(samples.sample_id)}
         column_of = {view: k for k, view in enumerate(samples.view_names)}
         values: NDArray[Any] | None = None
@@ -371,7 +438,7 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
         first = 0
         # In threads, damaged pages have ended the process, as in `read_columns`.
         names = ["sample_id", "view", "embedding"]
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
+        for batch in _within_memory(parquet.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)):
             i = _places(file, batch.column("sample_id"), "sample_id", row_of, first)
             k = _places(file, batch.column("view"), "view", column_of, first)
             flat = i * v + k
@@ -409,6 +476,16 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
         if sample_id in row_of and view in column_of and status[row_of[sample_id], column_of[view]] != OK:
             status[row_of[sample_id], column_of[view]] = UNREADABLE
     return Vectors(values, status, made_by=_made_by(described.model_dump()))
+
+
+def _within_memory(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
+    """Batches, each of which is unpacked in little memory; what is made of them has its own."""
+    while True:
+        with little_memory(TABLE_BYTES):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _check_parquet(file: Path, parquet: Any, samples: Samples) -> "_ParquetMetadata":
@@ -453,15 +530,25 @@ def _places(
     """Where the ids or views of a batch belong; the batch starts at row `first`."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
+    is_dictionary = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_dictionary else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise GeoError(f"{name}: {kind}, where whole numbers or texts are needed", where=file)
-    texts = [None if value is None else str(value) for value in column.to_pylist()]
+    if is_dictionary:
+        # Each text once, however many rows have it.
+        codes = column.indices.drop_null().unique()
+        value_of = dict(
+            zip([None, *codes.to_pylist()], [None, *column.dictionary.take(codes).to_pylist()], strict=True)
+        )
+        values = [value_of[code] for code in column.indices.to_pylist()]
+    else:
+        values = column.to_pylist()
+    texts = [None if value is None else str(value) for value in values]
     for row, text in enumerate(texts, start=first):
         if text not in place:
-            what = f"row {row} has no {name}" if text is None else f"{name} {text!r:.80} is not the CSV's"
+            what = (
+                f"row {row} has no {name}" if text is None else f"{name} {text[:200]!r:.80} is not the CSV's"
+            )
             raise GeoError(what, where=file, hint="check --split and --set model.view_names=[…]")
     return np.array([place[text] for text in texts if text is not None], dtype=np.int64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -563,3 +564,55 @@ def test_mutated_bytes_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
                 continue
             assert values.shape[:2] == status.shape == (3, 2)
     assert 150 < refused < 390
+
+
+def peak(file: Path, samples: Samples) -> int:
+    """Bytes that Python and NumPy held at once while a file was refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(GeoError):
+            read_vectors(file, samples)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "descr"),
+    [
+        ("embeddings", "(20000000, 1, 1)", "<f4"),
+        ("embeddings", "(2, 2, 20000000)", "<f4"),
+        ("embeddings", "(2, 2, 12)", "<U400000"),
+        ("status", "(2, 40000000)", "|u1"),
+        ("status", "(2, 2, 20000000)", "|u1"),
+        ("status", "(2, 2)", "<U5000000"),
+        ("sample_id", "(40000000,)", "|u1"),
+        ("sample_id", "(2,)", "<U10000000"),
+        ("view_names", "(2,)", "<U10000000"),
+        ("fingerprint", "()", "<U20000000"),
+    ],
+)
+def test_a_member_of_a_zip_is_refused_by_its_header_before_it_is_unpacked(
+    tmp_path: Path, member: str, shape: str, descr: str
+) -> None:
+    file = tmp_path / "in.npz"
+    npz()(tmp_path / "whole.npz")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.npz") as whole,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in {*whole.namelist()} - {f"{member}.npy"}:
+            archive.writestr(name, whole.read(name))
+        archive.writestr(f"{member}.npy", npy_header(shape, descr) + bytes(80_000_000))
+    assert peak(file, manifest(IDS, VIEWS)) < 40_000_000
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_long_id_that_many_rows_have_is_there_once(tmp_path: Path, kind: pa.DataType) -> None:
+    samples = manifest([f"s{i}" for i in range(100)], ["a"])
+    frame = rows([*samples.sample_id], ["a"])
+    for column, of in (("sample_id", "id_kind"), ("view", "view_kind")):
+        long = frame.assign(**{column: "x" * 1_000_000})
+        file = tmp_path / f"{column}.parquet"
+        pq.write_table(table(long, pa.list_(pa.float32()), **{of: kind}), file, compression="zstd")
+        assert peak(file, samples) < 40_000_000
