@@ -363,6 +363,9 @@ def _load(data: bytes, *, unknown: str = "") -> Image.Image:
     except Exception as error:
         # What PIL doesn't know, and headers that it stumbles over.
         raise UnreadableImage(unknown or kinds.describe(data)) from error
+    # PIL unpacks all that there is, whatever the size of the picture.
+    if any(tile[0] == "fits_gzip" for tile in getattr(image, "tile", [])):
+        raise UnreadableImage(kinds.describe(data))
     _refuse_size(*image.size, image.format)
     for codestream in _codestreams(data, image.format):
         width, height = struct.unpack(">II", codestream)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -311,3 +313,22 @@ def test_a_resized_picture_never_changes_the_one_it_came_from(tmp_path: Path) ->
     before = pixels.copy()
     resize(pixels, spec)[:] = 0
     assert (pixels == before).all()
+
+
+def test_a_packed_fits_is_refused_before_it_is_unpacked() -> None:
+    def block(*cards: str) -> bytes:
+        return b"".join(card.ljust(80).encode() for card in (*cards, "END")).ljust(2880)
+
+    def card(key: str, value: object) -> str:
+        return f"{key:<8}= {value:>20}"
+
+    sizes = [card("BITPIX", 8), card("NAXIS", 2), card("NAXIS1", 8), card("NAXIS2", 1), card("PCOUNT", 0)]
+    packed = [card("ZIMAGE", "T"), "ZCMPTYPE= 'GZIP_1  '", card("ZBITPIX", 8), card("ZNAXIS", 2)]
+    table = block("XTENSION= 'BINTABLE'", *sizes, *packed, card("ZNAXIS1", 16), card("ZNAXIS2", 16))
+    head = block(card("SIMPLE", "T"), card("BITPIX", 8), card("NAXIS", 0))
+    data = head + table + bytes(8) + gzip.compress(bytes(40_000_000))
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="FITS"):
+        decode(data)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
