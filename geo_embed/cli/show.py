@@ -106,7 +106,7 @@ def detailed_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
         return rows
     ranks = ", ".join(f"{rank} {share:.1%}" for rank, share in scores["rank_rates"].items())
     spread = f"{scores['min_km']:,.1f} to {scores['max_km']:,.1f} km, standard deviation {scores['std_km']:,.1f} km"
-    if scores["trained_on"]:
+    if scores.get("trained_on"):
         rows.insert(1, ("", "trained on these samples: not a score to believe"))
     calibration = next(place for place, (name, _) in enumerate(rows) if name == "calibration")
     return [*rows[:calibration], ("spread", spread), ("true rank", ranks), *rows[calibration:]]

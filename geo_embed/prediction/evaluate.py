@@ -36,7 +36,7 @@ By = Literal["class", "view", "border", "distance", "calibration"]
 
 @with_torch_switches
 def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()) -> dict[str, Any]:
-    """Metrics of a run, as in the contract, with `score_interval` and `trained_on`; and under its name each table that is asked for.
+    """Metrics of a run, as in the contract, with `score_interval`, and `trained_on` of the train split; and under its name each table that is asked for.
 
     Nothing is written. `trained_on` says that the heads were trained on these very samples: an interval would lend such a score a
     trust that it doesn't deserve, and is [None, None].
@@ -73,7 +73,7 @@ def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()
         "distance": lambda: distance_table(predictions, truth),
         "calibration": lambda: reliability_table(predictions, truth),
     }
-    return scores | {"trained_on": trained_on} | {name: tables[name]() for name in by}
+    return scores | ({"trained_on": True} if trained_on else {}) | {name: tables[name]() for name in by}
 
 
 def split_predictions(run: Run, split: str, paths: Paths, device: str) -> tuple[Predictions, Truth]:
