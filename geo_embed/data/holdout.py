@@ -330,7 +330,7 @@ def inner_groups(places: Places, training: Training, folds: int) -> tuple[NDArra
     Returns:
         Groups (N,), and the distance (km).
     """
-    km, most = training.group_km, max(1, len(places) // (2 * folds))
+    most = max(1, len(places) // (2 * folds))
     halvings = 0 if training.validation == "spatial" else _HALVINGS
     for km in (training.group_km / 2**k for k in range(halvings + 1)):
         group = spatial_groups(places.latitude, places.longitude, km)

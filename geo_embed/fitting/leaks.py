@@ -147,7 +147,7 @@ def leaks(
         return []
     all_leaks = _same_place(val_rows, train_rows, latitude, longitude, km)
     if views is not None:
-        all_leaks += _alike(val_rows, train_rows, views.values, views.present, cosine)
+        all_leaks += _alike(val_rows, train_rows, _directions(views.values, views.present), cosine)
         all_leaks += _same_image(val_rows, train_rows, views)
     return all_leaks
 
@@ -162,13 +162,13 @@ def near_twins(examples: Examples, masks: Sequence[NDArray[np.bool_]]) -> NDArra
         masks: (N,) each, True for those that one set of heads holds out.
     """
     twins = np.zeros(len(examples), dtype=bool)
-    truth = examples.truth
+    truth, directions = examples.truth, _directions(examples.values, examples.present)
     for val in masks:
         val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
         if len(val_rows) and len(train_rows):
             for leak in (
                 *_same_place(val_rows, train_rows, truth.latitude, truth.longitude, SAME_KM),
-                *_alike(val_rows, train_rows, examples.values, examples.present, SAME_COSINE),
+                *_alike(val_rows, train_rows, directions, SAME_COSINE),
             ):
                 twins[leak.held_out] = True
     return twins
@@ -211,14 +211,8 @@ def _same_place(
     return [Leak("place", int(val[k]), int(nearest[k]), float(away[k])) for k in close]
 
 
-def _alike(
-    val: NDArray[np.int64],
-    train: NDArray[np.int64],
-    values: NDArray[Any],
-    present: NDArray[np.bool_],
-    cosine: float,
-) -> list[Leak]:
-    # 1. The mean of each sample's views, about the mean of all samples, as a unit vector.
+def _directions(values: NDArray[Any], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The mean of each sample's views, about the mean of all samples, as a unit vector (N, D); 0 of one without views."""
     means = np.empty((len(present), values.shape[2]), dtype=np.float32)
     for start in range(0, len(means), _MEAN_ROWS):
         part = slice(start, start + _MEAN_ROWS)
@@ -229,8 +223,13 @@ def _alike(
     # A sample without a view resembles nothing.
     means[~seen] = 0
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means
 
-    # 2. Twins stay near in any projection: |Pu − Pv|² ≤ |u − v|² = 2 − 2 cos(u, v) for orthonormal axes P. In the few axes along which
+
+def _alike(
+    val: NDArray[np.int64], train: NDArray[np.int64], means: NDArray[np.float32], cosine: float
+) -> list[Leak]:
+    # 1. Twins stay near in any projection: |Pu − Pv|² ≤ |u − v|² = 2 − 2 cos(u, v) for orthonormal axes P. In the few axes along which
     # samples vary most hardly any other pair is as near, so that a small part of the held-out samples needs whole cosines.
     axes = _main_axes(means[train[:: max(1, len(train) // _AXES_ROWS)]])
     near, train_near = means[val] @ axes, means[train] @ axes
@@ -244,7 +243,7 @@ def _alike(
     ]
     candidates = val[np.concatenate(doubtful)]
 
-    # 3. Of each of those the most similar training sample, block by block of the matrix of cosines.
+    # 2. Of each of those the most similar training sample, block by block of the matrix of cosines.
     alike: list[Leak] = []
     train_means = means[train].T
     for start in range(0, len(candidates), block):
