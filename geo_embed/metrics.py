@@ -158,13 +158,54 @@ def bootstrap_interval(
     Returns:
         The 2.5th and 97.5th percentile; None and None below two samples or groups, which tell nothing of a spread.
     """
+    return _percentiles(_drawn_scores(credit, km, groups, resamples, seed))
+
+
+def difference_interval(
+    first: tuple[NDArray[np.float64], NDArray[np.float64]],
+    second: tuple[NDArray[np.float64], NDArray[np.float64]],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    resamples: int = _RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float] | tuple[None, None]:
+    """A 95 % interval of the first score minus the second: the paired bootstrap, both scored on the same draws.
+
+    Args:
+        first, second: credit (N,) and km (N,) of two predictions for the same samples.
+        groups, resamples, seed: as in `bootstrap_interval`.
+
+    Returns:
+        As `bootstrap_interval`.
+    """
+    scores = [_drawn_scores(credit, km, groups, resamples, seed) for credit, km in (first, second)]
+    return _percentiles(scores[0] - scores[1])
+
+
+def _percentiles(drawn: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    if not len(drawn):
+        return None, None
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _drawn_scores(
+    credit: NDArray[np.float64],
+    km: NDArray[np.float64],
+    groups: NDArray[np.int64] | None,
+    resamples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """The competition score of each draw (resamples,), empty below two samples or groups. Draws depend on their number and the
+    seed alone.
+    """
     values = np.stack([credit, km, np.ones(len(credit))], axis=1)
     if groups is not None:
         _, group = np.unique(groups, return_inverse=True)
         values = np.stack([np.bincount(group, column) for column in values.T], axis=1)
     units = len(values)
     if units < 2:
-        return None, None
+        return np.empty(0)
     random = np.random.default_rng(seed)
     block = max(1, _DRAWS // units)
     sums = []
@@ -175,11 +216,10 @@ def bootstrap_interval(
         times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
         sums.append(times @ values)
     credits, distances, counts = np.concatenate(sums).T
-    scores = STATE_WEIGHT * credits / counts + GPS_WEIGHT * np.maximum(
-        0.0, 1.0 - distances / counts / GPS_RANGE_KM
+    return np.asarray(
+        STATE_WEIGHT * credits / counts
+        + GPS_WEIGHT * np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM)
     )
-    low, high = np.percentile(scores, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def calibration_error(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> float:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from geo_embed.answers import LabelEncoder, Predictions, Truth
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import (
+    STATE_WEIGHT,
     bootstrap_interval,
     calibration_error,
     competition_score,
+    difference_interval,
     final_metrics,
     metrics,
     state_credit,
@@ -310,3 +312,32 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     none = np.zeros(0)
     empty = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
     assert (empty["score_interval"], empty["samples"]) == ([None, None], 0)
+
+
+def test_the_interval_of_a_difference_pairs_samples() -> None:
+    random = np.random.default_rng(6)
+    credit, km = credits_and_km(random, 200)
+    better = np.minimum(credit + 0.05 * (random.random(200) < 0.5), 1.05), km
+    low, high = difference_interval(better, (credit, km))
+    assert low is not None
+    assert high is not None
+    difference = STATE_WEIGHT * float((better[0] - credit).mean())
+    assert 0 < low < difference < high
+    # Unpaired, the samples' own spread would drown it.
+    alone_low, alone_high = bootstrap_interval(credit, km)
+    assert alone_low is not None
+    assert alone_high is not None
+    assert high - low < (alone_high - alone_low) / 5
+
+
+def test_nothing_differs_from_itself_and_the_other_way_round_is_the_negative() -> None:
+    first, second = (credits_and_km(np.random.default_rng(seed), 60) for seed in (7, 8))
+    groups = np.arange(60) // 6
+    assert difference_interval(first, first, groups) == (0, 0)
+    low, high = difference_interval(first, second, groups)
+    assert low is not None
+    assert high is not None
+    assert difference_interval(second, first, groups) == pytest.approx((-high, -low))
+    assert difference_interval(first, second, groups) != difference_interval(first, second)
+    one = np.ones(1), np.ones(1)
+    assert difference_interval(one, one) == (None, None)

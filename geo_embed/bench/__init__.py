@@ -1,1 +1,1 @@
-"""Speed: ratios against baselines measured in the same run, with the theoretical limit beside them."""
+"""Speed and quality: ratios against baselines measured in the same run, with the theoretical limit beside them."""

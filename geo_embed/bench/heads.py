@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from geo_embed.answers import Truth
+from geo_embed.bench.dataset import write_dataset
 from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
 from geo_embed.cache.exchange import import_embeddings
@@ -99,28 +100,22 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
 
 def write_planted(data: Planted, root: Path) -> dict[str, Any]:
     """Lay planted data out as a dataset below `root`, import its embeddings, and return the settings that point there."""
+    names = {int(k): f"State {k}" for k in np.unique(data.state_idx)}
+    truth = Truth(data.state_idx, data.latitude, data.longitude)
+    splits = {
+        split: (data.sample_id[rows], data.embeddings[rows], truth.take(rows))
+        for split, rows in (("train", data.train), ("test", data.test))
+    }
+    paths, files = write_dataset(root, _VIEWS, names, splits)
     overrides = {
-        "paths.data_root": root / "data",
-        "paths.cache_dir": root / "cache",
-        "paths.runs_dir": root / "runs",
+        "paths.data_root": paths.data_root,
+        "paths.cache_dir": paths.cache_dir,
+        "paths.runs_dir": paths.runs_dir,
         "model.backbone_name": BACKBONE,
         "model.view_names": _VIEWS,
     }
-    (root / "data").mkdir(parents=True)
-    table = pd.DataFrame({"sample_id": data.sample_id})
-    for view in _VIEWS:
-        table[f"image_{view}"] = [f"{i}_{view}.jpg" for i in data.sample_id]
-    table["state"] = [f"State {k}" for k in data.state_idx]
-    table["state_idx"], table["latitude"], table["longitude"] = data.state_idx, data.latitude, data.longitude
-    states = table[["state_idx", "state"]].drop_duplicates()
-    states.to_csv(root / "data" / "state_mapping.csv", index=False)
-    for split, rows, name in (
-        ("train", data.train, "train_ground_truth.csv"),
-        ("test", data.test, "sample_submission.csv"),
-    ):
-        table.iloc[rows].to_csv(root / "data" / name, index=False)
-        np.save(root / f"{split}.npy", data.embeddings[rows])
-        import_embeddings(resolve(overrides=overrides)[0], root / f"{split}.npy", split, BACKBONE)
+    for split, file in files.items():
+        import_embeddings(resolve(overrides=overrides)[0], file, split, BACKBONE)
     return overrides
 
 

@@ -34,13 +34,14 @@ def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Rows as columns: kilometres and geoscores with one digit, shares with four, what isn't known as a dash."""
+    """Rows as columns: kilometres, geoscores and seconds with one digit, shares with four, what isn't known as a dash."""
 
     def text(name: str, value: Any) -> str:
         if value is None:
             return "–"
         if isinstance(value, float):
-            return f"{value:,.1f}" if name.endswith("km") or name == "geoscore" else f"{value:.4f}"
+            rounded = name.endswith("km") or name in ("geoscore", "seconds")
+            return f"{value:,.1f}" if rounded else f"{value:.4f}"
         return f"{value:,}" if isinstance(value, int) else harmless(str(value))
 
     cells = [

@@ -21,6 +21,7 @@ from geo_embed.cli.options import (
 from geo_embed.cli.show import (
     plain,
     print_result,
+    print_table,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
@@ -90,28 +91,48 @@ def _config_init(
     print_result({"config": out}, [("config", out)])
 
 
-@app.command("bench", epilog="Example: `geo bench store`")
+@app.command("bench", epilog="Example: `geo bench store`, or `geo bench real my-embeddings`")
 def _bench(
     name: Annotated[
-        Literal["store", "extract", "heads", "finetune"], typer.Argument(help="What to measure.")
+        Literal["store", "extract", "heads", "finetune", "real"], typer.Argument(help="What to measure.")
     ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Of `real`: embeddings and their CSVs, as docs/heads.md says.", metavar="[DIR]"),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples, of extract pictures; default: enough to tell.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Of `real`: parts that hold each training sample out once.")
     ] = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
+    seed: SeedOption = None,
 ) -> None:
-    """Measure speed on this machine, against baselines timed in the same run."""
-    spin_briefly() if name in ("heads", "finetune") else wait_passively()
+    """Measure speed on this machine, against baselines timed in the same run; or on your own embeddings what heads are worth."""
+    spin_briefly() if name in ("heads", "finetune", "real") else wait_passively()
+    if (name == "real") != (folder is not None):
+        raise typer.BadParameter("`geo bench real DIR` takes a folder, and no other benchmark does.")
+    if name != "real" and not (folds is None and seed is None):
+        raise typer.BadParameter("--folds and --seed are options of `geo bench real DIR`.")
+    if name == "real" and samples is not None:
+        raise typer.BadParameter("`geo bench real DIR` takes all samples.")
+    config = GLOBALS.config(
+        model__device=device,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
+        training__seed=seed,
+    )
+    if folder is not None:
+        _bench_real(config, folder, {} if folds is None else {"folds": folds})
+        return
     from geo_embed.bench.extract import bench_extract
     from geo_embed.bench.finetune import bench_finetune
     from geo_embed.bench.heads import bench_heads
     from geo_embed.bench.store import bench_store
 
-    config = GLOBALS.config(
-        model__device=device, inference__batch_size=batch_size, inference__workers=workers
-    )
     size = {} if samples is None else {"count" if name == "extract" else "samples": samples}
     benches: dict[str, Callable[..., Any]] = {
         "store": bench_store,
@@ -120,9 +141,7 @@ def _bench(
         "finetune": bench_finetune,
     }
     bench = benches[name](config, **size)
-    first = asdict(bench.measurements[0])
-    headline = {key: first[key] for key in ("ours", "baseline", "ratio", "limit")}
-    print_result({**asdict(bench), **headline}, [("machine", bench.machine)])
+    print_result(_with_headline(bench), [("machine", bench.machine)])
     if not GLOBALS.as_json:
         for m in bench.measurements:
             show()
@@ -131,3 +150,45 @@ def _bench(
             show(f"  baseline  {m.baseline:10,.3g} {m.unit}  {m.against}")
             show(f"  ratio     {m.ratio:10,.2f}")
             show(f"  limit     {m.limit:10,.3g} {m.unit}  {m.bound}")
+
+
+def _with_headline(bench: Any) -> dict[str, Any]:
+    """A benchmark as plain values, the figures of its first measurement on top."""
+    values = asdict(bench)
+    first = values["measurements"][0]
+    return values | {key: first[key] for key in ("ours", "baseline", "ratio", "limit")}
+
+
+def _bench_real(config: Config, folder: Path, options: dict[str, int]) -> None:
+    from geo_embed.bench.real import bench_real
+
+    bench = bench_real(config, folder, **options)
+    print_result(
+        _with_headline(bench),
+        [
+            ("machine", bench.machine),
+            (
+                "data",
+                f"{bench.folder}, {bench.backbone}: {bench.samples:,} × {bench.views} × {bench.dim}, {bench.states} states",
+            ),
+            (
+                "held out",
+                f"places closer than {bench.group_km:.3g} km, and the same pictures, on one side of every split",
+            ),
+        ],
+    )
+    if GLOBALS.as_json:
+        return
+    shown = ("name", "score", "state_score", "gps_score", "geoscore", "median_km", "seconds")
+    for c in bench.comparisons:
+        show()
+        show(
+            f"{c.samples:,} {c.held_out}: {c.twins:,} have a near twin among those fitted on, {c.unseen:,} a state that those lack"
+        )
+        print_table([{key: getattr(rival, key) for key in shown} for rival in c.rivals])
+        low, high = c.interval
+        between = "" if low is None else f" ({low:+.4f} to {high:+.4f})"
+        show(f"best − {c.baseline}: {c.difference:+.4f}{between}")
+        show(
+            f"best took {c.times_pigeon:.2f} × the seconds of pigeon, {c.times_logistic:.2f} × those of logistic regression"
+        )

@@ -21,6 +21,7 @@ from geo_embed.data.table import Problem, composed, look_alike, numbers_of, read
 from geo_embed.errors import GeoError
 
 SPLITS = ("train", "test")
+_TRUTH_COLUMNS = ("state", "state_idx", "latitude", "longitude")
 PREDICTED_STATES = tuple(f"predicted_state_idx_{rank}" for rank in range(1, 6))
 PREDICTED_POINT = ("predicted_latitude", "predicted_longitude")
 
@@ -94,6 +95,27 @@ def truth_of(samples: Samples) -> Truth:
     return samples.truth
 
 
+def load_truth(path: Path, mapping: dict[int, str], sample_id: NDArray[np.object_]) -> Truth:
+    """The answers of samples (N,) whose own CSV has none, from a file with a row for each of them, in any order.
+
+    Raises:
+        GeoError: the first problem of the file, or a sample without a row.
+    """
+    table, problems = read_csv(path, ["sample_id", *_TRUTH_COLUMNS])
+    if table is not None:
+        truth, truth_problems = _check_truth(path, table, mapping)
+        problems = [*_check_ids(path, table["sample_id"]), *truth_problems]
+        if not problems:
+            place = {text: row for row, text in enumerate(table["sample_id"])}
+            absent = [text for text in sample_id if text not in place]
+            if absent:
+                raise GeoError(
+                    f"no row for {len(absent):,} of {len(sample_id):,} samples, {absent[0]} first", where=path
+                )
+            return truth.take(np.array([place[text] for text in sample_id], dtype=np.int64))
+    raise GeoError(problems[0].message, where=problems[0].where, hint="correct the file")
+
+
 def load_mapping(path: Path) -> dict[int, str]:
     """`state_idx` to state name, ascending. Raises GeoError with the first problem."""
     mapping, problems = _check_mapping(path)
@@ -159,7 +181,7 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
     """One split and every problem of its CSVs; no samples where they can't be told from the file at all."""
     path = paths.csv(split)
     image_columns = [f"image_{view}" for view in views]
-    truth_columns = ["state", "state_idx", "latitude", "longitude"] if split == "train" else []
+    truth_columns = _TRUTH_COLUMNS if split == "train" else ()
     table, problems = read_csv(path, ["sample_id", *image_columns, *truth_columns])
     if table is None:
         return None, problems

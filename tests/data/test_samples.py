@@ -23,6 +23,7 @@ from geo_embed.data.samples import (
     check_samples,
     load_mapping,
     load_samples,
+    load_truth,
     missing_images,
     natural_ids,
 )
@@ -162,6 +163,37 @@ def test_the_template_needs_no_truth(write: Write, tmp_path: Path) -> None:
     assert samples.sample_id.tolist() == ["x"]
     assert samples.truth is None
     assert samples.image_root == tmp_path / "data" / "test_images"
+
+
+ANSWERS = "longitude,sample_id,state,state_idx,latitude\n5,b,New Mexico,30,1\n6,a,California,4,2\n"
+
+
+def test_answers_in_a_file_of_their_own_go_by_id(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text(ANSWERS)
+    truth = load_truth(path, {4: "California", 30: "New Mexico"}, np.array(["a", "b"], dtype=object))
+    assert (truth.state_idx.tolist(), truth.latitude.tolist(), truth.longitude.tolist()) == (
+        [4, 30],
+        [2, 1],
+        [6, 5],
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("b", "c", "no row for 1 of 2 samples, b first"),
+        ("b", "a", "earlier row has the same sample_id"),
+        ("30", "31", "not in the state mapping: '31'"),
+        ("5,b", "500,b", "outside"),
+        ("latitude", "lat", "latitude"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text(ANSWERS.replace(old, new, 1))
+    with pytest.raises(GeoError, match=message):
+        load_truth(path, {4: "California", 30: "New Mexico"}, np.array(["a", "b"], dtype=object))
 
 
 def test_a_sample_may_lack_a_picture_without_its_table_being_wrong(write: Write) -> None:
