@@ -256,6 +256,6 @@ def test_on_real_webcams_every_baseline_scores_about_what_their_readme_says() ->
     assert (test.samples, folds.samples) == (147, 511)
     expected = dict(zip(BASELINES, (0.127, 0.373, 0.400, 0.406), strict=True))
     assert {name: score[name] for name in BASELINES} == pytest.approx(expected, abs=0.02)
-    # Squares of 0.1 degrees hold out whole towns, and no picture of them; a few lie on an edge.
+    # Night scenes and placeholders look alike wherever they are.
     assert test.twins < 147 / 10
-    assert folds.twins < 511 / 50
+    assert folds.twins < 511 / 20
