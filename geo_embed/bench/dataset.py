@@ -9,7 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
+from geo_embed.bench.planted import Planted
+from geo_embed.cache.exchange import import_embeddings
 from geo_embed.config import Paths
+from geo_embed.settings import resolve
+
+BACKBONE = "planted"
+_VIEWS = ("north", "east", "south", "west")
 
 
 def write_dataset(
@@ -51,3 +57,24 @@ def write_dataset(
             view_names=np.array(view_names),
         )
     return paths, files
+
+
+def write_planted(data: Planted, root: Path) -> dict[str, Any]:
+    """Lay planted data out as a dataset below `root`, import its embeddings, and return the settings that point there."""
+    names = {int(k): f"State {k}" for k in np.unique(data.state_idx)}
+    truth = Truth(data.state_idx, data.latitude, data.longitude)
+    splits = {
+        split: (data.sample_id[rows], data.embeddings[rows], truth.take(rows))
+        for split, rows in (("train", data.train), ("test", data.test))
+    }
+    paths, files = write_dataset(root, _VIEWS, names, splits)
+    overrides = {
+        "paths.data_root": paths.data_root,
+        "paths.cache_dir": paths.cache_dir,
+        "paths.runs_dir": paths.runs_dir,
+        "model.backbone_name": BACKBONE,
+        "model.view_names": _VIEWS,
+    }
+    for split, file in files.items():
+        import_embeddings(resolve(overrides=overrides)[0], file, split, BACKBONE)
+    return overrides

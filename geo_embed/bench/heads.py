@@ -1,17 +1,13 @@
 """`geo bench heads`: the recipes against each other on planted embeddings, through import, fit and predict as people type them,
-and what fitting costs (`fitting.py`)."""
+and what fitting costs (`fitting.py`, and whole commands, `commands.py`)."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from geo_embed.answers import Truth
-from geo_embed.bench.dataset import write_dataset
+from geo_embed.bench.dataset import write_planted
 from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
-from geo_embed.cache.exchange import import_embeddings
 from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
 from geo_embed.geography import haversine_km
@@ -20,10 +16,8 @@ from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import load_run
 from geo_embed.settings import resolve
 
-BACKBONE = "planted"
 # The scores settle with fewer samples than the speed is asked for.
 _SCORED = 20_000
-_VIEWS = ("north", "east", "south", "west")
 
 
 def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: int = 11) -> Bench:
@@ -34,6 +28,7 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
         samples: of the speed and memory rows; the scores take a part of them, 20,000 at most.
         dim, seed: of the data.
     """
+    from geo_embed.bench.commands import bench_commands
     from geo_embed.bench.fitting import bench_fitting, bench_memory
 
     passed_on = {
@@ -45,9 +40,12 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
     timed = bench_fitting(config, data)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
         overrides = write_planted(data, Path(folder)) | passed_on
-        rows = len(data.train)
+        shape = (len(data.train), data.embeddings.shape[1], dim)
         del data
-        return Bench("heads", this_machine(), [*scored, *timed, *bench_memory(overrides, rows, dim)])
+        typed = bench_commands(overrides, shape, seed)
+        return Bench(
+            "heads", this_machine(), [*scored, *timed, *typed, *bench_memory(overrides, shape[0], dim)]
+        )
 
 
 def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
@@ -96,27 +94,6 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
             "training.budget_seconds",
         ),
     ]
-
-
-def write_planted(data: Planted, root: Path) -> dict[str, Any]:
-    """Lay planted data out as a dataset below `root`, import its embeddings, and return the settings that point there."""
-    names = {int(k): f"State {k}" for k in np.unique(data.state_idx)}
-    truth = Truth(data.state_idx, data.latitude, data.longitude)
-    splits = {
-        split: (data.sample_id[rows], data.embeddings[rows], truth.take(rows))
-        for split, rows in (("train", data.train), ("test", data.test))
-    }
-    paths, files = write_dataset(root, _VIEWS, names, splits)
-    overrides = {
-        "paths.data_root": paths.data_root,
-        "paths.cache_dir": paths.cache_dir,
-        "paths.runs_dir": paths.runs_dir,
-        "model.backbone_name": BACKBONE,
-        "model.view_names": _VIEWS,
-    }
-    for split, file in files.items():
-        import_embeddings(resolve(overrides=overrides)[0], file, split, BACKBONE)
-    return overrides
 
 
 def _test_score(config: Config, name: str, data: Planted) -> float:

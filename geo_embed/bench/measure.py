@@ -62,16 +62,33 @@ def seconds(action: Callable[[], object]) -> float:
 def apart(module: str, function: str, *arguments: str) -> float:
     """The number that a function of strings returns in a process of its own, without the settings that `geo` makes for itself."""
     code = f"from {module} import {function}; print({function}({', '.join(map(repr, arguments))}))"
+    return float(_run(function, "-c", code).splitlines()[-1])
+
+
+def command_seconds(*arguments: str) -> float:
+    """How long `geo` with these arguments takes as somebody types it: a process of its own, imports and all."""
+    return seconds(lambda: _run("geo", "-m", "geo_embed", *arguments))
+
+
+def import_seconds(module: str) -> float:
+    """How long a process takes that imports a module and ends."""
+    return seconds(lambda: _run(f"import {module}", "-c", f"import {module}"))
+
+
+def _run(name: str, *arguments: str) -> str:
+    """What Python prints, under an environment without the settings that `geo` makes for itself."""
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     }
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     if result.returncode:
-        why = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
-        raise RuntimeError(f"{function} failed: {why[0]}")
-    return float(result.stdout.splitlines()[-1])
+        lines = result.stderr.strip().splitlines()
+        # Ours end in a hint, Python's own in what was wrong.
+        why = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+        raise RuntimeError(f"{name} failed: {(why or [f'exit code {result.returncode}'])[0]}")
+    return result.stdout
 
 
 def this_machine() -> str:

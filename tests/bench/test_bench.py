@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from geo_embed.bench import finetune, fitting
+from geo_embed.bench import commands, finetune, fitting
 from geo_embed.bench.fitting import peak_bytes
 from geo_embed.bench.heads import bench_heads
 from geo_embed.bench.measure import Bench, gemm_rate, in_turn
@@ -29,6 +29,8 @@ def bench() -> Bench:
     config = resolve(overrides={"training.budget_seconds": 1.0})[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "gemm_rate", lambda device: gemm_rate(device, size=128))
+        # Many processes: tests/bench/test_commands.py.
+        patch.setattr(commands, "bench_commands", lambda *given: [])
         return bench_heads(config, samples=SAMPLES, dim=DIM)
 
 

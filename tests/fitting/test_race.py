@@ -301,7 +301,7 @@ def test_folds_cover_everything_once_and_share_every_class() -> None:
 @pytest.mark.slow
 def test_best_beats_the_plain_recipe_on_planted_embeddings(tmp_path: Path) -> None:
     """The margin of docs/heads.md, with room for so small a set; through the same commands that a person types."""
-    from geo_embed.bench.heads import write_planted
+    from geo_embed.bench.dataset import write_planted
     from geo_embed.fitting.fit import fit_heads
     from geo_embed.settings import resolve
 
