@@ -31,7 +31,7 @@ from geo_embed.heads.heads import Heads
 from geo_embed.heads.layers import Drop, keep, keep_mask
 from geo_embed.heads.losses import NUMBERS, epoch_losses, loss_parts, make_tables, total_loss
 from geo_embed.heads.region import Region
-from geo_embed.optim import make_adamw, warmup_cosine
+from geo_embed.optim import AdamW, make_adamw, warmup_cosine
 from geo_embed.registry import HEADS
 
 # What may differ between jobs that share a program.
@@ -137,7 +137,7 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
             size = batch["labels"].shape[1]
             masks = [_draw_masks(jobs, torch.Size((size, *shape)), generators) for shape in dropout_shapes]
             parts = losses_of(parameters, buffers, stacked_tables, batch, masks)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             torch.autograd.backward(total_loss(parts).sum())
             factor = warmup_cosine(steps_done, steps * training.epochs, training.warmup)
             _step(optimizer, leaves, rates * factor, decays, training.clip_norm)
@@ -202,9 +202,7 @@ def _dropout_shapes(module: _HeadsOnBatch, source: Source) -> list[tuple[int, ..
     return shapes
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, leaves: list[Tensor], rates: Tensor, decays: Tensor, clip: float
-) -> None:
+def _step(optimizer: AdamW, leaves: list[Tensor], rates: Tensor, decays: Tensor, clip: float) -> None:
     """Clip each job's gradient, then AdamW with each job's rate, on matrices with each job's decay.
 
     Args:

@@ -111,7 +111,7 @@ def train(
         for batch in source.epoch():
             out = heads.read(batch.views, drop) if source.fused else heads(batch.views, batch.present, drop)
             parts = loss_parts(out, batch.labels, batch.points, tables, training)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             torch.autograd.backward(total_loss(parts))
             nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
             rate = training.learning_rate * warmup_cosine(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from geo_embed.data.holdout import random_folds
 from geo_embed.errors import GeoError
 from geo_embed.metrics import calibration_error
+from geo_embed.optim import minimise
 from geo_embed.registry import CALIBRATIONS
 
 # Probabilities below this one are taken for it, as in the metrics.
@@ -123,20 +124,12 @@ def fit_vector(log_probabilities: Tensor, labels: Tensor) -> Calibration:
     z = log_probabilities.detach().double().clamp_min(_LEAST_LOG)
     n, classes = z.shape
     seen = torch.bincount(labels, minlength=classes) > 0
-    change = torch.zeros(2, classes, dtype=z.dtype, device=z.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [change], max_iter=_VECTOR_ROUNDS, history_size=10, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss(change: Tensor) -> Tensor:
         w, b = change * seen
-        loss = F.cross_entropy(z + z * w + b, labels) + _PRIOR / (2 * n) * change.square().sum()
-        torch.autograd.backward(loss)
-        return loss
+        return F.cross_entropy(z + z * w + b, labels) + _PRIOR / (2 * n) * change.square().sum()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    w, b = change.detach().tolist()
+    w, b = (minimise(loss, z.new_zeros(2, classes), rounds=_VECTOR_ROUNDS) * seen).tolist()
     return Calibration("vector", tuple(1 + x for x in w), tuple(b))
 
 

@@ -8,10 +8,10 @@ from geo_embed.config import Training
 from geo_embed.heads.heads import CELLED, CellHeads
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.region import Region
+from geo_embed.optim import minimise
 from geo_embed.registry import HEADS, Size
 
 ROUNDS = 60
-_HISTORY = 10
 # Of the features' mean standard deviation.
 _LEAST_STD = 1e-3
 
@@ -73,18 +73,12 @@ def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tenso
     # A feature that hardly varies here would shout wherever it does.
     std = std.clamp_min(float(std.mean()) * _LEAST_STD + 1e-12)
     x = (x - mean) / std
-    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=ROUNDS, history_size=_HISTORY, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, labels) + 0.5 * l2 * weight.square().sum()
-        torch.autograd.backward(loss)
-        return loss
+    def loss(w: Tensor) -> Tensor:
+        # The last row holds the offsets, which no penalty touches.
+        return F.cross_entropy(torch.addmm(w[-1], x, w[:-1]), labels) + 0.5 * l2 * w[:-1].square().sum()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    folded = weight.detach() / std[:, None]
-    return folded.T.contiguous(), bias.detach() - mean @ folded
+    solved = minimise(loss, x.new_zeros(x.shape[1] + 1, classes), rounds=ROUNDS)
+    weight, bias = solved[:-1], solved[-1]
+    folded = weight / std[:, None]
+    return folded.T.contiguous(), bias - mean @ folded
