@@ -223,7 +223,8 @@ def _backbone_of(config: Config, folder: Path) -> str:
     if wanted in names:
         return wanted
     if "backbone_name" in config.model.model_fields_set:
-        raise GeoError("there is no such file", where=folder / f"{_TRAIN}{wanted}.npy", hint=_LAYOUT)
+        hint = f"--set model.backbone_name={names[0]}" if names else _LAYOUT
+        raise GeoError("there is no such file", where=folder / f"{_TRAIN}{wanted}.npy", hint=hint)
     if not names:
         raise GeoError(f"there is no {_TRAIN}NAME.npy", where=folder, hint=_LAYOUT)
     if len(names) > 1:
