@@ -138,12 +138,17 @@ class Model(_Group):
     )
     directional: bool = Field(False, description="add a learnt vector per view before the views are fused")
     standardise: bool = Field(False, description="give every feature mean 0 and variance 1 first")
+    unit_length: bool = Field(
+        False,
+        description="divide embeddings, less their mean, by their length, rather than every feature by its deviation (probe)",
+    )
     head: HeadKind = Field(
         "separate",
         description="separate: a network for the state, one for the point; dual: both over one trunk; "
         "hierarchical: the point is an offset from the predicted state's centre; geocells: states and cells, "
         "the point is the cells' geometric median; probe: logistic regression of the states, solved by L-BFGS, and "
-        "the cells that go with them",
+        "the cells that go with them; discriminant: the same by linear discriminant analysis, in closed form; "
+        "view-discriminant: that of every view, and their evidence multiplied",
     )
     point: Literal["head", "median"] = Field(
         "head",
@@ -187,8 +192,12 @@ class Training(_Group):
         description="best: chooses its own recipe by inner validation, within budget_seconds; "
         "pigeon: the plain one, which the settings below belong to",
     )
-    budget_seconds: float = Field(
-        150.0, gt=0, le=_LONGEST, description="what `best` may cost, about, on a two-core machine (seconds)"
+    budget_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=_LONGEST,
+        description="what `best` may cost, about, on a two-core machine (seconds); default: a few, and one more for every 2,000 "
+        "samples",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the split, the initial weights and the batches")
     val_split: float = Field(0.1, gt=0, lt=1, description="share of the training samples held out")
@@ -198,6 +207,12 @@ class Training(_Group):
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay of AdamW, on weight matrices only")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linearly rising rate")
     l2: float = Field(0.01, ge=0, description="penalty of the probe: l2 / 2 times its squared weights")
+    shrinkage: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="of a discriminant's covariance towards one that is the same in all directions",
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     patience: int = Field(
         5, ge=1, le=_MANY, description="epochs without a better validation score before stopping"

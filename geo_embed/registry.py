@@ -189,7 +189,8 @@ FUSIONS: Registry[Any] = Registry(
 HEADS: Registry[Any] = Registry(
     "head",
     "model.head",
-    {name: f"geo_embed.heads.{name}" for name in ("separate", "dual", "hierarchical", "geocells", "probe")},
+    {name: f"geo_embed.heads.{name}" for name in ("separate", "dual", "hierarchical", "geocells", "probe")}
+    | dict.fromkeys(("discriminant", "view-discriminant"), "geo_embed.heads.discriminant"),
     "geo_embed.heads",
     priced=True,
 )

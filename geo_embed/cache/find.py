@@ -8,6 +8,7 @@ import numpy as np
 from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import check_tower_takes, read_preprocessing
 from geo_embed.backbones.weights import find_backbone, fingerprint_of, hash_weights, near_directory
+from geo_embed.cache.described import describe
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, read_ids, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
@@ -59,7 +60,7 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
             return _with_notice(named)
         raise GeoError(f"no {split} store has the fingerprint {fingerprint}", where=cache_dir, hint=command)
 
-    wanted = _wanted(model)
+    wanted = _wanted(model, cache_dir)
     differences = {store.path: _difference(store, wanted) for store in stores}
     fitting = [store for store in stores if not differences[store.path]]
     fitting = [store for store in fitting if not is_of_old_kind(store)] or fitting
@@ -86,9 +87,9 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     )
 
 
-def fitting_stores(stores: list[Store], model: Model) -> list[Store]:
+def fitting_stores(stores: list[Store], model: Model, cache_dir: Path) -> list[Store]:
     """Those that belong to the settings, where `choose_store` may be unable to choose one."""
-    wanted = _wanted(model)
+    wanted = _wanted(model, cache_dir)
     return [store for store in stores if not _difference(store, wanted)]
 
 
@@ -222,7 +223,7 @@ def _is_earlier(store: Store) -> bool:
     return isinstance(semantics, int) and semantics < PICTURE_SEMANTICS
 
 
-def _wanted(model: Model) -> dict[str, Any]:
+def _wanted(model: Model, cache_dir: Path) -> dict[str, Any]:
     """What a store's attributes must say to belong to the settings."""
     wanted: dict[str, Any] = {"backbone": model.backbone_name, "view_names": list(model.view_names)}
     wanted["feature"] = model.feature
@@ -237,9 +238,7 @@ def _wanted(model: Model) -> dict[str, Any]:
         return wanted
     # Weights that are there and can't be read are an error: they could be any store's.
     wanted["weights_sha256"] = hash_weights(directory)
-    wanted["function"] = read_function(directory).to_dict()
-    wanted["preprocessing"] = read_preprocessing(directory, exact=model.exact).to_dict()
-    return wanted
+    return wanted | describe(directory, cache_dir, exact=model.exact)
 
 
 def _difference(store: Store, wanted: dict[str, Any]) -> str:

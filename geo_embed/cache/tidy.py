@@ -112,7 +112,7 @@ def collect_garbage(
                 used.add(find_store(config, split).fingerprint)
         # Of a store that was taken over, a run may know the one name, and the other split's store have the other.
         stores = list_stores(cache_dir)
-        used |= {store.fingerprint for store in fitting_stores(stores, config.model)}
+        used |= {store.fingerprint for store in fitting_stores(stores, config.model, config.paths.cache_dir)}
         for names in map(fingerprints_of, stores):
             used |= set() if used.isdisjoint(names) else {*names}
         imported = {store.attrs["backbone"] for store in stores if store.attrs.get("imported")}

@@ -121,6 +121,12 @@ def known_fusion(name: str | None) -> str | None:
 def _fit_heads(
     name: NameOption = None,
     preset: Annotated[Preset | None, typer.Option(help="Recipe.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="SECONDS", help="What `best` may cost, about, on two cores; more tries more."
+        ),
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fit so many times from other seeds, and average.")
     ] = None,
@@ -151,6 +157,7 @@ def _fit_heads(
         model__device=device,
         model__fusion=fusion,
         training__preset=preset,
+        training__budget_seconds=budget,
         training__seeds=seeds,
         training__folds=folds,
         training__batch_size=batch_size,

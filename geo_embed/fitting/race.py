@@ -17,11 +17,12 @@ Last, what was chosen is fitted on all rows, for as many epochs as the rest of t
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import say
@@ -30,12 +31,13 @@ from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import find_refiner, gallery_of, sampled_epochs, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
-from geo_embed.heads.decision import Answer, Decision, decide, mix_logs
+from geo_embed.heads.decision import Answer, Decision, decide
 from geo_embed.heads.heads import CellHeads, step_flop
 from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Region, make_region
 from geo_embed.metrics import competition_score, top_states
+from geo_embed.optim import minimise
 from geo_embed.registry import HEADS
 from geo_embed.sphere import great_circle_km, unit_to_degrees
 
@@ -57,13 +59,20 @@ _TRAINING = {
 _MIXED_VIEWS = {"view_swap": 0.5, "view_dropout": 0.15, "step_views": 2, "weight_decay": 0.3, "epochs": 14}
 _MIXED_WIDTH = 384
 _WIDE_TAU_KM = 100.0
-_RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 16_000, 4_000, 4
+_RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 8_000, 2_000, 5
 # Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
 _SMALL = 4000
-_SMALL_FOLDS, _SMALL_STEPS, _MOST_SMALL_EPOCHS = 4, 900, 60
-_MIXED = 6
+_SMALL_FOLDS, _SMALL_BATCHES, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 2, 240, 30, 60
+# A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
+_LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
+_SMALL_L2 = 0.1
+# Steps towards a point: so many tell members apart, what a run answers with takes more.
+_MEDIAN_ROUNDS = 8
 # Below this there is nothing to choose by.
 _TOO_FEW = 40
+
+# Of the default budget: seconds at the least, and samples per second more.
+_BUDGET_START, _BUDGET_ROWS = 12.0, 2000.0
 
 # Seconds of a two-core machine in training. The budget is counted in arithmetic and steps, not on a clock: a plan made by
 # the clock would differ from run to run, and the same seed must give the same bits.
@@ -113,34 +122,40 @@ def fit_best(
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
     budget = training.budget_seconds
+    say(_outlook(len(rows), budget))
     race, refiner = Race(), None
     if len(rows) < _TOO_FEW:
-        members = _small_members(base, model.fusion or "average", len(rows))[-2:-1]
-        region = _region(rows, members[0], classes, seed)
-        decision = Decision()
+        candidates = _small_members(base, model.fusion or "average", *rows.present.shape)
+        member = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
     elif len(rows) <= _SMALL:
         region = _region(rows, base, classes, seed)
-        members, decision, spent = _race_small(rows, region, base, model.fusion, seed, budget, race)
-        budget -= spent
+        return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
         member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
-        members, decision = [member], Decision()
-        region = _region(rows, member, classes, seed)
-        budget -= spent
-    race.chosen = [
-        f"{member.name} × {weight:.2f}" for member, weight in zip(members, decision.weights, strict=True)
-    ]
-    parts, fitted = [], []
-    for member in members:
-        each = epoch_seconds(member, rows, region)
-        most = member.training.epochs
-        epochs = most if not each else int(min(most, max(3, budget / len(members) / each)))
-        fitted.append(member.variant("", epochs=epochs))
-        race.epochs = max(race.epochs, epochs)
-        parts.append(_train(rows, region, member.model, fitted[-1].training, seed))
+        budget = (_default_budget(len(rows)) if budget is None else budget) - spent
+    region = _region(rows, member, classes, seed)
+    race.chosen = [f"{member.name} × 1.00"]
+    each, most = epoch_seconds(member, rows, region), member.training.epochs
+    race.epochs = most if not each or budget is None else int(min(most, max(3, budget / each)))
+    member = member.variant("", epochs=race.epochs)
+    heads = _train(rows, region, member.model, member.training, seed)
     if refiner is not None:
-        parts[0].look_up(gallery_of(parts[0], rows, region), refiner)
-    return Mixture(fitted, parts, decision), race
+        heads.look_up(gallery_of(heads, rows, region), refiner)
+    return Mixture([member], [heads], Decision()), race
+
+
+def _default_budget(n: int) -> float:
+    """Seconds for n rows, where none are given: what more of them bring is small."""
+    return _BUDGET_START + n / _BUDGET_ROWS
+
+
+def _outlook(n: int, budget: float | None) -> str:
+    """What will be tried, and about how long it takes."""
+    if n < _TOO_FEW:
+        return f"best: one candidate, since {n:,} samples are too few to choose by"
+    about = _default_budget(n) if budget is None else budget
+    how = "out of fold, and their mixture" if n <= _SMALL else "on a part, and the winner on all samples"
+    return f"best: candidates race on {n:,} samples, {how}; about {about:,.0f} s on two cores"
 
 
 def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:
@@ -180,27 +195,43 @@ class _InnerValidation:
     parts: list[Tensor]
     to_state: list[Tensor]
 
+    @cached_property
+    def owner(self) -> Tensor:
+        """(n,) the cell that each row lies in."""
+        owner = nearest(self.rows.points.cpu().numpy(), self.centres.cpu().numpy())
+        return torch.from_numpy(owner).to(self.centres.device)
+
     def score(self, answers: list[Answer], decision: Decision) -> tuple[float, float, float]:
         """Score, state score and GPS score of members' answers for all rows, decided together."""
         states = torch.empty(len(self.rows), answers[0].states.shape[1])
         km = torch.empty(len(self.rows), dtype=torch.float64)
         for part, to_state in zip(self.parts, self.to_state, strict=True):
             of_part = [Answer(answer.cells[part], answer.states[part]) for answer in answers]
-            p, points = decide(of_part, decision, self.centres, to_state)
+            p, points = decide(of_part, decision, self.centres, to_state, rounds=_MEDIAN_ROUNDS)
             states[part.cpu()] = p.cpu()
             km[part.cpu()] = great_circle_km(points, self.rows.points[part]).cpu().double()
         return competition_score(top_states(states.numpy()), self.rows.labels.cpu().numpy(), km.numpy())
 
 
 def _race_small(
-    rows: Rows, region: Region, base: Member, fusion: Fusion | None, seed: int, budget: float, race: Race
-) -> tuple[list[Member], Decision, float]:
-    """Every affordable candidate, out of fold, and the mixture of them that scores best; and the seconds that it cost."""
+    rows: Rows,
+    region: Region,
+    base: Member,
+    fusion: Fusion | None,
+    seed: int,
+    budget: float | None,
+    race: Race,
+) -> Mixture:
+    """Every affordable candidate, out of fold, and the mixture of them that is likeliest for the rows left out.
+
+    Heads that are solved at once are solved again on all rows. A network isn't trained again: those of the folds answer
+    together, which costs nothing, and is as good as one of all rows.
+    """
     # All folds share the cells of the whole, so that members' answers can be mixed. What their labels tell, P(state | cell)
     # and P(cell | state), is counted anew without each fold.
     cells, device = region.cells, rows.labels.device
     assert cells is not None
-    members = _affordable(_small_members(base, fusion, len(rows)), rows, region, budget)
+    members = _affordable(_small_members(base, fusion, *rows.present.shape), rows, region, budget)
     val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, seed)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
@@ -211,26 +242,41 @@ def _race_small(
 
     # Each member's out-of-fold answers: one training per fold, which answers for the rows that it left out.
     answers: list[Answer] = []
-    spent = 0.0
+    of_folds: list[list[CellHeads]] = []
     for member in members:
         out_of_fold = Answer(
             torch.empty(len(rows), len(cells.centres), device=device),
             torch.empty(len(rows), region.classes, device=device),
         )
+        of_folds.append([])
         for val_part, train_part, table in zip(val_parts, train_parts, tables, strict=True):
             fold_region = replace(region, cells=table)
             heads = _train(rows.take(train_part), fold_region, member.model, member.training, seed)
             answer = heads.answer(rows.views[val_part], rows.present[val_part])
             out_of_fold.cells[val_part], out_of_fold.states[val_part] = answer.cells, answer.states
+            of_folds[-1].append(heads)
         answers.append(out_of_fold)
-        spent += (_SMALL_FOLDS - 1) * member.training.epochs * epoch_seconds(member, rows, region)
-        _note(race, member, inner.score([out_of_fold], Decision()))
+        _note(race, member, inner.score([out_of_fold], _alone(out_of_fold, inner)))
 
-    # The mixture that scores best on them, then its temperatures and weights.
-    weights = _mix(answers, inner)
-    used = [i for i, weight in enumerate(weights) if weight > 0]
-    shares = tuple(weights[i] for i in used)
-    return [members[i] for i in used], _calibrate([answers[i] for i in used], shares, inner), spent
+    # Their mixture, and what answers for each member from now on.
+    decision = _mix(answers, inner)
+    fitted: list[Member] = []
+    parts: list[CellHeads] = []
+    weights: list[float] = []
+    for member, weight, networks in zip(members, decision.weights, of_folds, strict=True):
+        if not weight:
+            continue
+        race.chosen.append(f"{member.name} × {weight:.2f}")
+        if not HEADS[member.model.head].make.by_steps:
+            networks = [_train(rows, region, member.model, member.training, seed)]
+        else:
+            race.epochs = max(race.epochs, member.training.epochs)
+        for heads in networks:
+            heads.settle(region)
+            fitted.append(member)
+            parts.append(heads)
+            weights.append(weight / len(networks))
+    return Mixture(fitted, parts, replace(decision, weights=tuple(weights)))
 
 
 def _race_large(
@@ -275,9 +321,9 @@ def _race_large(
 
     for member in _large_members(base, fusion):
         run(member)
-    # The leader once more with wider labels, and with half as many cells.
+    # For who gives it time, the leader once more with wider labels, and with half as many cells.
     leader = members[int(np.argmax(scores))]
-    if HEADS[leader.model.head].make.by_steps:
+    if base.training.budget_seconds is not None and HEADS[leader.model.head].make.by_steps:
         run(leader.variant(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
         run(leader.variant("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None
@@ -296,25 +342,21 @@ def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
     return members
 
 
-def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
-    """Candidates for few samples: probes, and networks kept narrow and with much dropout, for some 900 steps.
+def _small_members(base: Member, fusion: Fusion | None, n: int, views: int) -> list[Member]:
+    """Candidates for few samples: linear heads that are solved at once, and networks kept narrow and with much dropout.
 
     Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
     """
-    batch = min(512, max(64, n // 30))
-    epochs = max(12, min(_MOST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
+    batch = 64 if n < _SMALL_BATCHES * _SMALL_STEPS else 128
+    epochs = min(_MOST_SMALL_EPOCHS, max(_LEAST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
     net = base.variant(
         "",
         {"head_hidden": 256, "dropout": 0.4},
         weight_decay=0.3,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         batch_size=batch,
         epochs=epochs,
     )
-    members = []
-    if fusion in (None, "average"):
-        probe = base.variant("probe", {"head": "probe", "fusion": "average"})
-        members += [probe.variant(f"-{l2:g}", l2=l2) for l2 in (0.01, 0.001, 0.0001)]
 
     def network(name: Fusion, tau: float) -> Member:
         average = name == "average"
@@ -324,24 +366,41 @@ def _small_members(base: Member, fusion: Fusion | None, n: int) -> list[Member]:
             {"fusion": name, "dropout": dropout},
             tau_km=tau,
             view_swap=swap,
+            view_dropout=0.0 if average or views == 1 else _MIXED_VIEWS["view_dropout"],
             step_views=0 if average else _MIXED_VIEWS["step_views"],
         )
 
     wide, narrow = 200.0, 75.0
-    if fusion is None:
-        return [*members, network("evidence", wide), network("average", wide), network("evidence", narrow)]
-    return [*members, network(fusion, wide), network(fusion, narrow)]
+    if fusion not in (None, "average"):
+        return [network(fusion, wide), network(fusion, narrow)]
+    members = [_discriminant(base, "discriminant", shrinkage) for shrinkage in (0.8, 0.3)]
+    if views > 1 and fusion is None:
+        members += [_discriminant(base, "view-discriminant", shrinkage) for shrinkage in (0.5, 0.1)]
+    members.append(
+        base.variant("probe", {"head": "probe", "fusion": "average", "unit_length": True}, l2=_SMALL_L2)
+    )
+    if fusion == "average":
+        return [*members, network("average", wide), network("average", narrow)]
+    return [*members, network("evidence", wide), network("average", wide), network("evidence", narrow)]
 
 
-def _affordable(members: list[Member], rows: Rows, region: Region, budget: float) -> list[Member]:
-    """Candidates in their order while folds and a final fit of each stay within the budget; always the first."""
+def _discriminant(base: Member, head: str, shrinkage: float) -> Member:
+    return base.variant(f"{head}-{shrinkage:g}", {"head": head, "fusion": "average"}, shrinkage=shrinkage)
+
+
+def _affordable(members: list[Member], rows: Rows, region: Region, budget: float | None) -> list[Member]:
+    """Candidates in their order, what is solved at once and networks while the folds of each stay within the budget; always the
+    first. Without a budget one network takes part: more of them gain little, and take seconds.
+    """
     kept: list[Member] = []
     spent = 0.0
     for member in members:
         cost = _SMALL_FOLDS * member.training.epochs * epoch_seconds(member, rows, region)
-        if not kept or spent + cost <= budget:
-            kept.append(member)
-            spent += cost
+        beyond = spent > 0 if budget is None else spent + cost > budget
+        if kept and cost and beyond:
+            break
+        kept.append(member)
+        spent += cost
     return kept
 
 
@@ -369,43 +428,45 @@ def _without(part: Tensor, n: int) -> Tensor:
     return rest
 
 
-def _calibrate(answers: list[Answer], weights: tuple[float, ...], inner: _InnerValidation) -> Decision:
-    """Temperatures by likelihood, then the head's share by score where that tells more than noise."""
-    owner = torch.from_numpy(nearest(inner.rows.points.cpu().numpy(), inner.centres.cpu().numpy()))
-    cell_log = mix_logs([a.cells for a in answers], weights)
-    state_log = mix_logs([a.states for a in answers], weights)
+def _alone(answer: Answer, inner: _InnerValidation) -> Decision:
+    """A member's own temperatures: how sure it is differs from kind to kind, and would blur its score."""
+    return Decision(
+        cell_temperature=fit_temperature(answer.cells, inner.owner),
+        state_temperature=fit_temperature(answer.states, inner.rows.labels),
+    )
+
+
+def _mix(answers: list[Answer], inner: _InnerValidation) -> Decision:
+    """Members' weights and temperatures by likelihood, then the head's share by score where that tells more than noise."""
+    # The log-linear pool Σ wᵢ log pᵢ of least negative log-likelihood of states and cells together (logarithmic opinion
+    # pools: Heskes, NIPS 1997). The w are not negative, w = u², and need not sum to one: their sum is the inverse of a
+    # temperature, and cells have a factor of their own. Convex in w but for that factor, and most w come out zero.
+    labels, owner, device = inner.rows.labels, inner.owner, inner.rows.labels.device
+    cells = torch.stack([answer.cells for answer in answers])
+    states = torch.stack([answer.states for answer in answers])
+
+    def loss(u: Tensor) -> Tensor:
+        w, factor = u[:-1].square()[:, None, None], u[-1].square()
+        pooled_states, pooled_cells = (w * states).sum(dim=0), (w * cells).sum(dim=0)
+        return F.cross_entropy(pooled_states, labels) + F.cross_entropy(factor * pooled_cells, owner)
+
+    start = torch.full((len(answers) + 1,), len(answers) ** -0.5, device=device)
+    start[-1] = 1.0
+    *found, factor = minimise(loss, start, rounds=_MIX_ROUNDS).square().tolist()
+    least = _LEAST_SHARE * sum(found)
+    w = [weight if weight >= least else 0.0 for weight in found]
+    # Where all members agree, as on one class alone, no weight matters.
+    total, coldest = sum(w) or 1.0, 1 / _HOTTEST
     even = Decision(
-        weights,
+        tuple(weight / total for weight in w) if sum(w) else (1 / len(w),) * len(w),
         0.5,
-        fit_temperature(cell_log, owner.to(cell_log.device)),
-        fit_temperature(state_log, inner.rows.labels),
+        cell_temperature=1 / max(total * factor, coldest),
+        state_temperature=1 / max(total, coldest),
     )
     options = [replace(even, head_share=share) for share in (0.5, 0.25, 0.75)]
     scores = [inner.score(answers, option)[0] for option in options]
     best = int(np.argmax(scores))
     return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.rows)) else even
-
-
-def _mix(answers: list[Answer], inner: _InnerValidation) -> tuple[float, ...]:
-    """Greedy ensemble selection with replacement (Caruana et al., ICML 2004) by score; shares are multiples of 1/6 or more.
-
-    The single best comes first, so the mixture is no worse on these rows than any of its members.
-    """
-
-    def score(counts: NDArray[np.float64]) -> float:
-        used = [i for i, count in enumerate(counts) if count]
-        shares = tuple(float(counts[i] / counts.sum()) for i in used)
-        return inner.score([answers[i] for i in used], Decision(shares))[0]
-
-    chosen = np.zeros(len(answers))
-    best, best_counts = -1.0, chosen
-    for _ in range(_MIXED):
-        trials = [chosen + np.eye(len(answers))[i] for i in range(len(answers))]
-        scores = [score(trial) for trial in trials]
-        chosen = trials[int(np.argmax(scores))]
-        if max(scores) > best:
-            best, best_counts = max(scores), chosen
-    return tuple(float(count) for count in best_counts / best_counts.sum())
 
 
 def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor]:

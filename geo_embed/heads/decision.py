@@ -56,7 +56,7 @@ def decide_cells(answers: list[Answer], decision: Decision, to_state: Tensor) ->
 
 
 def decide(
-    answers: list[Answer], decision: Decision, centres: Tensor, to_state: Tensor
+    answers: list[Answer], decision: Decision, centres: Tensor, to_state: Tensor, *, rounds: int = 30
 ) -> tuple[Tensor, Tensor]:
     """State probabilities (n, C), and the points (n, 3) that minimise the expected distance: the cells' geometric median.
 
@@ -65,9 +65,10 @@ def decide(
         decision: how they are mixed.
         centres: (K, 3) unit vectors of the cells.
         to_state: (K, C) P(state | cell).
+        rounds: most steps towards a point.
     """
     states, cells = decide_cells(answers, decision, to_state)
-    return states, geometric_median(cells, centres)
+    return states, geometric_median(cells, centres, rounds=rounds)
 
 
 def mix_logs(parts: list[Tensor], weights: tuple[float, ...]) -> Tensor:

@@ -109,8 +109,8 @@ class Heads(nn.Module):
         """
         raise NotImplementedError
 
-    def solve(self, vectors: Tensor, labels: Tensor, training: Training) -> None:
-        """Fit at once, for heads that aren't trained by steps: fused vectors (N, W) and classes (N,)."""
+    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
+        """Fit at once, for heads that aren't trained by steps: embeddings (N, V, D), which are there (N, V), and classes (N,)."""
         raise NotImplementedError(f"{type(self).__name__} is trained by steps")
 
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geo_embed.config import Training
-from geo_embed.heads.heads import CELLED, CellHeads
+from geo_embed.heads.heads import CELLED, CellHeads, in_parts
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.region import Region
 from geo_embed.optim import minimise
@@ -16,21 +16,11 @@ ROUNDS = 60
 _LEAST_STD = 1e-3
 
 
-@HEADS.register(
-    "probe",
-    settings=CELLED | {"model.head", "model.standardise", "training.l2"},
-    # Solved in seconds, whatever the budget.
-    flop=lambda size: 0,
-)
-class Probe(CellHeads):
-    """One linear layer for the states, fitted at once; cells by P(cell | state).
+class StateHeads(CellHeads):
+    """Base class of linear heads for the states, fitted at once; cells by P(cell | state).
 
-    >>> from geo_embed.config import Model
-    >>> heads = Probe(Size(dim=2, views=1, width=8, depth=1, classes=2, cells=3), Model())
-    >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)
-    >>> heads.solve(vectors, torch.tensor([0, 1] * 20), Training())
-    >>> heads.read(vectors[:2])["logits"].argmax(dim=1).tolist()
-    [0, 1]
+    Attributes:
+        in_state: (C, K) P(cell | state).
     """
 
     by_steps = False
@@ -47,17 +37,57 @@ class Probe(CellHeads):
         assert region.cells is not None
         self.in_state.copy_(region.cells.in_state)
 
-    def solve(self, vectors: Tensor, labels: Tensor, training: Training) -> None:
-        weight, bias = fit_probe(vectors, labels, self.size.classes, training.l2)
-        self.states.weight.data, self.states.bias.data = weight, bias
-
-    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
-        logits = self.states(vector)
+    def with_cells(self, logits: Tensor, vector: Tensor) -> dict[str, Tensor]:
+        """What `read` gives, of logits (B, C) and fused vectors (B, W)."""
         cells = (torch.softmax(logits, -1) @ self.in_state + 1e-9).log()
         return {"logits": logits, "vector": vector, "cells": cells}
 
 
-def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
+@HEADS.register(
+    "probe",
+    settings=CELLED | {"model.head", "model.standardise", "model.unit_length", "training.l2"},
+    # Solved in seconds, whatever the budget.
+    flop=lambda size: 0,
+)
+class Probe(StateHeads):
+    """One linear layer for the states.
+
+    >>> from geo_embed.config import Model
+    >>> heads = Probe(Size(dim=2, views=1, width=8, depth=1, classes=2, cells=3), Model())
+    >>> views = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)[:, None]
+    >>> present = torch.ones(40, 1, dtype=torch.bool)
+    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), Training())
+    >>> heads(views[:2], present[:2])["logits"].argmax(dim=1).tolist()
+    [0, 1]
+    """
+
+    middle: Tensor
+
+    def add_layers(self, size: Size) -> None:
+        super().add_layers(size)
+        if self.model.unit_length:
+            self.register_buffer("middle", torch.zeros(size.dim))
+
+    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
+        vectors = torch.cat([self.fuse(*part)[0] for part in in_parts(views, present)])
+        if self.model.unit_length:
+            self.middle.copy_(vectors.mean(dim=0))
+            vectors = self._shortened(vectors)
+        self.states.weight.data, self.states.bias.data = fit_probe(
+            vectors, labels, self.size.classes, training.l2, alike=self.model.unit_length
+        )
+
+    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
+        x = self._shortened(vector) if self.model.unit_length else vector
+        return self.with_cells(self.states(x), vector)
+
+    def _shortened(self, vector: Tensor) -> Tensor:
+        return F.normalize(vector - self.middle, dim=-1)
+
+
+def fit_probe(
+    x: Tensor, labels: Tensor, classes: int, l2: float, *, alike: bool = False
+) -> tuple[Tensor, Tensor]:
     """Minimise mean cross-entropy + l2/2 · |W|² over standardised features.
 
     Args:
@@ -65,13 +95,15 @@ def fit_probe(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tenso
         labels: (N,) classes.
         classes: C.
         l2: of the penalty; it acts on the weights of standardised features.
+        alike: divide all features by their mean standard deviation, not each by its own.
 
     Returns:
         Weights (C, D) and offsets (C,) for features as they came: the standardisation is folded in.
     """
     mean, std = x.mean(0), x.std(0, correction=0)
     # A feature that hardly varies here would shout wherever it does.
-    std = std.clamp_min(float(std.mean()) * _LEAST_STD + 1e-12)
+    std = std.clamp_min(float(std.mean().detach()) * _LEAST_STD + 1e-12)
+    std = std.mean().expand_as(std) if alike else std
     x = (x - mean) / std
 
     def loss(w: Tensor) -> Tensor:

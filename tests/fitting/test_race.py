@@ -20,8 +20,9 @@ from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
-from geo_embed.heads.decision import Answer, Decision
+from geo_embed.heads.decision import Answer, Decision, mix_logs
 from geo_embed.heads.region import Region
+from geo_embed.registry import HEADS
 
 SMALL = mixture.Member(
     "small",
@@ -37,7 +38,7 @@ SMALL = mixture.Member(
         view_dropout=0.2,
     ),
 )
-PROBES = ["probe-0.01", "probe-0.001", "probe-0.0001"]
+SOLVED = ["discriminant-0.8", "discriminant-0.3", "view-discriminant-0.5", "view-discriminant-0.1", "probe"]
 
 
 def planted_rows(n: int = 300, seed: int = 0, dim: int = 48) -> tuple[Rows, int]:
@@ -120,19 +121,24 @@ def out_of(members: list[mixture.Member], rows: Rows, region: Region) -> list[An
     ]
 
 
-def test_a_mixture_is_no_worse_than_its_best_member() -> None:
+def test_a_mixture_is_likelier_than_its_best_member_and_leaves_out_what_knows_nothing() -> None:
     rows, classes = planted_rows()
     region = region_of(rows, SMALL.model, classes)
     cells = cells_of(region)
     inner = room._InnerValidation(rows, cells.centres, [torch.arange(len(rows))], [cells.to_state])
-    answers = out_of([SMALL.variant("", epochs=1 + n) for n in range(3)], rows, region)
-    weights = room._mix(answers, inner)
-    assert sum(weights) == pytest.approx(1.0)
-    used = [i for i, weight in enumerate(weights) if weight]
-    mixture = Decision(tuple(weights[i] for i in used))
-    mixed = inner.score([answers[i] for i in used], mixture)[0]
-    singles = [inner.score([answer], Decision())[0] for answer in answers]
-    assert mixed >= max(singles)
+    answers = out_of([SMALL.variant("", epochs=1 + n) for n in range(2)], rows, region)
+    # A member that is far too sure, and wrong at random.
+    states = torch.randn(len(rows), classes, generator=torch.Generator().manual_seed(3)) * 30
+    answers.append(Answer(torch.zeros_like(answers[0].cells), states.log_softmax(1)))
+    decision = room._mix(answers, inner)
+    assert sum(decision.weights) == pytest.approx(1.0)
+    assert decision.weights[2] == 0
+
+    def nll(pooled: torch.Tensor) -> float:
+        return float(torch.nn.functional.cross_entropy(pooled, rows.labels))
+
+    mixed = nll(mix_logs([a.states for a in answers], decision.weights) / decision.state_temperature)
+    assert mixed <= min(nll(a.states) for a in answers) + 1e-3
 
 
 def test_a_recipe_comes_back_from_its_description_and_state_dict() -> None:
@@ -177,18 +183,18 @@ def test_below_forty_samples_there_is_no_race_but_a_network_for_all_of_them(
 def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -> None:
     rows = rows_of(60)
     stingy, race = room.fit_best(rows, 4, *settings(1e-6), seed=0)
-    assert [trial.member for trial in race.trials] == PROBES
+    assert [trial.member for trial in race.trials] == SOLVED
     _, generous = room.fit_best(rows, 4, *settings(1000.0), seed=0)
     raced = [trial.member for trial in generous.trials]
-    assert raced == [*PROBES, "evidence-tau200", "average-tau200", "evidence-tau75"]
+    assert raced == [*SOLVED, "evidence-tau200", "average-tau200", "evidence-tau75"]
     region = region_of(rows, SMALL.model)
-    members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, len(rows))
-    cost = room.epoch_seconds(members[3], rows, region) * 4 * members[3].training.epochs
+    members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, *rows.present.shape)
+    cost = room.epoch_seconds(members[5], rows, region) * 4 * members[5].training.epochs
     assert cost > 0
     kept = room._affordable(members, rows, region, 1.01 * cost)
-    assert [member.name for member in kept][:3] == PROBES
-    assert 4 <= len(kept) < 6
-    assert all(member.model.head == "probe" for member in stingy.members)
+    assert [member.name for member in kept] == [*SOLVED, "evidence-tau200"]
+    assert room._affordable(members, rows, region, None) == kept
+    assert not any(HEADS[member.model.head].make.by_steps for member in stingy.members)
 
 
 def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
@@ -359,3 +365,18 @@ def test_where_towns_run_into_one_another_inner_folds_keep_shorter_distances_tog
     # A run that is validated by place says itself what is one place.
     groups, km = inner_groups(places, Training(group_km=5.0, validation="spatial"), 4)
     assert (km, len(np.unique(groups))) == (5.0, 1)
+
+
+def test_the_networks_of_the_folds_answer_together_and_know_what_all_rows_tell_of_the_cells(
+    narrow: None,
+) -> None:
+    rows = rows_of(60)
+    made, race = room.fit_best(rows, 4, *settings(1000.0, fusion="evidence"), seed=0)
+    networks = [heads for heads in made.heads if heads.by_steps]
+    assert len(networks) == len(made.parts) > 0
+    assert len(networks) % room._SMALL_FOLDS == 0
+    assert sum(made.decision.weights) == pytest.approx(1.0)
+    assert len(race.chosen) * room._SMALL_FOLDS == len(networks)
+    assert all(torch.equal(heads.to_state, networks[0].to_state) for heads in networks)
+    cells = cells_of(region_of(rows, networks[0].model))
+    assert torch.equal(networks[0].to_state, cells.to_state)

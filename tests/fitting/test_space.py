@@ -115,10 +115,13 @@ def test_a_space_file_may_have_dotted_keys_or_tables(config: Config, tmp_path: P
 def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> None:
     # A sweep that is gone on with draws the configurations that it drew: by the table of the version that began it.
     networks = {"separate", "dual", "hierarchical", "geocells"}
-    pointed, celled = networks - {"geocells"}, {"geocells", "probe"}
+    solved = {"probe", "discriminant", "view-discriminant"}
+    pointed, celled = networks - {"geocells"}, {"geocells"} | solved
     table = {
         "model.head": networks | celled,
-        "model.standardise": networks | celled,
+        "model.standardise": networks | celled - {"view-discriminant"},
+        "model.unit_length": {"probe"},
+        "training.shrinkage": {"discriminant", "view-discriminant"},
         "model.point": pointed,
         "model.gps_hidden": pointed - {"dual"},
         "model.cells": celled,
@@ -133,7 +136,7 @@ def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> 
     }
     varying = {key for key in known_keys() if key.split(".")[0] in ("model", "training")} - room._FIXED
     for head, fusion, loss in itertools.product(
-        [*networks, "probe"], FUSIONS.built_in, STATE_LOSSES.built_in
+        [*networks, *solved], FUSIONS.built_in, STATE_LOSSES.built_in
     ):
         names = {"model.head": head, "model.fusion": fusion, "training.state_loss": loss}
         effective = effective_settings({**names, "training.gps_loss": "mse"})

@@ -81,7 +81,9 @@ def close(stacked: TrainedHeads, wanted: TrainedHeads, tolerance: float = 2e-4) 
 
 @pytest.mark.parametrize(
     ("fusion", "kind"),
-    itertools.product(tuple(FUSIONS.built_in), [kind for kind in tuple(HEADS.built_in) if kind != "probe"]),
+    itertools.product(
+        tuple(FUSIONS.built_in), [kind for kind in tuple(HEADS.built_in) if HEADS[kind].make.by_steps]
+    ),
 )
 def test_seeds_rates_decays_and_weights_side_by_side_are_three_trainings(fusion: str, kind: str) -> None:
     jobs = [

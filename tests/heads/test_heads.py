@@ -28,6 +28,7 @@ from geo_embed.registry import FUSIONS, HEADS
 from geo_embed.sphere import geometric_median
 
 KINDS, FUSION_NAMES = tuple(HEADS.built_in), tuple(FUSIONS.built_in)
+SOLVED = [kind for kind in KINDS if not HEADS[kind].make.by_steps]
 ROWS = rows_of()
 DIM, VIEWS = ROWS.views.shape[2], ROWS.views.shape[1]
 FULL = torch.ones(5, 4, dtype=torch.bool)
@@ -189,8 +190,9 @@ def test_every_head_over_every_fusion_gives_states_and_a_place(kind: str, fusion
     n, deep = len(rows), fusion in ("evidence", "transformer")
     assert out["logits"].shape == (n, CLASSES)
     assert out["view_weights"].shape == (n, views)
-    assert out["vector"].shape == (n, 12 if deep or kind in ("dual", "geocells") else DIM)
-    assert ("cells" in out) == (kind in ("geocells", "probe"))
+    hidden = kind in ("dual", "geocells") or (deep and kind != "view-discriminant")
+    assert out["vector"].shape == (n, 12 if hidden else DIM)
+    assert ("cells" in out) == (kind in ("geocells", *SOLVED))
     assert ("points" in out) != ("cells" in out)
     if "cells" in out:
         assert out["cells"].shape == (n, len(heads.centres))
@@ -294,7 +296,7 @@ def test_the_median_point_is_that_of_the_states_centres() -> None:
     assert points[:, 1].std() > 0.5
 
 
-@pytest.mark.parametrize("kind", ["geocells", "probe"])
+@pytest.mark.parametrize("kind", ["geocells", *SOLVED])
 def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -> None:
     heads = heads_of(head=kind)
     said = heads.answer(ROWS.views, ROWS.present)
@@ -309,10 +311,11 @@ def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -
     np.testing.assert_allclose(points, np.stack([latitude, longitude], axis=1), atol=1e-6)
 
 
-def test_a_probes_cells_are_those_of_its_states() -> None:
-    heads = heads_of(head="probe")
+@pytest.mark.parametrize("kind", SOLVED)
+def test_the_cells_of_a_head_of_states_are_those_of_its_states(kind: str) -> None:
+    heads = heads_of(head=kind)
     said = heads.answer(ROWS.views, ROWS.present)
-    region = region_of(ROWS, tiny(head="probe"))
+    region = region_of(ROWS, tiny(head=kind))
     assert region.cells is not None
     torch.testing.assert_close(said.cells.exp(), said.states.exp() @ region.cells.in_state, atol=1e-6, rtol=0)
 
@@ -408,7 +411,7 @@ def test_a_box_in_the_settings_is_kept_in_the_state_dict_not_taken_from_the_sett
 
 
 @pytest.mark.parametrize("fusion", FUSION_NAMES)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "probe"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SOLVED])
 def test_what_head_and_fusion_declare_is_what_torch_counts(kind: str, fusion: str) -> None:
     model = tiny(head=kind, fusion=fusion, head_hidden=64, gps_hidden=32)
     cells = 100 if HEADS[kind].make.celled else 0
@@ -430,8 +433,9 @@ def test_a_steps_arithmetic_counts_no_gradient_towards_the_input() -> None:
     assert step_flop(model, 8, 4, 3, 0) == 2 * (2 * 8 * 4 * 2 + 3 * (4 * 3 + 4 * 2 + 2 * 2))
 
 
-def test_a_probe_costs_no_steps() -> None:
-    assert step_flop(tiny(head="probe"), 96, 4, 20, 100) == 0
+@pytest.mark.parametrize("kind", SOLVED)
+def test_what_is_solved_at_once_costs_no_steps(kind: str) -> None:
+    assert step_flop(tiny(head=kind), 96, 4, 20, 100) == 0
 
 
 @pytest.mark.parametrize("fusion", FUSION_NAMES)
