@@ -282,10 +282,12 @@ def fit_splits(
             for split, job, trained in zip(splits, jobs, train_all(jobs), strict=True)
         ]
     fitted = []
-    with progress("fit-heads", len(splits), "fits", every) as advance:
+    # One fit of `best` tells of itself.
+    alone = training.preset == "best" and len(splits) == 1
+    with progress("fit-heads", 0 if alone else len(splits), "fits", every) as advance:
         for split in splits:
             if training.preset == "best":
-                fitted.append(_fit_best(dataset, split, model, training))
+                fitted.append(_fit_best(dataset, split, model, training, every if alone else None))
             else:
                 job = make_job(dataset, split, model, training)
                 fitted.append(_finish(dataset, split, job, train_all([job])[0]))
@@ -338,9 +340,16 @@ def _parts(examples: Examples, split: Split, training: Training) -> NDArray[np.i
     return parts_of(examples.truth.take(split.val), tied, training)
 
 
-def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training) -> FittedHeads:
+def _fit_best(
+    dataset: Dataset, split: Split, model: Model, training: Training, every: float | None
+) -> FittedHeads:
     best, race = fit_best(
-        dataset.rows(split.train), len(dataset.examples.encoder), model, training, seed=split.seed
+        dataset.rows(split.train),
+        len(dataset.examples.encoder),
+        model,
+        training,
+        seed=split.seed,
+        every=every,
     )
     say(f"chosen: {', '.join(race.chosen)}")
     history = pd.DataFrame([asdict(trial) for trial in race.trials])

@@ -16,6 +16,8 @@ Last, what was chosen is fitted on all rows, for as many epochs as the rest of t
 """
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geo_embed.config import Fusion, Model, Training
-from geo_embed.console import say
+from geo_embed.console import progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
 from geo_embed.fitting.examples import Rows
-from geo_embed.fitting.train import find_refiner, gallery_of, sampled_epochs, train
+from geo_embed.fitting.train import Validated, find_refiner, gallery_of, sampled_epochs, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide
-from geo_embed.heads.heads import CellHeads, step_flop
+from geo_embed.heads.heads import CellHeads, Heads, step_flop
 from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Region, make_region
@@ -109,7 +111,7 @@ class Race:
 
 
 def fit_best(
-    rows: Rows, classes: int, model: Model, training: Training, *, seed: int
+    rows: Rows, classes: int, model: Model, training: Training, *, seed: int, every: float | None = None
 ) -> tuple[Mixture, Race]:
     """Race members on inner validation, then fit the winner, or a mixture, on all rows.
 
@@ -119,6 +121,7 @@ def fit_best(
         model: `fusion`, where given, is the only one to take part.
         training: `budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs.
         seed: of everything random.
+        every: seconds between lines of progress in the last training; None for no progress of it.
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
     budget = training.budget_seconds
@@ -138,7 +141,14 @@ def fit_best(
     each, most = epoch_seconds(member, rows, region), member.training.epochs
     race.epochs = most if not each or budget is None else int(min(most, max(3, budget / each)))
     member = member.variant("", epochs=race.epochs)
-    heads = _train(rows, region, member.model, member.training, seed)
+    if each:
+        about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
+        say(f"training: {member.name} on {len(rows):,} samples, {about}")
+    shown = (
+        progress("training", race.epochs, "epochs", every) if each and every is not None else nullcontext()
+    )
+    with shown as advance:
+        heads = _train(rows, region, member.model, member.training, seed, advance)
     if refiner is not None:
         heads.look_up(gallery_of(heads, rows, region), refiner)
     return Mixture([member], [heads], Decision()), race
@@ -172,9 +182,22 @@ def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:
     return gflop / _GFLOP_PER_SECOND + _STEP_SECONDS * math.ceil(n / member.training.batch_size)
 
 
-def _train(rows: Rows, region: Region, model: Model, training: Training, seed: int) -> CellHeads:
-    """Heads of a member, all epochs of it."""
-    heads = train(rows, region, model, training, seed=seed).heads
+def _train(
+    rows: Rows,
+    region: Region,
+    model: Model,
+    training: Training,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> CellHeads:
+    """Heads of a member, all epochs of it; `advance` is told of each."""
+
+    def tell(heads: Heads) -> Validated:
+        if advance is not None:
+            advance(1)
+        return Validated({})
+
+    heads = train(rows, region, model, training, seed=seed, validate=tell).heads
     assert isinstance(heads, CellHeads)
     return heads
 
@@ -256,7 +279,7 @@ def _race_small(
             out_of_fold.cells[val_part], out_of_fold.states[val_part] = answer.cells, answer.states
             of_folds[-1].append(heads)
         answers.append(out_of_fold)
-        _note(race, member, inner.score([out_of_fold], _alone(out_of_fold, inner)))
+        _note(race, member, inner.score([out_of_fold], _alone(out_of_fold, inner)), len(members))
 
     # Their mixture, and what answers for each member from now on.
     decision = _mix(answers, inner)
@@ -316,10 +339,13 @@ def _race_large(
             winner = heads, region
         members.append(member)
         scores.append(score[0])
-        _note(race, member, score)
+        _note(race, member, score, planned)
         spent += _RACE_EPOCHS * epoch_seconds(member, train_rows, region)
 
-    for member in _large_members(base, fusion):
+    candidates = _large_members(base, fusion)
+    # The leader's variants, where it has any, come on top.
+    planned = len(candidates) if base.training.budget_seconds is None else 0
+    for member in candidates:
         run(member)
     # For who gives it time, the leader once more with wider labels, and with half as many cells.
     leader = members[int(np.argmax(scores))]
@@ -481,6 +507,8 @@ def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor
     return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 
-def _note(race: Race, member: Member, score: tuple[float, float, float]) -> None:
+def _note(race: Race, member: Member, score: tuple[float, float, float], of: int) -> None:
     race.trials.append(Trial(member.name, *score))
-    say(f"race: {member.name} {score[0]:.4f}")
+    best = max(trial.score for trial in race.trials)
+    count = f"{len(race.trials)} of {of}" if of else f"{len(race.trials)}"
+    say(f"race {count}: {member.name} {score[0]:.4f}, best so far {best:.4f}")

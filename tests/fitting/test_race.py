@@ -380,3 +380,30 @@ def test_the_networks_of_the_folds_answer_together_and_know_what_all_rows_tell_o
     assert all(torch.equal(heads.to_state, networks[0].to_state) for heads in networks)
     cells = cells_of(region_of(rows, networks[0].model))
     assert torch.equal(networks[0].to_state, cells.to_state)
+
+
+def test_progress_says_what_is_tried_how_long_it_takes_and_who_leads(
+    narrow: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room.fit_best(rows_of(60), 4, *settings(7.0), seed=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        lines[0]
+        == "best: candidates race on 60 samples, out of fold, and their mixture; about 7 s on two cores"
+    )
+    raced = [line for line in lines if line.startswith("race ")]
+    scores = []
+    for number, line in enumerate(raced, start=1):
+        scores.append(float(line.split(",")[0].split()[-1]))
+        assert line.startswith(f"race {number} of {len(raced)}: ")
+        assert line.endswith(f"best so far {max(scores):.4f}")
+    rows, classes = planted_rows(400)
+    monkeypatch.setattr(room, "_SMALL", 100)
+    monkeypatch.setattr(room, "_MODEL", room._MODEL | {"head_hidden": 32})
+    monkeypatch.setattr(
+        room, "_large_members", lambda base, fusion: [base.variant("net", {"fusion": "average"})]
+    )
+    _, race = room.fit_best(rows, classes, *settings(1000.0), seed=0, every=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(f"{race.epochs} epochs, about" in line for line in lines)
+    assert any(f"training: {race.epochs} of {race.epochs} epochs" in line for line in lines)
