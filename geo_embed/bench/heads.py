@@ -10,6 +10,7 @@ from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
 from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
+from geo_embed.fitting.race import default_budget
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.predict import predict_split
@@ -31,10 +32,9 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
     from geo_embed.bench.commands import bench_commands
     from geo_embed.bench.fitting import bench_fitting, bench_memory
 
-    passed_on = {
-        "model.device": config.model.device,
-        "training.budget_seconds": config.training.budget_seconds,
-    }
+    passed_on: dict[str, Any] = {"model.device": config.model.device}
+    if config.training.budget_seconds is not None:
+        passed_on["training.budget_seconds"] = config.training.budget_seconds
     scored = _recipes(passed_on, planted(min(samples, _SCORED), seed=seed, dim=dim))
     data = planted(samples, seed=seed, dim=dim)
     timed = bench_fitting(config, data)
@@ -88,10 +88,10 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
             spent,
             plain_spent,
             plain_spent / spent,
-            passed_on["training.budget_seconds"],
+            passed_on.get("training.budget_seconds", default_budget(len(data.train))),
             "s",
             "pigeon",
-            "training.budget_seconds",
+            "its budget: training.budget_seconds, or by the number of samples",
         ),
     ]
 

@@ -135,7 +135,7 @@ def fit_best(
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
         member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
-        budget = (_default_budget(len(rows)) if budget is None else budget) - spent
+        budget = (default_budget(len(rows)) if budget is None else budget) - spent
     region = _region(rows, member, classes, seed)
     race.chosen = [f"{member.name} × 1.00"]
     each, most = epoch_seconds(member, rows, region), member.training.epochs
@@ -154,7 +154,7 @@ def fit_best(
     return Mixture([member], [heads], Decision()), race
 
 
-def _default_budget(n: int) -> float:
+def default_budget(n: int) -> float:
     """Seconds for n rows, where none are given: what more of them bring is small."""
     return _BUDGET_START + n / _BUDGET_ROWS
 
@@ -163,7 +163,7 @@ def _outlook(n: int, budget: float | None) -> str:
     """What will be tried, and about how long it takes."""
     if n < _TOO_FEW:
         return f"best: one candidate, since {n:,} samples are too few to choose by"
-    about = _default_budget(n) if budget is None else budget
+    about = default_budget(n) if budget is None else budget
     how = "out of fold, and their mixture" if n <= _SMALL else "on a part, and the winner on all samples"
     return f"best: candidates race on {n:,} samples, {how}; about {about:,.0f} s on two cores"
 
