@@ -825,7 +825,8 @@ def test_a_run_of_the_best_preset_is_trained(config: Config, monkeypatch: pytest
     assert history(config)["train_loss"].notna().all()
     described = json.loads((config.paths.runs_dir / "tuned" / "recipe.json").read_text())
     members = described["parts"][0]["best"]["members"]
-    assert {member["model"]["head"] for member in members} == {"probe", "geocells"}
+    # A network, and heads that were solved at once.
+    assert {member["model"]["head"] for member in members} > {"geocells"}
     before = load_file(config.paths.runs_dir / "first" / "heads.safetensors")
     after = load_file(config.paths.runs_dir / "tuned" / "heads.safetensors")
     for k in range(len(members)):
