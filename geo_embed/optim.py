@@ -17,6 +17,8 @@ from geo_embed.config import Training
 # Of AdamW, in every training.
 BETAS = (0.9, 0.98)
 _EPS = 1e-8
+# Of L-BFGS: pairs of steps that curvature is taken from.
+_HISTORY = 10
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -97,14 +99,13 @@ def make_adamw(parameters: list[nn.Parameter] | list[Tensor], training: Training
     )
 
 
-def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, *, rounds: int, history: int = 10) -> Tensor:
+def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, *, rounds: int) -> Tensor:
     """Where a smooth function is least, by L-BFGS (SciPy's L-BFGS-B without bounds).
 
     Args:
         loss: of a tensor like `start`, to a scalar on its device.
         start: where to begin.
         rounds: most iterations.
-        history: pairs of steps that curvature is taken from.
     """
     from scipy.optimize import minimize
 
@@ -119,6 +120,6 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, *, rounds: int, hi
         start.detach().double().cpu().numpy().ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": rounds, "maxcor": history, "maxfun": 2 * rounds},
+        options={"maxiter": rounds, "maxcor": _HISTORY, "maxfun": 2 * rounds},
     )
     return torch.from_numpy(least.x).to(start).view_as(start)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from geo_embed.bench.dataset import write_planted
-from geo_embed.bench.fitting import EPOCHS, LOADER_BATCH, loader_epoch
-from geo_embed.bench.measure import Measurement, apart, command_seconds, import_seconds, in_turn, seconds
+from geo_embed.bench.fitting import EPOCHS, LOADER_BATCH, loader_epoch, waited
+from geo_embed.bench.measure import Measurement, apart, at_most, command_seconds, import_seconds, in_turn
 from geo_embed.bench.planted import planted
 from geo_embed.config import Model
 from geo_embed.devices import pick_device
@@ -59,7 +58,7 @@ def _few(passed_on: Mapping[str, Any], dim: int, seed: int) -> Measurement:
             lambda: import_seconds("geo_embed.fitting.fit"),
         )
     n, views = len(data.train), data.embeddings.shape[1]
-    return asked(
+    return at_most(
         f"geo fit-heads --preset best, {n:,} × {views} × {dim}, whole command, in {best:.1f} s",
         best / plain,
         _ASKED_FEW,
@@ -81,7 +80,7 @@ def _many(overrides: Mapping[str, Any], shape: tuple[int, int, int]) -> list[Mea
     what = "{:,} × {} × {}".format(*shape)
     against = f"{EPOCHS} epochs of a DataLoader with batches of {LOADER_BATCH}"
     return [
-        asked(
+        at_most(
             f"geo fit-heads --preset best, {what}, whole command, in {best:.1f} s",
             best / epoch,
             _ASKED_EPOCHS,
@@ -102,10 +101,6 @@ def _many(overrides: Mapping[str, Any], shape: tuple[int, int, int]) -> list[Mea
     ]
 
 
-def asked(what: str, ours: float, asked: float, limit: float, unit: str, bound: str) -> Measurement:
-    return Measurement(what, ours, asked, asked / ours, limit, unit, "at most so much is asked for", bound)
-
-
 def loader_seconds(settings: str) -> float:
     """One epoch of what one writes first, on the train split that settings given as JSON point at, once it is in memory."""
     config = resolve(overrides=json.loads(settings))[0]
@@ -116,9 +111,4 @@ def loader_seconds(settings: str) -> float:
     )
     vectors = rows.views.float().mean(dim=1)
 
-    def epoch() -> None:
-        loader_epoch(rows, vectors, region)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return seconds(epoch)
+    return waited(rows.views.device.type, lambda: loader_epoch(rows, vectors, region))

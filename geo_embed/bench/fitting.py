@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geo_embed.bench.measure import Measurement, gemm_rate, in_turn, seconds
+from geo_embed.bench.measure import Measurement, at_most, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
 from geo_embed.config import Config, Model, Training
 from geo_embed.devices import pick_device
@@ -68,7 +68,7 @@ def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
         _ROUNDS,
         _training(rows, region, _SMALL, EPOCHS),
         _training(rows, region, _LARGE, EPOCHS),
-        lambda: _waited(device, lambda: loader_epoch(rows, vectors, region)) * EPOCHS,
+        lambda: waited(device, lambda: loader_epoch(rows, vectors, region)) * EPOCHS,
         lambda: gemm_rate(device),
     )
     limit = _step_flop(rows, region) * n * EPOCHS / rate
@@ -86,16 +86,7 @@ def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
             bound,
         ),
         *(
-            Measurement(
-                f"{what}, batch {size}, over its arithmetic",
-                took / limit,
-                _ASKED[size],
-                _ASKED[size] * limit / took,
-                1.0,
-                "×",
-                "at most so much is asked for",
-                bound,
-            )
+            at_most(f"{what}, batch {size}, over its arithmetic", took / limit, _ASKED[size], 1.0, "×", bound)
             # On a GPU steps so small are bound by their launches, not by arithmetic.
             for size, took in ((_SMALL, small), (_LARGE, large))
             if device == "cpu"
@@ -106,7 +97,7 @@ def _plain(rows: Rows, vectors: Tensor, region: Region) -> list[Measurement]:
 def _training(rows: Rows, region: Region, batch_size: int, epochs: int) -> Callable[[], float]:
     training = Training(epochs=epochs, batch_size=batch_size)
     device = rows.views.device.type
-    return lambda: _waited(device, lambda: train(rows, region, Model(), training, seed=0))
+    return lambda: waited(device, lambda: train(rows, region, Model(), training, seed=0))
 
 
 def loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
@@ -135,7 +126,7 @@ def loader_epoch(rows: Rows, vectors: Tensor, region: Region) -> None:
         optimizer.step()
 
 
-def _waited(device: str, action: Callable[[], object]) -> float:
+def waited(device: str, action: Callable[[], object]) -> float:
     """How long a call takes, what it left for the device to do included."""
 
     def whole() -> None:
@@ -164,7 +155,7 @@ def _probe(rows: Rows, vectors: Tensor, region: Region) -> Measurement:
 
     ours, theirs, rate = in_turn(
         1,
-        lambda: _waited(device, lambda: fit_probe(vectors, rows.labels, region.classes, Training().l2)),
+        lambda: waited(device, lambda: fit_probe(vectors, rows.labels, region.classes, Training().l2)),
         sklearn,
         lambda: gemm_rate(device),
     )
@@ -193,8 +184,8 @@ def _many_seeds(rows: Rows, region: Region) -> Measurement:
     single, stacked, apart, rate = in_turn(
         _ROUNDS,
         _training(few, region, training.batch_size, 1),
-        lambda: _waited(device, lambda: train_stacked(jobs)),
-        lambda: _waited(device, in_order),
+        lambda: waited(device, lambda: train_stacked(jobs)),
+        lambda: waited(device, in_order),
         lambda: gemm_rate(device),
     )
     arithmetic = _step_flop(few, region) * len(few) * _SEEDS / rate
@@ -232,14 +223,12 @@ def bench_memory(overrides: Mapping[str, Any], train_rows: int, dim: int) -> lis
         on_card = result["card"] > 0
         peak = float(result["card"] if on_card else result["peak"])
         measurements.append(
-            Measurement(
+            at_most(
                 f"peak memory{' on the card' if on_card else ''} of fit-heads --preset {preset}, {train_rows:,} × {views} × {dim}, in {result['seconds']:.0f} s",
                 peak / size,
                 _ASKED_MEMORY,
-                _ASKED_MEMORY * size / peak,
                 0.5 if on_card else bare / size,
                 "× the split as float32",
-                "at most so much is asked for",
                 "the split itself, in float16" if on_card else "Python with torch imported",
             )
         )

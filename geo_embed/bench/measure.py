@@ -43,6 +43,11 @@ class Bench:
     measurements: list[Measurement]
 
 
+def at_most(what: str, ours: float, asked: float, limit: float, unit: str, bound: str) -> Measurement:
+    """A measurement against what is asked for, where less is better; arguments as in `Measurement`."""
+    return Measurement(what, ours, asked, asked / ours, limit, unit, "at most so much is asked for", bound)
+
+
 def in_turn(rounds: int, *actions: Callable[[], float]) -> list[float]:
     """Medians of figures that are measured in turn, A B A B …, so that a drifting machine hits all alike."""
     figures: list[list[float]] = [[] for _ in actions]

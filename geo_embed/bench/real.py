@@ -330,8 +330,9 @@ def _compare(config: Config, table: _Table, held_out: str, splits: Sequence[_Spl
     rows = np.concatenate([split.held_out for split in splits])
     answers: dict[str, list[Answers]] = {}
     seconds: dict[str, float] = {}
+    vectors = unit_vectors(table.values)
     for k, split in enumerate(splits):
-        for name, answer, took in _answers(config, table, split):
+        for name, answer, took in _answers(config, table, vectors, split):
             say(f"{held_out}, {k + 1} of {len(splits)}: {name}, {took:.1f} s")
             answers.setdefault(name, []).append(answer)
             seconds[name] = seconds.get(name, 0.0) + took
@@ -388,9 +389,10 @@ def _judge(
     return scores, state_credit(ranked, truth.state_idx), km
 
 
-def _answers(config: Config, table: _Table, split: _Split) -> Iterator[tuple[str, Answers, float]]:
+def _answers(
+    config: Config, table: _Table, vectors: NDArray[np.float32], split: _Split
+) -> Iterator[tuple[str, Answers, float]]:
     """Each rival's answers for the held-out rows of a split, and its seconds."""
-    vectors = unit_vectors(table.values)
     known = Known(vectors[split.fitted], table.truth.take(split.fitted), table.groups[split.fitted])
     for name, (answers, took) in answer_all(known, vectors[split.held_out], config.training.seed).items():
         yield name, answers, took

@@ -19,13 +19,12 @@ from geo_embed.backbones.function import read_function
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.data import images
 from geo_embed.errors import GeoError
-from geo_embed.files import read_bytes, read_json, write_json
+from geo_embed.files import JSON_BYTES, read_bytes, read_json, write_json
 
 NAME = "descriptions.json"
 # Of the file, the latest are kept.
 _MOST = 64
 _FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
-_MOST_BYTES = 1 << 20
 
 
 class _Description(BaseModel):
@@ -76,6 +75,6 @@ def _digest(directory: Path, exact: bool) -> str:
     )
     ours = [Path(str(module.__file__)) for module in (families, function, preprocessing, images)]
     for path in [*ours, *(directory / name for name in _FILES)]:
-        content = read_bytes(path, limit=_MOST_BYTES) if path.is_file() else b""
+        content = read_bytes(path, limit=JSON_BYTES) if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(content)} ".encode() + content)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """`--preset best`: geocells, evidence pooled over views, a geometric-median point, chosen by inner validation.
 
 What wins depends on the data: on weak features a linear probe or a narrow network, on views that differ in worth a gated
-one. So members race on held-out rows, and the winner, or a mixture of the best, is fitted on everything.
+one. So members race on held-out rows, and the winner, or a mixture of the best, answers.
 docs/heads.md has the evidence.
 
 The race is an inner one: its rows are the training rows of a split, and the run's own validation rows take no part. By
@@ -9,15 +9,14 @@ their number n:
 
 - n < 40: nothing to choose by, and one candidate with wide labels is taken.
 - n ≤ 4,000: every candidate that the budget allows is fitted once per fold and predicts the fold; out-of-fold predictions
-  choose a mixture of candidates, its temperatures and its weights.
-- more: a tenth is held out, candidates are trained briefly on a part of the rest, and the best alone goes on.
-
-Last, what was chosen is fitted on all rows, for as many epochs as the rest of the budget allows.
+  choose a mixture of candidates, its temperatures and its weights. Of it, what is solved at once is solved again on all
+  rows, and a network is those of its folds.
+- more: a tenth is held out, candidates are trained briefly on a part of the rest, and the best alone is fitted on all rows,
+  for as many epochs as the rest of the budget allows.
 """
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -64,7 +63,9 @@ _WIDE_TAU_KM = 100.0
 _RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 8_000, 2_000, 5
 # Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
 _SMALL = 4000
-_SMALL_FOLDS, _SMALL_BATCHES, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 2, 240, 30, 60
+_SMALL_FOLDS, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 240, 30, 60
+# Below so many samples batches are halved: there would be too few steps in an epoch.
+_FEW = 480
 # A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
 _LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
 _SMALL_L2 = 0.1
@@ -113,7 +114,7 @@ class Race:
 def fit_best(
     rows: Rows, classes: int, model: Model, training: Training, *, seed: int, every: float | None = None
 ) -> tuple[Mixture, Race]:
-    """Race members on inner validation, then fit the winner, or a mixture, on all rows.
+    """Race members on inner validation, then fit the winner on all rows, or mix the best.
 
     Args:
         rows: training rows, each with at least one view.
@@ -144,10 +145,8 @@ def fit_best(
     if each:
         about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
         say(f"training: {member.name} on {len(rows):,} samples, {about}")
-    shown = (
-        progress("training", race.epochs, "epochs", every) if each and every is not None else nullcontext()
-    )
-    with shown as advance:
+    shown = race.epochs if each and every is not None else 0
+    with progress("training", shown, "epochs", every or 0.0) as advance:
         heads = _train(rows, region, member.model, member.training, seed, advance)
     if refiner is not None:
         heads.look_up(gallery_of(heads, rows, region), refiner)
@@ -169,7 +168,7 @@ def _outlook(n: int, budget: float | None) -> str:
 
 
 def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:
-    """What an epoch costs, about: its arithmetic, as fusion and head declare it, and its steps. 0 for a probe."""
+    """What an epoch costs, about: its arithmetic, as fusion and head declare it, and its steps. 0 for what is solved at once."""
     n, views, dim = rows.views.shape
     training = member.training
     sampled = sampled_epochs(training) / training.epochs
@@ -188,13 +187,12 @@ def _train(
     model: Model,
     training: Training,
     seed: int,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda epochs: None,
 ) -> CellHeads:
     """Heads of a member, all epochs of it; `advance` is told of each."""
 
     def tell(heads: Heads) -> Validated:
-        if advance is not None:
-            advance(1)
+        advance(1)
         return Validated({})
 
     heads = train(rows, region, model, training, seed=seed, validate=tell).heads
@@ -247,8 +245,8 @@ def _race_small(
 ) -> Mixture:
     """Every affordable candidate, out of fold, and the mixture of them that is likeliest for the rows left out.
 
-    Heads that are solved at once are solved again on all rows. A network isn't trained again: those of the folds answer
-    together, which costs nothing, and is as good as one of all rows.
+    Heads that are solved at once are solved again on all rows. A network isn't trained again, which would cost another fold:
+    those of the folds answer together.
     """
     # All folds share the cells of the whole, so that members' answers can be mixed. What their labels tell, P(state | cell)
     # and P(cell | state), is counted anew without each fold.
@@ -290,15 +288,15 @@ def _race_small(
         if not weight:
             continue
         race.chosen.append(f"{member.name} × {weight:.2f}")
-        if not HEADS[member.model.head].make.by_steps:
-            networks = [_train(rows, region, member.model, member.training, seed)]
-        else:
+        if HEADS[member.model.head].make.by_steps:
             race.epochs = max(race.epochs, member.training.epochs)
-        for heads in networks:
-            heads.settle(region)
-            fitted.append(member)
-            parts.append(heads)
-            weights.append(weight / len(networks))
+            for heads in networks:
+                heads.settle(region)
+        else:
+            networks = [_train(rows, region, member.model, member.training, seed)]
+        fitted += [member] * len(networks)
+        parts += networks
+        weights += [weight / len(networks)] * len(networks)
     return Mixture(fitted, parts, replace(decision, weights=tuple(weights)))
 
 
@@ -373,7 +371,7 @@ def _small_members(base: Member, fusion: Fusion | None, n: int, views: int) -> l
 
     Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
     """
-    batch = 64 if n < _SMALL_BATCHES * _SMALL_STEPS else 128
+    batch = 64 if n < _FEW else 128
     epochs = min(_MOST_SMALL_EPOCHS, max(_LEAST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
     net = base.variant(
         "",

@@ -383,9 +383,5 @@ def make_source(
     once = heads.fusion.fixed and not (
         training.view_dropout or training.view_swap or training.step_views or model.directional
     )
-    return Source(rows, _fuse_all(heads, rows) if once else None, region, training, seed, alike=alike)
-
-
-@torch.no_grad()
-def _fuse_all(heads: Heads, rows: Rows) -> Tensor:
-    return torch.cat([heads.fuse(*part)[0] for part in in_parts(rows.views, rows.present)])
+    vectors = heads.fuse_all(rows.views, rows.present) if once else None
+    return Source(rows, vectors, region, training, seed, alike=alike)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geo_embed.config import Training
 from geo_embed.heads.fusion import fuse_average, shares
-from geo_embed.heads.heads import CELLED, in_parts
+from geo_embed.heads.heads import CELLED
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.probe import StateHeads
 from geo_embed.heads.region import Region
@@ -48,9 +48,8 @@ class Discriminant(StateHeads):
         self.log_prior.copy_((counts.clamp_min(0.5) / counts.sum()).log())
 
     def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
-        vectors = torch.cat([self.fuse(*part)[0] for part in in_parts(views, present)])
         self.states.weight.data, self.states.bias.data = fit_discriminant(
-            vectors, labels, self.size.classes, training.shrinkage
+            self.fuse_all(views, present), labels, self.size.classes, training.shrinkage
         )
 
     def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:

@@ -134,6 +134,11 @@ class Heads(nn.Module):
         return vector, weights
 
     @torch.no_grad()
+    def fuse_all(self, views: Tensor, present: Tensor) -> Tensor:
+        """The vectors (N, W) that `fuse` makes of any number of samples, without gradients."""
+        return torch.cat([self.fuse(*part)[0] for part in in_parts(views, present)])
+
+    @torch.no_grad()
     def walk(self, views: Tensor, present: Tensor) -> Iterator[dict[str, Tensor]]:
         """What `forward` gives for any number of samples, part after part, without gradients."""
         for x, is_there in in_parts(views, present):

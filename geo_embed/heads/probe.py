@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geo_embed.config import Training
-from geo_embed.heads.heads import CELLED, CellHeads, in_parts
+from geo_embed.heads.heads import CELLED, CellHeads
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.region import Region
 from geo_embed.optim import minimise
@@ -69,7 +69,7 @@ class Probe(StateHeads):
             self.register_buffer("middle", torch.zeros(size.dim))
 
     def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
-        vectors = torch.cat([self.fuse(*part)[0] for part in in_parts(views, present)])
+        vectors = self.fuse_all(views, present)
         if self.model.unit_length:
             self.middle.copy_(vectors.mean(dim=0))
             vectors = self._shortened(vectors)
@@ -102,7 +102,7 @@ def fit_probe(
     """
     mean, std = x.mean(0), x.std(0, correction=0)
     # A feature that hardly varies here would shout wherever it does.
-    std = std.clamp_min(float(std.mean().detach()) * _LEAST_STD + 1e-12)
+    std = std.clamp_min(float(std.mean()) * _LEAST_STD + 1e-12)
     std = std.mean().expand_as(std) if alike else std
     x = (x - mean) / std
 
