@@ -33,6 +33,7 @@ from geo_embed.fitting.train import Validated, find_refiner, gallery_of, sampled
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide
+from geo_embed.heads.discriminant import Discriminant
 from geo_embed.heads.heads import CellHeads, Heads, step_flop
 from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.refine import Refiner
@@ -69,6 +70,7 @@ _FEW = 480
 # A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
 _LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
 _SMALL_L2 = 0.1
+_SOFTENINGS = 3
 # Steps towards a point: so many tell members apart, what a run answers with takes more.
 _MEDIAN_ROUNDS = 8
 # Below this there is nothing to choose by.
@@ -264,40 +266,68 @@ def _race_small(
     # Each member's out-of-fold answers: one training per fold, which answers for the rows that it left out.
     answers: list[Answer] = []
     of_folds: list[list[CellHeads]] = []
+    temperatures: list[float] = []
     for member in members:
-        out_of_fold = Answer(
-            torch.empty(len(rows), len(cells.centres), device=device),
-            torch.empty(len(rows), region.classes, device=device),
-        )
-        of_folds.append([])
-        for val_part, train_part, table in zip(val_parts, train_parts, tables, strict=True):
-            fold_region = replace(region, cells=table)
-            heads = _train(rows.take(train_part), fold_region, member.model, member.training, seed)
-            answer = heads.answer(rows.views[val_part], rows.present[val_part])
-            out_of_fold.cells[val_part], out_of_fold.states[val_part] = answer.cells, answer.states
-            of_folds[-1].append(heads)
-        answers.append(out_of_fold)
-        _note(race, member, inner.score([out_of_fold], _alone(out_of_fold, inner)), len(members))
+        fold_heads = [
+            _train(rows.take(train_part), replace(region, cells=table), member.model, member.training, seed)
+            for train_part, table in zip(train_parts, tables, strict=True)
+        ]
+        temperatures.append(_soften(fold_heads, rows, val_parts))
+        answer = _answer(fold_heads, rows, val_parts)
+        answers.append(answer)
+        of_folds.append(fold_heads)
+        _note(race, member, inner.score([answer], _alone(answer, inner)), len(members))
 
     # Their mixture, and what answers for each member from now on.
     decision = _mix(answers, inner)
     fitted: list[Member] = []
     parts: list[CellHeads] = []
     weights: list[float] = []
-    for member, weight, networks in zip(members, decision.weights, of_folds, strict=True):
+    for member, weight, fold_heads, temperature in zip(
+        members, decision.weights, of_folds, temperatures, strict=True
+    ):
         if not weight:
             continue
         race.chosen.append(f"{member.name} × {weight:.2f}")
         if HEADS[member.model.head].make.by_steps:
             race.epochs = max(race.epochs, member.training.epochs)
-            for heads in networks:
+            for heads in fold_heads:
                 heads.settle(region)
         else:
-            networks = [_train(rows, region, member.model, member.training, seed)]
-        fitted += [member] * len(networks)
-        parts += networks
-        weights += [weight / len(networks)] * len(networks)
+            solved = _train(rows, region, member.model, member.training, seed)
+            if isinstance(solved, Discriminant):
+                solved.soften(temperature)
+            fold_heads = [solved]
+        fitted += [member] * len(fold_heads)
+        parts += fold_heads
+        weights += [weight / len(fold_heads)] * len(fold_heads)
     return Mixture(fitted, parts, replace(decision, weights=tuple(weights)))
+
+
+def _answer(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) -> Answer:
+    """What each fold's heads say of the rows that were left out of it, in the order of the rows."""
+    answers = [
+        heads.answer(rows.views[part], rows.present[part])
+        for heads, part in zip(fold_heads, val_parts, strict=True)
+    ]
+    order = torch.cat(val_parts).argsort()
+    return Answer(
+        torch.cat([answer.cells for answer in answers])[order],
+        torch.cat([answer.states for answer in answers])[order],
+    )
+
+
+def _soften(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) -> float:
+    """Soften the folds' discriminants together until what they say out of fold is likeliest; by how much. 1 for other heads."""
+    temperature = 1.0
+    discriminants = [heads for heads in fold_heads if isinstance(heads, Discriminant)]
+    # Those of the mean are there at once; those of the views, whose evidence is summed after it was softened, in steps.
+    for _ in range(_SOFTENINGS if discriminants else 0):
+        factor = fit_temperature(_answer(fold_heads, rows, val_parts).states, rows.labels)
+        for heads in discriminants:
+            heads.soften(factor)
+        temperature *= factor
+    return temperature
 
 
 def _race_large(

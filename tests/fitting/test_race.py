@@ -21,6 +21,7 @@ from geo_embed.fitting.train import TrainedHeads, train
 from geo_embed.heads import mixture
 from geo_embed.heads.cells import Cells, cell_tables
 from geo_embed.heads.decision import Answer, Decision, mix_logs
+from geo_embed.heads.discriminant import Discriminant
 from geo_embed.heads.region import Region
 from geo_embed.registry import HEADS
 
@@ -252,6 +253,20 @@ def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
 
 
 # ---------------------------------------------------------------- the race over many samples
+
+
+def test_a_discriminant_is_no_surer_of_new_rows_than_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else fine-tuning, whose gradients go through it, would tear the backbone apart."""
+    rows, classes = planted_rows(600, dim=300)
+    fitted_on, new = rows.take(torch.arange(300)), rows.take(torch.arange(300, 600))
+    monkeypatch.setattr(room, "_mix", lambda answers, inner: Decision((1 / len(answers),) * len(answers)))
+    made, _ = room.fit_best(fitted_on, classes, *settings(), seed=0)
+    gaussians = [heads for heads in made.heads if isinstance(heads, Discriminant)]
+    assert len(gaussians) == 4
+    for heads in gaussians:
+        surest, guess = heads.answer(new.views, new.present).states.exp().max(dim=1)
+        right = (guess == new.labels).float().mean()
+        assert float(surest.mean()) < float(right)
 
 
 def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
