@@ -242,7 +242,7 @@ def _write_run(
             provenance["store"] |= {key: attrs[key] for key in of_backbone}
             provenance["function"] = attrs["function"]
             del provenance["store"]["path"]
-            writer.write_heads(model.panel)
+            writer.write_heads(model.answering)
             writer.copy_places(run)
             described: dict[str, Any] = {
                 "frozen_score": progress.frozen_score,

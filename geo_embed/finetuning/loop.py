@@ -73,15 +73,17 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
                     f"parameters: backbone {counts.backbone:,}, fusion {counts.fusion:,}, heads {counts.heads:,}; "
                     f"{counts.trainable:,} trained"
                 )
+                if left_out := state.model.left_out():
+                    say(f"from the first step on without {', '.join(left_out)}, which can't be trained on")
             frozen = check_first_score(task, state.model, stop)
             if frozen.predictions is not None:
                 state.progress.frozen_score = frozen.scores["val_score"]
                 _choose(task, state, 0, frozen)
-            state.model.forget_gallery()
+            state.model.leave_frozen()
             save()
         # From a checkpoint: weights, moments, averages and counters as they were.
         else:
-            state.model.forget_gallery()
+            state.model.leave_frozen()
             loaded = load_checkpoint(latest, "cpu" if task.sharded else task.device)
             resume(task, state, loaded, settings)
 

@@ -14,6 +14,7 @@ from geo_embed.devices import count_parameters
 from geo_embed.heads.heads import CellHeads
 from geo_embed.heads.layers import Drop, keep
 from geo_embed.heads.losses import loss_parts, make_tables, total_loss
+from geo_embed.heads.mixture import Mixture
 from geo_embed.heads.predictor import Panel, together
 
 Drops = Callable[[float], Drop]
@@ -42,7 +43,7 @@ class GeoModel(nn.Module):
 
     Args:
         backbone: its tower is trained in place.
-        panel: the heads of a run.
+        panel: the heads of a run. Those that can't be trained on answer until `leave_frozen`, and aren't part of the model.
         training: whose losses the plain heads have; members of `best` bring their own, but for `class_weights`, which hold
             for all where asked for here.
         counts: (C,) training samples of each class.
@@ -55,14 +56,16 @@ class GeoModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.tower: nn.Module = backbone.module
-        self.panel = panel.to(backbone.device)
+        self.panel = panel.to(backbone.device).tunable()
+        # In a tuple, so that it is no module of this one.
+        self._frozen: tuple[Panel, ...] = (panel,)
         self._leaves = [
             (
                 heads,
                 weight,
                 fitted.model_copy(update={"class_weights": fitted.class_weights or training.class_weights}),
             )
-            for heads, weight, fitted in panel.leaves(training)
+            for heads, weight, fitted in self.panel.leaves(training)
         ]
         self._tables = [
             make_tables(
@@ -122,14 +125,31 @@ class GeoModel(nn.Module):
 
     def predict(self, pixels: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, V, 3, H, W) to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
-        return self.panel.predict(self.encode_views(pixels, present), present)
+        return self.answering.predict(self.encode_views(pixels, present), present)
 
     def predict_variants(self, variants: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Embeddings (B, V, D) and `present` of a batch's variants (`augment.tta_views`) to one prediction, as in `predict`."""
-        return together([self.panel.predict(embeddings, present) for embeddings, present in variants])
+        return together([self.answering.predict(embeddings, present) for embeddings, present in variants])
 
-    def forget_gallery(self) -> None:
-        """Let no point be refined any more: the gallery lies in the space of the frozen backbone."""
+    @property
+    def answering(self) -> Panel:
+        """The heads that predict: the run's before any step, and from `leave_frozen` on those that are trained."""
+        return self._frozen[0] if self._frozen else self.panel
+
+    def left_out(self) -> list[str]:
+        """Names of the members that answer before the first step only."""
+        trained = {id(heads) for heads, _, _ in self._leaves}
+        mixtures = [part for part in self.answering.parts if isinstance(part, Mixture)]
+        return [
+            member.name
+            for mixture in mixtures
+            for member, heads in zip(mixture.members, mixture.heads, strict=True)
+            if id(heads) not in trained
+        ]
+
+    def leave_frozen(self) -> None:
+        """Let only what is trained answer from now on, and no point be refined: galleries lie in the frozen backbone's space."""
+        self._frozen = ()
         for heads, _, _ in self._leaves:
             heads.forget_gallery()
 

@@ -26,7 +26,7 @@ def best_model(task: Task, state: TrainingState) -> GeoModel:
     model = state.model
     if task.sharded:
         model = new_model(task)
-        model.forget_gallery()
+        model.leave_frozen()
     parameters = dict(model.named_parameters())
     best = task.team.broadcast(best_checkpoint(task.checkpoints) if task.team.first else None)
     loaded = None if best is None else load_checkpoint(best, task.device)

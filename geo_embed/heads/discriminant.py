@@ -36,6 +36,9 @@ class Discriminant(StateHeads):
     [0, 1]
     """
 
+    # Its weights are large where features hardly vary, and those features are the first that a trained backbone moves.
+    tunable = False
+
     log_prior: Tensor
 
     def add_layers(self, size: Size) -> None:

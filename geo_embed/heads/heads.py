@@ -66,11 +66,13 @@ class Heads(nn.Module):
     Attributes:
         celled: whether answers are over cells: whether it is a `CellHeads`.
         by_steps: whether it is trained by gradient steps; else `solve` fits it at once.
+        tunable: whether fine-tuning can go on from its weights.
         refinable: whether `vector` is a learnt space, `size.width` wide, that training samples can be looked up in.
     """
 
     celled = False
     by_steps = True
+    tunable = True
     refinable = False
 
     scale: Tensor

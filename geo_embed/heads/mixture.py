@@ -1,7 +1,7 @@
 """Mixture of heads that answer over the cells that they share: what the race of `--preset best` chose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,19 @@ class Mixture(nn.Module):
         super().__init__()
         self.members, self.decision = list(members), decision
         self.parts = nn.ModuleList(parts)
+
+    def tunable(self) -> "Mixture":
+        """A mixture of those members, themselves and no copies, that fine-tuning can go on from; itself if all are, or none."""
+        kept = [k for k, heads in enumerate(self.heads) if heads.tunable]
+        weights = [self.decision.weights[k] for k in kept]
+        if len(kept) == len(self.members) or not sum(weights):
+            return self
+        shares = tuple(weight / sum(weights) for weight in weights)
+        return Mixture(
+            [self.members[k] for k in kept],
+            [self.heads[k] for k in kept],
+            replace(self.decision, weights=shares),
+        )
 
     def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """(n, V, D) raw embeddings and (n, V) bool to P(state) (n, C) and latitude, longitude (n, 2) in degrees."""

@@ -97,6 +97,13 @@ class Panel(nn.Module):
             states = calibration.apply(self.calibration, states.log()).exp()
         return states, points
 
+    def tunable(self) -> "Panel":
+        """The panel of those of its heads, themselves and no copies, that fine-tuning can go on from (`Mixture.tunable`)."""
+        parts = [part.tunable() if isinstance(part, Mixture) else part for part in self.parts]
+        panel = Panel(parts, self.calibration)  # type: ignore[arg-type]
+        panel.reliability = self.reliability
+        return panel
+
     def leaves(self, training: Training) -> list[tuple[Heads, float, Training]]:
         """Every set of heads with its weight in the answer, and the settings that its losses follow.
 

@@ -823,15 +823,32 @@ def test_a_run_of_the_best_preset_is_trained(config: Config, monkeypatch: pytest
     done = tune(best)
     assert done.frozen_score == pytest.approx(recorded, abs=0.002)
     assert history(config)["train_loss"].notna().all()
-    described = json.loads((config.paths.runs_dir / "tuned" / "recipe.json").read_text())
-    members = described["parts"][0]["best"]["members"]
-    # A network, and heads that were solved at once.
-    assert {member["model"]["head"] for member in members} > {"geocells"}
+
+    def members(name: str) -> list[str]:
+        described = json.loads((config.paths.runs_dir / name / "recipe.json").read_text())
+        return [member["model"]["head"] for member in described["parts"][0]["best"]["members"]]
+
+    trained = [k for k, head in enumerate(members("first")) if "discriminant" not in head]
+    assert 0 < len(trained) < len(members("first"))
+    assert members("tuned") == [members("first")[k] for k in trained]
     before = load_file(config.paths.runs_dir / "first" / "heads.safetensors")
     after = load_file(config.paths.runs_dir / "tuned" / "heads.safetensors")
-    for k in range(len(members)):
-        own = [key for key in before if key.startswith(f"parts.0.parts.{k}.")]
-        assert any(not torch.equal(before[key], after[key]) for key in own), k
+    for now, k in enumerate(trained):
+        old, new = f"parts.0.parts.{k}.", f"parts.0.parts.{now}."
+        own = [key for key in before if key.startswith(old)]
+        assert any(not torch.equal(before[key], after[new + key.removeprefix(old)]) for key in own), k
+
+
+@pytest.mark.slow
+def test_a_run_of_the_best_preset_that_no_epoch_beats_stays_whole(config: Config) -> None:
+    best = having(config, training={"preset": "best", "budget_seconds": 1.0}, head_lr=0.1)
+    fit_heads(best, name="first")
+    tune(best)
+    first, tuned = (config.paths.runs_dir / name for name in ("first", "tuned"))
+    assert scores(config)["best_epoch"] == 0
+    before, after = (load_file(path / "heads.safetensors") for path in (first, tuned))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_variants_at_the_end_are_those_of_the_training(

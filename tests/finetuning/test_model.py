@@ -147,6 +147,36 @@ def test_class_weights_reach_the_members_of_best_too(config: Any) -> None:
     assert all(own.class_weights for _, _, own in model_of(run, class_weights=True)._leaves)
 
 
+def test_a_mixture_answers_as_it_did_until_the_first_step_and_without_its_discriminants_from_then_on(
+    config: Any,
+) -> None:
+    best = config.training.model_copy(update={"preset": "best", "budget_seconds": 1.0})
+    fit_heads(config.model_copy(update={"training": best}), name="raced")
+    run = load_run(config.paths.runs_dir, "raced")
+    whole, model = load_heads(run), model_of(run).eval()
+    pixels, present = scene(model)
+    left_out = model.left_out()
+    assert left_out
+    assert all("discriminant" in name for name in left_out)
+    with torch.no_grad():
+        embeddings = model.encode_views(pixels, present)
+        first = model.predict(pixels, present)
+        model.leave_frozen()
+        then = model.predict(pixels, present)
+    torch.testing.assert_close(first, whole.predict(embeddings, present))
+    assert not torch.allclose(first[0], then[0])
+    assert len(model._leaves) == len(whole.leaves(config.training)) - len(left_out)
+    assert sum(weight for _, weight, _ in model._leaves) == pytest.approx(1)
+
+
+def test_where_only_a_discriminant_answers_it_is_trained(config: Any) -> None:
+    settings = config.model.model_copy(update={"head": "discriminant"})
+    fit_heads(config.model_copy(update={"model": settings}), name="solved")
+    model = model_of(load_run(config.paths.runs_dir, "solved"))
+    assert not model.left_out()
+    assert [heads.model.head for heads, _, _ in model._leaves] == ["discriminant"]
+
+
 def test_every_parameter_is_in_one_group(model: GeoModel) -> None:
     groups = model.parameter_groups(Finetune(layer_decay=0.5))
     given = [id(p) for group in groups for p in group["params"]]
@@ -190,7 +220,7 @@ def test_a_gallery_of_frozen_embeddings_is_forgotten(config: Any) -> None:
     training = config.training.model_copy(update={"epochs": 2, "refine": True})
     fit_heads(config.model_copy(update={"model": model, "training": training}), name="refined")
     made = model_of(load_run(config.paths.runs_dir, "refined"))
-    made.forget_gallery()
+    made.leave_frozen()
     assert all(heads.refiner is None for heads, _, _ in made._leaves)
     assert not any("gallery" in name for name in made.state_dict())
     assert isinstance(made._leaves[0][2], Training)
