@@ -140,14 +140,15 @@ class Model(_Group):
     standardise: bool = Field(False, description="give every feature mean 0 and variance 1 first")
     unit_length: bool = Field(
         False,
-        description="divide embeddings, less their mean, by their length, rather than every feature by its deviation (probe)",
+        description="divide embeddings, less their mean, by their length, rather than every feature by its deviation (probe, cell-probe)",
     )
     head: HeadKind = Field(
         "separate",
         description="separate: a network for the state, one for the point; dual: both over one trunk; "
         "hierarchical: the point is an offset from the predicted state's centre; geocells: states and cells, "
         "the point is the cells' geometric median; probe: logistic regression of the states, solved by L-BFGS, and "
-        "the cells that go with them; discriminant: the same by linear discriminant analysis, in closed form; "
+        "the cells that go with them; cell-probe: states and cells, both as geocells learns them but linear, solved by "
+        "L-BFGS; discriminant: states by linear discriminant analysis, in closed form; "
         "view-discriminant: that of every view, and their evidence multiplied",
     )
     point: Literal["head", "median"] = Field(
@@ -206,7 +207,7 @@ class Training(_Group):
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay of AdamW, on weight matrices only")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linearly rising rate")
-    l2: float = Field(0.01, ge=0, description="penalty of the probe: l2 / 2 times its squared weights")
+    l2: float = Field(0.01, ge=0, description="penalty of a probe: l2 / 2 times its squared weights")
     shrinkage: float = Field(
         0.3,
         gt=0,
@@ -239,7 +240,7 @@ class Training(_Group):
         "smooth_l1): in degrees the point's loss outweighs the states'",
     )
     gps_weight: float = Field(0.2, ge=0, description="weight of the point's loss")
-    cell_weight: float = Field(1.0, ge=0, description="weight of the cells' loss (geocells)")
+    cell_weight: float = Field(1.0, ge=0, description="weight of the cells' loss (geocells, cell-probe)")
     score_weight: float = Field(
         0.0, ge=0, description="weight of 1 − the expected competition score of the states' probabilities"
     )

@@ -190,6 +190,7 @@ HEADS: Registry[Any] = Registry(
     "head",
     "model.head",
     {name: f"geo_embed.heads.{name}" for name in ("separate", "dual", "hierarchical", "geocells", "probe")}
+    | {"cell-probe": "geo_embed.heads.cell_probe"}
     | dict.fromkeys(("discriminant", "view-discriminant"), "geo_embed.heads.discriminant"),
     "geo_embed.heads",
     priced=True,

@@ -69,7 +69,7 @@ _SMALL_FOLDS, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 240, 30
 _FEW = 480
 # A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
 _LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
-_SMALL_L2 = 0.1
+_SMALL_L2, _CELL_L2 = 0.1, 0.03
 _SOFTENINGS = 3
 # Steps towards a point: so many tell members apart, what a run answers with takes more.
 _MEDIAN_ROUNDS = 8
@@ -433,6 +433,17 @@ def _small_members(base: Member, fusion: Fusion | None, n: int, views: int) -> l
     members.append(
         base.variant("probe", {"head": "probe", "fusion": "average", "unit_length": True}, l2=_SMALL_L2)
     )
+    # Where there are several views, networks that tell them apart leave it nothing to add.
+    if views == 1:
+        members.append(
+            base.variant(
+                f"cell-probe-tau{wide:g}",
+                {"head": "cell-probe", "fusion": "average", "unit_length": True},
+                l2=_CELL_L2,
+                tau_km=wide,
+                state_loss="haversine",
+            )
+        )
     if fusion == "average":
         return [*members, network("average", wide), network("average", narrow)]
     return [*members, network("evidence", wide), network("average", wide), network("evidence", narrow)]

@@ -91,7 +91,7 @@ def train(
     """
     heads = new_heads(rows, region, model, seed)
     if not heads.by_steps:
-        heads.solve(rows.views, rows.present, rows.labels, training)
+        heads.solve(rows.views, rows.present, rows.labels, rows.points.float(), training)
         metrics = validate(heads.eval()).metrics if validate else {}
         return TrainedHeads(heads.eval(), [{"epoch": 1.0, **metrics}])
 

@@ -31,7 +31,7 @@ class Discriminant(StateHeads):
     >>> heads = Discriminant(Size(dim=2, views=1, width=8, depth=1, classes=2, cells=3), Model())
     >>> views = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)[:, None] + 0.1 * torch.randn(40, 1, 2)
     >>> present = torch.ones(40, 1, dtype=torch.bool)
-    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), Training())
+    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), torch.zeros(40, 3), Training())
     >>> heads(views[:2], present[:2])["logits"].argmax(dim=1).tolist()
     [0, 1]
     """
@@ -50,7 +50,9 @@ class Discriminant(StateHeads):
         counts = torch.from_numpy(region.counts).to(self.log_prior)
         self.log_prior.copy_((counts.clamp_min(0.5) / counts.sum()).log())
 
-    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
+    def solve(
+        self, views: Tensor, present: Tensor, labels: Tensor, points: Tensor, training: Training
+    ) -> None:
         self.states.weight.data, self.states.bias.data = fit_discriminant(
             self.fuse_all(views, present), labels, self.size.classes, training.shrinkage
         )
@@ -79,7 +81,7 @@ class ViewDiscriminant(Discriminant):
     >>> telling = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)
     >>> views = torch.stack([telling, torch.full_like(telling, 0.5)], dim=1) + 0.1 * torch.randn(40, 2, 2)
     >>> present = torch.ones(40, 2, dtype=torch.bool)
-    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), Training())
+    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), torch.zeros(40, 3), Training())
     >>> heads(views[:2], present[:2])["logits"].argmax(dim=1).tolist()
     [0, 1]
     """
@@ -87,7 +89,9 @@ class ViewDiscriminant(Discriminant):
     def add_layers(self, size: Size) -> None:
         super().add_layers(replace(size, dim=self.size.dim))
 
-    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
+    def solve(
+        self, views: Tensor, present: Tensor, labels: Tensor, points: Tensor, training: Training
+    ) -> None:
         vectors, of_views = views[present].float(), labels[:, None].expand(present.shape)[present]
         self.states.weight.data, self.states.bias.data = fit_discriminant(
             vectors, of_views, self.size.classes, training.shrinkage

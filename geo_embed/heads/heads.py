@@ -111,8 +111,12 @@ class Heads(nn.Module):
         """
         raise NotImplementedError
 
-    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
-        """Fit at once, for heads that aren't trained by steps: embeddings (N, V, D), which are there (N, V), and classes (N,)."""
+    def solve(
+        self, views: Tensor, present: Tensor, labels: Tensor, points: Tensor, training: Training
+    ) -> None:
+        """Fit at once, for heads that aren't trained by steps: embeddings (N, V, D), which are there (N, V), classes (N,), and
+        true places (N, 3) as unit vectors.
+        """
         raise NotImplementedError(f"{type(self).__name__} is trained by steps")
 
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:

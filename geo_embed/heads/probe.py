@@ -1,5 +1,7 @@
 """Logistic regression over fused embeddings, solved by L-BFGS: convex, so no seed and no step size to choose."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +58,7 @@ class Probe(StateHeads):
     >>> heads = Probe(Size(dim=2, views=1, width=8, depth=1, classes=2, cells=3), Model())
     >>> views = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20)[:, None]
     >>> present = torch.ones(40, 1, dtype=torch.bool)
-    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), Training())
+    >>> heads.solve(views, present, torch.tensor([0, 1] * 20), torch.zeros(40, 3), Training())
     >>> heads(views[:2], present[:2])["logits"].argmax(dim=1).tolist()
     [0, 1]
     """
@@ -68,32 +70,45 @@ class Probe(StateHeads):
         if self.model.unit_length:
             self.register_buffer("middle", torch.zeros(size.dim))
 
-    def solve(self, views: Tensor, present: Tensor, labels: Tensor, training: Training) -> None:
-        vectors = self.fuse_all(views, present)
-        if self.model.unit_length:
-            self.middle.copy_(vectors.mean(dim=0))
-            vectors = self._shortened(vectors)
+    def solve(
+        self, views: Tensor, present: Tensor, labels: Tensor, points: Tensor, training: Training
+    ) -> None:
+        vectors = self.prepare(views, present)
         self.states.weight.data, self.states.bias.data = fit_probe(
             vectors, labels, self.size.classes, training.l2, alike=self.model.unit_length
         )
 
-    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
-        x = self._shortened(vector) if self.model.unit_length else vector
-        return self.with_cells(self.states(x), vector)
+    def prepare(self, views: Tensor, present: Tensor) -> Tensor:
+        """The vectors (N, W) to fit to, of all samples; and what stays of them: their mean."""
+        vectors = self.fuse_all(views, present)
+        if self.model.unit_length:
+            self.middle.copy_(vectors.mean(dim=0))
+        return self.shortened(vectors)
 
-    def _shortened(self, vector: Tensor) -> Tensor:
-        return F.normalize(vector - self.middle, dim=-1)
+    def read(self, vector: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
+        return self.with_cells(self.states(self.shortened(vector)), vector)
+
+    def shortened(self, vector: Tensor) -> Tensor:
+        """Fused vectors (B, W), centred and at length 1 where `model.unit_length` asks for it."""
+        return F.normalize(vector - self.middle, dim=-1) if self.model.unit_length else vector
 
 
 def fit_probe(
     x: Tensor, labels: Tensor, classes: int, l2: float, *, alike: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Minimise mean cross-entropy + l2/2 · |W|² over standardised features.
+    """`fit_linear` of the mean cross-entropy with labels (N,) of C classes."""
+    return fit_linear(x, classes, lambda logits: F.cross_entropy(logits, labels), l2, alike=alike)
+
+
+def fit_linear(
+    x: Tensor, outputs: int, loss: Callable[[Tensor], Tensor], l2: float, *, alike: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Minimise a convex loss of outputs x W + b, and l2/2 · |W|² over standardised features.
 
     Args:
         x: (N, D) float32.
-        labels: (N,) classes.
-        classes: C.
+        outputs: C.
+        loss: of outputs (N, C), to a scalar.
         l2: of the penalty; it acts on the weights of standardised features.
         alike: divide all features by their mean standard deviation, not each by its own.
 
@@ -106,11 +121,15 @@ def fit_probe(
     std = std.mean().expand_as(std) if alike else std
     x = (x - mean) / std
 
-    def loss(w: Tensor) -> Tensor:
+    def penalised(w: Tensor) -> Tensor:
         # The last row holds the offsets, which no penalty touches.
-        return F.cross_entropy(torch.addmm(w[-1], x, w[:-1]), labels) + 0.5 * l2 * w[:-1].square().sum()
+        return loss(torch.addmm(w[-1], x, w[:-1])) + 0.5 * l2 * w[:-1].square().sum()
 
-    solved = minimise(loss, x.new_zeros(x.shape[1] + 1, classes), rounds=ROUNDS)
-    weight, bias = solved[:-1], solved[-1]
+    # With fewer samples than features the solution lies in the samples' span, where penalty and outputs are what they were.
+    span = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None
+    if span is not None:
+        x = x @ span
+    solved = minimise(penalised, x.new_zeros(x.shape[1] + 1, outputs), rounds=ROUNDS)
+    weight, bias = solved[:-1] if span is None else span @ solved[:-1], solved[-1]
     folded = weight / std[:, None]
     return folded.T.contiguous(), bias - mean @ folded

@@ -115,23 +115,34 @@ def test_a_space_file_may_have_dotted_keys_or_tables(config: Config, tmp_path: P
 def test_which_settings_have_an_effect_in_which_head_is_what_it_always_was() -> None:
     # A sweep that is gone on with draws the configurations that it drew: by the table of the version that began it.
     networks = {"separate", "dual", "hierarchical", "geocells"}
-    solved = {"probe", "discriminant", "view-discriminant"}
+    solved = {"probe", "cell-probe", "discriminant", "view-discriminant"}
     pointed, celled = networks - {"geocells"}, {"geocells"} | solved
     table = {
         "model.head": networks | celled,
         "model.standardise": networks | celled - {"view-discriminant"},
-        "model.unit_length": {"probe"},
+        "model.unit_length": {"probe", "cell-probe"},
         "training.shrinkage": {"discriminant", "view-discriminant"},
         "model.point": pointed,
         "model.gps_hidden": pointed - {"dual"},
         "model.cells": celled,
         "model.cell_samples": celled,
         "model.most_cells": celled,
-        "training.l2": {"probe"},
+        "training.l2": {"probe", "cell-probe"},
         "training.gps_loss": pointed,
         "training.gps_weight": pointed,
         "training.gps_normalise": pointed,
-        "training.cell_weight": {"geocells"},
+        "training.cell_weight": {"geocells", "cell-probe"},
+        **dict.fromkeys(
+            (
+                "training.class_weights",
+                "training.state_weight",
+                "training.score_weight",
+                "training.state_loss",
+            ),
+            networks | {"cell-probe"},
+        ),
+        "training.tau_km": networks | {"cell-probe"},
+        "training.label_smoothing": networks | {"cell-probe"},
         "training.view_swap": {"geocells"},
     }
     varying = {key for key in known_keys() if key.split(".")[0] in ("model", "training")} - room._FIXED
