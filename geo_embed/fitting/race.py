@@ -89,8 +89,9 @@ _STEP_SECONDS = 0.0015
 CHOSEN_SETTINGS = (
     *(f"model.{key}" for key in _MODEL),
     "model.point",
+    "model.unit_length",
     *(f"training.{key}" for key in {**_TRAINING, **_MIXED_VIEWS}),
-    *(f"training.{key}" for key in ("l2", "gps_loss", "gps_normalise", "gps_weight", "refine")),
+    *(f"training.{key}" for key in ("l2", "shrinkage", "gps_loss", "gps_normalise", "gps_weight", "refine")),
 )
 
 
@@ -351,10 +352,10 @@ def _race_large(
     members: list[Member] = []
     scores: list[float] = []
     winner: tuple[CellHeads, Region] | None = None
-    spent = 0.0
+    costs: list[float] = []
 
     def run(member: Member) -> None:
-        nonlocal spent, winner
+        nonlocal winner
         # As many cells as the final fit will have: the race is about the same task.
         samples = max(1, round(member.model.cell_samples * len(train_rows) / len(rows)))
         scaled = member.variant("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
@@ -368,20 +369,24 @@ def _race_large(
         members.append(member)
         scores.append(score[0])
         _note(race, member, score, planned)
-        spent += _RACE_EPOCHS * epoch_seconds(member, train_rows, region)
+        costs.append(_RACE_EPOCHS * epoch_seconds(member, train_rows, region))
 
     candidates = _large_members(base, fusion)
     # The leader's variants, where it has any, come on top.
-    planned = len(candidates) if base.training.budget_seconds is None else 0
+    budget = base.training.budget_seconds
+    planned = len(candidates) if budget is None else 0
     for member in candidates:
         run(member)
-    # For who gives it time, the leader once more with wider labels, and with half as many cells.
-    leader = members[int(np.argmax(scores))]
-    if base.training.budget_seconds is not None and HEADS[leader.model.head].make.by_steps:
+    # For who gives it time, the leader once more with wider labels, and with half as many cells, where the budget then
+    # still allows all epochs of the last training.
+    first = int(np.argmax(scores))
+    leader, cost = members[first], costs[first]
+    last = cost / _RACE_EPOCHS * leader.training.epochs * len(rows) / len(train_rows)
+    if budget is not None and cost and sum(costs) + 2 * cost + last <= budget:
         run(leader.variant(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
         run(leader.variant("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None
-    return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), spent
+    return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), sum(costs)
 
 
 def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
