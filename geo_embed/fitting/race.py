@@ -60,7 +60,8 @@ _TRAINING = {
 # Two views a step cost half of four, and are better: docs/heads.md.
 _MIXED_VIEWS = {"view_swap": 0.5, "view_dropout": 0.15, "step_views": 2, "weight_decay": 0.3, "epochs": 14}
 _MIXED_WIDTH = 384
-_WIDE_TAU_KM = 100.0
+# Of the last training, for who gives it the time; the dropout from twice the usual epochs on.
+_LONG_EPOCHS, _LONG_DROPOUT = 30, 0.4
 _RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 8_000, 2_000, 5
 # Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
 _SMALL = 4000
@@ -142,9 +143,13 @@ def fit_best(
         budget = (default_budget(len(rows)) if budget is None else budget) - spent
     region = _region(rows, member, classes, seed)
     race.chosen = [f"{member.name} × 1.00"]
-    each, most = epoch_seconds(member, rows, region), member.training.epochs
-    race.epochs = most if not each or budget is None else int(min(most, max(3, budget / each)))
-    member = member.variant("", epochs=race.epochs)
+    each, usual = epoch_seconds(member, rows, region), member.training.epochs
+    # Views that are mixed can't be learnt by heart: more epochs of them pay.
+    longer = training.budget_seconds is not None and member.training.view_swap > 0
+    most = max(usual, _LONG_EPOCHS) if longer else usual
+    race.epochs = usual if not each or budget is None else int(min(most, max(3, budget / each)))
+    dropout = _LONG_DROPOUT if race.epochs >= 2 * usual else member.model.dropout
+    member = member.variant("", {"dropout": dropout}, epochs=race.epochs)
     if each:
         about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
         say(f"training: {member.name} on {len(rows):,} samples, {about}")
@@ -368,23 +373,12 @@ def _race_large(
             winner = heads, region
         members.append(member)
         scores.append(score[0])
-        _note(race, member, score, planned)
+        _note(race, member, score, len(candidates))
         costs.append(_RACE_EPOCHS * epoch_seconds(member, train_rows, region))
 
     candidates = _large_members(base, fusion)
-    # The leader's variants, where it has any, come on top.
-    budget = base.training.budget_seconds
-    planned = len(candidates) if budget is None else 0
     for member in candidates:
         run(member)
-    # For who gives it time, the leader once more with wider labels, and with half as many cells, where the budget then
-    # still allows all epochs of the last training.
-    first = int(np.argmax(scores))
-    leader, cost = members[first], costs[first]
-    last = cost / _RACE_EPOCHS * leader.training.epochs * len(rows) / len(train_rows)
-    if budget is not None and cost and sum(costs) + 2 * cost + last <= budget:
-        run(leader.variant(f"-tau{_WIDE_TAU_KM:g}", tau_km=_WIDE_TAU_KM))
-        run(leader.variant("-half", {"cell_samples": 2 * leader.model.cell_samples}))
     assert winner is not None
     return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), sum(costs)
 
@@ -554,5 +548,4 @@ def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor
 def _note(race: Race, member: Member, score: tuple[float, float, float], of: int) -> None:
     race.trials.append(Trial(member.name, *score))
     best = max(trial.score for trial in race.trials)
-    count = f"{len(race.trials)} of {of}" if of else f"{len(race.trials)}"
-    say(f"race {count}: {member.name} {score[0]:.4f}, best so far {best:.4f}")
+    say(f"race {len(race.trials)} of {of}: {member.name} {score[0]:.4f}, best so far {best:.4f}")

@@ -284,7 +284,7 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
     monkeypatch.setattr(room, "train", spied)
     generous, race = room.fit_best(rows, classes, *settings(1000.0), seed=0)
     raced = [trial.member for trial in race.trials]
-    assert raced[:3] == ["probe", "average", "evidence"]
+    assert raced == ["probe", "average", "evidence"]
     assert len(race.chosen) == 1
     # A tenth is held out in the race, and all of it is trained on in the end.
     assert [len(train_rows) for train_rows in fits] == [len(fits[0])] * len(raced) + [400]
@@ -302,20 +302,25 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
         assert torch.isfinite(points).all()
 
 
-def test_the_leaders_variants_race_where_the_budget_leaves_time_for_all_epochs_after_them(
+def test_a_larger_budget_means_more_epochs_of_what_mixes_views_and_more_dropout_with_twice_as_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, classes = planted_rows(200)
     monkeypatch.setattr(room, "_SMALL", 100)
     monkeypatch.setattr(room, "_MIXED_WIDTH", 16)
 
-    def raced(budget: float | None) -> list[str]:
+    def fitted(budget: float | None) -> tuple[int, float]:
         model, training = Model(fusion="evidence"), Training(budget_seconds=budget)
-        _, race = room.fit_best(rows, classes, model, training, seed=0)
-        return [trial.member for trial in race.trials]
+        made, race = room.fit_best(rows, classes, model, training, seed=0)
+        (member,) = made.members
+        assert [trial.member for trial in race.trials] == ["evidence"]
+        assert member.training.epochs == race.epochs
+        return race.epochs, member.model.dropout
 
-    assert raced(1000.0) == ["evidence", "evidence-tau100", "evidence-half"]
-    assert raced(1e-6) == raced(None) == ["evidence"]
+    usual, longest = room._MIXED_VIEWS["epochs"], room._LONG_EPOCHS
+    (epochs, dropout), (most, more), (few, _) = fitted(None), fitted(1000.0), fitted(1e-6)
+    assert (few, epochs, most) == (3, usual, longest)
+    assert dropout < more
 
 
 def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
