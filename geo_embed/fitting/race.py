@@ -17,6 +17,7 @@ their number n:
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -208,6 +209,28 @@ def _train(
     return heads
 
 
+def _train_each(parts: list[tuple[Rows, Region]], member: Member, seed: int) -> list[CellHeads]:
+    """Heads of a member for each part of the rows, on a CPU as many at once as it has threads.
+
+    Products of a few hundred rows gain little from a second thread, and where a core is taken they wait for it: each part has
+    one, and its bits don't depend on how many there are.
+    """
+
+    def fit(part: tuple[Rows, Region]) -> CellHeads:
+        return _train(*part, member.model, member.training, seed)
+
+    if parts[0][0].views.device.type != "cpu":
+        return [fit(part) for part in parts]
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(fit, parts))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class _InnerValidation:
     """Rows that members are scored on, part by part, each part with cell tables that its own labels were not counted in.
@@ -274,10 +297,14 @@ def _race_small(
     of_folds: list[list[CellHeads]] = []
     temperatures: list[float] = []
     for member in members:
-        fold_heads = [
-            _train(rows.take(train_part), replace(region, cells=table), member.model, member.training, seed)
-            for train_part, table in zip(train_parts, tables, strict=True)
-        ]
+        fold_heads = _train_each(
+            [
+                (rows.take(train_part), replace(region, cells=table))
+                for train_part, table in zip(train_parts, tables, strict=True)
+            ],
+            member,
+            seed,
+        )
         temperatures.append(_soften(fold_heads, rows, val_parts))
         answer = _answer(fold_heads, rows, val_parts)
         answers.append(answer)
@@ -300,10 +327,9 @@ def _race_small(
             for heads in fold_heads:
                 heads.settle(region)
         else:
-            solved = _train(rows, region, member.model, member.training, seed)
-            if isinstance(solved, Discriminant):
-                solved.soften(temperature)
-            fold_heads = [solved]
+            fold_heads = _train_each([(rows, region)], member, seed)
+            if isinstance(fold_heads[0], Discriminant):
+                fold_heads[0].soften(temperature)
         fitted += [member] * len(fold_heads)
         parts += fold_heads
         weights += [weight / len(fold_heads)] * len(fold_heads)

@@ -1,6 +1,7 @@
 """The training loop of stage 2: embeddings in memory, whole tensors, no loader."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -192,10 +193,14 @@ class BestEpoch:
         return TrainedHeads(self._heads.eval(), self._history, best, part_epochs, self._weights)
 
 
+# Weights are drawn from torch's global generator, which trainings in several threads take turns with.
+_global_generator = threading.Lock()
+
+
 def new_heads(rows: Rows, region: Region, model: Model, seed: int) -> Heads:
     """Untrained heads for these rows; leaves torch's global generator as it was."""
     device = rows.views.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _global_generator, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         heads = make_heads(rows.views.shape[2], rows.views.shape[1], model, region)
     if model.standardise:

@@ -94,6 +94,24 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_members_bits_do_not_depend_on_the_number_of_threads_which_is_left_as_it_was(narrow: None) -> None:
+    rows, classes = planted_rows(200)
+    before = torch.get_num_threads()
+
+    def fit(threads: int) -> dict[str, torch.Tensor]:
+        torch.set_num_threads(threads)
+        try:
+            made, _ = room.fit_best(rows, classes, *settings(1000.0), seed=1)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        return made.state_dict()
+
+    alone, together = fit(1), fit(3)
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(alone[key], together[key]) for key in alone)
+
+
 @pytest.mark.parametrize("fusion", ["evidence", "average"])
 @pytest.mark.parametrize("head", ["geocells", "probe"])
 def test_what_stands_in_a_missing_view_does_not_matter(fusion: str, head: str) -> None:
