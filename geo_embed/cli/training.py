@@ -30,7 +30,8 @@ from geo_embed.cli.show import (
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import OnBadImage, Preset
-from geo_embed.console import show
+from geo_embed.console import say, show
+from geo_embed.fitting.outlook import command_outlook
 from geo_embed.registry import FUSIONS
 
 app = typer.Typer()
@@ -150,8 +151,6 @@ def _fit_heads(
 ) -> None:
     """Stage 2: store to heads, in seconds. Reads no image."""
     spin_briefly()
-    from geo_embed.fitting.fit import fit_heads
-
     config = GLOBALS.config(
         model__backbone_name=backbone,
         model__device=device,
@@ -163,6 +162,11 @@ def _fit_heads(
         training__batch_size=batch_size,
         training__seed=seed,
     )
+    # Before imports that take seconds.
+    if ahead := command_outlook(config.paths.csv("train"), config.training, limit):
+        say(ahead)
+    from geo_embed.fitting.fit import fit_heads
+
     fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     alone = [part["score"] for part in fit.parts if "score" in part]
     spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []

@@ -30,6 +30,7 @@ from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
 from geo_embed.fitting.examples import Rows
+from geo_embed.fitting.outlook import SMALL, TOO_FEW, default_budget, outlook
 from geo_embed.fitting.train import Validated, find_refiner, gallery_of, sampled_epochs, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
@@ -64,8 +65,6 @@ _MIXED_WIDTH = 384
 # Of the last training, for who gives it the time; the dropout from twice the usual epochs on.
 _LONG_EPOCHS, _LONG_DROPOUT = 30, 0.4
 _RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 8_000, 2_000, 5
-# Up to so many samples folds, not a hold-out, carry the inner validation, and members are mixed.
-_SMALL = 4000
 _SMALL_FOLDS, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 240, 30, 60
 # Below so many samples batches are halved: there would be too few steps in an epoch.
 _FEW = 480
@@ -75,11 +74,6 @@ _SMALL_L2, _CELL_L2 = 0.1, 0.03
 _SOFTENINGS = 3
 # Steps towards a point: so many tell members apart, what a run answers with takes more.
 _MEDIAN_ROUNDS = 8
-# Below this there is nothing to choose by.
-_TOO_FEW = 40
-
-# Of the default budget: seconds at the least, and samples per second more.
-_BUDGET_START, _BUDGET_ROWS = 12.0, 2000.0
 
 # Seconds of a two-core machine in training. The budget is counted in arithmetic and steps, not on a clock: a plan made by
 # the clock would differ from run to run, and the same seed must give the same bits.
@@ -131,12 +125,12 @@ def fit_best(
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
     budget = training.budget_seconds
-    say(_outlook(len(rows), budget))
+    say(outlook(len(rows), budget))
     race, refiner = Race(), None
-    if len(rows) < _TOO_FEW:
+    if len(rows) < TOO_FEW:
         candidates = _small_members(base, model.fusion or "average", *rows.present.shape)
         member = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
-    elif len(rows) <= _SMALL:
+    elif len(rows) <= SMALL:
         region = _region(rows, base, classes, seed)
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
@@ -160,20 +154,6 @@ def fit_best(
     if refiner is not None:
         heads.look_up(gallery_of(heads, rows, region), refiner)
     return Mixture([member], [heads], Decision()), race
-
-
-def default_budget(n: int) -> float:
-    """Seconds for n rows, where none are given: what more of them bring is small."""
-    return _BUDGET_START + n / _BUDGET_ROWS
-
-
-def _outlook(n: int, budget: float | None) -> str:
-    """What will be tried, and about how long it takes."""
-    if n < _TOO_FEW:
-        return f"best: one candidate, since {n:,} samples are too few to choose by"
-    about = default_budget(n) if budget is None else budget
-    how = "out of fold, and their mixture" if n <= _SMALL else "on a part, and the winner on all samples"
-    return f"best: candidates race on {n:,} samples, {how}; about {about:,.0f} s on two cores"
 
 
 def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:

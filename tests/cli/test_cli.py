@@ -415,6 +415,26 @@ def test_help_does_not_wait_for_heavy_libraries(geo: Geo) -> None:
         assert not heavy & loaded, arguments
 
 
+def test_the_first_line_of_fit_heads_says_how_long_it_takes_and_waits_for_no_heavy_library(
+    small: Country, geo: Geo
+) -> None:
+    script = (
+        "import sys\n"
+        "from geo_embed.cli import main, training\n"
+        "def say(text):\n"
+        "    print(text, {'torch', 'transformers', 'zarr', 'pandas'} & sys.modules.keys())\n"
+        "    sys.exit()\n"
+        "training.say = say\n"
+        "main()\n"
+    )
+    options = ["--set", f"paths.data_root={small.data}", "--set", "training.preset=best"]
+    fit = ["fit-heads", "--folds", "3", "--limit", "7"]
+    first = geo(*options, *fit, command=[sys.executable, "-c", script])
+    assert (
+        first.out == "best: some 7 samples of train_ground_truth.csv; 3 times about 12 s on two cores set()\n"
+    )
+
+
 def test_importing_the_package_does_not_wait_for_them_either(geo: Geo) -> None:
     heavy = "{'torch', 'transformers', 'zarr', 'pandas', 'numpy', 'PIL'}"
     script = f"import sys, geo_embed, geo_embed.synthetic; print({heavy} & sys.modules.keys())"

@@ -291,7 +291,7 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, classes = planted_rows(400)
-    monkeypatch.setattr(room, "_SMALL", 100)
+    monkeypatch.setattr(room, "SMALL", 100)
     monkeypatch.setattr(room, "_MODEL", room._MODEL | {"head_hidden": 32})
     fits: list[Rows] = []
 
@@ -324,7 +324,7 @@ def test_a_larger_budget_means_more_epochs_of_what_mixes_views_and_more_dropout_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, classes = planted_rows(200)
-    monkeypatch.setattr(room, "_SMALL", 100)
+    monkeypatch.setattr(room, "SMALL", 100)
     monkeypatch.setattr(room, "_MIXED_WIDTH", 16)
 
     def fitted(budget: float | None) -> tuple[int, float]:
@@ -451,7 +451,7 @@ def test_progress_says_what_is_tried_how_long_it_takes_and_who_leads(
         assert line.startswith(f"race {number} of {len(raced)}: ")
         assert line.endswith(f"best so far {max(scores):.4f}")
     rows, classes = planted_rows(400)
-    monkeypatch.setattr(room, "_SMALL", 100)
+    monkeypatch.setattr(room, "SMALL", 100)
     monkeypatch.setattr(room, "_MODEL", room._MODEL | {"head_hidden": 32})
     monkeypatch.setattr(
         room, "_large_members", lambda base, fusion: [base.variant("net", {"fusion": "average"})]

@@ -1,0 +1,44 @@
+"""What `--preset best` will try of so many samples, and about how long that takes: without torch, so that it can be said at once."""
+
+from pathlib import Path
+
+from geo_embed.config import Training
+
+# Below so many samples there is nothing to choose by; up to so many, folds carry the inner validation, and members are mixed.
+TOO_FEW, SMALL = 40, 4000
+
+# Of the default budget: seconds at the least, and samples per second more.
+_BUDGET_START, _BUDGET_ROWS = 12.0, 2000.0
+
+
+def default_budget(n: int) -> float:
+    """Seconds for n rows, where none are given: what more of them bring is small."""
+    return _BUDGET_START + n / _BUDGET_ROWS
+
+
+def outlook(n: int, budget: float | None) -> str:
+    """What one fit to n samples will try."""
+    if n < TOO_FEW:
+        return f"best: one candidate, since {n:,} samples are too few to choose by"
+    about = default_budget(n) if budget is None else budget
+    how = "out of fold, and their mixture" if n <= SMALL else "on a part, and the winner on all samples"
+    return f"best: candidates race on {n:,} samples, {how}; about {about:,.0f} s on two cores"
+
+
+def command_outlook(csv: Path, training: Training, limit: int | None) -> str | None:
+    """About how long `geo fit-heads` takes, by the lines of the training CSV; None for another preset, or where there is none.
+
+    >>> command_outlook(Path("no such file"), Training(preset="best"), None)
+    """
+    if training.preset != "best":
+        return None
+    try:
+        with csv.open("rb") as lines:
+            listed = sum(1 for line in lines if line.strip()) - 1
+    except OSError:
+        return None
+    n = max(0, listed if limit is None else min(limit, listed))
+    fits = training.seeds * max(1, training.folds)
+    each = default_budget(n) if training.budget_seconds is None else training.budget_seconds
+    times = "" if fits == 1 else f"{fits} times "
+    return f"best: some {n:,} samples of {csv.name}; {times}about {each:,.0f} s on two cores"
