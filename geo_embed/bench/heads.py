@@ -10,7 +10,7 @@ from geo_embed.bench.measure import Bench, Measurement, this_machine
 from geo_embed.bench.planted import Planted, planted
 from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
-from geo_embed.fitting.outlook import default_budget
+from geo_embed.fitting.outlook import budget_for
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.predict import predict_split
@@ -88,7 +88,7 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
             spent,
             plain_spent,
             plain_spent / spent,
-            passed_on.get("training.budget_seconds", default_budget(len(data.train))),
+            budget_for(len(data.train), passed_on.get("training.budget_seconds")),
             "s",
             "pigeon",
             "its budget: training.budget_seconds, or by the number of samples",

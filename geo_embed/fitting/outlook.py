@@ -11,18 +11,17 @@ TOO_FEW, SMALL = 40, 4000
 _BUDGET_START, _BUDGET_ROWS = 12.0, 2000.0
 
 
-def default_budget(n: int) -> float:
-    """Seconds for n rows, where none are given: what more of them bring is small."""
-    return _BUDGET_START + n / _BUDGET_ROWS
+def budget_for(n: int, budget: float | None) -> float:
+    """Seconds for n rows: those that are given, else so many that what more of them bring is small."""
+    return _BUDGET_START + n / _BUDGET_ROWS if budget is None else budget
 
 
 def outlook(n: int, budget: float | None) -> str:
     """What one fit to n samples will try."""
     if n < TOO_FEW:
         return f"best: one candidate, since {n:,} samples are too few to choose by"
-    about = default_budget(n) if budget is None else budget
     how = "out of fold, and their mixture" if n <= SMALL else "on a part, and the winner on all samples"
-    return f"best: candidates race on {n:,} samples, {how}; about {about:,.0f} s on two cores"
+    return f"best: candidates race on {n:,} samples, {how}; about {budget_for(n, budget):,.0f} s on two cores"
 
 
 def command_outlook(csv: Path, training: Training, limit: int | None) -> str | None:
@@ -38,7 +37,7 @@ def command_outlook(csv: Path, training: Training, limit: int | None) -> str | N
     except OSError:
         return None
     n = max(0, listed if limit is None else min(limit, listed))
-    fits = training.seeds * max(1, training.folds)
-    each = default_budget(n) if training.budget_seconds is None else training.budget_seconds
+    fits = training.seeds * training.folds
+    each = budget_for(n, training.budget_seconds)
     times = "" if fits == 1 else f"{fits} times "
     return f"best: some {n:,} samples of {csv.name}; {times}about {each:,.0f} s on two cores"

@@ -30,7 +30,7 @@ from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
 from geo_embed.fitting.examples import Rows
-from geo_embed.fitting.outlook import SMALL, TOO_FEW, default_budget, outlook
+from geo_embed.fitting.outlook import SMALL, TOO_FEW, budget_for, outlook
 from geo_embed.fitting.train import Validated, find_refiner, gallery_of, sampled_epochs, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
@@ -135,7 +135,7 @@ def fit_best(
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
         member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
-        budget = (default_budget(len(rows)) if budget is None else budget) - spent
+        budget = budget_for(len(rows), budget) - spent
     region = _region(rows, member, classes, seed)
     race.chosen = [f"{member.name} × 1.00"]
     each, usual = epoch_seconds(member, rows, region), member.training.epochs
@@ -273,18 +273,15 @@ def _race_small(
     inner = _InnerValidation(rows, cells.centres, val_parts, [table.to_state for table in tables])
 
     # Each member's out-of-fold answers: one training per fold, which answers for the rows that it left out.
+    folds = [
+        (rows.take(train_part), replace(region, cells=table))
+        for train_part, table in zip(train_parts, tables, strict=True)
+    ]
     answers: list[Answer] = []
     of_folds: list[list[CellHeads]] = []
     temperatures: list[float] = []
     for member in members:
-        fold_heads = _train_each(
-            [
-                (rows.take(train_part), replace(region, cells=table))
-                for train_part, table in zip(train_parts, tables, strict=True)
-            ],
-            member,
-            seed,
-        )
+        fold_heads = _train_each(folds, member, seed)
         temperatures.append(_soften(fold_heads, rows, val_parts))
         answer = _answer(fold_heads, rows, val_parts)
         answers.append(answer)

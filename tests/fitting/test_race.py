@@ -270,9 +270,6 @@ def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
     assert total == pytest.approx(0.7 * state + 0.3 * gps)
 
 
-# ---------------------------------------------------------------- the race over many samples
-
-
 def test_a_discriminant_is_no_surer_of_new_rows_than_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else fine-tuning, whose gradients go through it, would tear the backbone apart."""
     rows, classes = planted_rows(600, dim=300)
@@ -285,6 +282,9 @@ def test_a_discriminant_is_no_surer_of_new_rows_than_it_is_right(monkeypatch: py
         surest, guess = heads.answer(new.views, new.present).states.exp().max(dim=1)
         right = (guess == new.labels).float().mean()
         assert float(surest.mean()) < float(right)
+
+
+# ---------------------------------------------------------------- the race over many samples
 
 
 def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
@@ -311,6 +311,7 @@ def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
     winner = max(race.trials, key=lambda trial: trial.score).member
     assert race.chosen == [f"{winner} × 1.00"]
     stingy, short = room.fit_best(rows, classes, *settings(1e-6), seed=0)
+    assert short.chosen == race.chosen
     if generous.members[0].model.head != "probe":
         assert short.epochs == 3 < race.epochs
     for made in (generous, stingy):
