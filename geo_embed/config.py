@@ -200,7 +200,14 @@ class Training(_Group):
         description="what `best` may cost, about, on a two-core machine (seconds); default: a few, and one more for every 2,000 "
         "samples",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the split, the initial weights and the batches")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and the batches")
+    split_seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="seed of the held-out samples and of all folds: runs of one split_seed, whatever their seed, hold the same "
+        "samples out and can be combined",
+    )
     val_split: float = Field(0.1, gt=0, lt=1, description="share of the training samples held out")
     epochs: int = Field(20, ge=1, le=_MANY, description="most epochs to train")
     batch_size: int = Field(128, ge=1, le=_MANY, description="samples per step")

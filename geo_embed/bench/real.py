@@ -150,7 +150,7 @@ def bench_real(config: Config, folder: Path, *, folds: int = 5) -> RealBench:
     """Compare recipes and baselines on the folder's test rows, and on folds of its training rows.
 
     Args:
-        config: device, `training` and `model` settings of both recipes; `training.seed` deals the folds, `training.group_km` is
+        config: device, `training` and `model` settings of both recipes; `training.split_seed` deals the folds, `training.group_km` is
             chosen from the places where it isn't set.
         folder: train_ground_truth.csv, state_mapping.csv, train-NAME.npy (N, V, D); optionally test-NAME.npy and truth.csv beside
             sample_submission.csv. Of several NAMEs that of `model.backbone_name`.
@@ -162,7 +162,7 @@ def bench_real(config: Config, folder: Path, *, folds: int = 5) -> RealBench:
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as cache:
         config = _settings_for(config, folder, Path(cache))
         table, km = _open(config, folder, folds)
-    splits = _deal(table, folds, config.training.seed, km)
+    splits = _deal(table, folds, config.training.split_seed, km)
     config = _with_training(config, validation="spatial", group_km=km)
     # The first fit of a process pays for imports.
     with _dataset(config, table, next(iter(splits.values()))[0]) as prepared:

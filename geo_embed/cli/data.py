@@ -9,7 +9,6 @@ from geo_embed.cli.options import (
     GLOBALS,
     BackboneOption,
     DamagedOption,
-    SeedOption,
     SplitOption,
     WorkersOption,
     splits_of,
@@ -49,7 +48,9 @@ def _data_check(
 @data_app.command("leaks", epilog="Example: `geo --set training.validation=spatial data leaks`")
 def _data_leaks(
     backbone: BackboneOption = None,
-    seed: SeedOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the split: training.split_seed.")
+    ] = None,
     km: Annotated[float, typer.Option(min=0, help="Places closer than this are the same (km).")] = 0.1,
     cosine: Annotated[
         float, typer.Option(min=-1, max=1, help="Embeddings at least this similar are the same picture.")
@@ -59,7 +60,7 @@ def _data_leaks(
     wait_passively()
     from geo_embed.fitting.leaks import check_leaks
 
-    config = GLOBALS.config(model__backbone_name=backbone, training__seed=seed)
+    config = GLOBALS.config(model__backbone_name=backbone, training__split_seed=seed)
     leakage = check_leaks(config, km=km, cosine=cosine)
     compared = "places and embeddings" if leakage.embeddings else "places"
     training = ("training", f"{leakage.training:,} samples")

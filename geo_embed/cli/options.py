@@ -27,7 +27,10 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Precision of the backbone."),
 ]
 
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of everything random but the split, which has training.split_seed."),
+]
 
 BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per step.")]
 

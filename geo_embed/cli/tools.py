@@ -109,7 +109,9 @@ def _bench(
     device: DeviceOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
-    seed: SeedOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of `real`: seed of everything random, folds among it.")
+    ] = None,
 ) -> None:
     """Measure speed on this machine, against baselines timed in the same run; or on your own embeddings what heads are worth."""
     spin_briefly() if name in ("heads", "finetune", "real") else wait_passively()
@@ -124,6 +126,7 @@ def _bench(
         inference__batch_size=batch_size,
         inference__workers=workers,
         training__seed=seed,
+        training__split_seed=seed,
     )
     if folder is not None:
         _bench_real(config, folder, {} if folds is None else {"folds": folds})

@@ -95,7 +95,7 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
 
     Args:
         places: N samples.
-        training: validation, val_split, group_km and seed.
+        training: validation, val_split, group_km and split_seed.
 
     Returns:
         (N,) True for validation.
@@ -103,15 +103,15 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     Raises:
         GeoError: spatial, and no group can be held out.
     """
-    quota_of = stratified_split(places.sample_id, places.labels, training.val_split, training.seed)
+    quota_of = stratified_split(places.sample_id, places.labels, training.val_split, training.split_seed)
     wanted = int(quota_of.sum())
     if not wanted:
         return quota_of
     if training.validation == "random":
-        return _with_whole_groups(quota_of, places, training.seed)
+        return _with_whole_groups(quota_of, places, training.split_seed)
     groups = _group(places, training.group_km)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
-    chosen, taken = _choose(groups, quota, groups.counts - 1, training.seed)
+    chosen, taken = _choose(groups, quota, groups.counts - 1, training.split_seed)
     got = int(taken.sum())
     if got < wanted / 2:
         hint = _smaller_step(places, training.group_km, wanted) or "raise training.val_split"
@@ -197,7 +197,7 @@ def folds(places: Places, training: Training) -> NDArray[np.int64]:
 
     Args:
         places: N samples.
-        training: folds ≥ 2, validation, group_km and seed.
+        training: folds ≥ 2, validation, group_km and split_seed.
 
     Returns:
         (N,) in [0, folds), or −1. No fold is empty.
@@ -218,7 +218,7 @@ def folds(places: Places, training: Training) -> NDArray[np.int64]:
 
 def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
     order = np.argsort(places.sample_id.astype(str), kind="stable")
-    by_class = order[shuffle_by_class(places.labels[order], training.seed)]
+    by_class = order[shuffle_by_class(places.labels[order], training.split_seed)]
     dealt = by_class[np.bincount(places.labels)[places.labels[by_class]] > 1]
     if len(dealt) < training.folds:
         raise GeoError(
@@ -238,7 +238,7 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
     alone[shares] = ALWAYS_TRAINING
     total = np.bincount(places.labels)
     so_far = _content_of(alone, places.labels, training.folds, len(total))
-    fold[shares] = groups.rows(_deal_groups(groups, so_far, total, len(places), training.seed))
+    fold[shares] = groups.rows(_deal_groups(groups, so_far, total, len(places), training.split_seed))
     if len(np.unique(fold[fold >= 0])) < training.folds:
         raise GeoError(
             f"{training.folds} folds of {len(dealt):,} samples, of which {int(shares.sum()):,} share pictures with others",
@@ -299,7 +299,7 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
     count, samples = training.folds, len(places)
     groups = _group(places, training.group_km)
     dealt = np.zeros((count, len(groups.counts)), dtype=np.int64)
-    fold_of = _deal_groups(groups, dealt, groups.counts, samples, training.seed)
+    fold_of = _deal_groups(groups, dealt, groups.counts, samples, training.split_seed)
     in_folds, never = int((fold_of >= 0).sum()), int(groups.sizes[fold_of < 0].sum())
     if in_folds < count:
         raise GeoError(

@@ -181,6 +181,8 @@ def _settings(
         "limit": limit,
         **{f"finetune.{k}": v for k, v in tuning.model_dump(mode="json").items() if k not in free},
         "training.seed": training.seed,
+        # A training of a version without this setting dealt its held-out samples by its seed: it goes on where that is the same.
+        **({} if training.split_seed == training.seed else {"training.split_seed": training.split_seed}),
         "training.class_weights": training.class_weights,
     }
 

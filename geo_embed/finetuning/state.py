@@ -134,7 +134,7 @@ def resume(task: Task, state: TrainingState, loaded: Checkpoint, settings: dict[
     """Stand where a checkpoint stands. Raises GeoError where it was made with other settings."""
     saved = loaded.state["settings"]
     if saved != settings:
-        changed = [key for key, value in settings.items() if saved.get(key) != value]
+        changed = [key for key in {**settings, **saved} if saved.get(key) != settings.get(key)]
         raise GeoError(
             f"an unfinished training of this name has other settings: {', '.join(changed[:3])}",
             where=task.directory,

@@ -42,10 +42,10 @@ def parts_of(truth: Truth, tied: NDArray[np.int64] | None, training: Training) -
     Args:
         truth: of the samples.
         tied: (n,) groups of samples that share pictures, or None.
-        training: validation, group_km and seed.
+        training: validation, group_km and split_seed.
     """
     together = resampling_groups(truth.latitude, truth.longitude, training)
-    return deal_parts(len(truth), training.seed, tied if together is None else together)
+    return deal_parts(len(truth), training.split_seed, tied if together is None else together)
 
 
 def answered_by_part(

@@ -470,7 +470,7 @@ def _calibrate(
         probabilities = panel.set_temperature(training.temperature, predictions.probabilities, labels)
     else:
         probabilities = panel.calibrate(
-            predictions.probabilities, labels, training.calibration, seed=training.seed, tied=tied
+            predictions.probabilities, labels, training.calibration, seed=training.split_seed, tied=tied
         )
     return replace(predictions, probabilities=probabilities)
 

@@ -80,7 +80,7 @@ def check_leaks(config: Config, *, km: float = SAME_KM, cosine: float = SAME_COS
     """Look for leaks in the split that the settings make of the train CSV, before anything is trained on it.
 
     Args:
-        config: paths, model, and training: validation, group_km, val_split, folds and seed.
+        config: paths, model, and training: validation, group_km, val_split, folds and split_seed.
         km, cosine: as in `leaks`.
 
     Raises:

@@ -120,7 +120,7 @@ def fit_best(
         classes: C.
         model: `fusion`, where given, is the only one to take part.
         training: `budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs.
-        seed: of everything random.
+        seed: of everything random but the inner folds, which are `training.split_seed`'s.
         every: seconds between lines of progress in the last training; None for no progress of it.
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
@@ -264,7 +264,7 @@ def _race_small(
     cells, device = region.cells, rows.labels.device
     assert cells is not None
     members = _affordable(_small_members(base, fusion, *rows.present.shape), rows, region, budget)
-    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, seed)]
+    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
         cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
@@ -349,7 +349,7 @@ def _race_large(
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
     """
     # A tenth is held out; of it, and of a shuffle of the rest, the first rows take part.
-    val_part, *train_parts = _folds(rows, base.training, 10, seed)
+    val_part, *train_parts = _folds(rows, base.training, 10)
     shuffled = torch.cat(train_parts)[
         torch.randperm(sum(map(len, train_parts)), generator=torch.Generator().manual_seed(seed))
     ]
@@ -536,7 +536,7 @@ def _mix(answers: list[Answer], inner: _InnerValidation) -> Decision:
     return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.rows)) else even
 
 
-def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor]:
+def _folds(rows: Rows, training: Training, count: int) -> list[Tensor]:
     """The rows of each fold, ascending; a place, and a picture, are in one fold alone: else who remembers best would win."""
     latitude, longitude = unit_to_degrees(rows.points.cpu()).numpy().T
     labels = rows.labels.cpu().numpy()
@@ -544,7 +544,7 @@ def _folds(rows: Rows, training: Training, count: int, seed: int) -> list[Tensor
     places = Places(np.arange(len(rows)).astype(object), labels, latitude, longitude, tied)
     groups, km = inner_groups(places, training, count)
     say(f"race: places closer than {km:.3g} km are held out together")
-    fold = class_folds(labels, count, seed, groups)
+    fold = class_folds(labels, count, training.split_seed, groups)
     return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 

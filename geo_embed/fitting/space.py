@@ -25,7 +25,14 @@ _FIXED = {
     *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
     *("model.dtype", "model.device", "model.deterministic", "model.tf32"),
     *("training.preset", "training.budget_seconds", "training.seed"),
-    *("training.val_split", "training.epochs", "training.validation", "training.group_km", "training.folds"),
+    *(
+        "training.split_seed",
+        "training.val_split",
+        "training.epochs",
+        "training.validation",
+        "training.group_km",
+        "training.folds",
+    ),
     *("training.seeds", "training.calibration", "training.temperature", "training.refine", "model.plugins"),
 }
 # Settings by which a configuration's parts are chosen: what each declares has an effect.

@@ -462,6 +462,9 @@ def _open_state(path: Path, header: dict[str, Any], fresh: bool) -> _State:
     # Earlier versions didn't record it.
     if "content_sample" not in (recorded.get("store") or {}):
         header["store"].pop("content_sample", None)
+    # Theirs split by the seed of the weights.
+    if isinstance(before := recorded.get("settings"), dict) and "training.seed" in before:
+        recorded["settings"] = {"training.split_seed": before["training.seed"], **before}
     differing = _differences(recorded, header)
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""

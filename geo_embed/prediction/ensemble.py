@@ -29,7 +29,10 @@ from geo_embed.runs.table import read_predictions
 _FOLDS = 5
 # A place as two machines read it from the same text.
 _SAME_DEGREES = 1e-6
-_REFIT = "fit the runs with the same training.seed, training.val_split and training.validation, or all of them with --folds"
+_REFIT = (
+    "fit the runs with the same training.split_seed (before there was one, a run's training.seed split it), training.val_split and "
+    "training.validation, or all of them with --folds"
+)
 
 
 @dataclass(frozen=True)

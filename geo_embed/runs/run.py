@@ -533,9 +533,10 @@ def _load(path: Path) -> Run:
     with of_run():
         settings = read_toml(path / _CONFIG)
     check_names(settings, path / _CONFIG)
-    # A run of a version without this setting was fitted by errors in degrees.
+    # A run of a version without these settings was fitted by errors in degrees, and split by the seed of its weights.
     if isinstance(training := settings.get("training"), dict):
         training.setdefault("gps_normalise", False)
+        training.setdefault("split_seed", training.get("seed", 0))
     with of_run():
         config = validated(Config, settings, path / _CONFIG)
         described = read_json(path / _LABELS, Labels)

@@ -63,7 +63,7 @@ def nearest_km(val: np.ndarray, places: Places) -> float:
 def test_random_validation_is_the_stratified_split() -> None:
     places = towns()
     for seed in (0, 1):
-        chosen = held_out(places, Training(seed=seed))
+        chosen = held_out(places, Training(split_seed=seed))
         assert np.array_equal(chosen, stratified_split(places.sample_id, places.labels, 0.1, seed))
 
 
@@ -71,7 +71,7 @@ def test_random_validation_is_the_stratified_split() -> None:
 @pytest.mark.parametrize("km", [1.0, 5.0, 20.0])
 def test_no_held_out_sample_lies_within_group_km_of_a_training_sample(seed: int, km: float) -> None:
     places = towns(seed=seed)
-    chosen = held_out(places, spatial(group_km=km, seed=seed))
+    chosen = held_out(places, spatial(group_km=km, split_seed=seed))
     assert nearest_km(chosen, places) > km
     # The random split would not have passed.
     assert nearest_km(stratified_split(places.sample_id, places.labels, 0.1, seed), places) < 20
@@ -81,7 +81,7 @@ def test_no_held_out_sample_lies_within_group_km_of_a_training_sample(seed: int,
 def test_about_the_share_is_held_out_and_every_class_keeps_a_training_sample(val_split: float) -> None:
     for seed in range(5):
         places = towns(seed=seed)
-        training = spatial(val_split=val_split, seed=seed)
+        training = spatial(val_split=val_split, split_seed=seed)
         chosen = held_out(places, training)
         assert abs(chosen.mean() - val_split) < 0.05
         assert set(places.labels[~chosen]) == set(places.labels)
@@ -102,21 +102,23 @@ def test_the_choice_comes_from_the_seed_and_not_from_the_order_of_rows(
     choose: Callable[..., np.ndarray], validation: str
 ) -> None:
     places = towns()
-    training = spatial(validation=validation, folds=4, seed=3)
+    training = spatial(validation=validation, folds=4, split_seed=3)
     chosen = choose(places, training)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(places))
         again = choose(places.take(order), training)
         assert np.array_equal(again, chosen[order])
-    other = choose(places, training.model_copy(update={"seed": 4}))
+    other = choose(places, training.model_copy(update={"split_seed": 4}))
     assert not np.array_equal(other, chosen)
+    weights = choose(places, training.model_copy(update={"seed": 4}))
+    assert np.array_equal(weights, chosen), "the seed of the weights has no say"
 
 
 def test_a_group_that_is_too_large_to_hold_out_stays_in_training() -> None:
     # Ninety samples of one town, ten lonely ones.
     latitude = np.append(np.full(90, 40.0), 50 + np.arange(10))
     for seed in range(10):
-        chosen = held_out(line(latitude), spatial(seed=seed))
+        chosen = held_out(line(latitude), spatial(split_seed=seed))
         assert not chosen[:90].any()
         assert chosen[90:].sum() == 10
 
@@ -125,7 +127,7 @@ def test_a_class_of_one_group_is_never_held_out_and_a_class_of_one_sample_neithe
     labels = np.repeat([0, 1, 2], [40, 3, 1])
     latitude = np.concatenate([np.arange(40.0), np.full(3, 60.0), [70.0]])
     for seed in range(20):
-        chosen = held_out(line(latitude, labels), spatial(val_split=0.5, seed=seed))
+        chosen = held_out(line(latitude, labels), spatial(val_split=0.5, split_seed=seed))
         assert not chosen[40:].any()
         assert chosen.sum() == 22
 
@@ -159,7 +161,7 @@ def test_too_few_samples_to_hold_any_out_are_all_for_training_as_in_a_random_spl
 @pytest.mark.parametrize("seed", range(3))
 def test_random_folds_hold_every_sample_out_once_and_each_fold_has_the_same_mixture(seed: int) -> None:
     places = towns(seed=seed)
-    fold = folds(places, Training(folds=5, seed=seed))
+    fold = folds(places, Training(folds=5, split_seed=seed))
     assert np.ptp(np.bincount(fold, minlength=5)) <= 1
     for k in np.unique(places.labels):
         assert np.ptp(np.bincount(fold[places.labels == k], minlength=5)) <= 1
@@ -168,7 +170,7 @@ def test_random_folds_hold_every_sample_out_once_and_each_fold_has_the_same_mixt
 @pytest.mark.parametrize("seed", range(3))
 def test_spatial_folds_lie_apart_and_share_the_samples_about_evenly(seed: int) -> None:
     places = towns(120, seed=seed)
-    fold = folds(places, spatial(folds=4, seed=seed))
+    fold = folds(places, spatial(folds=4, split_seed=seed))
     assert (fold >= 0).all()
     counts = np.bincount(fold, minlength=4)
     assert np.ptp(counts) < 0.1 * len(places)
@@ -182,7 +184,7 @@ def test_every_class_has_a_training_sample_whichever_fold_is_held_out() -> None:
     latitude = np.arange(10.0)
     for validation in ("random", "spatial"):
         for seed in range(20):
-            training = spatial(validation=validation, folds=3, seed=seed)
+            training = spatial(validation=validation, folds=3, split_seed=seed)
             fold = folds(line(latitude, labels), training)
             # The only sample of its class is never held out.
             assert fold[5] == ALWAYS_TRAINING

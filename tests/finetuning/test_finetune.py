@@ -255,6 +255,8 @@ def test_other_settings_do_not_go_on_with_an_unfinished_training(
             tune(having(config))
     with pytest.raises(GeoError, match=r"other settings: finetune\.ema"):
         tune(having(config, ema=0.5))
+    with pytest.raises(GeoError, match=r"other settings: training\.seed, training\.split_seed"):
+        tune(having(config, training={"seed": 5}))
     assert tune(having(config)).epochs == 1
 
 
@@ -600,7 +602,7 @@ def test_each_part_of_the_validation_samples_is_answered_by_the_epoch_that_the_o
     done = tune(having(config, epochs=4, head_lr=0.01))
     predictions, truth = saved_predictions(config.paths.runs_dir / "tuned" / "val_predictions.parquet")
     assert truth is not None
-    part = deal_parts(len(truth), config.training.seed)
+    part = deal_parts(len(truth), config.training.split_seed)
     for p in range(5):
         others = [metrics(e.predictions.take(part != p), truth.take(part != p))["score"] for e in epochs]
         answers = epochs[int(np.argmax(others))].predictions
@@ -873,3 +875,5 @@ def test_class_weights_and_seed_are_those_asked_for_now(config: Config, run: Run
     plain = merge_config(config, run).training
     asked = merge_config(having(config, training={"class_weights": True, "seed": 5}), run).training
     assert (plain.class_weights, asked.class_weights, asked.seed) == (False, True, 5)
+    elsewhere = merge_config(having(config, training={"split_seed": 6}), run).training
+    assert elsewhere.split_seed == run.config.training.split_seed == 0, "the split is the run's"

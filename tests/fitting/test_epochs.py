@@ -55,7 +55,7 @@ def test_a_held_out_samples_own_truth_has_no_part_in_its_answer(settings: dict[s
         }
     )
     before = fitted(examples, split, model, training)
-    part = deal_parts(int(val.sum()), training.seed)
+    part = deal_parts(int(val.sum()), training.split_seed)
     others_moved = 0
     for p in range(5):
         rows = np.flatnonzero(val)[part == p]

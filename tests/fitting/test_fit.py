@@ -109,7 +109,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     assert heads("b", 3) == first
     assert heads("c", 4) != first
     assert split_of(config.paths.runs_dir / "a").equals(split_of(config.paths.runs_dir / "b"))
-    assert not split_of(config.paths.runs_dir / "a").equals(split_of(config.paths.runs_dir / "c"))
+    assert split_of(config.paths.runs_dir / "a").equals(split_of(config.paths.runs_dir / "c"))
+
+
+def test_the_split_has_a_seed_of_its_own(config: Config) -> None:
+    runs = config.paths.runs_dir
+    for name, seed in (("a", 0), ("b", 1)):
+        fit_heads(with_training(config, split_seed=seed, epochs=1), name=name)
+    assert not split_of(runs / "a").equals(split_of(runs / "b"))
 
 
 def test_fitting_leaves_the_callers_random_numbers_alone(config: Config) -> None:

@@ -145,7 +145,7 @@ def move_next_to_a_training_sample(own: Country) -> tuple[str, str]:
     table = pd.read_csv(own.train_csv)
     labels = np.unique(table["state_idx"], return_inverse=True)[1]
     ids = table["sample_id"].astype(str).to_numpy(dtype=object)
-    val = stratified_split(ids, labels, config.training.val_split, config.training.seed)
+    val = stratified_split(ids, labels, config.training.val_split, config.training.split_seed)
     held_out, training = np.flatnonzero(val)[0], np.flatnonzero(~val)[0]
     for column in ("latitude", "longitude"):
         table.loc[held_out, column] = table.loc[training, column]
@@ -170,7 +170,7 @@ def one_of_each_part(config: Config) -> tuple[int, int]:
     """Rows of a random split: one held out, one in training."""
     samples = load_samples(config, "train")
     labels = np.unique(truth_of(samples).state_idx, return_inverse=True)[1]
-    val = stratified_split(samples.sample_id, labels, config.training.val_split, config.training.seed)
+    val = stratified_split(samples.sample_id, labels, config.training.val_split, config.training.split_seed)
     return int(np.flatnonzero(val)[0]), int(np.flatnonzero(~val)[0])
 
 
@@ -179,7 +179,7 @@ def usual_split(config: Config) -> tuple[np.ndarray, CachedViews]:
     examples = open_training_data(config).examples
     content = read_content_hash(find_store(config, "train"))
     val = stratified_split(
-        examples.sample_id, examples.labels, config.training.val_split, config.training.seed
+        examples.sample_id, examples.labels, config.training.val_split, config.training.split_seed
     )
     return val, CachedViews(examples.values, examples.present, content)
 
@@ -228,7 +228,9 @@ def test_the_same_embedding_imported_on_both_sides_is_found_likewise(config: Con
 
 def test_a_spatial_split_and_spatial_folds_leak_no_place(own: Country) -> None:
     move_next_to_a_training_sample(own)
-    random = [check_leaks(own.config(training__folds=3, training__seed=seed)).leaks for seed in range(4)]
+    random = [
+        check_leaks(own.config(training__folds=3, training__split_seed=seed)).leaks for seed in range(4)
+    ]
     assert any(random)
     for changes in ({}, {"training__folds": 3}):
         found = check_leaks(own.config(training__validation="spatial", training__group_km=1.0, **changes))

@@ -353,7 +353,7 @@ def test_folds_cover_everything_once_and_share_every_class() -> None:
     # Places a degree apart.
     points = torch.from_numpy(geography.to_unit_vectors(np.zeros(68), np.arange(68.0)))
     rows = Rows(torch.zeros(68, 1, 3), torch.ones(68, 1, dtype=torch.bool), torch.from_numpy(labels), points)
-    parts = room._folds(rows, Training(), 4, seed=1)
+    parts = room._folds(rows, Training(split_seed=1), 4)
     assert torch.cat(parts).sort().values.tolist() == list(range(68))
     assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
 
@@ -393,7 +393,7 @@ def test_places_and_pictures_are_in_one_inner_fold_alone_whatever_the_run_itself
         torch.from_numpy(tied),
     )
     for validation in ("random", "spatial"):
-        folds = room._folds(rows, Training.model_validate({"validation": validation}), 4, seed=0)
+        folds = room._folds(rows, Training.model_validate({"validation": validation}), 4)
 
         fold_of = torch.empty(5 * n, dtype=torch.int64)
         for k, members in enumerate(folds):

@@ -241,6 +241,7 @@ def test_other_settings_are_refused_by_name_and_fresh_begins_anew(country: Count
         ({}, {"eta": 3}, "eta was 2, is 3"),
         ({"training__epochs": 2}, {}, "training.epochs was 3, is 2"),
         ({"training__seed": 1}, {}, "training.seed was 0, is 1"),
+        ({"training__split_seed": 1}, {}, "training.split_seed was 0, is 1"),
         ({}, {"limit": 100}, "limit was null, is 100"),
         ({}, {"space": SMALL | {"model.dropout": [0.0, 0.4]}}, "space.model.dropout.values was"),
     ):
@@ -251,6 +252,20 @@ def test_other_settings_are_refused_by_name_and_fresh_begins_anew(country: Count
     anew = searched(short(country, tmp_path, training__seed=1), fresh=True)
     assert (anew.computed, anew.reused) == (6, 0)
     assert load_run(tmp_path / "runs", "sweep").config.training.seed == 1
+
+
+def test_a_sweep_begun_before_the_split_had_its_own_seed_was_split_by_the_seed_of_its_weights(
+    country: Country, tmp_path: Path
+) -> None:
+    config = short(country, tmp_path, training__seed=1, training__split_seed=1)
+    searched(config, trials=2)
+    path = tmp_path / "runs" / "sweep.sweep.json"
+    state = json.loads(path.read_text())
+    del state["header"]["settings"]["training.split_seed"]
+    path.write_text(json.dumps(state))
+    assert searched(config, trials=2).computed == 0
+    with pytest.raises(GeoError, match=r"training\.split_seed was 1, is 0"):
+        searched(short(country, tmp_path, training__seed=1), trials=2)
 
 
 def test_a_state_file_that_is_damaged_is_an_error_not_a_fresh_start(country: Country, tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_a_run_says_that_it_was_fitted_by_errors_in_degrees() -> None:
     assert not load_run(Path("runs"), "separate").config.training.gps_normalise
 
 
+def test_a_run_was_split_by_the_seed_of_its_weights() -> None:
+    path = Path("runs") / "separate" / "config.toml"
+    settings = path.read_text()
+    assert "split_seed" not in settings
+    assert load_run(Path("runs"), "separate").config.training.split_seed == 0
+    path.write_text(settings.replace("\nseed = 0\n", "\nseed = 5\n"))
+    training = load_run(Path("runs"), "separate").config.training
+    assert (training.seed, training.split_seed) == (5, 5)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_has_the_metrics_that_it_had(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     old = json.loads((Path("runs") / run / "metrics.json").read_text())["val"]

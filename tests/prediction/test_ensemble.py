@@ -438,6 +438,17 @@ def test_an_ensemble_of_an_earlier_version_says_nothing_of_its_point_and_keeps_t
     np.testing.assert_array_equal(mean.probabilities, median.probabilities)
 
 
+def test_runs_that_differ_in_their_seed_alone_are_combined(config: Config) -> None:
+    for name, seed in (("first", 0), ("second", 7)):
+        training = config.training.model_copy(update={"seed": seed, "epochs": 1})
+        fit_heads(config.model_copy(update={"training": training}), name=name)
+    made = ensemble(config, ["first", "second"], method="average", name="both")
+    first, second = (saved_predictions(config.paths.runs_dir / name / VAL)[0] for name in ("first", "second"))
+    assert made.val["samples"] == len(first)
+    assert list(first.sample_id) == list(second.sample_id)
+    assert not np.array_equal(first.probabilities, second.probabilities)
+
+
 def test_the_same_runs_give_the_same_ensemble(pair: Pair) -> None:
     one, two = (pair.make("stacking", name) for name in ("a", "b"))
     assert one.weights == two.weights
@@ -477,7 +488,13 @@ def test_other_held_out_samples_are_counted_and_what_makes_them_the_same_is_said
     pair.write(table.drop(index=5))
     refusal = pair.refused("held out other samples than first: 4 lacking, .*; 3 more, sample 10")
     assert refusal.where == str(pair.runs / "second")
-    for word in ("training.seed", "training.val_split", "training.validation", "--folds"):
+    for word in (
+        "training.split_seed",
+        "training.seed",
+        "training.val_split",
+        "training.validation",
+        "--folds",
+    ):
         assert word in refusal.hint
 
 
