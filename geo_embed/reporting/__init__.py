@@ -1,0 +1,1 @@
+"""What a person looks at: `outlines` of classes, and maps of them."""
