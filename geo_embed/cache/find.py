@@ -26,6 +26,8 @@ _MADE_BY = (
     *("dtype", "stored"),
 )
 _LATER = ("function", "picture_semantics")
+# Stores that an error lists; `geo cache ls` has them all.
+_SHOWN = 5
 _noticed: set[Path] = set()
 
 
@@ -58,7 +60,11 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
         named = _by_fingerprint(stores, list_stores(cache_dir, "train"), fingerprint)
         if named is not None:
             return _with_notice(named)
-        raise GeoError(f"no {split} store has the fingerprint {fingerprint}", where=cache_dir, hint=command)
+        raise GeoError(
+            f"no {split} store has the fingerprint {fingerprint}; {_describe_there(stores, split, cache_dir)}",
+            where=cache_dir,
+            hint=command,
+        )
 
     wanted = _wanted(model, cache_dir)
     differences = {store.path: _difference(store, wanted) for store in stores}
@@ -81,7 +87,8 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     meant = near_directory(model.backbone_name)
     raise GeoError(
-        f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}",
+        f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}; "
+        f"{_describe_there(stores, split, cache_dir)}",
         where=cache_dir,
         hint=f"no such directory; did you mean {meant}? Otherwise: {command}" if meant else command,
     )
@@ -205,6 +212,19 @@ def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint:
     named.sort(key=lambda store: store.fingerprint != fingerprint)
     named += [store for store in stores if is_of_old_kind(store) and store.fingerprint == fingerprint]
     return named[0] if named else None
+
+
+def _describe_there(stores: list[Store], split: str, cache_dir: Path) -> str:
+    """Which stores of a split there are, or of other splits where it has none."""
+    found = stores or list_stores(cache_dir)
+    names = [
+        f"{store.attrs['backbone']} ({store.fingerprint}{'' if stores else f', {store.split} alone'})"
+        for store in found
+    ]
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    if not names:
+        return "there are no others"
+    return f"--backbone takes what is there: {', '.join(names[:_SHOWN])}{more}"
 
 
 def _with_notice(store: Store) -> Store:

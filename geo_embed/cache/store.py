@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -652,7 +653,7 @@ def rebuild_hint(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
     """The command that fills a store; the backbone is named where it isn't the default one."""
     attrs = attrs or {}
     name = attrs.get("backbone", DEFAULT_BACKBONE)
-    backbone = "" if name == DEFAULT_BACKBONE else f" --backbone {name}"
+    backbone = "" if name == DEFAULT_BACKBONE else f" --backbone {shlex.quote(str(name))}"
     if attrs.get("imported"):
         return f"geo cache import FILE --split {path.stem}{backbone}"
     return f"geo extract --split {path.stem}{backbone}"

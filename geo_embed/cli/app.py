@@ -17,23 +17,28 @@ from typer.main import get_command
 
 from geo_embed import __version__
 from geo_embed.cli import cache, data, prediction, tools, training
+from geo_embed.cli.commands import Commands
+from geo_embed.cli.complete import complete_setting
 from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
 from geo_embed.console import complain, forget_stream, never_fail_at_letters, news_lost, set_quiet
 from geo_embed.errors import GeoError
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (training.app, prediction.app, tools.app):
     app.add_typer(commands)
-app.add_typer(data.data_app, name="data")
-app.add_typer(cache.cache_app, name="cache")
-app.add_typer(tools.config_app, name="config")
-app.add_typer(prediction.submission_app, name="submission")
+for name, group in {
+    "data": data.data_app,
+    "cache": cache.cache_app,
+    "config": tools.config_app,
+    "submission": prediction.submission_app,
+}.items():
+    app.add_typer(group, name=name, cls=Commands)
 
 
 def _version(requested: bool) -> None:
@@ -49,7 +54,12 @@ def _main(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, by dotted key; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting, by dotted key; repeatable.",
+            autocompletion=complete_setting,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and warnings only.")] = False,
@@ -146,8 +156,10 @@ def globals_first(arguments: list[str], command: Any) -> list[str]:
         arguments: the command line without `geo`.
         command: `geo`, as the parser knows it.
     """
+    # What only answers and ends, as --version and the shell's completion, stays where it is: alone before the command.
+    ending = {"version", "install_completion", "show_completion"}
     global_options = {
-        name: option for option in command.params for name in option.opts if name != "--version"
+        name: option for option in command.params if option.name not in ending for name in option.opts
     }
     first: list[str] = []
     rest: list[str] = []
@@ -156,6 +168,10 @@ def globals_first(arguments: list[str], command: Any) -> list[str]:
         if word == "--":
             rest += [word, *words]
             break
+        if re.fullmatch("-[qv]{2,}", word):
+            # Several in one word, as -qv.
+            first.append(word)
+            continue
         name, equals, _ = word.partition("=")
         options = {known: option for option in command.params for known in option.opts}
         option = global_options.get(name) or options.get(name)

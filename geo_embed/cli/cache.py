@@ -24,7 +24,7 @@ cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding sto
 
 @cache_app.command("ls", epilog="Example: `geo cache ls`")
 def _cache_ls() -> None:
-    """List every store: what made it, how complete it is, which runs were fitted on it."""
+    """List every store: what --backbone takes for it, how complete it is, which runs were fitted on it."""
     from geo_embed.cache.store import list_stores
     from geo_embed.cache.tidy import summarise
     from geo_embed.cache.verify import unreadable_stores
@@ -37,7 +37,8 @@ def _cache_ls() -> None:
     rows = [
         (
             f"{s.path.parent.name}/{s.path.name}",
-            f"{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, {readable_size(s.bytes)}, "
+            f"--backbone {shlex.quote(s.backbone)}, {s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, "
+            f"{readable_size(s.bytes)}, "
             f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
         )
         for s in stores
@@ -197,7 +198,13 @@ def _cache_import(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an import of this name.")] = False,
 ) -> None:
-    """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image."""
+    """Bring in embeddings computed elsewhere; then go on with --backbone NAME, without a single image.
+
+    The file holds one array of shape (samples, views, numbers per view). A `.npy` has a row for each row of the split's CSV, in its
+    order, and the views in the order of `model.view_names`. In `.npz` and `.safetensors` the array is called `embeddings`; the ids of
+    its rows, `sample_id` (samples,), and the names of its views, `view_names`, may stand beside it, and then any order will do. A
+    `.parquet` has a row for each view, with columns `sample_id`, `view` and `embedding` (a list), in any order.
+    """
     wait_passively()
     from geo_embed.cache.exchange import import_embeddings
     from geo_embed.runs.run import run_stores

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from geo_embed.cli.complete import complete_run
 from geo_embed.config import Config, Device, Dtype, OnDamagedImage
 from geo_embed.settings import resolve
 
@@ -52,7 +53,10 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", help="A store by its path, whatever the settings.")
 ]
 
-RunArgument = Annotated[str | None, typer.Argument(help="A run's name or directory; the newest if left out.")]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(help="A run's name or directory; the newest if left out.", autocompletion=complete_run),
+]
 
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
@@ -80,7 +81,12 @@ def _evaluate(
 
 @app.command("ensemble", epilog="Example: `geo ensemble first second --method stacking --name both`")
 def _ensemble(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more, by name or directory.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN", help="Two runs or more, by name or directory.", autocompletion=complete_run
+        ),
+    ],
     method: Annotated[
         EnsembleMethod,
         typer.Option(

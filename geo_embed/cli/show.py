@@ -9,6 +9,9 @@ from typing import Any
 from geo_embed.cli.options import GLOBALS
 from geo_embed.console import harmless, harmless_json, show
 
+# How the columns end whose numbers are names, not counts.
+_NAMES = ("id", "idx", "class", "seed", "fold", "epoch", "year")
+
 
 def print_result(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
     """A command's result: JSON of `result`, or `rows` as a table for people."""
@@ -42,7 +45,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         if isinstance(value, float):
             rounded = name.endswith("km") or name in ("geoscore", "seconds")
             return f"{value:,.1f}" if rounded else f"{value:.4f}"
-        return f"{value:,}" if isinstance(value, int) else harmless(str(value))
+        # An id is a name, though it be a number.
+        counted = isinstance(value, int) and not name.endswith(_NAMES)
+        return f"{value:,}" if counted else harmless(str(value))
 
     cells = [
         [harmless(name) for name in rows[0]],

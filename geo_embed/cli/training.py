@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     GLOBALS,
     BackboneOption,
@@ -241,7 +242,12 @@ def _sweep(
 def _finetune(
     name: NameOption = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="The run to start from; default: heads fitted on the spot.")
+        str | None,
+        typer.Option(
+            "--init",
+            help="The run to start from; default: heads fitted on the spot.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     backbone: BackboneOption = None,
     device: DeviceOption = None,

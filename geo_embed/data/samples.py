@@ -3,11 +3,13 @@
 Rows are counted as a spreadsheet shows them: the header is row 1.
 """
 
+import json
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ SPLITS = ("train", "test")
 _TRUTH_COLUMNS = ("state", "state_idx", "latitude", "longitude")
 PREDICTED_STATES = tuple(f"predicted_state_idx_{rank}" for rank in range(1, 6))
 PREDICTED_POINT = ("predicted_latitude", "predicted_longitude")
+
+_VIEW_SETTING = "model.view_names"
 
 # Problems of one column of one file that are listed one by one; more than that are counted.
 _LISTED = 20
@@ -76,6 +80,10 @@ def load_samples(config: Config, split: str) -> Samples:
         first, more = problems[0], len(problems) - 1
         if first.kind == "missing-file":
             hint = "name the dataset's folder with --set paths.data_root=DIR, or the file itself: geo config show"
+        elif _VIEW_SETTING in first.message:
+            hint = (
+                f"name the file's views in {_VIEW_SETTING}, with --set or in geo.toml; or rename its columns"
+            )
         elif more:
             hint = f"list all of them with: geo data check --split {split}"
         else:
@@ -165,6 +173,21 @@ def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int
     return missing
 
 
+def _advise_views(path: Path, views: tuple[str, ...]) -> str:
+    """What to say of a CSV that lacks columns, where its views aren't those of the settings; empty where they are."""
+    table, _ = read_csv(path, [], every_column=True)
+    if table is None:
+        return ""
+    there = [name.removeprefix("image_") for name in table.columns if name.startswith("image_")]
+    if set(views) <= set(there):
+        return ""
+    wanted = f"; {_VIEW_SETTING} asks for {', '.join(views)}"
+    if not there:
+        return f"{wanted}, each in a column image_VIEW, and the file has no such column"
+    setting = f"{_VIEW_SETTING}={json.dumps(there, ensure_ascii=False)}"
+    return f"{wanted}, the file seems to have {', '.join(there)}: --set {shlex.quote(setting)}"
+
+
 def _describe_near(name: str, near: str, folder: Path) -> str:
     """What to say of a file whose name looks like the one that is wanted."""
     if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", near):
@@ -184,6 +207,8 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
     truth_columns = _TRUTH_COLUMNS if split == "train" else ()
     table, problems = read_csv(path, ["sample_id", *image_columns, *truth_columns])
     if table is None:
+        if problems[0].kind == "missing-column":
+            problems = [replace(problems[0], message=problems[0].message + _advise_views(path, views))]
         return None, problems
     if table.empty:
         return None, [Problem("empty", str(path), "the file has a header but no rows")]

@@ -218,6 +218,28 @@ def test_a_missing_column_is_named_with_the_file_and_the_columns_there_are(write
     assert all(name in problem.message for name in kept)
 
 
+@pytest.mark.parametrize("views", [("left", "right"), ("a", "up")])
+def test_views_that_the_file_lacks_are_told_the_setting_and_the_views_that_it_has(
+    write: Write, views: tuple[str, ...]
+) -> None:
+    config = write()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"view_names": views})})
+    assert only_problem(config).message.endswith(
+        f"; model.view_names asks for {', '.join(views)}, the file seems to have a, b: "
+        """--set 'model.view_names=["a", "b"]'"""
+    )
+    with pytest.raises(GeoError) as refused:
+        load_samples(config, "train")
+    assert "model.view_names" in refused.value.hint
+
+
+def test_a_file_without_any_view_is_told_how_their_columns_are_called(write: Write) -> None:
+    config = write(header=HEADER.replace("image_", "picture_"))
+    assert only_problem(config).message.endswith(
+        "; model.view_names asks for a, b, each in a column image_VIEW, and the file has no such column"
+    )
+
+
 def changed(row: int, old: str, new: str) -> list[str]:
     rows = list(ROWS)
     assert old in rows[row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from small import Small, command, files
 
 from geo_embed.cache.exchange import import_embeddings
 from geo_embed.cache.find import find_store
+from geo_embed.cache.store import rebuild_hint
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.synthetic.backbone import write_backbone
@@ -172,6 +174,26 @@ def test_a_store_is_found_by_its_name_where_the_weights_are_not(
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     with pytest.raises(GeoError, match="no embeddings of the train split by another"):
         find_store(small.config(model__backbone_name="another/name"), "train")
+
+
+def test_an_error_lists_the_stores_that_are_there(small: Small) -> None:
+    with pytest.raises(GeoError, match="these settings; there are no others"):
+        find_store(small.config(), "train")
+    there = extract(small.config(), "train")
+    listed = rf"--backbone takes what is there: {re.escape(str(small.backbone))} \({there.fingerprint}"
+    for changes, split, end in (
+        ({"model__backbone_name": "another/name"}, "train", r"\)"),
+        ({"model__fingerprint": "0123456789abcdef"}, "train", r"\)"),
+        ({}, "test", r", train alone\)"),
+    ):
+        with pytest.raises(GeoError, match=listed + end):
+            find_store(small.config(**changes), split)
+
+
+def test_a_hint_quotes_the_name_of_a_backbone() -> None:
+    assert rebuild_hint(Path("x/test.zarr"), {"backbone": "my model"}) == (
+        "geo extract --split test --backbone 'my model'"
+    )
 
 
 def test_the_nearest_store_is_named_with_what_sets_it_apart(small: Small) -> None:

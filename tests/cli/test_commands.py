@@ -1,0 +1,155 @@
+"""What holds of every command there is: its example can be typed, its flags have no type, and a wrong name leads to it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from small import Small, command
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from geo_embed.cli.app import _spread_images, app, globals_first
+from geo_embed.cli.commands import Commands, walk
+from geo_embed.cli.show import print_table
+
+if TYPE_CHECKING:
+    from conftest import Country, Geo, Ran
+
+COMMANDS = {" ".join(path): command for path, command in walk(get_command(app))}
+EXAMPLES = {
+    example: name
+    for name, command in COMMANDS.items()
+    for example in re.findall("`geo ([^`]+)`", command.epilog or "")
+}
+# Parsed, and typed elsewhere: they take minutes, or a folder, program or page that is not there.
+ELSEWHERE = {
+    "demo": "tests/synthetic",
+    "bench": "tests/bench",
+    "explore": "serves until it is stopped",
+    "submission send": "tests with a program of their own",
+}
+FIRST = ("config init", "extract", "fit-heads", "submit", "cache export")
+
+
+def groups(group: Any) -> list[Any]:
+    return [
+        group,
+        *(below for each in group.commands.values() if hasattr(each, "commands") for below in groups(each)),
+    ]
+
+
+def parse(words: list[str]) -> Any:
+    """The context of the command that a command line would call."""
+    root: Any = get_command(app)
+    context = root.make_context("geo", _spread_images(globals_first(words, root)))
+    while isinstance(context.command, TyperGroup):
+        name, below, rest = context.command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = below.make_context(name, rest, parent=context)
+    return context
+
+
+def test_every_group_gives_advice_and_no_command_takes_an_option_of_geo_itself() -> None:
+    root: Any = get_command(app)
+    assert [group.name for group in groups(root) if not isinstance(group, Commands)] == []
+    assert [group.name for group in groups(root) if "`geo " not in (group.epilog or "")] == []
+    own = {name for option in root.params for name in option.opts}
+    for name, each in COMMANDS.items():
+        assert own.isdisjoint(name for option in each.params for name in option.opts), name
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_understood_and_calls_the_command_that_it_explains(example: str) -> None:
+    assert parse(shlex.split(example)).command_path.removeprefix("geo ") == EXAMPLES[example]
+
+
+@pytest.fixture(scope="module")
+def typed(country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """Every example, typed where a user would type it: a folder with data, a geo.toml, and what the examples before it have made."""
+    few = Small.cut(country, tmp_path_factory.mktemp("examples"), train=64, test=8)
+    settings = (
+        f'[paths]\ndata_root = "data"\n[model]\nbackbone_name = {str(few.backbone)!r}\n'
+        '[training]\npreset = "pigeon"\nepochs = 2\n[finetune]\nepochs = 1\n'
+    )
+    for view in ("north", "east", "south", "west"):
+        picture = few.images("test") / f"img_000003_{view}.jpg"
+        shutil.copy(picture, few.root / f"{view[0]}.jpg")
+    ran = {}
+    for first in FIRST:
+        for example, name in EXAMPLES.items():
+            if name == first:
+                ran[example] = geo_in(few.root, *shlex.split(example))
+        if first == "config init":
+            (few.root / "geo.toml").write_text(settings)
+        if first == "extract":
+            geo_in(few.root, "extract", "--split", "all")
+        if first == "fit-heads":
+            geo_in(few.root, "fit-heads", "--name", "second", "--fusion", "concat")
+        if first == "submit":
+            geo_in(few.root, "submit", "first")
+    for example, name in EXAMPLES.items():
+        if name not in (*FIRST, *ELSEWHERE):
+            ran[example] = geo_in(few.root, *shlex.split(example))
+    return ran
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [each for each, name in EXAMPLES.items() if name not in ELSEWHERE])
+def test_an_example_does_what_it_says_when_it_is_typed(typed: dict[str, Ran], example: str) -> None:
+    assert typed[example].code in (0, 3), typed[example].err
+    assert typed[example].out
+
+
+@pytest.mark.parametrize("words", [(), *(tuple(name.split()) for name in COMMANDS)], ids=" ".join)
+def test_help_shows_no_type_behind_a_flag(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ran = command(capsys, *words, "-h")
+    assert ran.code == 0
+    assert "bool" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("fit", "'geo fit-heads'"),
+        ("fitheads", "'geo fit-heads'"),
+        ("train", "'geo fit-heads' or 'geo finetune'"),
+        ("version", "'geo --version'"),
+        ("help", "'geo --help'"),
+        ("embed", "'geo extract'"),
+        ("eval", "'geo evaluate'"),
+        ("evalute first", "'geo evaluate'"),
+        ("sub", "'geo submit' or 'geo submission'"),
+        ("gc", "'geo cache gc'"),
+        ("cache-verify", "'geo cache verify'"),
+        ("cache list", "'geo cache ls'"),
+        ("config shw", "'geo config show'"),
+        ("submission check", "'geo submission validate'"),
+        ("--json cache list", "'geo cache ls'"),
+    ],
+)
+def test_a_wrong_name_leads_to_the_right_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, meant: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ran = command(capsys, *words.split())
+    assert (ran.code, ran.out) == (2, "")
+    assert f"Did you mean {meant}?" in ran.err
+
+
+def test_a_word_that_means_nothing_is_told_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = command(capsys, "zzzz")
+    assert ran.code == 2
+    assert "Did you mean" not in ran.err
+
+
+def test_ids_are_names_and_counts_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([{"state": "Iowa", "state_idx": 1234, "sample_id": 56789, "samples": 1234, "km": 1234.5}])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["Iowa", "1234", "56789", "1,234", "1,234.5"]
