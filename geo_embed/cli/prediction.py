@@ -44,18 +44,36 @@ class By(Enum):
     BORDER = "border"
     DISTANCE = "distance"
     CALIBRATION = "calibration"
+    WORST = "worst"
+    CONFUSION = "confusion"
 
 
-@app.command("evaluate", epilog="Example: `geo evaluate first --by class --by view`")
+@app.command("evaluate", epilog="Example: `geo evaluate first --by worst --out worst.geojson`")
 def _evaluate(
     run: RunArgument = None,
     split: Annotated[
         Literal["val", "train", "all"],
         typer.Option("--split", help="The samples held out, or those learnt from."),
     ] = "val",
-    by: Annotated[list[By] | None, typer.Option("--by", help="Also a table by this; repeatable.")] = None,
+    by: Annotated[
+        list[By] | None,
+        typer.Option(
+            "--by",
+            help="Also a table by this, repeatable; worst: samples, the lowest score first; confusion: states taken for others.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="First rows of a table; default: 20 of worst and confusion."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="A file for the whole table: .csv, .parquet, or a map of the samples, .geojson."
+        ),
+    ] = None,
 ) -> None:
-    """Print the metrics of a run."""
+    """Print the metrics of a run, and tables of where it errs."""
     wait_passively()
     from geo_embed.prediction.evaluate import evaluate
     from geo_embed.runs.run import use_run
@@ -63,11 +81,18 @@ def _evaluate(
     config = GLOBALS.config()
     splits = ["train", "val"] if split == "all" else [split]
     tables: list[Any] = [table.value for table in dict.fromkeys(by or [])]
+    if out is not None and (len(tables) != 1 or split == "all"):
+        raise typer.BadParameter("--out takes one table: one --by, and one split")
     scores = use_run(
         config.paths.runs_dir,
         run,
         lambda loaded: [
-            {"run": loaded.name, "split": part, **evaluate(config, loaded, part, tables)} for part in splits
+            {
+                "run": loaded.name,
+                "split": part,
+                **evaluate(config, loaded, part, tables, limit=limit, out=out),
+            }
+            for part in splits
         ],
     )
     print_splits(split, scores, detailed_rows)
@@ -76,7 +101,24 @@ def _evaluate(
             for name in tables:
                 show()
                 show(f"[{score['split']}, by {name}]")
-                print_table(score[name])
+                print_table([_as_line(row) for row in score[name]] if name == "worst" else score[name])
+                if name == "worst" and len(score[name]) < score["samples"] and out is None:
+                    show(f"… of {score['samples']:,} samples; --out FILE.csv has them all")
+        if out is not None:
+            show()
+            print_result({}, [("table", out)])
+
+
+def _as_line(row: dict[str, Any]) -> dict[str, Any]:
+    """A sample's result as one line of a terminal."""
+    ranks = (k for k in range(1, 6) if f"state_{k}" in row)
+    return {
+        "sample": str(row["sample_id"]),
+        **{name: row[name] for name in ("score", "km")},
+        "truth": row["true_state"],
+        "rank": row["true_rank"],
+        "top 5": ", ".join(f"{row[f'state_{k}']} {row[f'probability_{k}']:.2f}" for k in ranks),
+    }
 
 
 @app.command("ensemble", epilog="Example: `geo ensemble first second --method stacking --name both`")

@@ -49,6 +49,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         counted = isinstance(value, int) and not name.endswith(_NAMES)
         return f"{value:,}" if counted else harmless(str(value))
 
+    if not rows:
+        show("none")
+        return
     cells = [
         [harmless(name) for name in rows[0]],
         *([text(name, value) for name, value in row.items()] for row in rows),

@@ -1,7 +1,8 @@
 """`geo evaluate`: the metrics of a run, and tables that say where its score comes from."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import final_metrics
 from geo_embed.prediction.predict import predict_cached
+from geo_embed.prediction.results import confusion_pairs, per_sample, worst_first
 from geo_embed.prediction.tables import (
     border_km,
     border_table,
@@ -25,32 +27,53 @@ from geo_embed.prediction.tables import (
     reliability_table,
     view_table,
 )
+from geo_embed.prediction.writing import write_table, writer_for
 from geo_embed.registry import HEADS
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import read_predictions
 
-By = Literal["class", "view", "border", "distance", "calibration"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+By = Literal["class", "view", "border", "distance", "calibration", "worst", "confusion"]
+# Of tables that have no natural end.
+_FIRST_ROWS = 20
 
 
 @with_torch_switches
-def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    run: Run,
+    split: str = "val",
+    by: Sequence[By] = (),
+    *,
+    limit: int | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
     """Metrics of a run, as in the contract, with `score_interval`, and `trained_on` of the train split; and under its name each table that is asked for.
 
-    Nothing is written. `trained_on` says that the heads were trained on these very samples: an interval would lend such a score a
+    A table that is asked for alone is also there as `rows`. Nothing is written but `out`. `trained_on` says that the heads were trained on these very samples: an interval would lend such a score a
     trust that it doesn't deserve, and is [None, None].
 
     Args:
         config: paths and device.
         run: any run.
         split: `val`, the samples the run held out, or `train`, those it learnt from (needs the cached train split).
-        by: `class`, `view` (needs the cached train split), `border` (needs the train CSV), `distance`, `calibration`;
-            each a list of rows.
+        by: `class`, `view` (needs the cached train split), `border` (needs the train CSV), `distance`, `calibration`,
+            `worst` (every sample, the lowest score first) or `confusion` (which states are taken for which); each a list of rows.
+        limit: only the first rows of each table; default 20 of `worst` and `confusion`, else all.
+        out: a file for the one table of `by`, all of its rows if there is no `limit`: see `write_table`.
 
     Raises:
-        GeoError: the predictions are absent or damaged, or name states the run doesn't know.
+        GeoError: the predictions are absent or damaged, or name states the run doesn't know; or `out` is for no table, for several,
+            or can't be written.
     """
+    if out is not None:
+        if len(by) != 1:
+            raise GeoError("a file takes one table", where=out, hint="name it: geo evaluate --by worst --out")
+        writer_for(out)
     run = on_this_machine(run, config.paths, config.model.device)
     predictions, truth = split_predictions(run, split, config.paths, config.model.device)
     if split == "val" and len(truth) and _chose_unseen(run):
@@ -66,14 +89,38 @@ def evaluate(config: Config, run: Run, split: str = "val", by: Sequence[By] = ()
     trained_on = split == "train"
     if trained_on:
         scores["score_interval"] = [None, None]
-    tables: dict[By, Callable[[], list[dict[str, Any]]]] = {
+    tables: dict[By, Callable[[], list[dict[str, Any]] | pd.DataFrame]] = {
         "class": lambda: class_table(predictions, truth),
         "view": lambda: _by_view(run, predictions, truth),
         "border": lambda: border_table(predictions, truth, border_km(truth, _train_truth(run))),
         "distance": lambda: distance_table(predictions, truth),
         "calibration": lambda: reliability_table(predictions, truth),
+        "worst": lambda: worst_first(per_sample(predictions, truth)),
+        "confusion": lambda: confusion_pairs(predictions, truth),
     }
-    return scores | ({"trained_on": True} if trained_on else {}) | {name: tables[name]() for name in by}
+    made = {name: tables[name]() for name in by}
+    if out is not None:
+        _write(out, made[by[0]], limit)
+    shown = {name: _first_rows(table, limit) for name, table in made.items()}
+    alone = {"rows": shown[by[0]]} if len(shown) == 1 else {}
+    written = {} if out is None else {"out": out}
+    return scores | ({"trained_on": True} if trained_on else {}) | shown | alone | written
+
+
+def _first_rows(table: "list[dict[str, Any]] | pd.DataFrame", limit: int | None) -> list[dict[str, Any]]:
+    if isinstance(table, list):
+        return table[:limit]
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in table.head(limit or _FIRST_ROWS).to_dict("records")
+    ]
+
+
+def _write(path: Path, table: "list[dict[str, Any]] | pd.DataFrame", limit: int | None) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(table) if isinstance(table, list) else table
+    write_table(path, frame if limit is None else frame.head(limit))
 
 
 def split_predictions(run: Run, split: str, paths: Paths, device: str) -> tuple[Predictions, Truth]:

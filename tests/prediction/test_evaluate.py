@@ -259,3 +259,83 @@ def test_a_table_that_there_is_not_is_wrong_usage(capsys: pytest.CaptureFixture[
     said = command(capsys, "evaluate", "first", "--by", "colour")
     assert said.code == 2
     assert "calibration" in said.err
+
+
+def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
+    country: Country, run: Run, config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = files(run.path)
+    options = country.options(tmp_path)
+    out = tmp_path / "results" / "worst.csv"
+    said = command(
+        capsys, *options, "--json", "evaluate", "first", "--by", "worst", "--limit", "3", "--out", out
+    )
+    assert said.code == 0, said.err
+    assert (said.json["out"], len(said.json["rows"])) == (str(out), 3)
+    assert said.json["score"] == evaluate(config, run)["score"]
+    assert len(pd.read_csv(out)) == 3
+    everything = command(capsys, *options, "evaluate", "first", "--by", "worst", "--out", out)
+    table = pd.read_csv(out)
+    predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
+    assert truth is not None
+    assert sorted(table["sample_id"].astype(str)) == sorted(predictions.sample_id)
+    assert list(table["score"]) == sorted(table["score"])
+    assert table["score"].mean() == pytest.approx(said.json["score"])
+    assert said.json["rows"][0]["sample_id"] == table["sample_id"][0]
+    assert f"table  {out}" in everything.out
+    assert files(run.path) == before
+
+
+def test_states_taken_for_others_are_counted_with_their_samples(
+    country: Country, run: Run, config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = command(
+        capsys, *country.options(tmp_path), "--json", "evaluate", "first", "--by", "confusion", "--limit", 99
+    )
+    scores = evaluate(config, run)
+    assert said.json["rows"] == said.json["confusion"]
+    wrong = sum(row["samples"] for row in said.json["rows"])
+    assert wrong == round(scores["samples"] * (1 - scores["top1"]))
+    assert all(row["true_state"] != row["state"] for row in said.json["rows"])
+
+
+def test_a_run_that_held_nothing_out_has_empty_tables(
+    country: Country, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    hold_nothing_out(run)
+    for by in ("worst", "confusion"):
+        said = command(capsys, *country.options(tmp_path), "evaluate", "first", "--by", by)
+        assert said.code == 0, said.err
+        assert said.out.endswith("none\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (("--out", "x.csv"), 2, "one table"),
+        (("--by", "worst", "--by", "class", "--out", "x.csv"), 2, "one table"),
+        (("--by", "worst", "--split", "all", "--out", "x.csv"), 2, "one split"),
+        (("--by", "worst", "--out", "x.xlsx"), 1, "written as .csv, .parquet, .geojson"),
+        (("--by", "class", "--out", "x.geojson"), 1, "no points"),
+        (("--by", "worst", "--limit", "0"), 2, "--limit"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(
+    country: Country,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    what: str,
+) -> None:
+    said = command(capsys, *country.options(tmp_path), "evaluate", "first", *arguments)
+    assert said.code == code
+    assert what in " ".join(said.err.split())
+    assert list(Path().glob("x.*")) == []
+
+
+def test_every_table_can_be_written(config: Config, run: Run) -> None:
+    for by in ("class", "border", "distance", "calibration", "confusion", "worst"):
+        made = evaluate(config, run, by=[by], out=Path(f"{by}.parquet"))
+        assert len(pd.read_parquet(f"{by}.parquet")) >= len(made["rows"]) > 0
