@@ -18,7 +18,7 @@ CalibrationKind = Annotated[str, AfterValidator(CALIBRATIONS.check)]
 
 CellKind = Literal["kmeans", "quad", "voronoi"]
 Preset = Literal["pigeon", "best"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnBadImage = Literal["fail", "skip"]
 OnDamagedImage = Literal["fail", "skip", "accept"]
@@ -114,10 +114,13 @@ class Model(_Group):
     )
     dtype: Dtype = Field(
         "auto",
-        description="precision of the backbone; auto: bfloat16 on CUDA, float32 on CPU. "
+        description="precision of the backbone; auto: bfloat16 on CUDA, float16 on mps, float32 on CPU. "
         "Stored as float16, as float32 only where float32 is asked for by name",
     )
-    device: Device = Field("auto", description="where models run")
+    device: Device = Field(
+        "auto",
+        description="where models run; heads and fine-tuning on the CPU where it is mps, which has no float64",
+    )
     deterministic: bool | None = Field(
         None,
         description="let cuDNN take the same algorithm each time, and try none out; default: as torch has it",

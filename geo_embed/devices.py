@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from geo_embed.config import Config, Model
+from geo_embed.console import say
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
@@ -19,17 +20,30 @@ def count_parameters(module: "nn.Module") -> tuple[int, int]:
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
-def pick_device(name: str) -> "torch.device":
-    """`auto`, `cpu` or `cuda` to a device. Raises GeoError where CUDA is asked for and absent."""
+def pick_device(name: str, *, float64: bool = False) -> "torch.device":
+    """`auto`, `cpu`, `cuda` or `mps` to a device; `auto` takes CUDA before Apple's GPU before the CPU.
+
+    Args:
+        name: as the settings have it.
+        float64: whether the work needs such numbers, as places do in the heads. Apple's GPUs have none: that work stays on the CPU.
+
+    Raises:
+        GeoError: a device is asked for that torch doesn't see.
+    """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
         raise GeoError(
-            "no CUDA device is visible to torch",
+            f"no {name.upper()} device is visible to torch",
             where="model.device",
             hint="use --device cpu, or --device auto",
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "mps" and float64:
+        say("places are computed in float64, which Apple's GPU (mps) doesn't have: this runs on the CPU")
+    if name == "auto":
+        name = next((device for device, is_there in there.items() if is_there), "cpu")
+    return torch.device("cpu" if name == "mps" and float64 else name)
 
 
 P = ParamSpec("P")
@@ -75,14 +89,15 @@ def with_torch_switches(
 
 
 def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """Precision of the backbone; `auto` is bfloat16 on CUDA (float16 where the card lacks it), float32 on CPU."""
+    """Precision of the backbone; `auto` is bfloat16 on CUDA (float16 where the card lacks it, and on mps), float32 on CPU."""
     import torch
 
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type == "cpu":
         return torch.float32
-    return _half_precision()
+    # Which of Apple's chips compute in bfloat16 depends on the system; all do in float16.
+    return torch.float16 if device.type == "mps" else _half_precision()
 
 
 def amp_dtype(device: "torch.device") -> "torch.dtype | None":

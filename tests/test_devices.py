@@ -1,4 +1,4 @@
-"""Torch's switches are as the settings ask while a verb works, and as they were after it."""
+"""A device and a precision for each work; torch's switches are as the settings ask while a verb works, and as they were after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from geo_embed.config import Model
-from geo_embed.devices import torch_switches
+from geo_embed.devices import pick_device, pick_dtype, torch_switches
+from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.losses import state_cross_entropy
 from geo_embed.registry import STATE_LOSSES
@@ -71,3 +72,38 @@ def test_heads_are_fitted_by_the_switches_that_the_run_names(config: Config) -> 
         at == before | dict.fromkeys(("deterministic", "cudnn_tf32", "matmul_tf32"), True) for at in seen
     )
     assert flags() == before
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "backbone", "heads"),
+    [
+        ((), "auto", "cpu", "cpu"),
+        (("mps",), "auto", "mps", "cpu"),
+        (("mps",), "mps", "mps", "cpu"),
+        (("mps",), "cpu", "cpu", "cpu"),
+        (("cuda", "mps"), "auto", "cuda", "cuda"),
+        (("cuda",), "cuda", "cuda", "cuda"),
+    ],
+)
+def test_auto_takes_the_best_device_and_apples_gets_nothing_in_float64(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], name: str, backbone: str, heads: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    assert pick_device(name).type == backbone
+    assert pick_device(name, float64=True).type == heads
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(GeoError, match=f"no {name.upper()} device") as refused:
+        pick_device(name)
+    assert "--device cpu" in refused.value.hint
+
+
+def test_precision_follows_the_device() -> None:
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("mps")) == torch.float16
+    assert pick_dtype("bfloat16", torch.device("mps")) == torch.bfloat16

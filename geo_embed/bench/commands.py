@@ -105,7 +105,9 @@ def loader_seconds(settings: str) -> float:
     """One epoch of what one writes first, on the train split that settings given as JSON point at, once it is in memory."""
     config = resolve(overrides=json.loads(settings))[0]
     examples = open_training_data(config).examples
-    rows = to_rows(examples, np.ones(len(examples), dtype=bool), pick_device(config.model.device))
+    rows = to_rows(
+        examples, np.ones(len(examples), dtype=bool), pick_device(config.model.device, float64=True)
+    )
     region = make_region(
         rows.points.cpu().numpy(), rows.labels.cpu().numpy(), len(examples.encoder), Model(), seed=0
     )

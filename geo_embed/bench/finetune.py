@@ -48,7 +48,7 @@ def bench_finetune(config: Config, *, samples: int | None = None) -> Bench:
         samples: that the large model is trained on; default: 24 on the CPU, 384 on CUDA; at least three
             steps' worth. The small one sees as many, by default 256.
     """
-    device = pick_device(config.model.device).type
+    device = pick_device(config.model.device, float64=True).type
     passes = config.finetune.accumulate or 2
     large, small = (
         max(samples or usual, 3 * passes * _pass_size(config.finetune, backbone, device))
@@ -172,7 +172,7 @@ def bare(config_json: str, samples: str) -> float:
     from torch import nn
 
     config = Config.model_validate_json(config_json)
-    device = pick_device(config.model.device)
+    device = pick_device(config.model.device, float64=True)
     size, passes = config.finetune.batch_size or 1, config.finetune.accumulate or 1
     steps = max(1, round(int(samples) / (size * passes)) - 1)
     backbone = backbones.load_backbone(config.model, device, torch.float32)

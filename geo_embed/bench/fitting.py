@@ -41,7 +41,7 @@ _SKLEARN_ROUNDS = 20
 
 def bench_fitting(config: Config, data: Planted) -> list[Measurement]:
     """Time the training loop, the probe and eight seeds on all rows of planted data."""
-    device = pick_device(config.model.device)
+    device = pick_device(config.model.device, float64=True)
     labels = np.unique(data.state_idx, return_inverse=True)[1]
     points = to_unit_vectors(data.latitude, data.longitude)
     region = make_region(points, labels, int(labels.max()) + 1, Model(), seed=0)

@@ -91,8 +91,10 @@ class Embedder:
         # Every batch has the same shape, whatever is left over from the one before it in the last rows: then an
         # embedding is the same to the last bit, whichever images share its batch.
         with torch.inference_mode():
-            pixels = self._batches[self._turn].to(self._device, non_blocking=True)
-            if self._device.type == "cuda":
+            # Elsewhere nobody tells when a batch has been read, and it may be filled again: there is waited for the copy.
+            is_cuda = self._device.type == "cuda"
+            pixels = self._batches[self._turn].to(self._device, non_blocking=is_cuda)
+            if is_cuda:
                 self._read[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._read[self._turn].record()
             normal = images.normalise(pixels, self._spec, backbone.dtype, self._normal)

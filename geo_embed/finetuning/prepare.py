@@ -131,7 +131,7 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
         data.rows,
         train_rows,
         val_rows,
-        pick_device(config.model.device),
+        pick_device(config.model.device, float64=True),
         team,
         directory,
         config.tracking.progress_seconds,

@@ -165,7 +165,7 @@ def fit_run(
     train = np.logical_or.reduce([split.train for split in splits])
     val = np.logical_or.reduce([split.val for split in splits])
     prior = find_prior(examples, train)
-    dataset = Dataset(examples, prior, pick_device(config.model.device))
+    dataset = Dataset(examples, prior, pick_device(config.model.device, float64=True))
 
     # 2. A set of heads per split.
     fitted = fit_splits(dataset, splits, config.model, training, every=config.tracking.progress_seconds)

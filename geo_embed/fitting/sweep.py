@@ -201,7 +201,7 @@ def _search(
     reused = len(state.results)
     if reused:
         say(f"sweep: going on after {reused:,} trainings, from {state.path}")
-    task = _set_up(data.examples, base.training, pick_device(base.model.device))
+    task = _set_up(data.examples, base.training, pick_device(base.model.device, float64=True))
     _climb(task, base, drawn, eta, state)
     # The winner's fit reads the embeddings again: they are not to be in memory twice.
     del data, task
@@ -434,7 +434,7 @@ def _header(
         "settings": settings,
         "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
         "train_csv": file_sha256(csv),
-        "device": pick_device(base.model.device).type,
+        "device": pick_device(base.model.device, float64=True).type,
         "versions": {"geo-embed": __version__, "torch": version("torch")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(header))

@@ -191,7 +191,7 @@ def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str,
         )
     embeddings = read_store(store)
     values, present = embeddings.values[place], embeddings.present[place]
-    heads, device = load_heads(run), pick_device(run.config.model.device)
+    heads, device = load_heads(run), pick_device(run.config.model.device, float64=True)
 
     def predict(mask: NDArray[np.bool_]) -> Predictions:
         return apply_heads(heads, device, run.prior, run.labels, predictions.sample_id, values, mask)

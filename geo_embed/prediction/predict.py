@@ -131,7 +131,7 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
         )
     return apply_heads(
         heads,
-        pick_device(run.config.model.device),
+        pick_device(run.config.model.device, float64=True),
         run.prior,
         run.labels,
         embeddings.sample_id,
@@ -162,8 +162,8 @@ def predict_images(
             where="--images",
             hint="give one picture per view, in this order",
         )
-    device = pick_device(config.model.device)
-    tower = load_backbone_of(run, device, backbone)
+    tower = load_backbone_of(run, pick_device(config.model.device), backbone)
+    device = pick_device(config.model.device, float64=True)
     pixels, present = _read_pictures(tower, paths, config.inference.with_damaged)
     variants = _embed_images(
         tower, pixels, present, views, run.config.finetune.augment if config.inference.tta else None
