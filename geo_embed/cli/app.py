@@ -5,7 +5,6 @@ stdout carries results only; everything else goes to stderr.
 
 import errno
 import re
-import shlex
 import sys
 import traceback
 from contextlib import suppress
@@ -20,6 +19,7 @@ from geo_embed.cli import cache, data, prediction, tools, training
 from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_setting
 from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
+from geo_embed.cli.show import with_given_options
 from geo_embed.console import complain, forget_stream, never_fail_at_letters, news_lost, set_quiet
 from geo_embed.errors import GeoError
 
@@ -78,6 +78,7 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     """Run a command, say what went wrong, and exit as the contract says."""
     words = sys.argv[1:] if arguments is None else arguments
     GLOBALS.command = ("geo", *words)
+    GLOBALS.commands = frozenset(get_command(app).commands)  # type: ignore[attr-defined]
     never_fail_at_letters()
     code: int | str | None = FAULT
     try:
@@ -134,19 +135,7 @@ def _complain(what: str, hint: str) -> None:
             traceback.print_exc()
     complain(f"error: {what}")
     if hint:
-        complain(f"hint: {_with_given_options(hint)}")
-
-
-def _with_given_options(hint: str) -> str:
-    """A hint whose commands have the `--config` and `--set` that this command line had, so that pasting it works.
-
-    `geo config` is left as it is: it is hinted at where one of these very options is at fault.
-    """
-    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
-    given += [word for setting in GLOBALS.settings for word in ("--set", setting)]
-    commands = "|".join(map(re.escape, get_command(app).commands.keys() - {"config"}))  # type: ignore[attr-defined]
-    command = re.compile(rf"(?<![\w/.-])geo (?=(?:{commands})(?![\w-]))")
-    return command.sub(lambda _: f"geo {shlex.join(given)} ", hint) if given else hint
+        complain(f"hint: {with_given_options(hint)}")
 
 
 def globals_first(arguments: list[str], command: Any) -> list[str]:

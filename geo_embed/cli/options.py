@@ -71,6 +71,7 @@ class Globals:
         file: `--config`.
         settings: every `--set`.
         command: the whole command line, as a run's provenance keeps it.
+        commands: the names of all commands and groups, which a hint may tell to type.
         as_json: print one JSON object.
         verbose: show tracebacks.
     """
@@ -78,6 +79,7 @@ class Globals:
     file: Path | None = None
     settings: list[str] = field(default_factory=list)
     command: tuple[str, ...] = ()
+    commands: frozenset[str] = frozenset()
     as_json: bool = False
     verbose: bool = False
 

@@ -1,6 +1,8 @@
 """What commands print: a result as JSON or as a table for people."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -69,6 +71,18 @@ def print_findings(errors: list[str], warnings: list[str]) -> None:
             show(f"error: {finding}")
         for finding in warnings:
             show(f"warning: {finding}")
+
+
+def with_given_options(text: str) -> str:
+    """A text whose commands have the `--config` and `--set` that this command line had, so that pasting them works.
+
+    `geo config` is left as it is: it is hinted at where one of these very options is at fault.
+    """
+    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
+    given += [word for setting in GLOBALS.settings for word in ("--set", setting)]
+    commands = "|".join(map(re.escape, GLOBALS.commands - {"config"}))
+    command = re.compile(rf"(?<![\w/.-])geo (?=(?:{commands})(?![\w-]))")
+    return command.sub(lambda _: f"geo {shlex.join(given)} ", text) if given else text
 
 
 def chosen_rows(score: float | None, reported: float | None) -> list[tuple[str, str]]:

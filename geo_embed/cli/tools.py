@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from geo_embed.cli.options import (
+    CHECK_FAILED,
     GLOBALS,
     BatchOption,
     DeviceOption,
@@ -22,6 +23,7 @@ from geo_embed.cli.show import (
     plain,
     print_result,
     print_table,
+    with_given_options,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
@@ -89,6 +91,24 @@ def _config_init(
             raise GeoError("this file exists", where=out, hint="name another one with --out, or remove it")
         temporary.write_text(to_toml(Config(), comments=True, only_hints=True), encoding="utf-8")
     print_result({"config": out}, [("config", out)])
+
+
+@app.command("doctor", epilog="Example: `geo doctor`")
+def _doctor() -> None:
+    """Say what is there, what is missing and what to type: versions, device, disk, data, weights, stores. Exits with 3 where something needed is missing."""
+    wait_passively()
+    from geo_embed.health.checks import diagnose
+
+    checks = diagnose(lambda: resolve(GLOBALS.file, GLOBALS.settings))
+    print_result({"checks": checks}, [])
+    if not GLOBALS.as_json:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            show(f"{'ok' if check.ok else 'NO'}  {check.name:<{width}}  {check.message}")
+            if check.hint:
+                show(f"    {'':<{width}}  → {with_given_options(check.hint)}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(CHECK_FAILED)
 
 
 @app.command("bench", epilog="Example: `geo bench store`, or `geo bench real my-embeddings`")

@@ -1,0 +1,127 @@
+"""`geo doctor` says what is there and what to type, ends with 3 where something needed is missing, and never fails itself."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from small import Country, Ran, Small, command
+
+from geo_embed.health.checks import Check, diagnose
+from geo_embed.settings import resolve
+
+if TYPE_CHECKING:
+    from conftest import Geo
+
+
+def checks(ran: Ran) -> dict[str, Check]:
+    return {check["name"]: Check(**check) for check in ran.json["checks"]}
+
+
+def test_where_all_is_there_it_says_so_and_ends_with_0(
+    country: Country, run: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = command(capsys, *country.options(tmp_path), "--json", "doctor")
+    assert ran.code == 0, ran.out
+    found = checks(ran)
+    assert {
+        "python",
+        "packages",
+        "torch",
+        "transformers",
+        "zarr",
+        "device",
+        "cores",
+        "memory",
+    } <= found.keys()
+    assert {"cache_dir", "runs_dir", "kaggle", "chromium"} <= found.keys()
+    assert "128 samples, 4 views, all pictures there" in found["train data"].message
+    assert str(country.backbone) in found["weights"].message
+    assert "train by" in found["stores"].message
+    assert "128 × 4 × 768, 100% complete" in found["stores"].message
+    assert found["runs"].message == f"1 in {tmp_path / 'runs'}: first"
+    shown = command(capsys, *country.options(tmp_path), "doctor")
+    assert len([line for line in shown.out.splitlines() if line.startswith("ok ")]) == len(found)
+
+
+def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ran = command(capsys, "--json", "doctor")
+    assert ran.code == 3
+    found = checks(ran)
+    assert {name for name, check in found.items() if not check.ok} == {"train data", "test data", "weights"}
+    assert "hf download geolocal/StreetCLIP" in found["weights"].hint
+    assert "paths.data_root=DIR" in found["train data"].hint
+    assert "not made yet" in found["runs_dir"].message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_tells_to_type_has_the_options_that_it_was_called_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = command(capsys, "--set", "paths.cache_dir=my cache", "doctor").out
+    assert "→ geo --set 'paths.cache_dir=my cache' extract --split all" in shown
+
+
+def test_a_pictures_folder_that_is_gone_is_no_fault_where_they_are_embedded(
+    own: Country, tmp_path: Path
+) -> None:
+    shutil.rmtree(own.images("train"))
+    (own.images("test") / "img_000003_north.jpg").unlink()
+    found = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
+    assert found["train data"].ok
+    assert "512 of 512 pictures are missing" in found["train data"].message
+    shutil.rmtree(own.root / "cache")
+    found = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
+    assert (found["train data"].ok, found["test data"].ok) == (False, False)
+    assert found["test data"].hint == "geo data check --split test"
+
+
+def test_faults_of_every_kind_are_findings(small: Small, tmp_path: Path) -> None:
+    """A cache with a store that isn't one, a runs folder that is a file, weights that are none, a table that is none."""
+    (tmp_path / "runs").write_text("a file")
+    (small.root / "cache" / "x-0123456789abcdef" / "train.zarr").mkdir(parents=True)
+    backbone = Path(shutil.copytree(small.backbone, tmp_path / "backbone"))
+    (backbone / "model.safetensors").write_bytes(b"nothing")
+    small.csv("train").write_bytes(b"\xff\xfe\0\0")
+    config = small.config(model__backbone_name=str(backbone), paths__runs_dir=tmp_path / "runs")
+    found = {check.name: check for check in diagnose(lambda: (config, {}))}
+    for name in ("runs_dir", "stores", "train data", "weights"):
+        assert not found[name].ok, name
+        assert found[name].message, name
+    assert found["test data"].ok
+
+
+@pytest.mark.parametrize("library", ["torch", "zarr", "pandas", "huggingface_hub", "packaging"])
+def test_a_library_that_cannot_be_loaded_is_a_finding(geo: Geo, library: str, country: Country) -> None:
+    script = (
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {library!r}:\n"
+        f"            raise ImportError('libcudart.so: cannot open', name={library!r})\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "from geo_embed.cli import main\n"
+        "main()\n"
+    )
+    ran = geo(*country.options(Path()), "--json", "doctor", command=[sys.executable, "-c", script])
+    assert ran.code == 3, ran.err
+    assert ran.err == ""
+    wrong = [check for check in checks(ran).values() if not check.ok]
+    assert any(f"{library} can't be imported" in check.message for check in wrong)
+
+
+def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "geo.toml").write_text("[training]\nsead = 1\n")
+    found = {check.name: check for check in diagnose(lambda: resolve(None, []))}
+    assert not found["settings"].ok
+    assert "training.sead" in found["settings"].message
+    assert "torch" in found
+    (tmp_path / "geo.toml").write_text("[training]\nseed = 1\n")
+    found = {check.name: check for check in diagnose(lambda: resolve(None, []))}
+    assert found["settings"].ok
+    assert "1 from geo.toml" in found["settings"].message
