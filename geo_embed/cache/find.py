@@ -1,5 +1,6 @@
 """Which store belongs to the settings, whether it fits the CSV, and what says so."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from geo_embed.config import Config, Model
 from geo_embed.console import say
 from geo_embed.data.images import PICTURE_SEMANTICS, Preprocessing
 from geo_embed.data.samples import Samples
+from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
     import torch
 
 # What made a store, in the order in which a difference is told. Earlier versions recorded neither function nor picture_semantics.
+# A store of a variant of its pictures says which under `variant`; no other has that key.
 _MADE_BY = (
     *("weights_sha256", "function", "picture_semantics", "preprocessing", "feature", "view_names"),
     *("dtype", "stored"),
@@ -36,7 +39,13 @@ def find_store(config: Config, split: str, fingerprint: str | None = None) -> St
     return choose_store(config.paths.cache_dir, config.model, split, fingerprint)
 
 
-def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | None = None) -> Store:
+def choose_store(
+    cache_dir: Path,
+    model: Model,
+    split: str,
+    fingerprint: str | None = None,
+    variant: Variant = AS_THEY_ARE,
+) -> Store:
     """The only store that belongs to the settings.
 
     Where the backbone's weights are on this machine, the store must have been made by them, whatever it is called;
@@ -48,20 +57,28 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
         cache_dir: where stores lie.
         model: what made it.
         split: `train` or `test`.
-        fingerprint: take this store and no other, as a run does whose heads belong to it.
+        fingerprint: take this store and no other, as a run does whose heads belong to it; or, of it, the store of a variant.
+        variant: of its pictures.
 
     Raises:
         GeoError: no such store, or more than one fits.
     """
-    stores = list_stores(cache_dir, split)
+    everything = list_stores(cache_dir, split)
+    stores = [store for store in everything if store.variant == variant]
     fingerprint = fingerprint or model.fingerprint
-    command = rebuild_hint(Path(split), {"backbone": model.backbone_name})
+    command = rebuild_hint(Path(split), {"backbone": model.backbone_name, "variant": variant.recorded()})
     if fingerprint:
         named = _by_fingerprint(stores, list_stores(cache_dir, "train"), fingerprint)
         if named is not None:
             return _with_notice(named)
+        if variant != AS_THEY_ARE:
+            what = f"no {split} store of a variant of the pictures ({variant}) belongs to the one with the fingerprint {fingerprint}"
+            raise GeoError(what, where=cache_dir, hint=command)
+        other = "".join(
+            f", but of the pictures {s.variant}" for s in everything if s.fingerprint == fingerprint
+        )
         raise GeoError(
-            f"no {split} store has the fingerprint {fingerprint}; {_describe_there(stores, split, cache_dir)}",
+            f"no {split} store has the fingerprint {fingerprint}{other}; {_describe_there(stores, split, cache_dir)}",
             where=cache_dir,
             hint=command,
         )
@@ -83,7 +100,7 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
         )
     near = [path for path, difference in differences.items() if difference != "backbone"]
     why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
-    damaged = set(store_paths(cache_dir, split)) - set(differences)
+    damaged = set(store_paths(cache_dir, split)) - {store.path for store in everything}
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     meant = near_directory(model.backbone_name)
     raise GeoError(
@@ -97,7 +114,17 @@ def choose_store(cache_dir: Path, model: Model, split: str, fingerprint: str | N
 def fitting_stores(stores: list[Store], model: Model, cache_dir: Path) -> list[Store]:
     """Those that belong to the settings, where `choose_store` may be unable to choose one."""
     wanted = _wanted(model, cache_dir)
-    return [store for store in stores if not _difference(store, wanted)]
+    return [store for store in stores if store.variant == AS_THEY_ARE and not _difference(store, wanted)]
+
+
+def variant_stores(cache_dir: Path, store: Store) -> list[Store]:
+    """The stores of variants of the pictures that a store holds as they are, made by the same, of the same split."""
+    names = fingerprints_of(store)
+    return [
+        other
+        for other in list_stores(cache_dir, store.split)
+        if other.variant != AS_THEY_ARE and not set(names).isdisjoint(fingerprints_of(other))
+    ]
 
 
 def check_fits(store: Store, samples: Samples) -> None:
@@ -132,10 +159,11 @@ def is_of_old_kind(store: Store) -> bool:
 def stores_made_by(cache_dir: Path, split: str, attrs: dict[str, Any]) -> list[Store]:
     """Stores that agree with a new store's attributes in all that they say of how they were made; of the old kind or not."""
     wanted = {key: attrs[key] for key in _MADE_BY}
+    variant = Variant.model_validate(attrs.get("variant") or {})
     return [
         store
         for store in list_stores(cache_dir, split)
-        if not store.attrs.get("imported") and not _difference(store, wanted)
+        if store.variant == variant and not store.attrs.get("imported") and not _difference(store, wanted)
     ]
 
 
@@ -145,22 +173,50 @@ def is_made_alike(store: Store, other: Store) -> bool:
     Which views a store has, and in which order, changes no picture's embedding.
     """
     keys = [key for key in _MADE_BY if key not in ("preprocessing", "view_names")]
-    return all(store.attrs.get(key) == other.attrs.get(key) for key in keys) and same_preprocessing(
-        store.attrs.get("preprocessing"), other.attrs.get("preprocessing")
+    return (
+        store.variant == other.variant
+        and all(store.attrs.get(key) == other.attrs.get(key) for key in keys)
+        and same_preprocessing(store.attrs.get("preprocessing"), other.attrs.get("preprocessing"))
     )
 
 
 def fingerprints_of(store: Store) -> tuple[str, ...]:
     """The names that a store goes by: the recorded one, the one that it would get today, and the one of earlier versions.
 
-    A store of an earlier version keeps its name when it is taken over, and runs of that version know no other.
+    A store of an earlier version keeps its name when it is taken over, and runs of that version know no other. A store of a
+    variant goes by the names of the store of the same pictures as they are: no run is fitted on it, and every run that is
+    fitted on that one may answer by it.
     """
+    return fingerprints_by(store.attrs)
+
+
+def fingerprints_by(attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    """`fingerprints_of` a store with these attributes."""
     formerly = tuple(key for key in _MADE_BY if key not in _LATER)
-    names = (store.fingerprint, _fingerprint_by(store, _MADE_BY), _fingerprint_by(store, formerly))
+    recorded = () if attrs.get("variant") else (str(attrs["fingerprint"]),)
+    names = (*recorded, _fingerprint_by(attrs, _MADE_BY), _fingerprint_by(attrs, formerly))
     return tuple(dict.fromkeys(names))
 
 
-def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dict[str, Any]:
+def is_meant(attrs: Mapping[str, Any], train_stores: Iterable[Store], fingerprint: str) -> bool:
+    """Whether a store that says all that made it goes by a fingerprint, which is the train store's that a run was fitted on.
+
+    Where that one is among the `train_stores` and says all that made it, both must say the same: of two stores with one earlier
+    name, one may have been made by other settings.
+    """
+    train = [
+        _fingerprint_by(store.attrs, _MADE_BY)
+        for store in train_stores
+        if store.variant == AS_THEY_ARE
+        and fingerprint in fingerprints_of(store)
+        and not is_of_old_kind(store)
+    ]
+    return _fingerprint_by(attrs, _MADE_BY) in train if train else fingerprint in fingerprints_by(attrs)
+
+
+def store_attributes(
+    model: Model, directory: Path, dtype: "torch.dtype", variant: Variant = AS_THEY_ARE
+) -> dict[str, Any]:
     """Everything that changes an embedding, and the fingerprint over it; without loading the model."""
     preprocessing = read_preprocessing(directory, exact=model.exact)
     check_tower_takes(directory, preprocessing)
@@ -174,6 +230,8 @@ def store_attributes(model: Model, directory: Path, dtype: "torch.dtype") -> dic
         "dtype": str(dtype).removeprefix("torch."),
         "stored": stored_dtype(model.dtype),
     }
+    if variant != AS_THEY_ARE:
+        made_by["variant"] = variant.recorded()
     return {"backbone": model.backbone_name, "fingerprint": fingerprint_of(made_by)} | made_by
 
 
@@ -186,29 +244,17 @@ def same_preprocessing(first: Any, second: Any) -> bool:
         return bool(first == second)
 
 
-def _fingerprint_by(store: Store, keys: tuple[str, ...]) -> str:
-    """The fingerprint over some of what made a store; the recorded one where the store doesn't say all of it."""
-    if store.attrs.get("imported") or any(store.attrs.get(key) is None for key in keys):
-        return store.fingerprint
-    return fingerprint_of({key: store.attrs[key] for key in keys})
+def _fingerprint_by(attrs: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """The fingerprint over some of what made a store, whatever its variant; the recorded one where it doesn't say all of it."""
+    if attrs.get("imported") or any(attrs.get(key) is None for key in keys):
+        return str(attrs["fingerprint"])
+    return fingerprint_of({key: attrs[key] for key in keys})
 
 
 def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint: str) -> Store | None:
-    """The store of a split that goes by a fingerprint, which is the train store's that a run was fitted on.
-
-    Where that one says all that made it, so must a store of the split, or it has to be of the old kind and of that name: of two
-    stores with one earlier name, one may have been made by other settings.
-    """
-    train = [
-        _fingerprint_by(store, _MADE_BY)
-        for store in train_stores
-        if fingerprint in fingerprints_of(store) and not is_of_old_kind(store)
-    ]
+    """The store of a split, of one variant, that goes by a fingerprint; of the old kind, it has to be of that very name."""
     complete = [store for store in stores if not is_of_old_kind(store)]
-    if train:
-        named = [store for store in complete if _fingerprint_by(store, _MADE_BY) in train]
-    else:
-        named = [store for store in complete if fingerprint in fingerprints_of(store)]
+    named = [store for store in complete if is_meant(store.attrs, train_stores, fingerprint)]
     named.sort(key=lambda store: store.fingerprint != fingerprint)
     named += [store for store in stores if is_of_old_kind(store) and store.fingerprint == fingerprint]
     return named[0] if named else None
@@ -216,7 +262,7 @@ def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint:
 
 def _describe_there(stores: list[Store], split: str, cache_dir: Path) -> str:
     """Which stores of a split there are, or of other splits where it has none."""
-    found = stores or list_stores(cache_dir)
+    found = stores or [store for store in list_stores(cache_dir) if store.variant == AS_THEY_ARE]
     names = [
         f"{store.attrs['backbone']} ({store.fingerprint}{'' if stores else f', {store.split} alone'})"
         for store in found

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from geo_embed.cache.storage import Storage
+from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError
 from geo_embed.files import read_json, validated
 
@@ -59,6 +60,7 @@ class Attributes(_Strict):
     function: dict[str, Any] | None = None
     picture_semantics: int | None = None
     preprocessing: dict[str, Any] | None = None
+    variant: Variant | None = None
     imported: bool = False
     checksums: dict[str, str] = {}
     versions: dict[str, Any] = {}

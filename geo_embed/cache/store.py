@@ -29,6 +29,7 @@ from geo_embed.cache.locks import is_busy, put_right
 from geo_embed.cache.storage import Storage, creating, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.data.samples import Samples, natural_ids, text_ids
+from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import read_json, restore_replaced
 
@@ -92,6 +93,11 @@ class Store:
     def split(self) -> str:
         """`train` or `test`."""
         return self.path.stem
+
+    @property
+    def variant(self) -> Variant:
+        """Which variant of the pictures is embedded; nearly always as they are."""
+        return Variant.model_validate(self.attrs.get("variant") or {})
 
 
 @dataclass(frozen=True)
@@ -650,8 +656,10 @@ _RESTORE = "restore the store from a copy, or delete it and run geo extract"
 
 
 def rebuild_hint(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
-    """The command that fills a store; the backbone is named where it isn't the default one."""
+    """The command that fills a store; the backbone is named where it isn't the default one. Variants are made for a run that asks for them."""
     attrs = attrs or {}
+    if attrs.get("variant"):
+        return f"geo predict RUN --split {path.stem} --tta"
     name = attrs.get("backbone", DEFAULT_BACKBONE)
     backbone = "" if name == DEFAULT_BACKBONE else f" --backbone {shlex.quote(str(name))}"
     if attrs.get("imported"):

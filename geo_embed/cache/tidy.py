@@ -24,7 +24,10 @@ from geo_embed.files import leftovers as old_leftovers
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """A store at a glance. `bytes` on disk, `age_days` since its last write, `runs` fitted on it."""
+    """A store at a glance. `bytes` on disk, `age_days` since its last write, `runs` fitted on it.
+
+    `variant` is what was done to its pictures first, nothing to nearly all; its `runs` are those fitted on the pictures as they are.
+    """
 
     path: Path
     split: str
@@ -37,6 +40,7 @@ class StoreSummary:
     bytes: int
     age_days: float
     runs: list[str]
+    variant: dict[str, Any]
 
 
 @dataclass
@@ -79,6 +83,7 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
         bytes=size,
         age_days=(time.time() - last_write) / 86_400,
         runs=[run for name in fingerprints_of(store) for run in runs.get(name, [])],
+        variant=store.variant.recorded(),
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.preprocessing import recorded_preprocessing
-from geo_embed.cache.find import check_fits, choose_store
+from geo_embed.cache.find import check_fits, choose_store, variant_stores
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import folders, store_paths
 from geo_embed.cache.store import (
@@ -35,6 +35,7 @@ from geo_embed.cache.store import (
 from geo_embed.config import Config, Model
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples
+from geo_embed.data.variants import AS_THEY_ARE
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 
@@ -57,7 +58,7 @@ class StoreProblem:
 def choose_stores(
     cache_dir: Path, model: Model, split: str, path: Path | None = None
 ) -> tuple[list[Store], list[StoreProblem]]:
-    """The stores to look after, and what stands in the place of one but can't be opened at all.
+    """The stores to look after, those of variants of their pictures among them, and what stands in the place of one but can't be opened at all.
 
     Args:
         cache_dir: where stores lie.
@@ -77,7 +78,8 @@ def choose_stores(
     absent: list[GeoError] = []
     for name in splits:
         try:
-            stores.append(choose_store(cache_dir, model, name))
+            store = choose_store(cache_dir, model, name)
+            stores += [store, *variant_stores(cache_dir, store)]
         except GeoError as error:
             absent.append(error)
     if not stores and not problems:
@@ -174,7 +176,9 @@ def find_pending(store: Store) -> Pending | None:
         return None
     command = rebuild_hint(store.path, store.attrs)
     samples, chunk_rows = store.shape[0], store.chunk_rows
-    for parts in range(2, min(-(-samples // chunk_rows), _MOST_PARTS) + 1):
+    # Of variants no part is made alone.
+    most = 1 if store.variant != AS_THEY_ARE else min(-(-samples // chunk_rows), _MOST_PARTS)
+    for parts in range(2, most + 1):
         ranges = [part_rows(samples, chunk_rows, (k, parts)) for k in range(1, parts + 1)]
         done = [not pending[rows].any() for rows in ranges]
         if any(done) and all(
@@ -264,6 +268,9 @@ def embed_again(
     """
     import torch
 
+    from geo_embed.data.augment import change_pictures
+
+    variant = store.variant
     spec = recorded_preprocessing(store.attrs["preprocessing"], store.path)
     content = read_content_hash(store)
     for i, v, row in places:
@@ -280,7 +287,11 @@ def embed_again(
             yield EmbeddedAgain(where, fault=f"the picture changed on disk: {path}")
             continue
         with torch.inference_mode():
-            batch = images.normalise(torch.from_numpy(pixels)[None].to(backbone.device), spec, backbone.dtype)
+            shown = torch.from_numpy(pixels)[None, None].to(backbone.device)
+            changed = change_pictures(
+                shown, torch.ones(1, 1, dtype=torch.bool, device=backbone.device), variant
+            )
+            batch = images.normalise(changed[0], spec, backbone.dtype)
             embedding = backbones.embed(backbone, batch)[0].float().cpu().numpy()
         first = i - i % store.chunk_rows
         stored = read_chunk(store, slice(first, first + store.chunk_rows))[i - first, v]

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,7 +37,7 @@ def _cache_ls() -> None:
     rows = [
         (
             f"{s.path.parent.name}/{s.path.name}",
-            f"--backbone {shlex.quote(s.backbone)}, {s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, "
+            f"--backbone {shlex.quote(s.backbone)}, {_kind(s.variant)}{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, "
             f"{readable_size(s.bytes)}, "
             f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
         )
@@ -128,7 +128,10 @@ def _cache_verify(
         "pending": pending,
         "not_looked_at": others,
     }
-    print_result(result, [(str(opened.path), f"{opened.shape[0]:,} samples") for opened in stores])
+    print_result(
+        result,
+        [(str(s.path), f"{_kind(s.variant.recorded())}{s.shape[0]:,} samples") for s in stores],
+    )
     if not GLOBALS.as_json:
         for problem in problems:
             show(f"{problem.where}: {problem.message} ({problem.store})")
@@ -242,6 +245,13 @@ def _cache_export(
         "dim": dim,
     }
     print_result(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
+
+
+def _kind(variant: dict[str, Any]) -> str:
+    """What was done to a store's pictures, before the rest of its line; nothing to nearly all."""
+    from geo_embed.data.variants import Variant
+
+    return f"{Variant.model_validate(variant)}, " if variant else ""
 
 
 def _warn_of_broken_runs(runs_dir: Path) -> None:

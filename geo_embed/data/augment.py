@@ -8,7 +8,6 @@ passes, whatever is asked for, and a third over the few samples that are blurred
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geo_embed.config import Augment
-from geo_embed.errors import GeoError
+from geo_embed.data.variants import AS_THEY_ARE, Variant, flipped_order, scene_order, variants_of
 
 # Floats of pixels at work at once: bounded memory on a GPU, and within a CPU's cache.
 _FLOATS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -30,10 +29,6 @@ _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -
 _LEAST_BLUR_PX = 0.5
 _MOST_BLUR_OF_HEIGHT = 1 / 168
 
-_WORDS = r"north|south|east|west|left|right|front|back|rear|ahead|behind|up|down"
-_NAMED = re.compile(rf"(?:{_WORDS})(?:[-_ ]?(?:{_WORDS}))*|[ns]|[ns]?[ew]")
-_MIRRORED = {"east": "west", "west": "east", "left": "right", "right": "left"}
-
 
 @dataclass(frozen=True)
 class _Light:
@@ -41,24 +36,6 @@ class _Light:
 
     matrix: Tensor
     lift: Tensor
-
-
-def mirror_order(view_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which view takes each view's place in a mirrored scene: east and west swap, as left and right; north stays.
-
-    Understands `north`, `SE`, `front_left` and their like. None where a name is no direction, or its mirror image isn't
-    among the views.
-    """
-    names = [name.lower() for name in view_names]
-    if not all(_NAMED.fullmatch(name) for name in names):
-        return None
-    mirrored = [
-        name.translate(str.maketrans("ew", "we"))
-        if len(name) < 3
-        else re.sub("east|west|left|right", lambda match: _MIRRORED[match[0]], name)
-        for name in names
-    ]
-    return tuple(names.index(name) for name in mirrored) if set(mirrored) <= set(names) else None
 
 
 @torch.no_grad()
@@ -91,7 +68,7 @@ def augment(
     Raises:
         GeoError: a flip is asked for, and these views can't be mirrored.
     """
-    order = _order(settings, view_names)
+    order = flipped_order(settings, view_names)
     samples, views, _, height, _ = pixels.shape
     drawn = torch.rand(skip + samples, 7 + 4 * views, generator=generator)[skip:]
     mirror = drawn[:, 4] < settings.flip
@@ -121,38 +98,37 @@ def augment(
 def tta_views(
     pixels: Tensor, present: Tensor, settings: Augment, view_names: Sequence[str]
 ) -> list[tuple[Tensor, Tensor]]:
-    """A batch in a few sure variants, for predictions that are averaged: as it is; its middle, as large a part as the average
-    crop of the training (where that crops); and its mirror image (where that flips).
+    """A batch of scenes in the variants of `variants_of`, for predictions that are averaged.
 
     Args and errors as in `augment`.
     """
-    order = _order(settings, view_names)
+    views = []
+    for variant in variants_of(settings, view_names):
+        order = list(scene_order(variant, view_names)) if variant.mirror else slice(None)
+        shown, seen = pixels[:, order], present[:, order]
+        views.append((change_pictures(shown, seen, variant), seen))
+    return views
+
+
+@torch.no_grad()
+def change_pictures(pixels: Tensor, present: Tensor, variant: Variant) -> Tensor:
+    """Pictures as a variant has them, each at its own view.
+
+    Args:
+        pixels: uint8 (B, V, 3, H, W), before `normalise`; on any device.
+        present: (B, V) bool, on the same.
+        variant: what is changed.
+
+    Returns:
+        uint8 (B, V, 3, H, W); the same pixels where nothing changes. Views that are missing stay as they were.
+    """
+    if variant == AS_THEY_ARE:
+        return pixels
     samples, views = present.shape
-    nothing, middle = torch.zeros(samples, views), ((1 + settings.crop) / 2) ** 0.5
-    unblurred, mirror = torch.zeros(samples), torch.ones(samples, dtype=torch.bool)
-    variants = [(pixels, present)]
-    if settings.crop < 1:
-        frame = _frame(nothing + middle, nothing, nothing, ~mirror)
-        variants.append((_change(pixels, present, None, frame, unblurred), present))
-    if order is not None:
-        swapped, seen = _swap(pixels, present, mirror, order)
-        frame = _frame(nothing + 1, nothing, nothing, mirror)
-        variants.append((_change(swapped, seen, None, frame, unblurred), seen))
-    return variants
-
-
-def _order(settings: Augment, view_names: Sequence[str]) -> tuple[int, ...] | None:
-    """The mirrored order where a flip is asked for, else None."""
-    if not settings.flip:
-        return None
-    order = mirror_order(view_names)
-    if order is None:
-        raise GeoError(
-            f"views named {', '.join(view_names)} can't be mirrored: which of them swap is not known",
-            where="flip",
-            hint="set it to 0; views named by directions (north, east, south, west; left, right) can be mirrored",
-        )
-    return order
+    nothing = torch.zeros(samples, views)
+    mirror = torch.full((samples,), variant.mirror)
+    frame = _frame(nothing + variant.crop**0.5, nothing, nothing, mirror)
+    return _change(pixels, present, None, frame, torch.zeros(samples))
 
 
 def _swap(pixels: Tensor, present: Tensor, mirror: Tensor, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:

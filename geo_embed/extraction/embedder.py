@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.data import images
+from geo_embed.data.variants import AS_THEY_ARE, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class Embedder:
         spec: the shape of its pixels, and how they are normalised.
         device: where it runs.
         batch_size: images per pass.
+        variant: what is done to every image first.
 
     Attributes:
         load_seconds: how long loading took.
@@ -42,8 +44,9 @@ class Embedder:
         spec: images.Preprocessing,
         device: "torch.device",
         batch_size: int,
+        variant: Variant = AS_THEY_ARE,
     ) -> None:
-        self.batch_size, self.load_seconds = batch_size, 0.0
+        self.batch_size, self.load_seconds, self._variant = batch_size, 0.0, variant
         self._load, self._spec, self._device = load, spec, device
         self._backbone: Backbone | None = None
         # Two batches of pixels, and for each the event after which the device has read it.
@@ -88,6 +91,8 @@ class Embedder:
     def _embed(self, backbone: Backbone) -> None:
         import torch
 
+        from geo_embed.data.augment import change_pictures
+
         # Every batch has the same shape, whatever is left over from the one before it in the last rows: then an
         # embedding is the same to the last bit, whichever images share its batch.
         with torch.inference_mode():
@@ -97,6 +102,9 @@ class Embedder:
             if is_cuda:
                 self._read[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._read[self._turn].record()
+            # As `tta_views` changes them: the same bytes, on the same device.
+            shown = torch.ones(len(pixels), 1, dtype=torch.bool, device=pixels.device)
+            pixels = change_pictures(pixels[:, None], shown, self._variant)[:, 0]
             normal = images.normalise(pixels, self._spec, backbone.dtype, self._normal)
             embeddings = backbones.embed(backbone, normal)[: len(self._places)].float()
         self._chunk.append((self._places, embeddings))

@@ -35,10 +35,11 @@ from geo_embed.cache.store import (
     read_status,
     write_ids,
 )
-from geo_embed.config import Config, Model, OnDamagedImage
+from geo_embed.config import Config, Dtype, Model, OnDamagedImage
 from geo_embed.console import progress, say, warn
 from geo_embed.data.images import Preprocessing
 from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import pick_device, pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import Embedder, default_batch_size
@@ -125,7 +126,13 @@ class _ImageChanged(Exception):
 
 @with_torch_switches
 def extract(
-    config: Config, split: str, *, part: tuple[int, int] | None = None, limit: int | None = None
+    config: Config,
+    split: str,
+    *,
+    part: tuple[int, int] | None = None,
+    limit: int | None = None,
+    variant: Variant = AS_THEY_ARE,
+    dtype: Dtype | None = None,
 ) -> Extraction:
     """Embed a split, as far as it is not embedded already.
 
@@ -135,6 +142,8 @@ def extract(
         part: (k, n), k from 1 to n: only the k-th of n ranges of whole chunks. Parts may run in any order, at once in n
             processes, killed and begun again: once all are done the store holds the very bytes of one run.
         limit: stop after this many samples, in manifest order; the rest stays pending. Not together with `part`.
+        variant: what is done to every picture first; its embeddings lie in a store of their own.
+        dtype: the backbone's precision, in place of the settings', which then say how embeddings are stored and no more.
 
     Raises:
         GeoError: bad data, bad images with `on_bad_image = fail`, no weights, somebody else at work on the same rows, a
@@ -143,7 +152,7 @@ def extract(
     """
     started = time.monotonic()
     _check_part(part, limit)
-    plan = _make_plan(config, split)
+    plan = _make_plan(config, split, variant, dtype)
     count = len(plan.samples)
     path, fingerprint = settle(
         Wanted(plan.path, plan.attrs, plan.samples, plan.model, plan.device, plan.dtype)
@@ -214,13 +223,13 @@ def _check_part(part: tuple[int, int] | None, limit: int | None) -> None:
         raise GeoError("a part and a limit don't go together", where="limit", hint="leave one of them out")
 
 
-def _make_plan(config: Config, split: str) -> _Plan:
+def _make_plan(config: Config, split: str, variant: Variant, dtype_name: Dtype | None) -> _Plan:
     samples = load_samples(config, split)
     model, inference = config.model, config.inference
     device = pick_device(model.device)
-    dtype = pick_dtype(model.dtype, device)
+    dtype = pick_dtype(dtype_name or model.dtype, device)
     directory = find_backbone(model.backbone_name)
-    attrs = store_attributes(model, directory, dtype)
+    attrs = store_attributes(model, directory, dtype, variant)
     return _Plan(
         samples,
         manifest_sha256(samples),
@@ -350,7 +359,9 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
         plan.spec,
         plan.device,
         plan.batch_size,
+        store.variant,
     )
+    kind = "" if store.variant == AS_THEY_ARE else f", {store.variant}"
     views = len(plan.samples.view_names)
     places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
 
@@ -361,7 +372,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     # on while the next chunk is read. A chunk that is as it was is not written again.
     with (
         progress(
-            f"extract {store.split}", (rows.stop - rows.start) * views, "images", plan.progress_seconds
+            f"extract {store.split}{kind}", (rows.stop - rows.start) * views, "images", plan.progress_seconds
         ) as advance,
         Writer(store, sources, plan.samples) as writer,
         read_images(

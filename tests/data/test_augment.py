@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from geo_embed.config import Augment
-from geo_embed.data.augment import augment, mirror_order, tta_views
+from geo_embed.data.augment import augment, tta_views
+from geo_embed.data.variants import mirror_order
 from geo_embed.errors import GeoError
 
 COMPASS = ("north", "east", "south", "west")
