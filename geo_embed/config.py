@@ -26,6 +26,8 @@ EnsembleMethod = Literal["average", "weighted", "voting", "majority", "rrf", "st
 # What an ensemble's point is of its members' points, and what may be asked for.
 EnsemblePoint = Literal["median", "mean"]
 PointChoice = Literal["auto", "median", "mean"]
+# What runs are listed by: the newest, the best, by name, the nearest.
+RunOrder = Literal["age", "score", "name", "km"]
 
 
 # Beyond any use, and small enough that nothing overflows where several are multiplied: of things that are counted, of hidden

@@ -182,6 +182,24 @@ def difference_interval(
     return _percentiles(scores[0] - scores[1])
 
 
+def difference_intervals_of_parts(
+    first: tuple[NDArray[np.float64], NDArray[np.float64]],
+    second: tuple[NDArray[np.float64], NDArray[np.float64]],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    resamples: int = _RESAMPLES,
+    seed: int = 0,
+) -> dict[str, tuple[float, float] | tuple[None, None]]:
+    """As `difference_interval`, on the same draws, of the score's parts: `state_score` and `gps_score`."""
+    sums = [_drawn_sums(credit, km, groups, resamples, seed) for credit, km in (first, second)]
+    states = [credits / counts for credits, _, counts in sums]
+    points = [np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM) for _, distances, counts in sums]
+    return {
+        "state_score": _percentiles(states[0] - states[1]),
+        "gps_score": _percentiles(points[0] - points[1]),
+    }
+
+
 def _percentiles(drawn: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
     if not len(drawn):
         return None, None
@@ -196,8 +214,23 @@ def _drawn_scores(
     resamples: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """The competition score of each draw (resamples,), empty below two samples or groups. Draws depend on their number and the
-    seed alone.
+    """The competition score of each draw (resamples,), empty below two samples or groups."""
+    credits, distances, counts = _drawn_sums(credit, km, groups, resamples, seed)
+    return np.asarray(
+        STATE_WEIGHT * credits / counts
+        + GPS_WEIGHT * np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM)
+    )
+
+
+def _drawn_sums(
+    credit: NDArray[np.float64],
+    km: NDArray[np.float64],
+    groups: NDArray[np.int64] | None,
+    resamples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Of each draw the summed credit, the summed distance and the number of samples: (3, resamples), (3, 0) below two samples or
+    groups. Draws depend on their number and the seed alone.
     """
     values = np.stack([credit, km, np.ones(len(credit))], axis=1)
     if groups is not None:
@@ -205,7 +238,7 @@ def _drawn_scores(
         values = np.stack([np.bincount(group, column) for column in values.T], axis=1)
     units = len(values)
     if units < 2:
-        return np.empty(0)
+        return np.empty((3, 0))
     random = np.random.default_rng(seed)
     block = max(1, _DRAWS // units)
     sums = []
@@ -215,11 +248,7 @@ def _drawn_scores(
         drawn += np.arange(rows)[:, None] * units
         times = np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units)
         sums.append(times @ values)
-    credits, distances, counts = np.concatenate(sums).T
-    return np.asarray(
-        STATE_WEIGHT * credits / counts
-        + GPS_WEIGHT * np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM)
-    )
+    return np.asarray(np.concatenate(sums).T)
 
 
 def calibration_error(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> float:

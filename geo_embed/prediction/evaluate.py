@@ -76,7 +76,7 @@ def evaluate(
         writer_for(out)
     run = on_this_machine(run, config.paths, config.model.device)
     predictions, truth = split_predictions(run, split, config.paths, config.model.device)
-    if split == "val" and len(truth) and _chose_unseen(run):
+    if split == "val" and len(truth) and chose_unseen(run):
         warn(
             "the run is of a version that chose an epoch by these samples and scored them all the same: a little too good; "
             "train it again for a score of samples that chose nothing"
@@ -149,7 +149,7 @@ def split_predictions(run: Run, split: str, paths: Paths, device: str) -> tuple[
     return predictions.take(rows), truth.take(rows)
 
 
-def _chose_unseen(run: Run) -> bool:
+def chose_unseen(run: Run) -> bool:
     """Whether the held-out samples chose an epoch that answers them, as in plain and fine-tuned runs of earlier versions."""
     trained_by_epochs = "init" in run.provenance or (
         run.config.training.preset != "best" and HEADS[run.config.model.head].make.by_steps

@@ -37,7 +37,7 @@ class Ensemble:
 
 def load_ensemble(run: Run) -> Ensemble | None:
     """An ensemble's members; None for a run with heads of its own. Raises GeoError where it is damaged."""
-    described = _read_recipe(run)[0].ensemble
+    described = read_recipe(run)[0].ensemble
     if described is None:
         return None
     members = []
@@ -63,7 +63,7 @@ def load_heads(run: Run) -> "Panel":
 
     from geo_embed.heads.predictor import build_panel
 
-    checked, described = _read_recipe(run)
+    checked, described = read_recipe(run)
     if checked.ensemble is not None:
         raise GeoError(
             "an ensemble has no heads of its own",
@@ -112,7 +112,7 @@ def load_heads(run: Run) -> "Panel":
     return heads.eval()
 
 
-def _read_recipe(run: Run) -> tuple[Recipe, dict[str, Any]]:
+def read_recipe(run: Run) -> tuple[Recipe, dict[str, Any]]:
     """recipe.json, checked, and as plain values. Raises GeoError where it is absent or damaged."""
     path = run.recipe_path
     try:

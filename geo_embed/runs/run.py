@@ -57,9 +57,9 @@ _CONFIG, _LABELS, _PROVENANCE = "config.toml", "labels.json", "provenance.json"
 _RECIPE, _HEADS, _MEMBERS = "recipe.json", "heads.safetensors", "members"
 _CENTROIDS, _DISTANCES, _SPLIT = "state_centroids.json", "haversine_matrix.npy", "split.parquet"
 _METRICS, _HISTORY, _PREDICTIONS = "metrics.json", "history.parquet", "_predictions.parquet"
-_BACKBONE, _CHECKPOINTS = "backbone", "checkpoints"
+_BACKBONE, _CHECKPOINTS, _TAGS = "backbone", "checkpoints", "tags.json"
 # Of a run that becomes a member of an ensemble.
-_NOT_COPIED = shutil.ignore_patterns(f"*{_PREDICTIONS}", _CHECKPOINTS, ".*")
+_NOT_COPIED = shutil.ignore_patterns(f"*{_PREDICTIONS}", _CHECKPOINTS, _TAGS, ".*")
 # Of the table of a split, which names every sample once or, with folds, once a fold.
 _MOST_ROWS = 50_000_000
 # Bytes of a file that isn't tensors.
@@ -123,6 +123,11 @@ class Run:
     def members_dir(self) -> Path:
         """Where an ensemble keeps copies of its members, which are runs."""
         return self.path / _MEMBERS
+
+    @property
+    def tags_path(self) -> Path:
+        """What people say of it; may not be there. No training writes this file."""
+        return self.path / _TAGS
 
     def predictions_path(self, split: str) -> Path:
         """Its prediction table of `val`, `train` or `test`; may not be there."""
@@ -205,6 +210,11 @@ def is_run(directory: Path) -> bool:
     with suppress(OSError, ValueError):
         return (directory / _PROVENANCE).is_file()
     return False
+
+
+def provenance_path(directory: Path) -> Path:
+    """Where a run says what it was made from; without this file a directory is no run."""
+    return directory / _PROVENANCE
 
 
 def checkpoints_dir(directory: Path) -> Path:
@@ -558,7 +568,7 @@ def _load(path: Path) -> Run:
 def run_stores(runs_dir: Path) -> dict[str, list[str]]:
     """For each store's fingerprint, the names of the runs that were fitted on it; of those in `broken_runs` it isn't known."""
     users: dict[str, list[str]] = {}
-    for path in _runs(runs_dir):
+    for path in finished_runs(runs_dir):
         try:
             provenance = read_json(path / _PROVENANCE, Provenance).model_dump()
         except GeoError:
@@ -579,7 +589,7 @@ def _named(runs_dir: Path, name: str) -> Path:
             put_right(path.parent)
         if is_run(path):
             return path
-    names = [run.name for run in _runs(runs_dir)]
+    names = [run.name for run in finished_runs(runs_dir)]
     near = difflib.get_close_matches(name, names, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise GeoError(
@@ -593,7 +603,7 @@ def _load_newest(runs_dir: Path) -> Run:
     """The newest run that can be read; newer ones that can't be are named."""
     broken = {path: GeoError(why, where=path) for path, why in broken_runs(runs_dir)}
     newest: Run | None = None
-    for path in _runs(runs_dir):
+    for path in finished_runs(runs_dir):
         try:
             newest = load_run(runs_dir, path.name)
             break
@@ -640,7 +650,7 @@ def put_right(runs_dir: Path) -> None:
     restore_replaced(runs_dir, is_being_written)
 
 
-def _runs(runs_dir: Path) -> list[Path]:
+def finished_runs(runs_dir: Path) -> list[Path]:
     """Finished runs, newest first."""
     put_right(runs_dir)
     ages = {}

@@ -80,6 +80,17 @@ class Provenance(_File):
     data: _Data | None = None
 
 
+# A tag is one word, so that a shell and a table need no quotes for it.
+Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s,\x00-\x1f\x7f-\x9f]+$")]
+
+
+class Tags(_File):
+    """tags.json: what people say of a run."""
+
+    tags: list[Tag] = Field([], max_length=1000)
+    note: Text = ""
+
+
 class _Scores(_File):
     score: float | None
 

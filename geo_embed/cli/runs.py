@@ -1,0 +1,232 @@
+"""`geo runs`: look at all runs, compare two, and say what is to be kept of them."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geo_embed.cli.commands import Commands
+from geo_embed.cli.complete import complete_run
+from geo_embed.cli.options import GLOBALS, RunArgument
+from geo_embed.cli.show import metric_rows, print_result, print_table, readable_size
+from geo_embed.config import RunOrder
+from geo_embed.console import harmless, show
+from geo_embed.errors import GeoError
+
+if TYPE_CHECKING:
+    from geo_embed.prediction.difference import Compared, Comparison
+    from geo_embed.runs.listing import Listing
+
+
+class ListsByDefault(Commands):
+    """`geo runs`, alone or with options, is `geo runs ls`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As `Commands`, with `ls` in front of options that belong to no command."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["ls", *args]
+        return super().parse_args(ctx, args)
+
+
+runs_app = typer.Typer(help="Look at runs: all of them, one, or the difference of two.")
+
+NamedRun = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name or directory.", autocompletion=complete_run)
+]
+
+
+@runs_app.command("ls", epilog="Example: `geo runs ls 'heads-*' --sort score`")
+def _ls(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="Only names like this, as 'heads-*'.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only runs with this tag; repeatable.")
+    ] = None,
+    sort: Annotated[RunOrder, typer.Option("--sort", help="The newest, best, or nearest first.")] = "age",
+) -> None:
+    """List every run with its score, recipe, data and age; and what lies among them and is none."""
+    from geo_embed.runs.listing import list_runs
+
+    listing = list_runs(GLOBALS.config().paths.runs_dir, pattern, tags=tag or [], sort=sort)
+    if GLOBALS.as_json:
+        print_result(listing, [])
+        return
+    _print_listing(listing)
+
+
+def _print_listing(listing: "Listing") -> None:
+    if listing.runs or not listing.broken:
+        print_table([_as_line(run) for run in listing.runs])
+    if listing.broken:
+        show()
+        show("[no runs]")
+        print_table([{"directory": str(each.path), "why": each.reason} for each in listing.broken])
+
+
+def _as_line(run: Any) -> dict[str, Any]:
+    low, high = run.score_interval
+    return {
+        "run": run.run,
+        "score": "–" if run.score is None else f"{run.score:.4f}",
+        "95 %": "–" if low is None else f"{low:.3f}–{high:.3f}",
+        "recipe": _recipe_text(run.kind, run.recipe),
+        "embeddings": f"{run.backbone.rstrip('/').rpartition('/')[2]}-{run.store[:8]}",
+        "held out": f"{run.samples:,} {_validation_text(run.validation)}",
+        "age": _age_text(run.age_seconds),
+        "tags": ", ".join(run.tags),
+    }
+
+
+def _recipe_text(kind: str, recipe: dict[str, Any]) -> str:
+    if kind == "ensemble":
+        return f"{recipe['method']} of {len(recipe['members'])} runs"
+    chosen = recipe.get("chosen")
+    parts = chosen if chosen else [recipe["head"], recipe["fusion"]]
+    some = ", ".join(parts[:2]) + (f", +{len(parts) - 2}" if len(parts) > 2 else "")
+    text = f"{recipe['preset']}: {some}"
+    return f"tuned {recipe['init']}" if kind == "finetuned" else text
+
+
+def _validation_text(validation: dict[str, Any]) -> str:
+    folds = f", {validation['folds']} folds" if validation["folds"] > 1 else ""
+    kind = f"spatial {validation['group_km']:g} km" if validation["kind"] == "spatial" else validation["kind"]
+    return kind + folds
+
+
+def _age_text(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@runs_app.command("show", epilog="Example: `geo runs show first`")
+def _show(run: RunArgument = None) -> None:
+    """Print all that a run says of itself: scores, recipe, data, settings, command, files."""
+    from geo_embed.runs.listing import describe_run
+
+    described = describe_run(GLOBALS.config().paths.runs_dir, run)
+    size = sum(described["files"].values())
+    data = described["data"]
+    rows = [
+        ("run", described["run"]),
+        ("directory", described["path"]),
+        *metric_rows(described["val"]),
+        ("recipe", _recipe_text(described["kind"], described["recipe"])),
+        *(
+            (key, ", ".join(described["recipe"][key]))
+            for key in ("chosen", "members")
+            if key in described["recipe"]
+        ),
+        ("calibrated by", described["calibration"] or "nothing"),
+        ("held out", f"{described['samples']:,} {_validation_text(described['validation'])}"),
+        ("embeddings", f"{described['backbone']}, store {described['store']}"),
+        ("data", f"{data['train_csv'] or 'unknown'}, {data['samples'] or 0:,} samples"),
+        *([("settings", "")] if described["settings"] else []),
+        *((f"  {key}", value) for key, value in described["settings"].items()),
+        ("made", f"{described['created'] or 'unknown'}, by {' '.join(described['command'] or ['Python'])}"),
+        ("tags", ", ".join(described["tags"]) or "none"),
+        ("note", described["note"] or "none"),
+        ("files", f"{len(described['files']):,}, {readable_size(size)}"),
+    ]
+    print_result(described, rows)
+
+
+@runs_app.command("compare", epilog="Example: `geo runs compare first second`")
+def _compare(first: NamedRun, second: NamedRun) -> None:
+    """Say which of two runs is better, and whether that is more than chance, on the samples that both held out."""
+    from geo_embed.prediction.difference import compare_runs
+
+    comparison = compare_runs(GLOBALS.config().paths.runs_dir, first, second)
+    if GLOBALS.as_json:
+        print_result(comparison, [])
+        return
+    columns = ("score", "state_score", "gps_score", "mean_km")
+    print_table(
+        [{"run": run.run, **{name: getattr(run, name) for name in columns}} for run in comparison.runs]
+    )
+    show()
+    print_result({}, _difference_rows(comparison))
+
+
+def _difference_rows(comparison: "Comparison") -> list[tuple[str, str]]:
+    def text(difference: float, interval: tuple[float | None, float | None]) -> str:
+        low, high = interval
+        return f"{difference:+.4f}" + ("" if low is None else f" ({low:+.4f} to {high:+.4f})")
+
+    first, second = (harmless(run.run) for run in comparison.runs)
+    low, high = comparison.interval
+    if low is None or high is None:
+        verdict = "too few samples for an interval"
+    elif low <= 0 <= high:
+        verdict = "no difference that these samples can tell: the interval holds 0"
+    else:
+        verdict = f"{first if low > 0 else second} is better"
+    drawn = "" if comparison.groups is None else f", drawn by {comparison.groups:,} places"
+    return [
+        ("difference", f"{text(comparison.difference, comparison.interval)}, {first} less {second}"),
+        ("of states", text(comparison.state_score.difference, comparison.state_score.interval)),
+        ("of GPS", text(comparison.gps_score.difference, comparison.gps_score.interval)),
+        ("verdict", verdict),
+        ("samples", f"{comparison.samples:,} that both held out{drawn}"),
+        *(("left out", _left_out_text(run)) for run in comparison.runs if run.left_out),
+    ]
+
+
+def _left_out_text(run: "Compared") -> str:
+    trained = f"; the other run was trained on {run.trained_on_by_other:,}" if run.trained_on_by_other else ""
+    return f"{run.left_out:,} of {run.held_out:,} that {harmless(run.run)} held out and the other didn't{trained}"
+
+
+@runs_app.command("tag", epilog="Example: `geo runs tag first good`")
+def _tag(
+    run: NamedRun,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words without blanks and commas.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
+) -> None:
+    """Give a run tags, by which `geo runs --tag` finds it."""
+    from geo_embed.runs.tags import tag_run
+
+    said = tag_run(GLOBALS.config().paths.runs_dir, run, tags, remove=remove)
+    print_result({"run": run, "tags": said.tags}, [("run", run), ("tags", ", ".join(said.tags) or "none")])
+
+
+@runs_app.command("note", epilog="Example: `geo runs note first 'the one to beat'`")
+def _note(
+    run: NamedRun,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Of any length; empty takes the note away.")],
+) -> None:
+    """Write a note on a run, in the place of the one that it has."""
+    from geo_embed.runs.tags import note_run
+
+    said = note_run(GLOBALS.config().paths.runs_dir, run, text)
+    print_result({"run": run, "note": said.note}, [("run", run), ("note", said.note or "none")])
+
+
+@runs_app.command("rm", epilog="Example: `geo runs rm swept --yes`")
+def _rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Names of runs, broken ones too.", autocompletion=complete_run),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also runs that an ensemble or a training was made of.")
+    ] = False,
+) -> None:
+    """Delete runs for good; asks first."""
+    from geo_embed.runs.remove import find_removable, remove_runs
+
+    runs_dir = GLOBALS.config().paths.runs_dir
+    paths = [find_removable(runs_dir, name) for name in names]
+    if not yes:
+        listed = ", ".join(harmless(path.name) for path in paths)
+        if not sys.stdin.isatty():
+            raise GeoError(
+                f"nobody can be asked whether to delete {listed}", where=runs_dir, hint="say so with --yes"
+            )
+        if not typer.confirm(f"Delete {listed} for good?", err=True):
+            raise GeoError("nothing was deleted", where=runs_dir)
+    gone = remove_runs(runs_dir, names, force=force)
+    print_result(gone, [("removed", ", ".join(gone.removed)), ("freed", readable_size(gone.bytes))])

@@ -1,0 +1,114 @@
+"""`geo runs`, as a user types it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Country
+from small import Ran, command
+
+import geo_embed
+from geo_embed.runs.run import Run
+
+Geo = Callable[..., Ran]
+
+
+@pytest.fixture
+def geo(country: Country, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Geo:
+    return lambda *words: command(capsys, *country.options(tmp_path), *words)
+
+
+def test_runs_alone_is_runs_ls_with_or_without_options(geo: Geo, run: Run) -> None:
+    listed = geo("--json", "runs", "ls").json
+    assert [each["run"] for each in listed["runs"]] == ["first"]
+    assert listed["broken"] == []
+    for words in (["runs"], ["runs", "--sort", "score"]):
+        again = geo("--json", *words).json
+        assert [each["run"] for each in again["runs"]] == ["first"]
+    assert geo("runs", "--tag", "absent").out == "none\n"
+    assert "geo runs ls" not in geo("runs", "-h").err
+    assert geo("runs", "-h").code == 0
+
+
+def test_people_get_a_table_and_what_is_no_run_below_it(geo: Geo, run: Run) -> None:
+    (run.path.parent / "holiday\x1b[31m").mkdir()
+    shown = geo("runs").out
+    header, line, *rest = shown.splitlines()
+    assert header.split()[:2] == ["run", "score"]
+    assert line.split()[0] == "first"
+    assert f"{run.read_metrics()['score']:.4f}" in line
+    assert "pigeon: separate, average" in line
+    assert rest[1] == "[no runs]"
+    assert "holiday\\x1b[31m  it holds none of a run's files" in shown
+    assert "\x1b" not in shown
+
+
+def test_one_run_is_shown(geo: Geo, run: Run) -> None:
+    shown = geo("runs", "show")
+    assert shown.code == 0, shown.err
+    assert "training.preset" in shown.out
+    json = geo("--json", "runs", "show", "first").json
+    assert (json["run"], json["val"]["score"]) == ("first", run.read_metrics()["score"])
+
+
+def test_two_runs_are_compared(geo: Geo, run: Run) -> None:
+    shutil.copytree(run.path, run.path.with_name("second"))
+    shown = geo("runs", "compare", "first", "second")
+    assert shown.code == 0, shown.err
+    assert "no difference that these samples can tell" in shown.out
+    compared = geo("--json", "runs", "compare", "first", "second").json
+    assert (compared["difference"], compared["interval"]) == (0, [0, 0])
+    assert [each["run"] for each in compared["runs"]] == ["first", "second"]
+
+
+def test_tags_and_notes_are_written_and_found(geo: Geo, run: Run) -> None:
+    assert geo("--json", "runs", "tag", "first", "good", "old").json == {
+        "run": "first",
+        "tags": ["good", "old"],
+    }
+    assert geo("--json", "runs", "tag", "first", "old", "--remove").json["tags"] == ["good"]
+    assert geo("--json", "runs", "note", "first", "=1+1").json == {"run": "first", "note": "=1+1"}
+    (found,) = geo("--json", "runs", "--tag", "good").json["runs"]
+    assert (found["tags"], found["note"]) == (["good"], "=1+1")
+    refused = geo("runs", "tag", "first", "two words")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith("error: ")
+
+
+def test_nothing_is_deleted_where_nobody_can_be_asked(geo: Geo, run: Run) -> None:
+    refused = geo("runs", "rm", "first")
+    assert refused.code == 1
+    assert "--yes" in refused.err
+    assert run.path.is_dir()
+    gone = geo("--json", "runs", "rm", "first", "--yes").json
+    assert gone["removed"] == ["first"]
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
+def test_on_a_terminal_it_is_asked_first(
+    geo: Geo, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, stays: bool
+) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            return f"{answer}\n"
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    ran = geo("runs", "rm", "first")
+    assert "Delete first for good?" in ran.err
+    assert ran.code == (1 if stays else 0)
+    assert run.path.exists() is stays
+
+
+def test_the_same_verbs_are_there_in_python(run: Run) -> None:
+    runs = run.path.parent
+    geo_embed.tag_run(runs, "first", ["good"])
+    assert [each.tags for each in geo_embed.list_runs(runs).runs] == [("good",)]
+    assert geo_embed.describe_run(runs, "first")["tags"] == ("good",)
+    assert geo_embed.remove_runs(runs, ["first"]).removed == ["first"]
