@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from geo_embed.console import PROGRESS_SECONDS
 from geo_embed.registry import CALIBRATIONS, FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 
 DEFAULT_BACKBONE = "geolocal/StreetCLIP"
@@ -433,7 +434,7 @@ class Tracking(_Group):
     """What is said while working, and kept about a run."""
 
     progress_seconds: float = Field(
-        10.0, gt=0, le=_LONGEST, description="between progress lines off a terminal (seconds)"
+        PROGRESS_SECONDS, gt=0, le=_LONGEST, description="between progress lines off a terminal (seconds)"
     )
     note: str = Field("", description="free text for a run's provenance")
 

@@ -6,13 +6,20 @@ Progress is a bar on a terminal, plain lines elsewhere, nothing with `-q`.
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 _quiet = False
 _news_lost = False
+PROGRESS_SECONDS = 10.0
+_progress_seconds = PROGRESS_SECONDS
+# What ends sooner needs no bar.
+_BAR_AFTER_SECONDS = 0.5
+_bars: "_Bars | None" = None
+_bars_lock = threading.Lock()
 
 # What moves a cursor, colours, ends a line, turns the direction of letters or shows nothing at all: C0 and C1 controls, soft
 # hyphens, joiners and marks without width, bidirectional overrides, tags, halves of characters.
@@ -91,8 +98,9 @@ def set_quiet(quiet: bool) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether news may redraw itself: stderr is a terminal, and nobody asked for quiet."""
-    return not _quiet and sys.stderr is not None and sys.stderr.isatty()
+    """Whether news may redraw itself: stderr is a terminal that can, and nobody asked for quiet."""
+    dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    return not _quiet and not dumb and sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(text: str) -> None:
@@ -106,63 +114,162 @@ def warn(text: str) -> None:
     complain(f"warning: {text}")
 
 
+def set_progress_seconds(seconds: float) -> None:
+    """Between two lines of progress, off a terminal, where whoever reports it says nothing else."""
+    global _progress_seconds
+    _progress_seconds = seconds
+
+
+class Advance(Protocol):
+    """Tells how many more are done, and what to show beside: a score so far."""
+
+    def __call__(self, n: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress(label: str, total: int, unit: str, every_seconds: float) -> Iterator[Callable[[int], None]]:
-    """Report work on `total` things; the yielded function takes how many more are done.
+def progress(label: str, total: int, unit: str, every_seconds: float | None = None) -> Iterator[Advance]:
+    """Report work on `total` things; the yielded function takes how many more are done, and a note that stays till the next.
+
+    On a terminal a bar, once the work has lasted for half a second, with others below it while they last; it ends as it stands.
 
     Args:
         label: what is being done.
         total: how many there are.
         unit: what they are, in the plural.
-        every_seconds: between two lines, off a terminal.
+        every_seconds: between two lines, off a terminal; default `tracking.progress_seconds`.
     """
-    if _quiet or not total:
-        yield lambda n: None
+    if _quiet or total <= 0:
+        yield lambda n, note="": None
     elif on_terminal():
         with _bar(label, total, unit) as advance:
             yield advance
     else:
-        yield _lines(label, total, unit, every_seconds)
+        yield _lines(label, total, unit, _progress_seconds if every_seconds is None else every_seconds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that matter.
+
+    >>> duration(7), duration(100), duration(4000), duration(200_000)
+    ('7 s', '100 s', '1 h 7 min', '2 d 8 h')
+    """
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _pace(per_second: float | None, unit: str) -> str:
+    """How fast: things per second, or seconds for each.
+
+    >>> _pace(1234.5, "images"), _pace(2.5, "steps"), _pace(0.2, "epochs")
+    ('1,234 images/s', '2.5 steps/s', '5.0 s/epoch')
+    """
+    if not per_second:
+        return ""
+    if per_second < 1:
+        return f"{1 / per_second:,.1f} s/{unit.removesuffix('s')}"
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
+
+
+class _Bars:
+    """All bars of this moment, one below the other: a terminal has place for one such block."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        class Outlook(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                pace = _pace(task.finished_speed or task.speed, task.fields["unit"])
+                if task.finished:
+                    end = f"in {duration(task.finished_time or 0)}"
+                else:
+                    end = "" if task.time_remaining is None else f"ETA {duration(task.time_remaining)}"
+                return Text(", ".join(filter(None, (pace, end, task.fields["note"]))), no_wrap=True)
+
+        # Results are nobody's affair here: stdout is left alone, which may be a file.
+        self.block = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            MofNCompleteColumn(),
+            Outlook(),
+            console=Console(stderr=True),
+            redirect_stdout=False,
+            expand=True,
+        )
+        self.shown, self.count = False, 0
+        self.timer = threading.Timer(_BAR_AFTER_SECONDS, self.show)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def show(self) -> None:
+        with _bars_lock:
+            if self.count:
+                self.shown = True
+                self.block.start()
+
+    def end(self, task: Any) -> None:
+        """Take a bar away that has others beside it; the last stays as it stands."""
+        self.count -= 1
+        if self.count:
+            self.block.remove_task(task)
+            return
+        self.timer.cancel()
+        if self.shown:
+            self.block.stop()
 
 
 @contextmanager
-def _bar(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
+    global _bars
+    with _bars_lock:
+        if _bars is None:
+            _bars = _Bars()
+        bars = _bars
+        bars.count += 1
+    task, said = bars.block.add_task(harmless(label), total=total, unit=unit, note=""), ""
 
-    start = time.monotonic()
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} " + unit + "/s"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(harmless(label), total=total, rate=0.0)
-        done = 0
+    def advance(n: int, note: str = "") -> None:
+        nonlocal said
+        said = harmless(note) or said
+        bars.block.update(task, advance=n, note=said)
 
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            bars.update(task, completed=done, rate=done / max(time.monotonic() - start, 1e-9))
-
+    try:
         yield advance
+    finally:
+        with _bars_lock:
+            bars.end(task)
+            _bars = bars if bars.count else None
 
 
-def _lines(label: str, total: int, unit: str, every_seconds: float) -> Callable[[int], None]:
+def show_cursor() -> None:
+    """Give a terminal its cursor back, for who ends without a word while a bar stands there."""
+    if _bars is not None and _bars.shown:
+        with suppress(OSError):
+            os.write(2, b"\x1b[?25h\n")
+
+
+def _lines(label: str, total: int, unit: str, every_seconds: float) -> Advance:
     start = last_line = time.monotonic()
-    done = 0
+    done, said = 0, ""
 
-    def advance(n: int) -> None:
-        nonlocal done, last_line
-        done += n
+    def advance(n: int, note: str = "") -> None:
+        nonlocal done, last_line, said
+        done, said = done + n, note or said
         now = time.monotonic()
         if now - last_line >= every_seconds:
             last_line = now
-            rate = done / (now - start)
-            left = (total - done) / rate if rate else float("inf")
-            say(f"{label}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, ETA {left:,.0f} s")
+            rate = done / max(now - start, 1e-9)
+            left = f"ETA {duration((total - done) / rate)}" if rate else ""
+            outlook = ", ".join(filter(None, (_pace(rate, unit), left, said)))
+            say(f"{label}: {done:,} of {total:,} {unit}, {outlook}")
 
     return advance

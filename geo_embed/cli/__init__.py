@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import NoReturn
 
@@ -43,4 +44,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    # It may be half imported, and is not to be imported now.
+    if show_cursor := getattr(sys.modules.get("geo_embed.console"), "show_cursor", None):
+        show_cursor()
     os._exit(INTERRUPTED)

@@ -8,6 +8,7 @@ import typer
 
 from geo_embed.cli.complete import complete_run
 from geo_embed.config import Config, Device, Dtype, OnDamagedImage
+from geo_embed.console import set_progress_seconds
 from geo_embed.settings import resolve
 
 # 141: what a shell says of a command that a closed pipe has ended.
@@ -85,7 +86,9 @@ class Globals:
 
     def config(self, **overrides: Any) -> Config:
         """The effective settings under a command's own options, written group__key."""
-        return resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
+        config = resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
+        set_progress_seconds(config.tracking.progress_seconds)
+        return config
 
 
 GLOBALS = Globals()
