@@ -33,15 +33,18 @@ _VERBS = {
     "load_run": "runs.run",
     "load_samples": "data.samples",
     "note_run": "runs.tags",
+    "note_submission": "submissions.log",
     "open_store": "cache.store",
     "predict_images": "prediction.predict",
     "predict_split": "prediction.predict",
     "read_store": "cache.store",
     "remove_runs": "runs.remove",
+    "send_submission": "submissions.send",
+    "submission_log": "submissions.log",
     "submit": "prediction.submission",
     "sweep": "fitting.sweep",
     "tag_run": "runs.tags",
-    "validate": "prediction.submission",
+    "validate": "submissions.check",
 }
 
 __all__ = sorted(_VERBS)

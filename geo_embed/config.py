@@ -423,6 +423,9 @@ class Inference(_Group):
         le=_MANY,
         description="largest state_idx a submission may name; a larger one in the mapping raises it",
     )
+    competition: str = Field(
+        "", description="where `geo submission send` sends to: the last part of kaggle.com/competitions/NAME"
+    )
 
     @property
     def with_damaged(self) -> OnDamagedImage:

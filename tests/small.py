@@ -30,8 +30,8 @@ from geo_embed.cache.store import open_store, read_ids, rewrite_attributes
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
-from geo_embed.runs.run import load_run
-from geo_embed.runs.table import read_predictions
+from geo_embed.runs.run import Run, load_run
+from geo_embed.runs.table import read_predictions, read_stores, write_predictions
 
 if TYPE_CHECKING:
     import pytest
@@ -196,6 +196,14 @@ def age(path: Path) -> Path:
     if not list(path.parent.iterdir()):
         path.parent.rmdir()
     return folder / path.name
+
+
+def answer_otherwise(run: Run) -> None:
+    """Have a run's next submission differ from its last: its kept test predictions move by half a degree."""
+    path = run.predictions_path("test")
+    predictions, truth = read_predictions(path, run.labels)
+    moved = replace(predictions, latitude=predictions.latitude + 0.5)
+    write_predictions(path, moved, truth, read_stores(path))
 
 
 def saved_predictions(path: Path) -> tuple[Predictions, Truth | None]:

@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from geo_embed import __version__
-from geo_embed.cli import cache, data, prediction, runs, tools, training
+from geo_embed.cli import cache, data, prediction, runs, submission, tools, training
 from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_setting
 from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
@@ -36,7 +36,7 @@ for name, group in {
     "data": data.data_app,
     "cache": cache.cache_app,
     "config": tools.config_app,
-    "submission": prediction.submission_app,
+    "submission": submission.submission_app,
 }.items():
     app.add_typer(group, name=name, cls=Commands)
 app.add_typer(runs.runs_app, name="runs", cls=runs.ListsByDefault)

@@ -1,6 +1,5 @@
-"""From a run to answers: `geo evaluate`, `ensemble`, `predict`, `submit`, `submission`."""
+"""From a run to answers: `geo evaluate`, `ensemble`, `predict`, `submit`."""
 
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +32,6 @@ from geo_embed.config import EnsembleMethod, PointChoice
 from geo_embed.console import show
 
 app = typer.Typer()
-submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
 
 
 class By(Enum):
@@ -238,19 +236,6 @@ def _submit(
         result,
         [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
     )
-    print_findings(verdict.errors, verdict.warnings)
-    if not verdict.valid:
-        raise typer.Exit(CHECK_FAILED)
-
-
-@submission_app.command("validate", epilog="Example: `geo submission validate submissions/first.csv`")
-def _submission_validate(file: Annotated[Path, typer.Argument(help="A CSV.")]) -> None:
-    """Check a submission against the template. Exits with 3 where the competition would refuse it."""
-    from geo_embed.prediction.submission import validate
-
-    verdict = validate(GLOBALS.config(), file)
-    result = {"submission": file, "valid": verdict.valid, **asdict(verdict)}
-    print_result(result, [("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")])
     print_findings(verdict.errors, verdict.warnings)
     if not verdict.valid:
         raise typer.Exit(CHECK_FAILED)

@@ -9,11 +9,11 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,7 @@ _OTHER_MARKS = {
 _AS_CSV = 'save it as "CSV UTF-8 (comma delimited)", with a point in numbers'
 # Follows the last line. No line holds a NUL, so that whatever else it turns up in was never closed.
 _END = "\0"
+_EXCELS_LINE = re.compile(r'"?sep=', re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -74,6 +75,36 @@ class Problem:
     kind: str
     where: str
     message: str
+
+
+class RaggedRow(NamedTuple):
+    """A row of another number of fields than the header: its spreadsheet row, the fields, and the text where the key stands."""
+
+    row: int
+    fields: int
+    key: str
+
+
+@dataclass(frozen=True)
+class LooseTable:
+    """What can be read of a file that may be no table.
+
+    Attributes:
+        table: the rows that have as many fields as the header, as `read_csv` gives them.
+        width: the header's fields.
+        ragged: the other rows, the first ones where only these were asked for.
+        more_ragged: how many others there are.
+        cure: what seems wrong with the first of these.
+    """
+
+    table: pd.DataFrame
+    width: int
+    ragged: list[RaggedRow]
+    more_ragged: int
+    cure: str
+
+
+Read = TypeVar("Read")
 
 
 class _Refused(Exception):
@@ -100,12 +131,50 @@ def read_csv(
     Returns:
         The table, one column of text for each name, without its blank rows; and what is wrong, if it is no table.
     """
+
+    def read(lines: Iterator[str]) -> pd.DataFrame:
+        return _read(lines, columns, every_column)
+
+    return _opened(path, read)
+
+
+def read_loose_csv(path: Path, columns: Sequence[str], key: str) -> tuple[LooseTable | None, list[Problem]]:
+    """The same of a file of which everything that is wrong is to be told: it is read on where `read_csv` refuses it for another
+    separator, for Excel's first line `sep=…`, or for rows of other lengths.
+
+    Args:
+        path: the file.
+        columns: names of those that must be there.
+        key: one of them, by which a row of another length is called.
+
+    Returns:
+        What could be read, None where nothing could; and what is wrong with the file as a whole.
+    """
+    problems: list[Problem] = []
+
+    def read(lines: Iterator[str]) -> LooseTable:
+        first, row = next(lines), 1
+        if _EXCELS_LINE.match(first):
+            problems.append(Problem("csv", str(path), _describe_excels_line(first)))
+            first, row = next(lines), 2
+        by_commas = {cell.strip(_QUOTES + " \r\n") for cell in first.split(",")}
+        separator = _other_separator(first, columns, len(by_commas.intersection(columns))) or ","
+        if separator != ",":
+            problems.append(Problem("separator", str(path), _describe_separator(separator)))
+        return _read_rows(chain([first], lines), columns, separator=separator, key=key, first_row=row)
+
+    loose, refused = _opened(path, read)
+    return loose, problems + refused
+
+
+def _opened(path: Path, read: Callable[[Iterator[str]], Read]) -> tuple[Read | None, list[Problem]]:
+    """What `read` makes of a file's lines, or why it, or the file, refuses."""
     try:
         with open_regular(path) as file:
             _check_kind(os.fstat(file.fileno()).st_size, file.peek(8)[:8])
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             try:
-                return _read(_lines(text), columns, every_column), []
+                return read(_lines(text)), []
             finally:
                 text.detach()
     except UnicodeDecodeError:
@@ -227,33 +296,59 @@ def _undecodable(path: Path) -> str:
 
 
 def _read(lines: Iterator[str], columns: Sequence[str], every_column: bool) -> pd.DataFrame:
+    loose = _read_rows(lines, columns, every_column=every_column, most_ragged=1)
+    if loose.ragged:
+        (row, fields, _), others = loose.ragged[0], len(loose.ragged) - 1 + loose.more_ragged
+        more = f" (and {others:,} more rows like it)" if others else ""
+        _refuse(
+            "csv",
+            f"row {row} has {fields} field{'s' * (fields != 1)}, where the header has {loose.width}{more}: {loose.cure}",
+        )
+    return loose.table
+
+
+def _read_rows(
+    lines: Iterator[str],
+    columns: Sequence[str],
+    *,
+    every_column: bool = False,
+    separator: str = ",",
+    key: str | None = None,
+    first_row: int = 1,
+    most_ragged: int | None = None,
+) -> LooseTable:
     # 1. The header: where the columns that are wanted stand.
     # 2. Rows are taken apart by the csv module, stripped, and packed block by block: as Python's strings a million of them
     #    would take a gigabyte.
-    # 3. Rows of another length are counted, not cut or filled: some of their values would come under another's name.
+    # 3. Rows of another length are set aside, not cut or filled: some of their values would come under another's name.
     first = next(lines)
     if first == _END:
         _refuse("empty", "the file is empty")
-    rows = csv.reader(chain([first], lines))
-    row, closed = 1, False
+    rows = csv.reader(chain([first], lines), delimiter=separator)
+    row, closed = first_row, False
     blocks: list[pd.DataFrame] = []
-    ragged: list[tuple[int, list[str]]] = []
-    more_ragged = 0
+    ragged: list[RaggedRow] = []
+    more_ragged, cure = 0, ""
     try:
         header = [name.strip() for name in next(rows)]
         if any(_END in name for name in header):
             _refuse("csv", "a quote that opens in row 1 is never closed")
         places = _find_columns(first, header, columns, every_column)
+        place_of_key = len(header) if key is None else places[key]
         block, index = _new_block(places)
-        for row, fields in enumerate(rows, start=2):
+        for row, fields in enumerate(rows, start=first_row + 1):
             if not any(map(str.strip, fields)):
                 continue
             if fields == [_END]:
                 closed = True
                 break
             if len(fields) != len(header):
-                more_ragged += len(ragged) == _SHOWN
-                ragged[len(ragged) :] = [(row, fields)][: _SHOWN - len(ragged)]
+                cure = cure or _cure_ragged(fields, len(header))
+                if most_ragged is None or len(ragged) < most_ragged:
+                    named = place_of_key < len(fields)
+                    ragged.append(RaggedRow(row, len(fields), fields[place_of_key].strip() if named else ""))
+                else:
+                    more_ragged += 1
                 continue
             index.append(row)
             for name, place in places.items():
@@ -266,9 +361,7 @@ def _read(lines: Iterator[str], columns: Sequence[str], every_column: bool) -> p
         _refuse("csv", f"row {row + 1} can't be read: {reason}")
     if not closed:
         _refuse("csv", f"a quote that opens in row {row} is never closed")
-    if ragged:
-        _refuse("csv", _describe_ragged(ragged, more_ragged, len(header)))
-    return pd.concat([*blocks, _pack(block, index)])
+    return LooseTable(pd.concat([*blocks, _pack(block, index)]), len(header), ragged, more_ragged, cure)
 
 
 def _new_block(places: dict[str, int]) -> tuple[dict[str, list[str]], list[int]]:
@@ -286,10 +379,8 @@ def _find_columns(
     first: str, header: Sequence[str], columns: Sequence[str], every_column: bool
 ) -> dict[str, int]:
     """The places of columns by their names. Raises _Refused where one is missing, or could be another as well."""
-    if re.match(r'"?sep=', first, re.IGNORECASE):
-        _refuse(
-            "csv", f"the first line, {shown(first.strip())}, is Excel's own and no header: delete that line"
-        )
+    if _EXCELS_LINE.match(first):
+        _refuse("csv", _describe_excels_line(first))
     if len(header) > _MOST_COLUMNS:
         _refuse("csv", f"{len(header):,} columns are more than a table here may have ({_MOST_COLUMNS:,})")
     by_look: dict[str, list[int]] = {}
@@ -339,10 +430,9 @@ def _refuse_missing(
     first: str, header: Sequence[str], wanted: Sequence[str], missing: Sequence[str], near: Sequence[str]
 ) -> NoReturn:
     there = len(wanted) - len(missing)
-    for separator, what in _SEPARATORS.items():
-        cells = {cell.strip(_QUOTES + " \r\n") for cell in first.split(separator)}
-        if sum(column in cells for column in wanted) > there:
-            _refuse("csv", f"the columns are separated by {what}, not by commas: {_AS_CSV}")
+    separator = _other_separator(first, wanted, there)
+    if separator:
+        _refuse("csv", _describe_separator(separator))
     named = ", ".join(repr(column) for column in missing[:_SHOWN])
     have = ", ".join(
         name if name.isprintable() and len(name) <= _LETTERS else shown(name) for name in header[: _SHOWN * 2]
@@ -358,14 +448,27 @@ def _refuse_missing(
     _refuse("missing-column", message)
 
 
-def _describe_ragged(ragged: Sequence[tuple[int, list[str]]], more: int, width: int) -> str:
-    row, fields = ragged[0]
-    count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
-    others = f" (and {len(ragged) - 1 + more:,} more rows like it)" if len(ragged) > 1 else ""
-    message = f"row {row} has {count}, where the header has {width}{others}: "
+def _other_separator(first: str, columns: Sequence[str], there: int = 0) -> str:
+    """What else than commas parts more than `there` of these columns in a header; empty where nothing does."""
+    for separator in _SEPARATORS:
+        cells = {cell.strip(_QUOTES + " \r\n") for cell in first.split(separator)}
+        if sum(column in cells for column in columns) > there:
+            return separator
+    return ""
+
+
+def _describe_separator(separator: str) -> str:
+    return f"the columns are separated by {_SEPARATORS[separator]}, not by commas: {_AS_CSV}"
+
+
+def _describe_excels_line(first: str) -> str:
+    return f"the first line, {shown(first.strip())}, is Excel's own and no header: delete that line"
+
+
+def _cure_ragged(fields: Sequence[str], width: int) -> str:
     if len(fields) > width:
-        return message + "a value that holds a comma must be in quotes, and a number have a point for a comma"
+        return "a value that holds a comma must be in quotes, and a number have a point for a comma"
     for separator, what in _SEPARATORS.items():
         if sum(field.count(separator) for field in fields) >= width - len(fields):
-            return message + f"it seems to be separated by {what}; {_AS_CSV}"
-    return message + "values are missing, or a quote isn't closed"
+            return f"it seems to be separated by {what}; {_AS_CSV}"
+    return "values are missing, or a quote isn't closed"

@@ -310,8 +310,14 @@ def test_submission_validate_says_no_with_3_and_its_findings_on_stdout(
     assert "predicted_state_idx_1 lies outside [0, 49]" in ran.json["errors"][0]
     told = geo(*country.options(tmp_path), "submission", "validate", "bad.csv")
     assert told.code == 3
-    assert f"error: {ran.json['errors'][0]}" in told.out
+    assert "error: 32 rows where predicted_state_idx_1 lies outside [0, 49]\n" in told.out
+    assert "    row 2  sample 0  '50'\n" in told.out
+    assert "    … and 24 more: --json names them all\n" in told.out
     assert "error:" not in told.err
+    (error,) = (finding for finding in ran.json["findings"] if finding["severity"] == "error")
+    assert error["rows"] == [*range(2, 34)]
+    assert error["sample_ids"] == template["sample_id"].astype(str).tolist()
+    assert error["values"] == ["50"] * 32
 
 
 # ---------------------------------------------------------------- 130: interrupted

@@ -18,8 +18,8 @@ from geo_embed.data.check import check_data
 from geo_embed.data.samples import check_samples, load_mapping, load_samples
 from geo_embed.data.table import numbers_of, read_csv, why_no_number
 from geo_embed.errors import GeoError
-from geo_embed.prediction.submission import validate
 from geo_embed.settings import get_config
+from geo_embed.submissions.check import validate
 
 HEADER = "sample_id,image_a,image_b,state,state_idx,latitude,longitude"
 ROWS = ["s0,0a.jpg,0b.jpg,A,0,40.5,-100.25", "s1,1a.jpg,1b.jpg,B,1,41,179"]

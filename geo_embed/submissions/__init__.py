@@ -1,0 +1,1 @@
+"""Submissions, wherever they came from: `validate`, `note_submission`, `submission_log`, `send_submission`."""
