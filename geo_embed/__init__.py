@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
+    "calibrate": "prediction.calibrate",
     "check_data": "data.check",
     "compare_runs": "prediction.difference",
     "demo": "synthetic.demo",

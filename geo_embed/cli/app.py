@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training.app, prediction.app, tools.app):
+for commands in (training.app, prediction.app, runs.app, tools.app):
     app.add_typer(commands)
 for name, group in {
     "data": data.data_app,

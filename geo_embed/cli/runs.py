@@ -9,6 +9,7 @@ from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, RunArgument
 from geo_embed.cli.show import metric_rows, print_result, print_table, readable_size
+from geo_embed.cli.threads import wait_passively
 from geo_embed.config import RunOrder
 from geo_embed.console import harmless, show
 from geo_embed.errors import GeoError
@@ -28,11 +29,45 @@ class ListsByDefault(Commands):
         return super().parse_args(ctx, args)
 
 
+app = typer.Typer()
 runs_app = typer.Typer(help="Look at runs: all of them, one, or the difference of two.")
 
 NamedRun = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or directory.", autocompletion=complete_run)
 ]
+
+
+@app.command("calibrate", epilog="Example: `geo calibrate first`")
+def _calibrate(
+    run: RunArgument = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="temperature: one for all states; vector: a factor and an offset per state; none: take it away again.",
+        ),
+    ] = "temperature",
+) -> None:
+    """Make a finished run as sure as it is right, by the samples that it held out; predict and submit use it from then on."""
+    wait_passively()
+    from geo_embed.prediction.calibrate import calibrate
+
+    done = calibrate(GLOBALS.config(), run, kind=kind, command=GLOBALS.command)
+    now = done.kind if done.changed else f"{done.kind}, as before: nothing was changed"
+
+    def text(values: dict[str, float]) -> str:
+        return f"{values['before']:.3f} → {values['after']:.3f}"
+
+    print_result(
+        done,
+        [
+            ("run", done.run),
+            ("calibration", now),
+            ("nll", text(done.nll)),
+            ("ece", text(done.ece)),
+            ("samples", f"{done.samples:,} held out, each calibrated by the others"),
+        ],
+    )
 
 
 @runs_app.command("ls", epilog="Example: `geo runs ls 'heads-*' --sort score`")

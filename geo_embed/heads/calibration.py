@@ -168,6 +168,11 @@ def apply(calibration: Calibration, log_probabilities: Tensor) -> Tensor:
     return torch.log_softmax(log_probabilities.clamp_min(_LEAST_LOG) * scale + offset, dim=1)
 
 
+def calibrated(fitted: Calibration, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`apply` to probabilities (n, C) in memory."""
+    return np.asarray(apply(fitted, torch.from_numpy(probabilities).log()).exp().numpy())
+
+
 def cross_fitted(
     log_probabilities: Tensor,
     labels: Tensor,

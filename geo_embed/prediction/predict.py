@@ -17,6 +17,7 @@ from geo_embed.data import images
 from geo_embed.data.samples import load_samples, text_ids
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
+from geo_embed.heads.calibration import calibrated
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
@@ -112,7 +113,10 @@ def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predi
         return predict(run)
     # An ensemble's classes ascend by state, whatever their order in a member.
     members = [by_state(predict_by_members(member, predict)) for member in ensemble.members]
-    return replace(combine(ensemble.method, ensemble.weights, members, ensemble.point), labels=run.labels)
+    combined = combine(ensemble.method, ensemble.weights, members, ensemble.point)
+    if ensemble.calibration is not None:
+        combined = replace(combined, probabilities=calibrated(ensemble.calibration, combined.probabilities))
+    return replace(combined, labels=run.labels)
 
 
 def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:

@@ -15,6 +15,7 @@ from geo_embed.runs.run import Run, is_run, load_run
 from geo_embed.runs.schema import Recipe
 
 if TYPE_CHECKING:
+    from geo_embed.heads.calibration import Calibration
     from geo_embed.heads.predictor import Panel
 
 
@@ -27,17 +28,20 @@ class Ensemble:
         weights: (M,) of the members, ≥ 0, sum 1.
         members: M runs.
         point: what the point is of the members' points.
+        calibration: of the combined probabilities, or None.
     """
 
     method: EnsembleMethod
     weights: NDArray[np.float64]
     members: tuple[Run, ...]
     point: EnsemblePoint
+    calibration: "Calibration | None" = None
 
 
 def load_ensemble(run: Run) -> Ensemble | None:
     """An ensemble's members; None for a run with heads of its own. Raises GeoError where it is damaged."""
-    described = read_recipe(run)[0].ensemble
+    recipe, _ = read_recipe(run)
+    described = recipe.ensemble
     if described is None:
         return None
     members = []
@@ -54,7 +58,26 @@ def load_ensemble(run: Run) -> Ensemble | None:
             )
         members.append(load_run(run.members_dir, name))
     weights = np.array(described.weights, dtype=np.float64)
-    return Ensemble(described.method, weights, tuple(members), described.point)
+    return Ensemble(described.method, weights, tuple(members), described.point, _calibration_of(run, recipe))
+
+
+def _calibration_of(run: Run, recipe: Recipe) -> "Calibration | None":
+    """An ensemble's calibration. Raises GeoError where it isn't one of its classes."""
+    if recipe.calibration is None:
+        return None
+    from geo_embed.heads.calibration import Calibration
+
+    fitted = recipe.calibration
+    try:
+        if len(fitted.scale) != len(run.labels):
+            raise ValueError(f"a calibration of {len(fitted.scale)} classes, of {len(run.labels)}")
+        return Calibration(fitted.kind, tuple(fitted.scale), tuple(fitted.offset))
+    except ValueError as error:
+        raise GeoError(
+            f"the ensemble's calibration can't be used: {error}",
+            where=run.recipe_path,
+            hint="make it again: geo ensemble",
+        ) from error
 
 
 def load_heads(run: Run) -> "Panel":

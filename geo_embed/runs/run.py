@@ -139,6 +139,17 @@ class Run:
             scores: dict[str, Any] = read_json(self.path / _METRICS, Metrics).model_dump()["val"]
             return scores
 
+    def read_all_metrics(self) -> dict[str, Any]:
+        """All of metrics.json as plain values: `val`, and what else is known of the training. Raises GeoError where it can't be read."""
+        self.read_metrics()
+        with of_run():
+            return read_json(self.path / _METRICS)
+
+    def read_provenance(self) -> dict[str, Any]:
+        """provenance.json as it stands. Raises GeoError where it can't be read."""
+        with of_run():
+            return read_json(self.path / _PROVENANCE)
+
     def read_chosen_score(self) -> float | None:
         """What the run's heads as they are score on the samples that chose their epoch, which is too good; None where these chose
         nothing, or in a run of an earlier version.
@@ -384,20 +395,20 @@ class RunWriter:
                 },
             },
         )
-        write_json(self.directory / _PROVENANCE, provenance)
+        self.write_provenance(provenance)
 
     def write_heads(self, panel: "Panel") -> None:
         """What `load_heads` reads: the heads' tensors, and how they are built."""
         tensors = {key: value.cpu().contiguous() for key, value in panel.state_dict().items()}
         save_tensors(tensors, self.directory / _HEADS)
-        write_json(self.directory / _RECIPE, panel.description())
+        self.write_recipe(panel.description())
 
     def write_ensemble(self, description: Mapping[str, Any], members: Mapping[str, Run]) -> None:
         """What an ensemble has in place of heads: its description, and copies of its members by the names given there.
 
         A copy is what a member needs to answer, without its own answers, its checkpoints and what a writer left behind.
         """
-        write_json(self.directory / _RECIPE, {"ensemble": description})
+        self.write_recipe({"ensemble": description})
         for name, run in members.items():
             try:
                 shutil.copytree(
@@ -409,6 +420,38 @@ class RunWriter:
             except shutil.Error as error:
                 file, _, reason = error.args[0][0]
                 raise GeoError(f"can't copy this file of the run: {reason}", where=file) from error
+
+    def take_over(self, run: Run) -> None:
+        """All files of a run, but for its checkpoints and its predictions of the splits `train` and `test`.
+
+        Files are linked, not copied, where the disk can: every file is replaced whole, so neither run changes under the other.
+        """
+        dropped = {_CHECKPOINTS, *(run.predictions_path(split).name for split in ("train", "test"))}
+        for folder, folders, names in os.walk(run.path):
+            here = self.directory / Path(folder).relative_to(run.path)
+            here.mkdir(exist_ok=True)
+            top = Path(folder) == run.path
+            folders[:] = [
+                name for name in folders if not name.startswith(".") and not (top and name in dropped)
+            ]
+            for name in names:
+                if name.startswith(".") or (top and name in dropped):
+                    continue
+                source, target = Path(folder, name), here / name
+                try:
+                    if source.is_symlink():
+                        raise OSError
+                    target.hardlink_to(source)
+                except OSError:
+                    _copy_file(source, target)
+
+    def write_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """How the run's heads are built or its members combined, as `load_heads` and `load_ensemble` read it."""
+        write_json(self.directory / _RECIPE, recipe)
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Where the run came from."""
+        write_json(self.directory / _PROVENANCE, provenance)
 
     def write_backbone(self, backbone: "Backbone") -> Path:
         """A backbone of the run's own, as a directory that `load_backbone` takes; returns it."""

@@ -1,6 +1,8 @@
 """What people say of a run: tags and a note, in a file of their own beside what training wrote."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,20 +72,24 @@ def note_run(runs_dir: Path, name: str, note: str) -> Tagged:
     return _change(runs_dir, name, lambda before: replace(before, note=note))
 
 
-def _change(runs_dir: Path, name: str, change: Callable[[Tagged], Tagged]) -> Tagged:
-    import json
-
-    run = load_run(runs_dir, name)
-    # Beside the run, which may be replaced; by a name that is no other run's lock.
-    beside = run.path.with_name(f".{run.path.name}.tags-lock")
+@contextmanager
+def changing_tags(path: Path) -> Iterator[None]:
+    """Be the only one who changes the tags of the run in a directory. Raises BusyError where somebody else takes too long."""
     with lock(
-        beside,
+        # Beside the run, which may be replaced; by a name that is no other run's lock.
+        path.with_name(f".{path.name}.tags-lock"),
         busy="another process is writing the run's tags",
-        where=run.path,
+        where=path,
         hint="run the same command again",
         keep=False,
         wait_seconds=_PATIENCE_SECONDS,
     ):
+        yield
+
+
+def _change(runs_dir: Path, name: str, change: Callable[[Tagged], Tagged]) -> Tagged:
+    run = load_run(runs_dir, name)
+    with changing_tags(run.path):
         after = change(read_tags(run))
         # Aside, into the directory that has the run's name now; so the check decides whose tags these are.
         with replacing(run.tags_path) as temporary:
