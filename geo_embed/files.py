@@ -347,7 +347,12 @@ def read_array(path: Path, *, limit: int = ARRAY_BYTES) -> "NDArray[Any]":
 
 
 def read_columns(
-    path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), most_rows: int
+    path: Path,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    most_rows: int,
+    complete: bool = True,
 ) -> "pa.Table":
     """Some columns of a Parquet file, whatever else it holds.
 
@@ -356,6 +361,7 @@ def read_columns(
         columns: that it must have, each once.
         optional: that it may have.
         most_rows: that it may claim.
+        complete: whether every value must be there.
 
     Raises:
         GeoError: as `open_regular`; or it isn't Parquet, lacks a column, has a value that is missing, or claims too much.
@@ -380,7 +386,7 @@ def read_columns(
             reader = parquet.ParquetFile(source, metadata=meta, read_dictionary=texts, pre_buffer=False)
             table = reader.read(columns=wanted, use_threads=False)
             for name in wanted:
-                if table[name].null_count:
+                if complete and table[name].null_count:
                     raise ValueError(f"its column {name} has missing values")
         except MemoryError as error:
             raise GeoError("its columns take more memory than any table here may", where=path) from error

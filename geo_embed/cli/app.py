@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from geo_embed import __version__
-from geo_embed.cli import cache, data, prediction, runs, submission, tools, training
+from geo_embed.cli import cache, data, prediction, reporting, runs, submission, tools, training
 from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_setting
 from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training.app, prediction.app, runs.app, tools.app):
+for commands in (training.app, prediction.app, runs.app, reporting.app, tools.app):
     app.add_typer(commands)
 for name, group in {
     "data": data.data_app,

@@ -1,1 +1,1 @@
-"""What a person looks at: `outlines` of classes, and maps of them."""
+"""What a person looks at: `plot` draws a figure of a run, `outlines` gives the outlines of classes for maps."""

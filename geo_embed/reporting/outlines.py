@@ -23,8 +23,8 @@ CREDITS: Final[dict[Region, str]] = {
 # A class is the area of its name where so many of its places lie in it or so near: a coast has fewer corners here than it has.
 _SHARE, _NEAR_KM = 0.5, 50.0
 _LOOKED_AT = 500
-# Around the places of a hull, as a share of the diagonal of the box of all, and at least so much.
-_HULL_REACH, _LEAST_REACH_KM = 0.012, 0.5
+# Around the places of a hull, as a share of the diagonal of the box of all, within these.
+_HULL_REACH, _LEAST_REACH_KM, _MOST_REACH_KM = 0.012, 0.5, 60.0
 _EDGE_KM = 100.0
 _KM_PER_DEGREE = EARTH_RADIUS_KM * np.pi / 180
 
@@ -82,7 +82,11 @@ def outlines(
     if 2 * sum(map(bool, named)) < len(classes) or not any(named):
         named, atlas, source, region = [None] * len(classes), countries(), "none", "hulls"
 
-    reach = max(_HULL_REACH * _diagonal_km(lat, lon), _LEAST_REACH_KM) if len(lat) else 0.0
+    reach = (
+        float(np.clip(_HULL_REACH * _diagonal_km(lat, lon), _LEAST_REACH_KM, _MOST_REACH_KM))
+        if len(lat)
+        else 0.0
+    )
     rings: list[tuple[Ring, ...]] = []
     sources: list[Source] = []
     for k, area in enumerate(named):

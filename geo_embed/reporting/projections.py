@@ -183,13 +183,28 @@ def fit_projection(drawn: Outlines, latitude: ArrayLike, longitude: ArrayLike) -
     if hulls:
         corners = np.concatenate(hulls)
         lat, lon = np.append(lat, corners[:, 1]), np.append(lon, wrap_longitude(corners[:, 0]))
+    if len(lat):
+        _, _, west, east = bounding_box(lat, lon)
+        plain = drawn.region == "us" and "hull" not in drawn.sources and not TERRITORIES & set(drawn.codes)
+        if plain and east - west > _PART_OF_US:
+            return Projection("albers-usa", (-0.44, 0.42, -0.245, 0.235))
+    return fit_places(lat, lon)
+
+
+def fit_places(
+    latitude: ArrayLike, longitude: ArrayLike, margin: float = _MARGIN, least: float = _LEAST_SIDE
+) -> Projection:
+    """The map that shows places (N,) in degrees alone; the world where there are none.
+
+    Args:
+        latitude, longitude: finite.
+        margin: land around them, as a share of their box's longer side.
+        least: of that land, in Earth radii.
+    """
+    lat, lon = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
     if not len(lat):
         lat, lon = np.array([-60.0, 80.0]), np.array([-180.0, 179.0])
     south, north, west, east = bounding_box(lat, lon)
-
-    plain = drawn.region == "us" and "hull" not in drawn.sources and not TERRITORIES & set(drawn.codes)
-    if plain and east - west > _PART_OF_US:
-        return Projection("albers-usa", (-0.47, 0.47, -0.255, 0.245))
     middle = float(wrap_longitude((west + east) / 2))
     if east - west > _WIDEST or north - south > _HIGHEST:
         flat = Projection("equal-earth", (0, 0, 0, 0), longitude=middle)
@@ -199,7 +214,7 @@ def fit_projection(drawn: Outlines, latitude: ArrayLike, longitude: ArrayLike) -
             "conic-equal-area", (0, 0, 0, 0), (south + sixth, north - sixth), middle, (south + north) / 2
         )
     x, y = project(flat, lat, lon).T
-    pad = max(_MARGIN * max(np.ptp(x), np.ptp(y)), _LEAST_SIDE)
+    pad = max(margin * max(np.ptp(x), np.ptp(y)), least)
     frame = (float(x.min() - pad), float(x.max() + pad), float(y.min() - pad), float(y.max() + pad))
     return Projection(flat.name, frame, flat.parallels, flat.longitude, flat.latitude)
 

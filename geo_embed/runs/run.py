@@ -65,6 +65,12 @@ _MOST_ROWS = 50_000_000
 # Bytes of a file that isn't tensors.
 _MOST_COPIED = 1 << 30
 
+# Columns of history.parquet: of a training by epochs, of a race's trials, and of both.
+HISTORY = (
+    *("epoch", "learning_rate", "train_loss", "val_score", "val_state_score", "val_gps_score"),
+    *("val_mean_km", "val_nll", "member", "score", "state_score", "gps_score", "seed", "fold"),
+)
+
 # How often what reads a run begins again because it was replaced.
 _USES = 5
 # Somebody may be looking at a lock file just now, for a moment.
@@ -149,6 +155,21 @@ class Run:
         """provenance.json as it stands. Raises GeoError where it can't be read."""
         with of_run():
             return read_json(self.path / _PROVENANCE)
+
+    def read_history(self) -> "pd.DataFrame":
+        """How its training went, a row per epoch or trial: those of `HISTORY` that were noted. An ensemble has none, without a row.
+
+        Raises:
+            GeoError: the table can't be read.
+        """
+        import pandas as pd
+
+        path = self.path / _HISTORY
+        if not path.exists():
+            return pd.DataFrame()
+        with of_run():
+            table = read_columns(path, (), optional=HISTORY, most_rows=_MOST_ROWS, complete=False)
+            return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
 
     def read_chosen_score(self) -> float | None:
         """What the run's heads as they are score on the samples that chose their epoch, which is too good; None where these chose

@@ -1,0 +1,76 @@
+"""What a person looks at: `geo plot`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from geo_embed.cli.options import GLOBALS, DeviceOption, RunArgument
+from geo_embed.cli.show import print_result
+from geo_embed.cli.threads import wait_passively
+
+app = typer.Typer()
+
+Name = Literal[
+    "map",
+    "accuracy",
+    "confusion",
+    "states",
+    "places",
+    "curves",
+    "attention",
+    "soft-labels",
+    "sample",
+    "samples",
+]
+
+
+@app.command("plot", epilog="Example: `geo plot map first --out map.svg`")
+def _plot(
+    name: Annotated[
+        Name,
+        typer.Argument(
+            help="map: from true to predicted points; accuracy: by class, on a map; confusion: classes ordered by geography; "
+            "states: how often each is answered, true, and in training; places: where training samples lie, and how many of each class; "
+            "curves: the training; attention: what each view weighs; soft-labels: one class's, at several temperatures; "
+            "sample: its views, answers and points; samples: a grid of them."
+        ),
+    ],
+    run: RunArgument = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .png, .svg or .pdf; default: RUN-NAME.png, here.")
+    ] = None,
+    split: Annotated[
+        Literal["val", "train", "test"], typer.Option("--split", help="The samples; val: those held out.")
+    ] = "val",
+    sample: Annotated[
+        str | None,
+        typer.Option("--sample", help="Of the plot sample: which, by its id; default: the first by --order."),
+    ] = None,
+    order: Annotated[
+        Literal["worst", "best", "least-certain"], typer.Option("--order", help="Which samples come first.")
+    ] = "worst",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=60, help="Of the plot samples: how many.")] = 12,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", help="Of soft-labels: the true class; default: the most central."),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Draw a figure of a run."""
+    wait_passively()
+    from geo_embed.reporting.plot import Choice, plot
+    from geo_embed.runs.run import use_run
+
+    config = GLOBALS.config(model__device=device)
+    choice = Choice(sample, order, limit, state)
+    drawn = use_run(
+        config.paths.runs_dir,
+        run,
+        lambda loaded: {
+            "run": loaded.name,
+            "name": name,
+            "plot": plot(config, loaded, name, out, split=split, choice=choice),
+        },
+    )
+    print_result(drawn, [("plot", drawn["plot"])])

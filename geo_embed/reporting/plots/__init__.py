@@ -1,0 +1,1 @@
+"""Figures: one file a kind; every function takes arrays and returns a Matplotlib Figure."""

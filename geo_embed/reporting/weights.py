@@ -1,0 +1,101 @@
+"""What each view weighs in a run's answers: attention, gates or learnt shares, as its heads have them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed.cache.store import read_ids, read_store
+from geo_embed.devices import pick_device
+from geo_embed.errors import GeoError
+from geo_embed.heads.heads import Heads, in_parts
+from geo_embed.runs.recipe import load_ensemble, load_heads
+from geo_embed.runs.run import Run
+from geo_embed.runs.store import find_store_of
+
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class ViewWeights:
+    """Shares (N, V) of the views in each sample's answer, rows sum to 1, NaN of a sample without views; how many of how many sets of
+    heads weigh views at all, and by which fusions.
+    """
+
+    shares: NDArray[np.float64]
+    weighing: int
+    sets: int
+    fusions: tuple[str, ...]
+
+
+def view_weights(run: Run, split: str, sample_id: NDArray[np.object_]) -> ViewWeights:
+    """What the views of samples weigh, the mean over those sets of heads that weigh them, by each one's say in the answer.
+
+    A fusion gives numbers of its own scale (a gate's grow with the evidence): they are shares of their sum here.
+
+    Args:
+        run: with heads, and the paths and the device of this machine.
+        split: `train`, where the held-out samples are, too, or `test`.
+        sample_id: (N,) text.
+
+    Raises:
+        GeoError: the run is an ensemble or has one view; no set of heads weighs views; or the split isn't cached, or lacks a sample.
+    """
+    import torch
+
+    ensemble = load_ensemble(run)
+    if ensemble is not None:
+        raise GeoError(
+            "an ensemble weighs runs, not views",
+            where=run.path,
+            hint=f"plot one of its members: {', '.join(member.name for member in ensemble.members)}",
+        )
+    views = run.config.model.view_names
+    if len(views) == 1:
+        raise GeoError("the run looks at one view, which always weighs everything", where=run.path)
+    panel, device = load_heads(run), pick_device(run.config.model.device)
+    store = find_store_of(run, split)
+    place = {text: row for row, text in enumerate(read_ids(store))}
+    lost = [text for text in sample_id if text not in place]
+    if lost:
+        raise GeoError(f"{len(lost):,} samples are not in the store, {lost[0]} first", where=store.path)
+    rows = np.array([place[text] for text in sample_id], dtype=np.int64)
+    embeddings = read_store(store)
+    present = embeddings.present[rows]
+    seen = np.flatnonzero(present.any(axis=1))
+    x, is_there = torch.from_numpy(embeddings.values[rows[seen]]), torch.from_numpy(present[seen])
+    alike = present[seen] / present[seen].sum(axis=1, keepdims=True)
+
+    total, say, weighing, fusions = np.zeros(alike.shape), 0.0, 0, []
+    leaves = panel.leaves(run.config.training)
+    for heads, weight, _ in leaves:
+        shares = _shares(heads.to(device).eval(), x, is_there)
+        if np.abs(shares - alike).max(initial=0.0) > _SAME and weight > 0:
+            total += weight * shares
+            say += weight
+            weighing += 1
+            fusions.append(heads.model.fusion or "average")
+    if not weighing:
+        names = ", ".join(dict.fromkeys(heads.model.fusion or "average" for heads, _, _ in leaves))
+        raise GeoError(
+            f"this run weighs all views alike (fusion {names}): there is nothing to show",
+            where=run.path,
+            hint="a fusion that weighs them: geo fit-heads --fusion attention, evidence or weighted",
+        )
+    result = np.full(present.shape, np.nan)
+    result[seen] = total / say
+    return ViewWeights(result, weighing, len(leaves), tuple(dict.fromkeys(fusions)))
+
+
+def _shares(heads: Heads, x: "object", is_there: "object") -> NDArray[np.float64]:
+    """What the views (n, V, D) weigh, as shares of their sum (n, V)."""
+    import torch
+
+    device = heads.centroids.device
+    with torch.inference_mode():
+        parts = [
+            heads(part.to(device), there.to(device))["view_weights"].double().cpu()
+            for part, there in in_parts(x, is_there)  # type: ignore[arg-type]
+        ]
+    weights = torch.cat(parts).numpy() if parts else np.zeros((0, heads.size.views))
+    return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12))
