@@ -26,6 +26,7 @@ from geo_embed.cli.show import (
     print_result,
     print_splits,
     print_table,
+    sample_rows,
 )
 from geo_embed.cli.threads import wait_passively
 from geo_embed.config import EnsembleMethod, PointChoice
@@ -74,26 +75,33 @@ def _evaluate(
     """Print the metrics of a run, and tables of where it errs."""
     wait_passively()
     from geo_embed.prediction.evaluate import evaluate
-    from geo_embed.runs.run import use_run
+    from geo_embed.runs.run import Run, use_run
 
     config = GLOBALS.config()
     splits = ["train", "val"] if split == "all" else [split]
     tables: list[Any] = [table.value for table in dict.fromkeys(by or [])]
     if out is not None and (len(tables) != 1 or split == "all"):
         raise typer.BadParameter("--out takes one table: one --by, and one split")
-    scores = use_run(
-        config.paths.runs_dir,
-        run,
-        lambda loaded: [
+
+    def measured(loaded: Run) -> tuple[Path, list[dict[str, Any]]]:
+        return loaded.path, [
             {
                 "run": loaded.name,
                 "split": part,
                 **evaluate(config, loaded, part, tables, limit=limit, out=out),
             }
             for part in splits
+        ]
+
+    path, scores = use_run(config.paths.runs_dir, run, measured)
+    print_splits(
+        split,
+        scores,
+        lambda score: [
+            *detailed_rows(score),
+            *(sample_rows(path, score["samples"], run) if score["split"] == "val" and not tables else ()),
         ],
     )
-    print_splits(split, scores, detailed_rows)
     if not GLOBALS.as_json:
         for score in scores:
             for name in tables:
@@ -148,8 +156,9 @@ def _ensemble(
     wait_passively()
     from geo_embed.prediction.ensemble import ensemble
 
+    config = GLOBALS.config()
     ensembled = ensemble(
-        GLOBALS.config(),
+        config,
         runs,
         method=method,
         point=point,
@@ -166,6 +175,7 @@ def _ensemble(
             *members,
             ("point", f"{ensembled.point} of the runs' points{chosen}"),
             *metric_rows(ensembled.val),
+            *sample_rows(config.paths.runs_dir / ensembled.run, ensembled.val["samples"]),
         ],
     )
 

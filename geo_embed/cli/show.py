@@ -94,13 +94,26 @@ def chosen_rows(score: float | None, reported: float | None) -> list[tuple[str, 
     return [("as chosen", f"{score:.4f} on the samples that chose the epoch: too good")]
 
 
+def sample_rows(directory: Path, samples: int, run: str | None = None) -> list[tuple[str, str]]:
+    """Where the results of a run's held-out samples lie one by one, and what shows the worst of them; `run` is what to call it, if not
+    by its name.
+    """
+    if not samples:
+        return []
+    from geo_embed.runs.run import predictions_path
+
+    worst = with_given_options(shlex.join(["geo", "evaluate", run or directory.name, "--by", "worst"]))
+    return [("one by one", f"{predictions_path(directory, 'val')}; the worst first: {worst}")]
+
+
 def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:
     """How many of the held-out samples have a near twin in training, and the score of the others."""
     if not samples:
         return []
     without = twins["score_without"]
+    which = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""
     alone = "" if without is None or not twins["samples"] else f"; score without them {without:.4f}"
-    return [("near twins", f"{twins['samples']:,} held-out samples have one in training{alone}")]
+    return [("near twins", f"{twins['samples']:,} held-out samples have one in training{alone}{which}")]
 
 
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from geo_embed.cli.show import (
     metric_rows,
     print_result,
     print_splits,
+    sample_rows,
     twin_rows,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
@@ -179,6 +180,7 @@ def _fit_heads(
             *metric_rows(fit.val),
             *chosen_rows(fit.chosen_score, fit.val["score"]),
             *twin_rows(fit.twins, fit.val["samples"]),
+            *sample_rows(config.paths.runs_dir / fit.run, fit.val["samples"]),
             *spread,
         ],
     )
@@ -208,7 +210,7 @@ def _sweep(
     """
     spin_briefly()
     from geo_embed.fitting.space import read_space
-    from geo_embed.fitting.sweep import sweep
+    from geo_embed.fitting.sweep import state_path, sweep
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
     result = sweep(
@@ -228,11 +230,13 @@ def _sweep(
             ("run", winner["run"]),
             (
                 "trials",
-                f"{len(result.trials):,}, {result.computed:,} trainings, {result.reused:,} made before",
+                f"{len(result.trials):,}, {result.computed:,} trainings, {result.reused:,} made before; each in "
+                f"{state_path(config.paths.runs_dir, name)}",
             ),
             ("winner", f"trial {winner['trial']}, {winner['score']:.4f} on the samples that chose it"),
             *((key, json.dumps(value)) for key, value in winner["settings"].items()),
             *metric_rows(winner["val"]),
+            *sample_rows(config.paths.runs_dir / winner["run"], winner["val"]["samples"]),
             ("again", result.command),
         ],
     )
@@ -288,6 +292,7 @@ def _finetune(
             ),
             ("frozen", "nothing held out" if tuned.frozen_score is None else f"{tuned.frozen_score:.4f}"),
             *metric_rows(tuned.val),
+            *sample_rows(config.paths.runs_dir / tuned.run, tuned.val["samples"]),
             ("backbone", tuned.backbone),
         ],
     )

@@ -191,7 +191,7 @@ def _search(
     # What an import holds isn't in its fingerprint.
     if data.content_sample:
         header["store"]["content_sample"] = list(data.content_sample)
-    state = _open_state(runs_dir / f"{name}.sweep.json", header, fresh)
+    state = _open_state(state_path(runs_dir, name), header, fresh)
     if not state.results and not state.replace and (runs_dir / name).exists():
         raise GeoError(
             "a run of this name exists",
@@ -228,6 +228,11 @@ def _search(
         reused,
         time.monotonic() - started,
     )
+
+
+def state_path(runs_dir: Path, name: str) -> Path:
+    """Where everything that a sweep has tried is written down."""
+    return runs_dir / f"{name}.sweep.json"
 
 
 def plain(config: Config) -> Config:

@@ -137,7 +137,7 @@ class Run:
 
     def predictions_path(self, split: str) -> Path:
         """Its prediction table of `val`, `train` or `test`; may not be there."""
-        return self.path / f"{split}{_PREDICTIONS}"
+        return predictions_path(self.path, split)
 
     def read_metrics(self) -> dict[str, Any]:
         """Its scores on the samples that it held out. Raises GeoError where they can't be read."""
@@ -242,6 +242,11 @@ def is_run(directory: Path) -> bool:
     with suppress(OSError, ValueError):
         return (directory / _PROVENANCE).is_file()
     return False
+
+
+def predictions_path(directory: Path, split: str) -> Path:
+    """The prediction table of a split in a run's directory."""
+    return directory / f"{split}{_PREDICTIONS}"
 
 
 def provenance_path(directory: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +113,18 @@ def test_the_same_verbs_are_there_in_python(run: Run) -> None:
     assert [each.tags for each in geo_embed.list_runs(runs).runs] == [("good",)]
     assert geo_embed.describe_run(runs, "first")["tags"] == ("good",)
     assert geo_embed.remove_runs(runs, ["first"]).removed == ["first"]
+
+
+@pytest.mark.parametrize("words", [("fit-heads", "--name", "new"), ("evaluate", "first")])
+def test_a_score_names_the_table_behind_it_and_the_command_that_shows_the_worst(
+    country: Country, geo: Geo, run: Run, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    said = geo(*words)
+    assert said.code == 0, said.err
+    (line,) = (line for line in said.out.splitlines() if line.startswith("one by one"))
+    table, _, worst = line.removeprefix("one by one").strip().partition("; the worst first: ")
+    assert Path(table).is_file()
+    assert Path(table).parent.name == words[-1]
+    # As it can be pasted.
+    assert shlex.split(worst) == ["geo", *country.options(tmp_path), "evaluate", words[-1], "--by", "worst"]
+    assert "one by one" not in geo("--json", "evaluate", "first").out
