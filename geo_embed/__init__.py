@@ -26,6 +26,7 @@ _VERBS = {
     "draw": "reporting.plot",
     "ensemble": "prediction.ensemble",
     "evaluate": "prediction.evaluate",
+    "explore_data": "reporting.data_page",
     "extract": "extraction.extract",
     "find_store": "cache.find",
     "finetune": "finetuning.finetune",

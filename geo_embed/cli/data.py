@@ -1,5 +1,6 @@
 """`geo data`: the dataset."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,39 @@ def _data_check(
                 show(f"warning: {warning.kind}: {warning.message} ({warning.where})")
     if any(checked.problems for checked in checks):
         raise typer.Exit(CHECK_FAILED)
+
+
+@data_app.command("explore", epilog="Example: `geo data explore --split train --out dataset.html`")
+def _data_explore(
+    split: SplitOption = "all",
+    out: Annotated[Path | None, typer.Option("--out", help="Default: dataset.html, here.")] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures",
+            help="Put a few small pictures into the page. Street-view providers forbid to pass theirs on.",
+        ),
+    ] = False,
+    backbone: BackboneOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Write one HTML page about the dataset, before any training: counts, map, sizes, duplicates, leaks, odd files."""
+    wait_passively()
+    from geo_embed.reporting.data_page import explore_data
+
+    config = GLOBALS.config(inference__workers=workers, model__backbone_name=backbone)
+    page, dataset = explore_data(config, splits_of(split), out, pictures=pictures)
+    samples = {part.name: 0 if part.samples is None else len(part.samples) for part in dataset.parts}
+    problems = sum(len(part.checked.problems) for part in dataset.parts)
+    print_result(
+        {"page": page, "samples": samples, "problems": problems, "near_duplicates": len(dataset.twins)},
+        [
+            ("page", page),
+            ("samples", ", ".join(f"{count:,} {name}" for name, count in samples.items())),
+            ("problems", f"{problems:,}{'; geo data check lists them' if problems else ''}"),
+            ("near duplicates", f"{len(dataset.twins):,}"),
+        ],
+    )
 
 
 @data_app.command("leaks", epilog="Example: `geo --set training.validation=spatial data leaks`")

@@ -1,0 +1,408 @@
+"""`geo data explore`: one self-contained HTML page about a dataset, before any training. It runs no script and asks no server for anything."""
+
+import base64
+import io
+import os
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from geo_embed import __version__
+from geo_embed.config import Config
+from geo_embed.data import images
+from geo_embed.data.samples import Samples
+from geo_embed.errors import disk_errors
+from geo_embed.files import replacing
+from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
+from geo_embed.reporting.looks import NEAR_BITS
+from geo_embed.reporting.markup import figure, hash_source, missing, table, to_bytes, to_km, to_text
+from geo_embed.reporting.svg_map import svg_map
+
+_STYLE: Final = "data.css"
+_LISTED: Final = 20
+_SHOWN: Final = 12
+# Of a thumbnail: its longer side in pixels, and JPEG's quality.
+_SIDE, _QUALITY = 168, 74
+# The most places on the map.
+_PLACES: Final = 12_000
+
+
+def explore_data(
+    config: Config, splits: list[str], out: Path | None = None, *, pictures: bool = False
+) -> tuple[Path, Dataset]:
+    """Look at a dataset and write the page about it.
+
+    Args:
+        config: paths, views, workers; and how training would hold samples out.
+        splits: `train`, `test` or both.
+        out: the file; default `dataset.html` in the working directory.
+        pictures: put a sample of pictures into it, small. Street-view providers forbid to pass theirs on.
+
+    Returns:
+        The file, and what it shows.
+
+    Raises:
+        GeoError: no split can be read, or the file can't be written.
+    """
+    path = Path("dataset.html") if out is None else out
+    dataset = survey(config, splits)
+    text = to_page(dataset, config, pictures=pictures)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path, dataset
+
+
+def to_page(dataset: Dataset, config: Config, *, pictures: bool = False) -> str:
+    """The page, as `explore_data` writes it."""
+    sections = [
+        ("Places", "Where the samples lie", _where(dataset.ground)),
+        ("Classes", "Samples per class", _classes(dataset)),
+        ("Pictures", "Pictures", _pictures(dataset.parts)),
+        ("Duplicates", "Duplicates and near duplicates", _duplicates(dataset)),
+        ("Leaks", "What training would give away", _leaks(dataset, config)),
+        ("Oddities", "What is odd", _odd(dataset)),
+        ("Samples", "A sample of it", _samples(dataset, pictures)),
+    ]
+    name = config.paths.data_root.resolve().name or str(config.paths.data_root)
+    style = (resources.files("geo_embed.reporting") / "page" / _STYLE).read_text(encoding="utf-8")
+    policy = f"default-src 'none'; style-src {hash_source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{to_text(policy)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
+            f"<title>Dataset: {to_text(name)}</title>\n<style>{style}</style>\n</head>\n<body>",
+            '<a class="skip" href="#sections">To the findings</a>',
+            f'<header><p class="eyebrow">Dataset</p><h1>{to_text(name)}</h1>{_tiles(dataset)}</header>',
+            '<nav aria-label="Sections"><ul>',
+            *(f'<li><a href="#{key.lower()}">{key}</a></li>' for key, _, _ in sections),
+            '</ul></nav>\n<main id="sections" tabindex="-1">',
+            *(
+                f'<section id="{key.lower()}"><h2>{to_text(title)}</h2>\n{body}</section>'
+                for key, title, body in sections
+            ),
+            f"</main>\n<footer><p>Made by geo_embed {to_text(__version__)} of {to_text(config.paths.data_root)}"
+            f"{f'; {to_text(dataset.ground.drawn.credit)}' if dataset.ground else ''}.</p></footer>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _tiles(dataset: Dataset) -> str:
+    """The numbers that one looks for first."""
+    tiles = [
+        (f"{part.name} samples", f"{len(part.samples):,}")
+        if part.samples is not None
+        else (f"{part.name} samples", "can't be read")
+        for part in dataset.parts
+    ]
+    if dataset.ground is not None:
+        tiles.append(("classes", f"{len(dataset.ground.encoder):,}"))
+    named = [part.samples for part in dataset.parts if part.samples is not None]
+    if named:
+        tiles.append(("views", f"{len(named[0].view_names)}: {', '.join(named[0].view_names)}"))
+        tiles.append(("pictures named", f"{sum(int((samples.images != '').sum()) for samples in named):,}"))
+    looks = [part.looks for part in dataset.parts if part.looks is not None]
+    if looks:
+        tiles.append(("pictures decoded", f"{sum(int(look.there.sum()) for look in looks):,}"))
+        tiles.append(("their files", to_bytes(sum(int(look.size.sum()) for look in looks))))
+    problems = sum(len(part.checked.problems) for part in dataset.parts) + sum(
+        len(look.faults) for look in looks
+    )
+    tiles.append(("problems", f"{problems:,}"))
+    cells = "".join(
+        f'<div class="tile"><dt>{to_text(name)}</dt><dd>{to_text(value)}</dd></div>' for name, value in tiles
+    )
+    return f'<dl class="tiles">{cells}</dl>'
+
+
+def _where(ground: Ground | None) -> str:
+    """The map of the training samples, and how near they are to one another."""
+    if ground is None:
+        return missing("No map", "There are no training samples with places to show.")
+    rows = np.arange(len(ground.truth))
+    shown = rows if len(rows) <= _PLACES else rows[np.linspace(0, len(rows) - 1, _PLACES).astype(int)]
+    some = "" if len(shown) == len(rows) else f" {len(shown):,} of them are drawn, evenly through the CSV."
+    near = ground.nearest_km[np.isfinite(ground.nearest_km)]
+    apart = (
+        ""
+        if not len(near)
+        else f" From one to the next it is {to_km(float(np.median(near)))} in the middle; {int((near < 0.1).sum()):,} have another within 100 m."
+    )
+    caption = f"{len(rows):,} training samples.{some}{apart}"
+    outside = ""
+    if ground.outside:
+        outside = (
+            f"<p>{len(ground.outside):,} samples lie more than {OUTSIDE_KM:g} km outside of the outline of their class; they are listed "
+            'under <a href="#oddities">what is odd</a>.</p>'
+        )
+    return f"<figure><figcaption><p>{to_text(caption)}</p>{outside}</figcaption>{svg_map(ground, shown)}</figure>"
+
+
+def _classes(dataset: Dataset) -> str:
+    ground = dataset.ground
+    if ground is None:
+        return missing("No classes", "Only training samples have classes.")
+    counts = np.bincount(ground.labels, minlength=len(ground.encoder))
+    order = np.argsort(-counts, kind="stable")
+    few = int((counts < 5).sum())
+    said = (
+        f"{len(counts):,} classes of {counts.min():,} to {counts.max():,} samples, {np.median(counts):,.0f} in the middle. "
+        + (f"{few:,} have fewer than five, which is hard to learn from. " if few else "")
+        + f"Who always answers {ground.encoder.names[order[0]]} is right in {100 * counts.max() / counts.sum():.1f} % of the training samples."
+    )
+    bars = "".join(
+        f'<li><span class="name" title="{to_text(ground.encoder.names[k])}">{to_text(ground.encoder.names[k])}</span>'
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect width="{100 * counts[k] / counts.max():.2f}" height="10"/></svg>'
+        f'<span class="count">{counts[k]:,}</span></li>'
+        for k in order
+    )
+    return f'<p class="lead">{to_text(said)}</p><figure class="panel"><ol class="bars">{bars}</ol></figure>'
+
+
+def _pictures(parts: list[Part]) -> str:
+    looked = [part for part in parts if part.looks is not None and part.samples is not None]
+    if not looked:
+        roots = ", ".join(str(part.samples.image_root) for part in parts if part.samples is not None)
+        return missing("No pictures", f"There is no picture in {roots or 'the folders of the settings'}.")
+    sizes: Counter[tuple[str, str]] = Counter()
+    files = []
+    for part in looked:
+        looks, samples = part.looks, part.samples
+        assert looks is not None
+        assert samples is not None
+        for width, height in zip(looks.width[looks.there], looks.height[looks.there], strict=True):
+            sizes[(part.name, f"{width} × {height}")] += 1
+        for v, view in enumerate(samples.view_names):
+            there, size = looks.there[:, v], looks.size[:, v][looks.size[:, v] > 0]
+            named = samples.images[:, v] != ""
+            middle = to_bytes(int(np.median(size))) if len(size) else "–"
+            spread = f"{to_bytes(int(size.min()))} – {to_bytes(int(size.max()))}" if len(size) else "–"
+            files.append(
+                (
+                    part.name,
+                    view,
+                    f"{int(named.sum()):,}",
+                    f"{int(there.sum()):,}",
+                    f"{int(looks.blank[:, v].sum()):,}",
+                    middle,
+                    spread,
+                )
+            )
+    by_size = [(name, size, f"{count:,}") for (name, size), count in sizes.most_common(_LISTED)]
+    more = len(sizes) - len(by_size)
+    return (
+        '<div class="figures matrix">'
+        + figure(
+            "Files by view",
+            "Every picture was decoded. Blank: hardly any difference between its parts.",
+            table(
+                ("split", "view", "named", "decoded", "blank", "median file", "smallest to largest"),
+                files,
+                numbers=2,
+            ),
+        )
+        + figure(
+            "Sizes in pixels",
+            f"Width × height, the most frequent first{f'; {more:,} more sizes' if more > 0 else ''}.",
+            table(("split", "size", "pictures"), by_size, numbers=2),
+        )
+        + "</div>"
+    )
+
+
+def _duplicates(dataset: Dataset) -> str:
+    if all(part.looks is None for part in dataset.parts):
+        return missing("Not looked for", "Duplicates are looked for in pictures, and there are none.")
+    lines = [
+        f"{count:,} pictures of {name} occur, byte by byte, in several samples."
+        for name, count in dataset.shared.items()
+    ]
+    if dataset.overlap is not None:
+        lines.append(f"{dataset.overlap:,} test samples have a picture that a training sample has, too.")
+    across = sum(twin.across for twin in dataset.twins)
+    lines.append(
+        f"{len(dataset.twins):,} pairs of samples have a picture that is nearly the same and not the same file"
+        f"{f', {across:,} of them a test sample with a training sample' if dataset.overlap is not None else ''}: "
+        f"their difference hashes agree in all but {NEAR_BITS} of 128 bits at most. Dull pictures agree by chance: look before you believe."
+    )
+    body = "".join(f"<p>{to_text(line)}</p>" for line in lines)
+    if dataset.twins:
+        rows = [
+            (twin.first, twin.second, "–" if twin.km is None else to_km(twin.km))
+            for twin in dataset.twins[:_LISTED]
+        ]
+        more = f" The first {_LISTED} of {len(dataset.twins):,}." if len(dataset.twins) > _LISTED else ""
+        body += figure(
+            "Near duplicates",
+            f"Those across splits first, then those farthest apart.{more}",
+            table(("sample", "and", "apart"), rows, numbers=2),
+        )
+    return f'<div class="panel">{body}</div>'
+
+
+def _leaks(dataset: Dataset, config: Config) -> str:
+    leakage = dataset.leakage
+    if leakage is None:
+        return missing("Not known", dataset.no_leakage)
+    training = config.training
+    if not leakage.held_out:
+        return missing("Nothing is held out", "There are too few samples to hold some out.")
+    compared = (
+        "places and embeddings"
+        if leakage.embeddings
+        else "places alone, since no embeddings are cached for this backbone"
+    )
+    said = (
+        f"With training.validation={training.validation}, {leakage.held_out:,} samples would be held out. {leakage.leaking:,} of them "
+        f"are given away by a training sample, by {compared}."
+    )
+    if leakage.leaking and training.validation == "random":
+        said += " Their score will be too good; training.validation=spatial holds places out whole."
+    kinds = Counter(leak["kind"] for leak in leakage.leaks)
+    rows = [
+        (
+            leak["kind"],
+            leak["held_out"],
+            leak["training"],
+            to_km(leak["value"]) if leak["kind"] == "place" else f"cosine {leak['value']:.4f}",
+        )
+        for leak in leakage.leaks[:_LISTED]
+    ]
+    body = f'<p class="{"bad" if leakage.leaking else "ok"}">{to_text(said)}</p>'
+    if rows:
+        counted = ", ".join(f"{count:,} by {kind}" for kind, count in kinds.items())
+        body += table(("kind", "held out", "training", "how near"), rows, caption=f"Leaks: {counted}")
+    return f'<div class="panel">{body}</div>'
+
+
+def _odd(dataset: Dataset) -> str:
+    rows: list[tuple[str, ...]] = []
+    for part in dataset.parts:
+        for found in findings_by_kind(part.checked):
+            for k, finding in enumerate(found["first"]):
+                kind = f"{found['what']}: {found['kind']}, {found['count']:,}" if not k else ""
+                rows.append((part.name if not k else "", kind, finding.message, _place(finding.where)))
+        if part.looks is not None and part.samples is not None:
+            for k, (i, v, why) in enumerate(part.looks.faults[:5]):
+                kind = f"problem: undecodable-image, {len(part.looks.faults):,}" if not k else ""
+                rows.append(
+                    (
+                        part.name if not k else "",
+                        kind,
+                        why,
+                        f"{part.samples.sample_id[i]}, {part.samples.images[i, v]}",
+                    )
+                )
+    ground = dataset.ground
+    train = next((part.samples for part in dataset.parts if part.name == "train"), None)
+    if ground is not None and train is not None and train.truth is not None:
+        names = dict(zip(ground.encoder.state_idx.tolist(), ground.encoder.names, strict=True))
+        for k, (row, km) in enumerate(ground.outside[:5]):
+            kind = f"warning: outside-outline, {len(ground.outside):,}" if not k else ""
+            where = f"{train.truth.latitude[row]:.4f}, {train.truth.longitude[row]:.4f}"
+            state = names[int(train.truth.state_idx[row])]
+            rows.append(
+                (
+                    "train" if not k else "",
+                    kind,
+                    f"{to_km(km)} outside of {state}, at {where}",
+                    str(train.sample_id[row]),
+                )
+            )
+    if not rows:
+        return '<div class="panel"><p class="ok">Nothing odd was found.</p></div>'
+    return figure(
+        "Findings",
+        "Of each kind the first five; geo data check lists the rest.",
+        table(("split", "kind and count", "what", "where"), rows),
+    )
+
+
+def _samples(dataset: Dataset, pictures: bool) -> str:
+    ground, body = dataset.ground, []
+    names = (
+        {}
+        if ground is None
+        else dict(zip(ground.encoder.state_idx.tolist(), ground.encoder.names, strict=True))
+    )
+    for part in dataset.parts:
+        samples = part.samples
+        if samples is None or not len(samples):
+            continue
+        rows = np.unique(np.linspace(0, len(samples) - 1, _SHOWN).astype(int))
+        if pictures and part.looks is not None:
+            cards = "".join(_card(samples, int(row), names) for row in rows)
+            body.append(f'<h3>{to_text(part.name)}</h3><div class="pictures">{cards}</div>')
+            continue
+        truth = samples.truth
+        chosen = [
+            (
+                str(samples.sample_id[row]),
+                *(
+                    ()
+                    if truth is None
+                    else (
+                        names.get(int(truth.state_idx[row]), str(truth.state_idx[row])),
+                        f"{truth.latitude[row]:.4f}",
+                        f"{truth.longitude[row]:.4f}",
+                    )
+                ),
+                *(str(name) or "–" for name in samples.images[row]),
+            )
+            for row in rows
+        ]
+        head = (
+            "sample",
+            *(() if truth is None else ("class", "latitude", "longitude")),
+            *samples.view_names,
+        )
+        body.append(figure(part.name, "Evenly through the CSV.", table(head, chosen)))
+    note = (
+        ""
+        if pictures
+        else '<p class="lead">Without pictures: street-view providers forbid to pass theirs on. <code>--pictures</code> puts small ones in.</p>'
+    )
+    return note + "".join(body)
+
+
+def _card(samples: Samples, row: int, names: dict[int, str]) -> str:
+    truth = samples.truth
+    place = (
+        ""
+        if truth is None
+        else f": {names.get(int(truth.state_idx[row]), '?')}, {truth.latitude[row]:.3f}, {truth.longitude[row]:.3f}"
+    )
+    views = "".join(
+        _thumbnail(samples.image_root / str(name), view)
+        if name
+        else f'<span class="none">no {to_text(view)}</span>'
+        for name, view in zip(samples.images[row], samples.view_names, strict=True)
+    )
+    return f'<figure><figcaption>{to_text(samples.sample_id[row])}{to_text(place)}</figcaption><div class="views scroll">{views}</div></figure>'
+
+
+def _thumbnail(path: Path, view: str) -> str:
+    """A picture as it is put into the page: decoded and written anew, so that nothing of its file but pixels gets in."""
+    from PIL import Image
+
+    try:
+        pixels = images.decode(images.read_picture(path), accept_damage=True)
+    except (OSError, images.UnreadableImage):
+        return f'<span class="none">{to_text(view)}: can’t be read</span>'
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{to_text(view)}" width="{image.width}" height="{image.height}">'
+
+
+def _place(where: str) -> str:
+    """Where a finding is, without the folders that all have in common."""
+    return where.rpartition(os.sep)[2]
