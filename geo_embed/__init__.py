@@ -10,6 +10,7 @@ The commands' verbs, for notebooks:
     geo_embed.submit(config, run)
 """
 
+from functools import partial, update_wrapper
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +29,7 @@ _VERBS = {
     "evaluate": "prediction.evaluate",
     "explore_data": "reporting.data_page",
     "extract": "extraction.extract",
+    "extract_for_run": "extraction.for_run",
     "find_store": "cache.find",
     "finetune": "finetuning.finetune",
     "fit_heads": "fitting.fit",
@@ -51,13 +53,19 @@ _VERBS = {
     "validate": "submissions.check",
 }
 
+# These embed what a run needs and the cache lacks first, as their commands do; `embed=None` has them refuse.
+_EMBEDDING = {"predict_split", "submit"}
+
 __all__ = sorted(_VERBS)
 
 
 def __getattr__(name: str) -> Any:
     """A verb, looked up when it is used: `import geo_embed` must not wait for torch."""
     if name in _VERBS:
-        return getattr(import_module(f"geo_embed.{_VERBS[name]}"), name)
+        verb = getattr(import_module(f"geo_embed.{_VERBS[name]}"), name)
+        if name not in _EMBEDDING:
+            return verb
+        return update_wrapper(partial(verb, embed=__getattr__("extract_for_run")), verb)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -407,7 +407,7 @@ class Inference(_Group):
     )
     tta: bool = Field(
         False,
-        description="average over a few sure variants of each picture, where pictures are read for prediction",
+        description="predict by the average over a few sure variants of each picture",
     )
     on_bad_image: OnBadImage = Field(
         "fail", description="fail: list bad pictures and stop; skip: record them in the store and go on"

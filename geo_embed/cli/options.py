@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from geo_embed.cli.complete import complete_run
-from geo_embed.config import Config, Device, Dtype, OnDamagedImage
+from geo_embed.config import Config, Device, Dtype, OnBadImage, OnDamagedImage
 from geo_embed.console import set_progress_seconds
 from geo_embed.settings import resolve
 
@@ -38,6 +38,11 @@ BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Items per
 
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Decoding threads.")]
 
+BadImageOption = Annotated[
+    OnBadImage | None,
+    typer.Option("--on-bad-image", help="What to do with pictures that can't be read."),
+]
+
 DamagedOption = Annotated[
     OnDamagedImage | None,
     typer.Option(
@@ -57,6 +62,19 @@ StoreOption = Annotated[
 RunArgument = Annotated[
     str | None,
     typer.Argument(help="A run's name or directory; the newest if left out.", autocompletion=complete_run),
+]
+
+TtaOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--tta",
+        help="Average over a few sure variants of each picture, those that the run's augmentation allows for; each is embedded once and cached.",
+    ),
+]
+
+NoExtractOption = Annotated[
+    bool,
+    typer.Option("--no-extract", help="Refuse where embeddings are missing, instead of making them first."),
 ]
 
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]

@@ -11,12 +11,17 @@ from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
     BackboneOption,
+    BadImageOption,
+    BatchOption,
     DamagedOption,
     DeviceOption,
     NameOption,
+    NoExtractOption,
     OverwriteOption,
     RunArgument,
     Split,
+    TtaOption,
+    WorkersOption,
     splits_of,
 )
 from geo_embed.cli.show import (
@@ -180,36 +185,46 @@ def _ensemble(
     )
 
 
-@app.command("predict", epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`")
+@app.command(
+    "predict",
+    epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`, or `geo predict first --split test --tta`",
+)
 def _predict(
     run: RunArgument = None,
-    split: Annotated[Split | None, typer.Option("--split", help="A cached split.")] = None,
+    split: Annotated[Split | None, typer.Option("--split", help="A whole split.")] = None,
     images: Annotated[
         list[Path] | None,
         typer.Option("--images", metavar="N E S W", help="One place's pictures, view by view."),
     ] = None,
-    tta: Annotated[
-        bool | None,
-        typer.Option("--tta", help="With --images: average over a few sure variants of each picture."),
-    ] = None,
+    tta: TtaOption = None,
+    no_extract: NoExtractOption = False,
     backbone: BackboneOption = None,
     device: DeviceOption = None,
+    on_bad_image: BadImageOption = None,
     on_damaged_image: DamagedOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
 ) -> None:
-    """Predict a cached split into the run's prediction table, or one place from its pictures."""
+    """Predict a split into the run's prediction table, or one place from its pictures.
+
+    Pictures of a split whose embeddings by the run's backbone are not cached are embedded first.
+    """
     wait_passively()
+    from geo_embed.extraction.for_run import extract_for_run
     from geo_embed.prediction.predict import predict_images, predict_split
     from geo_embed.runs.run import use_run
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    if tta and split is not None:
-        raise typer.BadParameter(
-            "--tta makes variants of pictures, and a cached split has none: give --images"
-        )
     config = GLOBALS.config(
-        model__device=device, inference__on_damaged_image=on_damaged_image, inference__tta=tta
+        model__device=device,
+        inference__tta=tta,
+        inference__on_bad_image=on_bad_image,
+        inference__on_damaged_image=on_damaged_image,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
     )
+    embed = None if no_extract else extract_for_run
     runs_dir = config.paths.runs_dir
     if split is not None:
         parts = splits_of(split)
@@ -217,7 +232,8 @@ def _predict(
             runs_dir,
             run,
             lambda loaded: [
-                {"split": part, "predictions": predict_split(config, loaded, part)[1]} for part in parts
+                {"split": part, "predictions": predict_split(config, loaded, part, embed=embed)[1]}
+                for part in parts
             ],
         )
         print_splits(split, written, lambda row: [("predictions", row["predictions"])])
@@ -233,14 +249,35 @@ def _predict(
 def _submit(
     run: RunArgument = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
+    tta: TtaOption = None,
+    no_extract: NoExtractOption = False,
+    device: DeviceOption = None,
+    on_bad_image: BadImageOption = None,
+    on_damaged_image: DamagedOption = None,
+    batch_size: BatchOption = None,
+    workers: WorkersOption = None,
 ) -> None:
-    """Write a competition file and validate it."""
+    """Write a competition file and validate it.
+
+    Test pictures whose embeddings by the run's backbone are not cached are embedded first.
+    """
     wait_passively()
+    from geo_embed.extraction.for_run import extract_for_run
     from geo_embed.prediction.submission import submit
     from geo_embed.runs.run import use_run
 
-    config = GLOBALS.config()
-    path, verdict = use_run(config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out))
+    config = GLOBALS.config(
+        model__device=device,
+        inference__tta=tta,
+        inference__on_bad_image=on_bad_image,
+        inference__on_damaged_image=on_damaged_image,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
+    )
+    embed = None if no_extract else extract_for_run
+    path, verdict = use_run(
+        config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)
+    )
     result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
     print_result(
         result,

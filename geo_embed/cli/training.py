@@ -10,6 +10,7 @@ from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     GLOBALS,
     BackboneOption,
+    BadImageOption,
     BatchOption,
     DamagedOption,
     DeviceOption,
@@ -31,7 +32,7 @@ from geo_embed.cli.show import (
     twin_rows,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
-from geo_embed.config import OnBadImage, Preset
+from geo_embed.config import Preset
 from geo_embed.console import say, show
 from geo_embed.fitting.outlook import command_outlook
 from geo_embed.registry import FUSIONS
@@ -48,9 +49,7 @@ def _extract(
     exact: Annotated[
         bool | None, typer.Option("--exact", help="PIL's resize, bit-equal to transformers; slower.")
     ] = None,
-    on_bad_image: Annotated[
-        OnBadImage | None, typer.Option(help="What to do with pictures that can't be read.")
-    ] = None,
+    on_bad_image: BadImageOption = None,
     on_damaged_image: DamagedOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from geo_embed.cache.store import Embeddings, content_digest, read_store
 from geo_embed.config import Augment, Config, OnDamagedImage, Paths
 from geo_embed.console import warn
 from geo_embed.data import images
-from geo_embed.data.samples import load_samples, text_ids
+from geo_embed.data.samples import Samples, load_samples, text_ids
+from geo_embed.data.variants import AS_THEY_ARE, Variant, scene_order, variants_of
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.heads.calibration import calibrated
@@ -23,82 +25,113 @@ from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_store_of, is_fitted_on_import
 from geo_embed.runs.table import write_predictions
+
+# Makes the stores that a run needs of a split and the cache lacks: settings, run, split. `extraction.for_run` has one.
+Embed = Callable[[Config, Run, str], object]
 
 
 @with_torch_switches
-def predict_split(config: Config, run: Run, split: str) -> tuple[Predictions, Path]:
-    """Predict a whole split from its store, and write `<split>_predictions.parquet` into the run.
+def predict_split(
+    config: Config, run: Run, split: str, *, embed: Embed | None = None
+) -> tuple[Predictions, Path]:
+    """Predict a whole split from its stores, and write `<split>_predictions.parquet` into the run.
 
     Args:
-        config: paths and device; the model settings are the run's own.
+        config: paths and device, and `inference.tta`, whether to average over variants of the pictures; the model settings are the run's own.
         run: whose heads answer.
         split: `train` or `test`.
+        embed: makes what the cache lacks first; without it that is an error.
 
     Raises:
         GeoError: the split isn't extracted with the run's backbone, or no longer fits its CSV; or the run was replaced meanwhile.
     """
-    warn_of_variants(config)
-    return save_split(run, split, config.paths, config.model.device)
-
-
-def warn_of_variants(config: Config) -> None:
-    """Say where `inference.tta` is set for a split that is predicted from its store."""
-    if config.inference.tta:
-        warn(
-            "inference.tta has no effect here: a store holds the embeddings of pictures as they are, and of no variants"
-        )
-
-
-def save_split(run: Run, split: str, paths: Paths, device: str) -> tuple[Predictions, Path]:
-    """As `predict_split`, from the settings that it needs."""
-    predictions, truth, stores = predict_cached(run, split, paths, device)
+    tta = config.inference.tta
+    if embed is not None:
+        embed(config, run, split)
+    predictions, truth, stores = predict_cached(run, split, config.paths, config.model.device, tta=tta)
     path = run.predictions_path(split)
     # Written aside into the directory that has the run's name now: if that is another run's when the table is to get its name,
     # there is no such file in it. So the check decides once and for all whose table it is.
-    write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run))
+    write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run), tta=tta)
     return predictions, path
 
 
 def predict_cached(
-    run: Run, split: str, paths: Paths, device: str
+    run: Run, split: str, paths: Paths, device: str, *, tta: bool = False
 ) -> tuple[Predictions, Truth | None, dict[str, str]]:
-    """Predict a whole split from its store; nothing is written.
+    """Predict a whole split from its stores; nothing is written.
 
     Args:
         run: whose heads answer.
         split: `train` or `test`.
         paths: of the stores and the CSVs.
         device: where heads run.
+        tta: average over the variants of the pictures that the run's own augmentation allows for, each from a store of its own.
 
     Returns:
         The predictions, the truth of the same samples where it is known, and of every store that was read the fingerprint and
         the `content_digest`.
 
     Raises:
-        GeoError: as `predict_split`.
+        GeoError: as `predict_split`; or stores of variants hold other pictures than those of the pictures as they are.
     """
     samples = load_samples(on_this_machine(run, paths, device).config, split)
     stores: dict[str, str] = {}
 
     def predict(member: Run) -> Predictions:
         member = on_this_machine(member, paths, device)
-        if "init" in member.provenance and member.config.inference.tta:
+        if "init" in member.provenance and member.config.inference.tta and not tta:
             warn(
-                f"{member.name} was scored on variants of its held-out pictures (inference.tta), and answers here from a store, "
-                "by the pictures as they are: what it scored may be too good for that"
+                f"{member.name} was scored on variants of its held-out pictures (inference.tta), and answers here "
+                "by the pictures as they are: what it scored may be too good for that (--tta answers as it was scored)"
             )
-        same_views = member.config.model.view_names == samples.view_names
-        fingerprint = member.provenance["store"]["fingerprint"]
-        store = find_store_of(member, split)
-        check_fits(store, samples if same_views else load_samples(member.config, split))
-        # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
-        # By the name that the run has for it, which the store itself may have grown out of.
-        stores[fingerprint] = content_digest(store)
-        return predict_embeddings(member, read_store(store))
+        view_names = member.config.model.view_names
+        theirs = samples if view_names == samples.view_names else load_samples(member.config, split)
+        read = partial(_predict_variant, member, split, theirs, stores, asked=run.name)
+        if not tta:
+            return read(AS_THEY_ARE)
+        variants = variants_of(run.config.finetune.augment, view_names)
+        if len(variants) == 1:
+            warn("the run's finetune.augment neither crops nor flips: --tta has no variants to average over")
+        return averaged([read(variant) for variant in variants])
 
     return predict_by_members(run, predict), samples.truth, stores
+
+
+def _predict_variant(
+    member: Run, split: str, samples: Samples, stores: dict[str, str], variant: Variant, *, asked: str
+) -> Predictions:
+    """A run's answers to one variant of a split's pictures, whose store is entered among the `stores` that were read.
+
+    `asked` is the run that people asked for answers, where `member` is a part of it.
+    """
+    fingerprint = member.provenance["store"]["fingerprint"]
+    try:
+        store = find_store_of(member, split, variant)
+    except GeoError as error:
+        if variant != AS_THEY_ARE and not is_fitted_on_import(member):
+            error.hint = f"geo predict {asked} --split {split} --tta"
+        raise
+    check_fits(store, samples)
+    # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
+    digest = content_digest(store)
+    if variant != AS_THEY_ARE and stores.get(fingerprint) != digest:
+        raise GeoError(
+            f"this store is of other pictures ({variant}) than that of the pictures as they are: some changed, or were left out of one",
+            where=store.path,
+            hint=f"geo extract --split {split} --backbone {store.attrs['backbone']}, then geo predict {asked} --split {split} --tta",
+        )
+    # By the name that the run has for it, which the store itself may have grown out of.
+    stores[fingerprint if variant == AS_THEY_ARE else store.fingerprint] = digest
+    embeddings = read_store(store)
+    if variant.mirror:
+        order = list(scene_order(variant, samples.view_names))
+        embeddings = replace(
+            embeddings, values=embeddings.values[:, order], present=embeddings.present[:, order]
+        )
+    return predict_embeddings(member, embeddings)
 
 
 def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predictions:

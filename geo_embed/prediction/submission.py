@@ -7,48 +7,54 @@ import pandas as pd
 
 from geo_embed.answers import Predictions
 from geo_embed.cache.find import find_store
-from geo_embed.cache.store import content_digest
+from geo_embed.cache.store import content_digest, list_stores
 from geo_embed.config import Config
 from geo_embed.console import warn
+from geo_embed.data.variants import AS_THEY_ARE
 from geo_embed.errors import GeoError
-from geo_embed.prediction.predict import predict_cached, warn_of_variants
+from geo_embed.prediction.predict import Embed, predict_cached
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
-from geo_embed.runs.table import read_predictions, read_stores, write_predictions
+from geo_embed.runs.table import is_tta, read_predictions, read_stores, write_predictions
 from geo_embed.submissions.check import Verdict
 from geo_embed.submissions.template import fill_template, read_template
 from geo_embed.submissions.write import write_submission
 
 
-def submit(config: Config, run: Run, out: Path | None = None) -> tuple[Path, Verdict]:
+def submit(
+    config: Config, run: Run, out: Path | None = None, *, embed: Embed | None = None
+) -> tuple[Path, Verdict]:
     """Write a run's answers for the test split as a competition file, check it, and put it into the log of submissions.
 
-    Test predictions are taken from the run, or made from the cached test split where the run has none that are still true.
+    Test predictions are taken from the run, or made from the cached test split where the run has none that are still true, or
+    none of the kind that is asked for.
 
     Args:
-        config: paths.
+        config: paths and device, and `inference.tta`, whether to average over variants of the pictures.
         run: whose answers.
         out: the file; default `<submissions_dir>/<run>.csv`, or the next free name where a file of that name was noted or sent.
+        embed: makes what the cache lacks first, where predictions are made; without it that is an error.
 
     Raises:
         GeoError: no template, no embeddings of the test split, a sample of the template without an answer, or `out` was noted or sent.
     """
-    warn_of_variants(config)
     run = on_this_machine(run, config.paths, config.model.device)
     template = read_template(config.paths.csv("test"), run.config.model.view_names)
-    predictions = _test_predictions(run, template)
+    predictions = _test_predictions(config, run, template, embed)
     return write_submission(config, run, fill_template(template, predictions), out)
 
 
-def _test_predictions(run: Run, template: pd.DataFrame) -> Predictions:
-    """The run's table, made again if it lacks a sample of the template or the stores hold something else since it was made."""
-    path = run.predictions_path("test")
-    if path.is_file() and not _is_stale(run, path):
+def _test_predictions(config: Config, run: Run, template: pd.DataFrame, embed: Embed | None) -> Predictions:
+    """The run's table, made again if it is of the other kind, lacks a sample of the template or the stores hold something else since it was made."""
+    path, tta = run.predictions_path("test"), config.inference.tta
+    if path.is_file() and is_tta(path) == tta and not _is_stale(run, path):
         predictions, _ = read_predictions(path, run.labels)
         if set(template["sample_id"]) <= set(predictions.sample_id):
             return predictions
-    predictions, truth, stores = predict_cached(run, "test", run.config.paths, run.config.model.device)
+    if embed is not None:
+        embed(config, run, "test")
+    predictions, truth, stores = predict_cached(run, "test", config.paths, run.config.model.device, tta=tta)
     try:
-        write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run))
+        write_predictions(path, predictions, truth, stores, lambda: check_not_replaced(run), tta=tta)
     except GeoError as error:
         warn(f"the run can't keep its test predictions: {error}")
     return predictions
@@ -69,4 +75,9 @@ def _is_stale(run: Run, path: Path) -> bool:
     # An earlier version's: what can't be made again is better than nothing.
     if made_from is None:
         return None not in now.values()
+    # Stores of variants go by their own names.
+    for store in list_stores(run.config.paths.cache_dir, "test"):
+        if store.fingerprint in made_from and store.variant != AS_THEY_ARE:
+            with contextlib.suppress(GeoError):
+                now[store.fingerprint] = content_digest(store)
     return any(digest not in (None, made_from.get(fingerprint)) for fingerprint, digest in now.items())

@@ -80,6 +80,14 @@ def _calibration_of(run: Run, recipe: Recipe) -> "Calibration | None":
         ) from error
 
 
+def answering_runs(run: Run) -> list[Run]:
+    """The runs with heads that a run answers by: itself, or an ensemble's members, and theirs. Raises GeoError as `load_ensemble`."""
+    ensemble = load_ensemble(run)
+    if ensemble is None:
+        return [run]
+    return [answering for member in ensemble.members for answering in answering_runs(member)]
+
+
 def load_heads(run: Run) -> "Panel":
     """A run's heads, on the CPU, in eval mode. Raises GeoError where a file is absent or doesn't fit."""
     import torch

@@ -1,16 +1,18 @@
 """The store that a run's heads answer from."""
 
 from contextlib import suppress
+from pathlib import Path
 
 from geo_embed.cache.exchange import other_source
-from geo_embed.cache.find import find_store
-from geo_embed.cache.store import Store, holds_sample
+from geo_embed.cache.find import choose_store, find_store
+from geo_embed.cache.store import Store, holds_sample, rebuild_hint
+from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.errors import GeoError
 from geo_embed.runs.run import Run
 
 
-def find_store_of(run: Run, split: str) -> Store:
-    """A split's store by the backbone that a run was fitted on.
+def find_store_of(run: Run, split: str, variant: Variant = AS_THEY_ARE) -> Store:
+    """A split's store by the backbone that a run was fitted on, of a variant of its pictures.
 
     An import goes by its name and shape. So it is compared with what the run remembers: what its file said of the backbone, and
     some of the train split's embeddings. A run of an earlier version remembers nothing, and a train split that isn't here can't
@@ -19,12 +21,26 @@ def find_store_of(run: Run, split: str) -> Store:
     Args:
         run: with heads of its own, no ensemble.
         split: `train` or `test`.
+        variant: of its pictures; an import has none.
 
     Raises:
         GeoError: there is no such store, or it is an import that was replaced by another backbone's.
     """
     fitted_on = run.provenance["store"]
-    store = find_store(run.config, split, fingerprint=fitted_on["fingerprint"])
+    if variant != AS_THEY_ARE and is_fitted_on_import(run):
+        raise GeoError(
+            f"the run was fitted on imported embeddings ({fitted_on['backbone']}): what made them isn't known here, "
+            "so variants of the pictures can't be embedded",
+            where=run.path,
+            hint="do without --tta",
+        )
+    model = run.config.model
+    try:
+        store = choose_store(run.config.paths.cache_dir, model, split, fitted_on["fingerprint"], variant)
+    except GeoError as error:
+        if is_fitted_on_import(run):
+            error.hint = rebuild_hint(Path(split), {"backbone": fitted_on["backbone"], "imported": True})
+        raise
     if not store.attrs.get("imported"):
         return store
     other = other_source(fitted_on.get("source_made_by"), store.attrs.get("source_made_by"))
@@ -43,3 +59,8 @@ def find_store_of(run: Run, split: str) -> Store:
             "or import what it was fitted on again, with --overwrite, and the other backbone's under another name",
         )
     return store
+
+
+def is_fitted_on_import(run: Run) -> bool:
+    """Whether a run with heads of its own was fitted on embeddings that were made elsewhere."""
+    return run.provenance["store"]["weights_sha256"] is None

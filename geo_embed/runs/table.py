@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of the table's schema: the stores that the predictions were made from, as JSON.
 _STORES = b"geo_embed.stores"
+# That they are averages over variants of the pictures; absent where they aren't.
+_TTA, _YES = b"geo_embed.tta", b"true"
 _COLUMNS = ("sample_id", "probabilities", "latitude", "longitude")
 _TRUTH = ("true_state_idx", "true_latitude", "true_longitude")
 # Two hundred times the largest split so far.
@@ -33,6 +35,8 @@ def write_predictions(
     truth: Truth | None,
     stores: Mapping[str, str] | None = None,
     check: Callable[[], None] | None = None,
+    *,
+    tta: bool = False,
 ) -> None:
     """A prediction table, as the contract describes it, in one piece.
 
@@ -42,6 +46,7 @@ def write_predictions(
         truth: of the same samples, where it is known.
         stores: of each store that the predictions were made from its fingerprint and its `content_digest` then.
         check: called once the table is written aside; what it raises keeps the table from getting its name.
+        tta: whether the predictions are averages over variants of the pictures.
 
     Raises:
         GeoError: the disk is full or may not be written.
@@ -69,8 +74,9 @@ def write_predictions(
             "true_longitude": truth.longitude,
         }
     content = pa.Table.from_pandas(pd.DataFrame(table), preserve_index=False)
-    if stores is not None:
-        noted = {_STORES: json.dumps(dict(stores)).encode()}
+    noted = {} if stores is None else {_STORES: json.dumps(dict(stores)).encode()}
+    noted |= {_TTA: _YES} if tta else {}
+    if noted:
         content = content.replace_schema_metadata({**content.schema.metadata, **noted})
     with replacing(path) as temporary:
         parquet.write_table(content, temporary)
@@ -80,16 +86,29 @@ def write_predictions(
 
 def read_stores(path: Path) -> dict[str, str] | None:
     """What `write_predictions` was told of the stores; None where it was told nothing, or the table is absent or damaged."""
+    try:
+        noted = _read_notes(path).get(_STORES)
+        if noted is None:
+            return None
+        return {str(fingerprint): str(digest) for fingerprint, digest in parse_json(noted, path).items()}
+    except (GeoError, ValueError):
+        return None
+
+
+def is_tta(path: Path) -> bool:
+    """Whether a table's predictions are averages over variants of the pictures, as far as it tells."""
+    return _read_notes(path).get(_TTA) == _YES
+
+
+def _read_notes(path: Path) -> dict[bytes, bytes]:
+    """What a table's schema says beside its columns; nothing where it can't be read."""
     from pyarrow import ArrowException, parquet
 
     try:
         with open_regular(path) as file:
-            noted = (parquet.read_schema(file).metadata or {}).get(_STORES)
-        if noted is None:
-            return None
-        return {str(fingerprint): str(digest) for fingerprint, digest in parse_json(noted, path).items()}
+            return dict(parquet.read_schema(file).metadata or {})
     except (GeoError, ArrowException, ValueError):
-        return None
+        return {}
 
 
 def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Truth | None]:

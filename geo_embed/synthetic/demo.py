@@ -11,6 +11,7 @@ from geo_embed.data.check import check_data
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.extraction.extract import extract
+from geo_embed.extraction.for_run import extract_for_run
 from geo_embed.files import replacing
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
@@ -112,9 +113,7 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
     say(f"finetune score {finetuned_score:.4f} after {tuned.epochs} epochs in {tuned.seconds:.0f} s")
     if finetuned_score > scores["score"]:
         run = load_run(config.paths.runs_dir, tuned.run)
-        config = config.model_copy(update={"model": run.config.model})
-        extract(config, "test")
-    submission, verdict = submit(config, run)
+    submission, verdict = submit(config, run, embed=extract_for_run)
     if not verdict.valid:
         raise GeoError(verdict.errors[0], where=submission)
     say(f"submit   {verdict.rows:,} rows of {run.name}, valid")

@@ -25,6 +25,7 @@ from geo_embed.config import Config
 from geo_embed.data.augment import tta_views
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
+from geo_embed.extraction.for_run import extract_for_run
 from geo_embed.files import lock
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
@@ -777,6 +778,17 @@ def test_it_is_a_run_like_any_other(tuned: Config) -> None:
     alone = predict_images(tuned, run, pictures)
     np.testing.assert_allclose(alone.probabilities[0], predictions.probabilities[0], atol=CACHED)
     assert submit(tuned, run)[1].valid
+
+
+def test_it_answers_for_pictures_that_its_backbone_has_never_seen_by_embedding_them_first(
+    tuned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_run(tuned.paths.runs_dir, "tuned")
+    expected = predict_split(tuned, run, "test")[0]
+    paths = tuned.paths.model_copy(update={"cache_dir": tmp_path / "cache"})
+    again = predict_split(tuned.model_copy(update={"paths": paths}), run, "test", embed=extract_for_run)[0]
+    np.testing.assert_array_equal(again.probabilities, expected.probabilities)
+    assert f"tuned needs the test pictures embedded by {run.path / 'backbone'}" in capsys.readouterr().err
 
 
 def test_one_places_pictures_are_looked_at_in_the_variants_of_the_training(tuned: Config) -> None:

@@ -169,20 +169,6 @@ def test_variants_of_pictures_are_averaged_and_a_mirrored_scene_swaps_east_and_w
     np.testing.assert_allclose(found, np.mean(answers[:2], axis=0), atol=1e-5)
 
 
-def test_variants_of_a_cached_split_are_refused_by_option_and_said_not_to_be_had_by_setting(
-    country: Country, config: Config, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = command(capsys, *country.options(tmp_path), "predict", run.name, "--split", "test", "--tta")
-    assert said.code == 2
-    assert "cached split" in said.err
-    setting = ("--set", "inference.tta=true")
-    for asked in (("predict", run.name, "--split", "test"), ("submit", run.name)):
-        said = command(capsys, *country.options(tmp_path), *setting, *asked)
-        assert (said.code, "inference.tta has no effect here" in said.err) == (0, True)
-        said = command(capsys, *country.options(tmp_path), *asked)
-        assert (said.code, "inference.tta" in said.err) == (0, False)
-
-
 def test_a_run_that_was_scored_on_variants_says_so_where_it_answers_from_a_store(
     config: Config, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +178,7 @@ def test_a_run_that_was_scored_on_variants_says_so_where_it_answers_from_a_store
     path = run.path / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init": "elsewhere"}))
     predict_split(config, load_run(run.path.parent, run.name), "test")
-    assert "scored on variants of its held-out pictures" in capsys.readouterr().err
+    assert "was scored on variants of its held-out pictures" in capsys.readouterr().err
 
 
 def test_an_answer_in_plain_values_lists_every_state_most_probable_first(config: Config, run: Run) -> None:

@@ -1,0 +1,150 @@
+"""What a run needs of a split and the cache lacks, embedded: by the very backbone and settings that the run was fitted on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from geo_embed.backbones.weights import find_backbone, fingerprint_of
+from geo_embed.cache.find import check_fits, is_meant, same_preprocessing, store_attributes
+from geo_embed.cache.store import PENDING, content_digest, list_stores, read_status, stored_dtype
+from geo_embed.config import Config, Dtype, Model
+from geo_embed.console import say
+from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.variants import AS_THEY_ARE, Variant, variants_of
+from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import Extraction, extract
+from geo_embed.runs.recipe import answering_runs
+from geo_embed.runs.run import Run, backbone_dir, on_this_machine
+from geo_embed.runs.store import find_store_of, is_fitted_on_import
+
+if TYPE_CHECKING:
+    import torch
+
+
+def extract_for_run(config: Config, run: Run, split: str) -> list[Extraction]:
+    """Embed what a run, or a member of an ensemble, needs of a split and the cache lacks; nothing where all is there.
+
+    Nothing is done either where the folder of pictures isn't on this machine, or for a run that was fitted on an import: then
+    whoever asks for the store says what is missing.
+
+    Args:
+        config: paths, device, how pictures are read, and `inference.tta`, whether the variants of the run's own augmentation are
+            needed, too.
+        run: that is to answer.
+        split: `train` or `test`.
+
+    Raises:
+        GeoError: the backbone isn't on this machine, or isn't the run's any more; or as `extract`.
+    """
+    done = []
+    for member in answering_runs(run):
+        member = on_this_machine(member, config.paths, config.model.device)
+        if is_fitted_on_import(member):
+            continue
+        model, augment = member.config.model, run.config.finetune.augment
+        variants = variants_of(augment, model.view_names) if config.inference.tta else [AS_THEY_ARE]
+        samples = load_samples(member.config, split)
+        # Twice: once a variant is there, it may turn out that pictures changed since the others were embedded.
+        for _ in range(2):
+            lacking = _lacking(member, split, samples, variants)
+            if not lacking or not samples.image_root.is_dir():
+                break
+            settings, dtype = _settings_of(config, member)
+            for variant in lacking:
+                kind = "" if variant == AS_THEY_ARE else f", {variant},"
+                say(
+                    f"{run.name} needs the {split} pictures{kind} embedded by {settings.model.backbone_name}, and the cache "
+                    "lacks some: they are embedded first (--no-extract refuses instead)"
+                )
+                extraction = extract(settings, split, variant=variant, dtype=dtype)
+                say(
+                    f"{extraction.computed:,} pictures computed, {extraction.reused:,} reused, "
+                    f"{len(extraction.skipped):,} skipped in {extraction.seconds:.1f} s: {extraction.store}"
+                )
+                done.append(extraction)
+    return done
+
+
+def _lacking(member: Run, split: str, samples: Samples, variants: list[Variant]) -> list[Variant]:
+    """The variants without a whole store of these samples; all of them where their stores are of different pictures."""
+    digests: dict[Variant, str] = {}
+    for variant in variants:
+        try:
+            store = find_store_of(member, split, variant)
+            check_fits(store, samples)
+            if (read_status(store) != PENDING).all():
+                digests[variant] = content_digest(store)
+        # What is wrong with it, the extraction says.
+        except GeoError:
+            continue
+    if len(digests) == len(variants):
+        return variants if len(set(digests.values())) > 1 else []
+    return [variant for variant in variants if variant not in digests]
+
+
+def _settings_of(config: Config, member: Run) -> tuple[Config, Dtype]:
+    """Settings, and the backbone's precision, by which `extract` makes the store that a run was fitted on.
+
+    A run names its store by a fingerprint over all that made it, the precision on the machine of its training among them: of the
+    few that there are, the one that gives this fingerprint is taken.
+
+    Raises:
+        GeoError: none does: another backbone lies there now.
+    """
+    device = pick_device(config.model.device)
+    fingerprint = member.provenance["store"]["fingerprint"]
+    train_stores = list_stores(config.paths.cache_dir, "train")
+    differs: GeoError | None = None
+    for name in _places(member):
+        model = member.config.model.model_copy(update={"backbone_name": name, "fingerprint": None})
+        switches = {"deterministic": config.model.deterministic, "tf32": config.model.tf32}
+        attrs = store_attributes(model, find_backbone(name), pick_dtype(model.dtype, device))
+        for dtype, stored in _precisions(model, device):
+            if is_meant(_with_precision(attrs, dtype, stored), train_stores, fingerprint):
+                # `auto` stores half precision.
+                model = model.model_copy(
+                    update={"dtype": "float32" if stored == "float32" else "auto", **switches}
+                )
+                return config.model_copy(update={"model": model}), dtype
+        differs = differs or _differs(member, name, attrs)
+    assert differs is not None
+    raise differs
+
+
+def _places(member: Run) -> list[str]:
+    """Where a run's backbone may lie: where it lay in training, and in the run itself, wherever that was moved."""
+    name, own = member.config.model.backbone_name, backbone_dir(member.path)
+    if not own.is_dir():
+        return [name]
+    return [name, str(own)] if Path(name).is_dir() else [str(own)]
+
+
+def _precisions(model: Model, device: "torch.device") -> list[tuple[Dtype, str]]:
+    """Precisions of a backbone and of its store, the likeliest first."""
+    every: list[tuple[Dtype, str]] = [(name, "float16") for name in get_args(Dtype) if name != "auto"]
+    every.append(("float32", "float32"))
+    usual = str(pick_dtype(model.dtype, device)).removeprefix("torch."), stored_dtype(model.dtype)
+    return sorted(every, key=lambda precision: precision != usual)
+
+
+def _with_precision(attrs: dict[str, Any], dtype: str, stored: str) -> dict[str, Any]:
+    made_by = {key: value for key, value in attrs.items() if key not in ("backbone", "fingerprint")}
+    made_by |= {"dtype": dtype, "stored": stored}
+    return {"backbone": attrs["backbone"], "fingerprint": fingerprint_of(made_by)} | made_by
+
+
+def _differs(member: Run, name: str, attrs: dict[str, Any]) -> GeoError:
+    """What there is to say where a backbone doesn't make the embeddings that a run was fitted on."""
+    fitted_on, function = member.provenance["store"], member.provenance.get("function")
+    what = "settings"
+    if attrs["weights_sha256"] != fitted_on["weights_sha256"]:
+        what = "weights"
+    elif function not in (None, attrs["function"]):
+        what = "settings in its config.json"
+    elif not same_preprocessing(attrs["preprocessing"], fitted_on["preprocessing"]):
+        what = "preprocessing"
+    return GeoError(
+        f"backbone {name} has other {what} than the one that {member.name} was fitted on, {fitted_on['backbone']}",
+        where=member.path,
+        hint="where the run's own lies: geo extract --split test --backbone DIR",
+    )
