@@ -8,9 +8,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
+
+Thing = TypeVar("Thing")
 
 _quiet = False
 _news_lost = False
@@ -147,6 +149,14 @@ def progress(label: str, total: int, unit: str, every_seconds: float | None = No
         yield _lines(label, total, unit, _progress_seconds if every_seconds is None else every_seconds)
 
 
+def track(label: str, things: Sequence[Thing], unit: str) -> Iterator[Thing]:
+    """Each of the things, with `progress` reported as they are taken."""
+    with progress(label, len(things), unit) as advance:
+        for thing in things:
+            yield thing
+            advance(1)
+
+
 def duration(seconds: float) -> str:
     """Seconds in the two largest units that matter.
 
@@ -265,10 +275,10 @@ def _lines(label: str, total: int, unit: str, every_seconds: float) -> Advance:
         nonlocal done, last_line, said
         done, said = done + n, note or said
         now = time.monotonic()
-        if now - last_line >= every_seconds:
+        if n and now - last_line >= every_seconds:
             last_line = now
             rate = done / max(now - start, 1e-9)
-            left = f"ETA {duration((total - done) / rate)}" if rate else ""
+            left = f"ETA {duration((total - done) / rate)}"
             outlook = ", ".join(filter(None, (_pace(rate, unit), left, said)))
             say(f"{label}: {done:,} of {total:,} {unit}, {outlook}")
 

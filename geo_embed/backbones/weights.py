@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones.families import Family, family_of, mlp_tensors
 from geo_embed.backbones.tensors import StoredTensor, read_tensors, tensor_bytes
+from geo_embed.console import progress
 from geo_embed.errors import GeoError
 from geo_embed.files import entries, read_json
 
 if TYPE_CHECKING:
     import torch
 
+_MEGABYTE = 1_000_000
 _DOWNLOADED = [
     "config.json",
     "preprocessor_config.json",
@@ -193,9 +195,14 @@ def hash_tensors(weights: TowerWeights) -> str:
     for name, values in weights.geoclip.items():
         named[f"geoclip_mlp.{name}"] = StoredTensor(str(values.dtype), values)
     digest = hashlib.sha256()
-    for name, tensor in sorted(named.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.values.shape)}\n".encode())
-        digest.update(tensor_bytes(tensor))
+    megabytes = sum(tensor.values.nbytes for tensor in named.values()) // _MEGABYTE
+    with progress("hash weights", megabytes, "MB") as advance:
+        done = 0
+        for name, tensor in sorted(named.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.values.shape)}\n".encode())
+            digest.update(tensor_bytes(tensor))
+            before, done = done, done + tensor.values.nbytes
+            advance(done // _MEGABYTE - before // _MEGABYTE)
     return digest.hexdigest()
 
 

@@ -29,7 +29,7 @@ from geo_embed.cache.store import (
     stored_dtype,
 )
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import progress, warn
 from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, replacing
@@ -113,11 +113,13 @@ def import_embeddings(
             chunk_rows=config.inference.chunk_rows,
             attrs=attrs,
         )
-        for rows in chunks_of(store):
-            values, status = vectors.block(rows)
-            block = values.astype(stored)
-            content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
-            commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
+        with progress(f"import {split}", len(samples), "samples") as advance:
+            for rows in chunks_of(store):
+                values, status = vectors.block(rows)
+                block = values.astype(stored)
+                content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
+                commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
+                advance(rows.stop - rows.start)
         replaces = path.exists() and not _is_same(path, store, overwrite)
         if replaces and not overwrite:
             raise GeoError(

@@ -28,6 +28,7 @@ from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout
 from geo_embed.cache.locks import is_busy, put_right
 from geo_embed.cache.storage import Storage, creating, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
+from geo_embed.console import progress
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError, disk_errors
@@ -501,6 +502,7 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
     present = status == OK
 
     def check(first: int, block: NDArray[Any]) -> None:
+        advance(len(block))
         if is_finite(block):
             return
         wrong = ~np.isfinite(block).all(axis=2) & present[first - rows.start :][: len(block)]
@@ -509,7 +511,8 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
                 f"the embedding of row {first + int(wrong.any(axis=1).argmax())} is NaN or infinite"
             )
 
-    values = read_rows(store, "embeddings", rows, check)
+    with progress(f"read {store.split}", len(status), "samples") as advance:
+        values = read_rows(store, "embeddings", rows, check)
     if not present.all():
         values[~present] = 0
     return Embeddings(read_ids(store)[rows], values, present, store)

@@ -33,6 +33,7 @@ from geo_embed.cache.store import (
     rebuild_hint,
 )
 from geo_embed.config import Config, Model
+from geo_embed.console import progress, track
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE
@@ -123,12 +124,14 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
     """
     problems = [StoreProblem(store.path, where, message) for where, message in metadata_faults(store)]
     damaged: list[slice] = []
-    for rows in chunks_of(store):
-        faults = list(_chunk_faults(store, rows))
-        if faults:
-            damaged.append(rows)
-        where = f"rows {rows.start}–{rows.stop - 1}"
-        problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
+    with progress(f"verify {store.split}", store.shape[0], "samples") as advance:
+        for rows in chunks_of(store):
+            faults = list(_chunk_faults(store, rows))
+            if faults:
+                damaged.append(rows)
+            where = f"rows {rows.start}–{rows.stop - 1}"
+            problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
+            advance(rows.stop - rows.start, f"{len(problems):,} problems")
     try:
         read_ids(store)
     except GeoError as error:
@@ -273,7 +276,7 @@ def embed_again(
     variant = store.variant
     spec = recorded_preprocessing(store.attrs["preprocessing"], store.path)
     content = read_content_hash(store)
-    for i, v, row in places:
+    for i, v, row in track("embed again", list(places), "images"):
         where = f"sample {samples.sample_id[row]}, view {samples.view_names[v]}"
         path = samples.image_root / samples.images[row, v]
         try:

@@ -43,6 +43,7 @@ from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import pick_device, pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import Embedder, default_batch_size
+from geo_embed.extraction.outlook import Outlook
 from geo_embed.extraction.reader import (
     BadImage,
     DamagedImage,
@@ -364,6 +365,8 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     kind = "" if store.variant == AS_THEY_ARE else f", {store.variant}"
     views = len(plan.samples.view_names)
     places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
+    label, total = f"extract {store.split}{kind}", (rows.stop - rows.start) * views
+    outlook = Outlook(label, total, plan.batch_size, plan.device, plan.dtype)
 
     def committed(row: int, view: int) -> int | None:
         return int(content_hash[row, view]) if status[row, view] == OK else None
@@ -371,9 +374,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     # Chunk by chunk: the reader's images in order; pixels to the embedder; what came of them to the writer, which works
     # on while the next chunk is read. A chunk that is as it was is not written again.
     with (
-        progress(
-            f"extract {store.split}{kind}", (rows.stop - rows.start) * views, "images", plan.progress_seconds
-        ) as advance,
+        progress(label, total, "images", plan.progress_seconds) as advance,
         Writer(store, sources, plan.samples) as writer,
         read_images(
             plan.samples,
@@ -392,6 +393,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
                 for view in range(views):
                     _take(plan, next(read), row, view, committed, chunk, embedder, result)
                     advance(1)
+                    outlook.look(result.computed + result.reused + len(result.skipped), result.computed)
             chunk.computed = embedder.finish_chunk()
             if _differs(chunk, content_hash, status):
                 writer.write(chunk)

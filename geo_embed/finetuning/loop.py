@@ -135,7 +135,10 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
     saved_at = time.monotonic()
     state.model.train()
     every = task.progress_seconds
-    with progress_bar(f"epoch {progress.epoch + 1}", end - progress.step, "steps", every) as advance:
+    label, best = f"epoch {progress.epoch + 1} of {task.finetune.epochs}", _best_so_far(progress)
+    # One bar for the whole team.
+    shown = end - progress.step if team.first else 0
+    with progress_bar(label, shown, "steps", every) as advance:
         # Once around, but for each time that memory runs out: the step at work is begun again, in smaller passes.
         while progress.step < end:
             remaining = steps[progress.step - first :]
@@ -155,7 +158,7 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
                             state.seconds += time.perf_counter() - began
                         state.warm = True
                         progress.step += 1
-                        advance(1)
+                        advance(1, f"loss {sum(losses.values()):.4f}{best}")
                         if team.any(stop.is_set()):
                             _interrupt(task, progress, save)
                         if team.any(time.monotonic() - saved_at > 60 * task.finetune.checkpoint_minutes):
@@ -163,6 +166,11 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
                             saved_at = time.monotonic()
             except OutOfMemory:
                 _halve_passes(task, progress)
+
+
+def _best_so_far(progress: Progress) -> str:
+    """The best score, the frozen run's included; nothing where no sample was held out."""
+    return f", best score {progress.best_score:.4f}" if progress.best_score >= 0 else ""
 
 
 def _optimizer_step(

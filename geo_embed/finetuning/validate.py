@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
+from geo_embed.console import progress as progress_bar
 from geo_embed.data.augment import tta_views
 from geo_embed.errors import GeoError
 from geo_embed.finetuning.model import GeoModel
@@ -89,7 +90,13 @@ def predict_val(
     probabilities: list[NDArray[np.float32]] = [np.zeros((0, len(task.run.labels)), dtype=np.float32)]
     points: list[NDArray[np.float64]] = [np.zeros((0, 2))]
     model.eval()
-    with read_images(task, model, shares) as batches, torch.no_grad():
+    with (
+        progress_bar(
+            "validate", len(shares) if task.team.first else 0, "passes", task.progress_seconds
+        ) as advance,
+        read_images(task, model, shares) as batches,
+        torch.no_grad(),
+    ):
         for share, batch in zip(shares, batches, strict=True):
             variants = [to_device(batch, task.device)]
             if tta:
@@ -106,6 +113,7 @@ def predict_val(
                 order.append(np.arange(share.before, share.before + len(share.rows)))
                 probabilities.append(p_state.float().cpu().numpy())
                 points.append(point.double().cpu().numpy())
+            advance(1)
             if stop is not None and task.team.any(stop.is_set()):
                 return None
     reshard(model)

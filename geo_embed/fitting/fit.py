@@ -31,6 +31,7 @@ from geo_embed.heads.mixture import Mixture
 from geo_embed.heads.predictor import Panel, apply_heads, averaged
 from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
+from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
 
@@ -275,23 +276,31 @@ def fit_splits(
         model, training: settings.
         every: seconds between lines of progress.
     """
-    if training.preset != "best" and dataset.device.type == "cuda":
-        jobs = [make_job(dataset, split, model, training) for split in splits]
-        return [
-            _finish(dataset, split, job, trained)
-            for split, job, trained in zip(splits, jobs, train_all(jobs), strict=True)
-        ]
-    fitted = []
+    if training.preset != "best":
+        return _fit_plain(dataset, splits, model, training, every)
     # One fit of `best` tells of itself.
-    alone = training.preset == "best" and len(splits) == 1
+    alone = len(splits) == 1
+    fitted = []
     with progress("fit-heads", 0 if alone else len(splits), "fits", every) as advance:
         for split in splits:
-            if training.preset == "best":
-                fitted.append(_fit_best(dataset, split, model, training, every if alone else None))
-            else:
-                job = make_job(dataset, split, model, training)
-                fitted.append(_finish(dataset, split, job, train_all([job])[0]))
+            fitted.append(_fit_best(dataset, split, model, training, every))
             advance(1)
+    return fitted
+
+
+def _fit_plain(
+    dataset: Dataset, splits: Sequence[Split], model: Model, training: Training, every: float
+) -> list[FittedHeads]:
+    """On a GPU all trainings together, on a CPU in turn; an epoch that a training didn't need counts as done."""
+    together = dataset.device.type == "cuda"
+    fitted = []
+    with progress("fit-heads", training.epochs * len(splits), "epochs", every) as advance:
+        for group in [splits] if together else [[split] for split in splits]:
+            jobs = [make_job(dataset, split, model, training) for split in group]
+            for split, job, trained in zip(group, jobs, train_all(jobs, advance), strict=True):
+                fitted.append(_finish(dataset, split, job, trained))
+                steps = len(trained.history) if HEADS[model.head].make.by_steps else 0
+                advance(training.epochs - steps)
     return fitted
 
 
@@ -340,9 +349,7 @@ def _parts(examples: Examples, split: Split, training: Training) -> NDArray[np.i
     return parts_of(examples.truth.take(split.val), tied, training)
 
 
-def _fit_best(
-    dataset: Dataset, split: Split, model: Model, training: Training, every: float | None
-) -> FittedHeads:
+def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training, every: float) -> FittedHeads:
     best, race = fit_best(
         dataset.rows(split.train),
         len(dataset.examples.encoder),

@@ -16,7 +16,6 @@ their number n:
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,16 +26,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geo_embed.config import Fusion, Model, Training
-from geo_embed.console import progress, say
+from geo_embed.console import Advance, progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.outlook import SMALL, TOO_FEW, budget_for, outlook
-from geo_embed.fitting.train import Validated, find_refiner, gallery_of, sampled_epochs, train
+from geo_embed.fitting.train import find_refiner, gallery_of, sampled_epochs, train
 from geo_embed.heads.calibration import fit_temperature
 from geo_embed.heads.cells import Cells, cell_tables, nearest
 from geo_embed.heads.decision import Answer, Decision, decide
 from geo_embed.heads.discriminant import Discriminant
-from geo_embed.heads.heads import CellHeads, Heads, step_flop
+from geo_embed.heads.heads import CellHeads, step_flop
 from geo_embed.heads.mixture import Member, Mixture
 from geo_embed.heads.refine import Refiner
 from geo_embed.heads.region import Region, make_region
@@ -109,6 +108,11 @@ class Race:
     chosen: list[str] = field(default_factory=list)
     epochs: int = 0
 
+    @property
+    def best_score(self) -> float:
+        """Of the trials so far."""
+        return max(trial.score for trial in self.trials)
+
 
 def fit_best(
     rows: Rows, classes: int, model: Model, training: Training, *, seed: int, every: float | None = None
@@ -121,7 +125,7 @@ def fit_best(
         model: `fusion`, where given, is the only one to take part.
         training: `budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs.
         seed: of everything random but the inner folds, which are `training.split_seed`'s.
-        every: seconds between lines of progress in the last training; None for no progress of it.
+        every: seconds between lines of progress; default `tracking.progress_seconds`.
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
     budget = training.budget_seconds
@@ -148,8 +152,7 @@ def fit_best(
     if each:
         about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
         say(f"training: {member.name} on {len(rows):,} samples, {about}")
-    shown = race.epochs if each and every is not None else 0
-    with progress("training", shown, "epochs", every or 0.0) as advance:
+    with progress("training", race.epochs if each else 0, "epochs", every) as advance:
         heads = _train(rows, region, member.model, member.training, seed, advance)
     if refiner is not None:
         heads.look_up(gallery_of(heads, rows, region), refiner)
@@ -176,15 +179,10 @@ def _train(
     model: Model,
     training: Training,
     seed: int,
-    advance: Callable[[int], None] = lambda epochs: None,
+    advance: Advance | None = None,
 ) -> CellHeads:
     """Heads of a member, all epochs of it; `advance` is told of each."""
-
-    def tell(heads: Heads) -> Validated:
-        advance(1)
-        return Validated({})
-
-    heads = train(rows, region, model, training, seed=seed, validate=tell).heads
+    heads = train(rows, region, model, training, seed=seed, advance=advance).heads
     assert isinstance(heads, CellHeads)
     return heads
 
@@ -280,13 +278,15 @@ def _race_small(
     answers: list[Answer] = []
     of_folds: list[list[CellHeads]] = []
     temperatures: list[float] = []
-    for member in members:
-        fold_heads = _train_each(folds, member, seed)
-        temperatures.append(_soften(fold_heads, rows, val_parts))
-        answer = _answer(fold_heads, rows, val_parts)
-        answers.append(answer)
-        of_folds.append(fold_heads)
-        _note(race, member, inner.score([answer], _alone(answer, inner)), len(members))
+    with progress("race", len(members), "members") as advance:
+        for member in members:
+            fold_heads = _train_each(folds, member, seed)
+            temperatures.append(_soften(fold_heads, rows, val_parts))
+            answer = _answer(fold_heads, rows, val_parts)
+            answers.append(answer)
+            of_folds.append(fold_heads)
+            _note(race, member, inner.score([answer], _alone(answer, inner)), len(members))
+            advance(1, f"best {race.best_score:.4f}")
 
     # Their mixture, and what answers for each member from now on.
     decision = _mix(answers, inner)
@@ -380,8 +380,10 @@ def _race_large(
         costs.append(_RACE_EPOCHS * epoch_seconds(member, train_rows, region))
 
     candidates = _large_members(base, fusion)
-    for member in candidates:
-        run(member)
+    with progress("race", len(candidates), "members") as advance:
+        for member in candidates:
+            run(member)
+            advance(1, f"best {race.best_score:.4f}")
     assert winner is not None
     return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), sum(costs)
 
@@ -550,5 +552,4 @@ def _folds(rows: Rows, training: Training, count: int) -> list[Tensor]:
 
 def _note(race: Race, member: Member, score: tuple[float, float, float], of: int) -> None:
     race.trials.append(Trial(member.name, *score))
-    best = max(trial.score for trial in race.trials)
-    say(f"race {len(race.trials)} of {of}: {member.name} {score[0]:.4f}, best so far {best:.4f}")
+    say(f"race {len(race.trials)} of {of}: {member.name} {score[0]:.4f}, best so far {race.best_score:.4f}")

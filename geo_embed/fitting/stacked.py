@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
+from geo_embed.console import Advance
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.train import (
     BestEpoch,
@@ -57,17 +58,28 @@ def stackable(jobs: Sequence[TrainingJob]) -> bool:
     )
 
 
-def train_all(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
-    """What `train` gives for each job, by the faster way: on a GPU as one program, where they can share one; else in turn."""
+def train_all(jobs: Sequence[TrainingJob], advance: Advance | None = None) -> list[TrainedHeads]:
+    """What `train` gives for each job, by the faster way: on a GPU as one program, where they can share one; else in turn.
+
+    `advance` is told of each epoch of each job.
+    """
     if len(jobs) > 1 and jobs[0].rows.views.device.type == "cuda" and stackable(jobs):
-        return train_stacked(jobs)
+        return train_stacked(jobs, advance)
     return [
-        train(job.rows, job.region, job.model, job.training, seed=job.seed, validate=job.validate)
+        train(
+            job.rows,
+            job.region,
+            job.model,
+            job.training,
+            seed=job.seed,
+            validate=job.validate,
+            advance=advance,
+        )
         for job in jobs
     ]
 
 
-def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
+def train_stacked(jobs: Sequence[TrainingJob], advance: Advance | None = None) -> list[TrainedHeads]:
     """What `train` gives for each job, from one program. The jobs are `stackable`."""
     # Of K jobs:
     # 1. Heads and batches are made as if each were alone, from its own seed.
@@ -123,7 +135,8 @@ def train_stacked(jobs: Sequence[TrainingJob]) -> list[TrainedHeads]:
     dropout_shapes = _dropout_shapes(modules[0], sources[0])
     generators = [dropout_of(job.seed, device) for job in jobs]
     best_epochs = [
-        BestEpoch(*pair) for pair in zip(heads, (job.training.patience for job in jobs), strict=True)
+        BestEpoch(job_heads, job.training.patience, advance)
+        for job_heads, job in zip(heads, jobs, strict=True)
     ]
     running = [True] * len(jobs)
     steps, steps_done = math.ceil(len(first.rows) / training.batch_size), 0

@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from geo_embed import __version__
 from geo_embed.cache.store import Store
 from geo_embed.config import Config, Model, Training
-from geo_embed.console import on_terminal, say
+from geo_embed.console import duration, on_terminal, say
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
@@ -309,7 +309,8 @@ def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta:
     by_steps = [HEADS[changes.get("model.head", base.model.head)].make.by_steps for changes in drawn]
     remaining = [trial for trial, stepping in enumerate(by_steps) if stepping]
     steps = rungs(len(remaining), base.training.epochs, eta)
-    with _board(drawn, len(steps), state) as show:
+    total = sum(count for count, _ in steps) + by_steps.count(False)
+    with _board(drawn, len(steps), total, state) as show:
         for rung, (count, epochs) in enumerate(steps):
             remaining = remaining[:count]
             if rung == len(steps) - 1:
@@ -505,11 +506,19 @@ def _short(changes: Mapping[str, Any]) -> str:
     return " ".join(settings) or "as configured"
 
 
+def _best_so_far(state: _State) -> str:
+    scored = [result for result in state.results.values() if result.score is not None]
+    if not scored:
+        return ""
+    best = min(scored, key=_rank)
+    return f", best so far {best.score:.4f} (trial {best.trial})"
+
+
 @contextmanager
 def _board(
-    drawn: Sequence[dict[str, Any]], steps: int, state: _State
+    drawn: Sequence[dict[str, Any]], steps: int, total: int, state: _State
 ) -> Iterator[Callable[[Sequence[int], int], None]]:
-    """Shows where the sweep stands: a table on a terminal, a line per result elsewhere.
+    """Shows where the sweep of `total` trainings stands: a table on a terminal, a line per result elsewhere.
 
     The yielded function takes the trials that are being trained now, and their rung.
     """
@@ -522,8 +531,8 @@ def _board(
                     printed.add(key)
                     outcome = f"{result.score:.4f}" if result.score is not None else f"failed: {result.error}"
                     say(
-                        f"sweep: rung {rung + 1} of {steps}, {result.epochs} epochs, trial {result.trial}: {outcome}  "
-                        f"({_short(drawn[result.trial])})"
+                        f"sweep: {len(printed):,} of {total:,}, rung {rung + 1} of {steps}, {result.epochs} epochs, "
+                        f"trial {result.trial}: {outcome}{_best_so_far(state)}  ({_short(drawn[result.trial])})"
                     )
 
         yield lines
@@ -541,7 +550,13 @@ def _board(
                 outcome = f"{result.score:.4f}" if result.score is not None else "failed"
                 place = (str(result.trial), f"{result.rung + 1}/{steps}", str(result.epochs))
                 shown.add_row(*place, outcome, _short(drawn[result.trial]))
+        done, seconds = len(state.results), time.monotonic() - started
+        left = (total - done) * seconds / (done - before) if done > before else None
+        outlook = "" if left is None else f", ETA {duration(left)}"
+        shown.caption = f"{done:,} of {total:,} trainings{_best_so_far(state)}{outlook}"
+        shown.caption_justify = "left"
         return shown
 
+    before, started = len(state.results), time.monotonic()
     with Live(table([], 0), console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda running, rung: live.update(table(running, rung), refresh=True)

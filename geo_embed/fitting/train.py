@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
+from geo_embed.console import Advance
 from geo_embed.errors import GeoError
 from geo_embed.fitting.epochs import EpochChoice
 from geo_embed.fitting.examples import Rows
@@ -73,6 +74,7 @@ def train(
     *,
     seed: int,
     validate: Validate | None = None,
+    advance: Advance | None = None,
 ) -> TrainedHeads:
     """Fit one set of heads; the same seed gives the same bits on the same machine.
 
@@ -86,6 +88,7 @@ def train(
         training: losses, optimizer and schedule.
         seed: of weights, order, dropout and hidden views; `training.seed` isn't looked at.
         validate: gives an epoch's validation metrics.
+        advance: is told of each epoch.
 
     Raises:
         GeoError: the loss or a weight became NaN or infinite.
@@ -104,7 +107,7 @@ def train(
     parameters = list(heads.parameters())
     optimizer = make_adamw(parameters, training)
     steps = math.ceil(len(rows) / training.batch_size)
-    best_epoch = BestEpoch(heads, training.patience)
+    best_epoch = BestEpoch(heads, training.patience, advance)
     steps_done = 0
     for epoch in range(1, training.epochs + 1):
         heads.train()
@@ -163,14 +166,21 @@ def find_refiner(heads: Heads, region: Region, train_rows: Rows, val_rows: Rows)
 class BestEpoch:
     """Keeps the weights of a training's best epoch, of those that the parts of the held-out rows need, and the history of all."""
 
-    def __init__(self, heads: Heads, patience: int) -> None:
-        self._heads = heads
+    def __init__(self, heads: Heads, patience: int, advance: Advance | None = None) -> None:
+        self._heads, self._advance = heads, advance
         self._history: list[dict[str, float]] = []
         self._choice = EpochChoice(patience)
         self._weights: dict[int, dict[str, Tensor]] = {}
 
     def end_epoch(self, entry: dict[str, float], validate: Validate | None) -> bool:
         """Note an epoch, with its validation metrics; True where training should end."""
+        ended = self._end_epoch(entry, validate)
+        if self._advance is not None:
+            best = f"best score {self._choice.scores[0]:.4f}" if self._choice.scores else ""
+            self._advance(1, best or f"loss {entry['train_loss']:.4f}")
+        return ended
+
+    def _end_epoch(self, entry: dict[str, float], validate: Validate | None) -> bool:
         self._history.append(entry)
         if validate is None:
             return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior
 from geo_embed.config import Training
-from geo_embed.console import warn
+from geo_embed.console import Advance, warn
 from geo_embed.errors import GeoError
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
@@ -172,6 +172,7 @@ def apply_heads(
     sample_id: NDArray[np.object_],
     values: NDArray[Any],
     present: NDArray[np.bool_],
+    advance: Advance | None = None,
 ) -> Predictions:
     """Predictions of heads over embeddings; rows without any view get the prior.
 
@@ -182,6 +183,7 @@ def apply_heads(
         sample_id: (N,) text.
         values: (N, V, D) float16 or float32.
         present: (N, V) bool.
+        advance: is told of rows that are done.
 
     Raises:
         GeoError: an answer is NaN or infinite.
@@ -197,6 +199,8 @@ def apply_heads(
             states, point = heads.predict(views, is_present)
             probabilities[rows] = states.cpu().numpy()
             points[rows] = point.double().cpu().numpy()
+            if advance is not None:
+                advance(len(rows))
     if not (np.isfinite(probabilities).all() and np.isfinite(points).all()):
         raise GeoError(
             "the heads' answers are NaN or infinite", hint="train again with a lower training.learning_rate"

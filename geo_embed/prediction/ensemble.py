@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.config import Config, EnsembleMethod, EnsemblePoint, PointChoice
+from geo_embed.console import track
 from geo_embed.data.holdout import deal, random_folds
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
@@ -278,7 +279,7 @@ def _cross_fit(
     else:
         fold = random_folds(count, min(_FOLDS, count), 0, together)
     predictions = members[0]
-    for k in np.unique(fold):
+    for k in track("ensemble", np.unique(fold).tolist(), "folds"):
         rows = fold == k
         their_weights, their_point = learn(~rows)
         combined = combine(method, their_weights, [member.take(rows) for member in members], their_point)

@@ -13,7 +13,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import check_fits
 from geo_embed.cache.store import Embeddings, content_digest, read_store
 from geo_embed.config import Augment, Config, OnDamagedImage, Paths
-from geo_embed.console import warn
+from geo_embed.console import progress, warn
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples, text_ids
 from geo_embed.data.variants import AS_THEY_ARE, Variant, scene_order, variants_of
@@ -166,15 +166,19 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
         warn(
             f"{without_views:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
         )
-    return apply_heads(
-        heads,
-        pick_device(run.config.model.device, float64=True),
-        run.prior,
-        run.labels,
-        embeddings.sample_id,
-        embeddings.values,
-        embeddings.present,
-    )
+    with progress(
+        f"predict {embeddings.store.split}", len(embeddings.values) - without_views, "samples"
+    ) as advance:
+        return apply_heads(
+            heads,
+            pick_device(run.config.model.device, float64=True),
+            run.prior,
+            run.labels,
+            embeddings.sample_id,
+            embeddings.values,
+            embeddings.present,
+            advance,
+        )
 
 
 @with_torch_switches

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
+from geo_embed.console import track
 from geo_embed.geography import haversine_km, to_unit_vectors
 from geo_embed.metrics import (
     ECE_BINS,
@@ -86,7 +87,7 @@ def view_table(
 
     whole = score(present)
     rows = []
-    for v, view in enumerate(view_names):
+    for v, view in track("by view", list(enumerate(view_names)), "views"):
         is_view = np.arange(present.shape[1]) == v
         hidden = score(present & ~is_view)
         rows.append(

@@ -59,11 +59,11 @@ def trainings(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[
     seen: list[stack.TrainingJob] = []
     train_all = stack.train_all
 
-    def watched(jobs: Sequence[stack.TrainingJob]) -> Any:
+    def watched(jobs: Sequence[stack.TrainingJob], advance: Any = None) -> Any:
         if most is not None and len(seen) >= most:
             raise KeyboardInterrupt
         seen.extend(jobs)
-        return train_all(jobs)
+        return train_all(jobs, advance)
 
     for module in (room, fit):
         monkeypatch.setattr(module, "train_all", watched)
@@ -415,7 +415,9 @@ def test_the_printed_command_makes_the_winner_again_bit_for_bit(
     assert {"trial", "settings", "score", "run", "val"} <= best.keys()
     assert best["run"] == "swept"
     assert best["settings"]
-    assert ran.err.count("sweep: rung 1 of 2, 1 epochs, trial") == 4
+    assert ran.err.count("rung 1 of 2, 1 epochs, trial") == 4
+    assert "sweep: 6 of 6, rung 2 of 2" in ran.err
+    assert f"best so far {ran.json['best']['score']:.4f}" in ran.err.splitlines()[-2]
     (tmp_path / "geo.toml").unlink()
     words = shlex.split(ran.json["command"])
     assert words[0] == "geo"

@@ -1,0 +1,67 @@
+"""How long an extraction will take, said once, as soon as its first batches tell."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from geo_embed.console import duration, say
+
+if TYPE_CHECKING:
+    import torch
+
+# The first batch of a process is slower than those after it; less than so many seconds of work tell little.
+_BATCHES, _SECONDS = 2, 2.0
+# What takes less needs no warning (seconds).
+_LONG = 30.0
+
+
+@dataclass
+class Outlook:
+    """Watches the images of an extraction go by.
+
+    Attributes:
+        label: of the extraction.
+        total: images.
+        batch_size: images.
+        device: where the backbone runs.
+        dtype: its precision.
+    """
+
+    label: str
+    total: int
+    batch_size: int
+    device: "torch.device"
+    dtype: "torch.dtype"
+    _began: tuple[float, int, int] | None = field(default=None, init=False)
+    _is_said: bool = field(default=False, init=False)
+
+    def look(self, done: int, computed: int) -> None:
+        """Take note of images that are done, and of how many of them were computed, neither copied nor found."""
+        if self._is_said or computed < self.batch_size:
+            return
+        # From the end of the first batch on: until then the backbone was loaded.
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, done, computed
+            return
+        began, done_before, computed_before = self._began
+        if computed - computed_before < _BATCHES * self.batch_size or now - began < _SECONDS:
+            return
+        self._is_said = True
+        per_second = (done - done_before) / (now - began)
+        left = (self.total - done) / per_second
+        if left >= _LONG:
+            precision = str(self.dtype).removeprefix("torch.")
+            pace = f"{per_second:,.{0 if per_second >= 10 else 1}f} images/s"
+            say(
+                f"{self.label}: about {duration(left)} for the {self.total - done:,} images that are left, "
+                f"{pace} on {_name(self.device)} in {precision}"
+            )
+
+
+def _name(device: "torch.device") -> str:
+    if device.type != "cuda":
+        return device.type
+    import torch
+
+    return f"{device.type} ({torch.cuda.get_device_name(device)})"
