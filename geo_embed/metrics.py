@@ -191,7 +191,9 @@ def difference_intervals_of_parts(
     seed: int = 0,
 ) -> dict[str, tuple[float, float] | tuple[None, None]]:
     """As `difference_interval`, on the same draws, of the score's parts: `state_score` and `gps_score`."""
-    sums = [_drawn_sums(credit, km, groups, resamples, seed) for credit, km in (first, second)]
+    sums = [
+        _drawn_sums(np.stack([credit, km], axis=1), groups, resamples, seed) for credit, km in (first, second)
+    ]
     states = [credits / counts for credits, _, counts in sums]
     points = [np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM) for _, distances, counts in sums]
     return {
@@ -215,30 +217,38 @@ def _drawn_scores(
     seed: int,
 ) -> NDArray[np.float64]:
     """The competition score of each draw (resamples,), empty below two samples or groups."""
-    credits, distances, counts = _drawn_sums(credit, km, groups, resamples, seed)
+    credits, distances, counts = _drawn_sums(np.stack([credit, km], axis=1), groups, resamples, seed)
     return np.asarray(
         STATE_WEIGHT * credits / counts
         + GPS_WEIGHT * np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM)
     )
 
 
+def mean_intervals(
+    values: NDArray[np.float64],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    resamples: int = _RESAMPLES,
+    seed: int = 0,
+) -> list[tuple[float, float] | tuple[None, None]]:
+    """95 % intervals of the means of K columns (N, K): the draws, groups and None are `bootstrap_interval`'s."""
+    *sums, counts = _drawn_sums(values, groups, resamples, seed)
+    return [_percentiles(total / counts) for total in sums]
+
+
 def _drawn_sums(
-    credit: NDArray[np.float64],
-    km: NDArray[np.float64],
-    groups: NDArray[np.int64] | None,
-    resamples: int,
-    seed: int,
+    values: NDArray[np.float64], groups: NDArray[np.int64] | None, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Of each draw the summed credit, the summed distance and the number of samples: (3, resamples), (3, 0) below two samples or
+    """Of each draw the sums of K columns (N, K) and the number of samples: (K + 1, resamples), (K + 1, 0) below two samples or
     groups. Draws depend on their number and the seed alone.
     """
-    values = np.stack([credit, km, np.ones(len(credit))], axis=1)
+    values = np.concatenate([values, np.ones((len(values), 1))], axis=1)
     if groups is not None:
         _, group = np.unique(groups, return_inverse=True)
         values = np.stack([np.bincount(group, column) for column in values.T], axis=1)
     units = len(values)
     if units < 2:
-        return np.empty((3, 0))
+        return np.empty((values.shape[1], 0))
     random = np.random.default_rng(seed)
     block = max(1, _DRAWS // units)
     sums = []

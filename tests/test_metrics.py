@@ -16,6 +16,7 @@ from geo_embed.metrics import (
     competition_score,
     difference_interval,
     final_metrics,
+    mean_intervals,
     metrics,
     state_credit,
     top_states,
@@ -341,3 +342,18 @@ def test_nothing_differs_from_itself_and_the_other_way_round_is_the_negative() -
     assert difference_interval(first, second, groups) != difference_interval(first, second)
     one = np.ones(1), np.ones(1)
     assert difference_interval(one, one) == (None, None)
+
+
+def test_intervals_of_means_are_drawn_as_the_scores() -> None:
+    """With every distance 5000 km or more the score is 0.7 times the mean credit, draw by draw; groups are drawn whole."""
+    rng = np.random.default_rng(3)
+    credit, groups = rng.random(60), np.arange(60) // 4
+    for drawn_together in (None, groups):
+        low, high = bootstrap_interval(credit, np.full(60, 6000.0), drawn_together)
+        (mean, constant) = mean_intervals(np.stack([credit, np.full(60, 7.0)], axis=1), drawn_together)
+        assert low is not None
+        assert high is not None
+        assert mean == pytest.approx((low / 0.7, high / 0.7))
+        assert constant == pytest.approx((7, 7))
+    assert mean_intervals(np.ones((1, 2))) == [(None, None)] * 2
+    assert mean_intervals(np.ones((8, 1)), np.zeros(8, dtype=int)) == [(None, None)]

@@ -141,6 +141,16 @@ def _knows_before(run: Run) -> bool:
     return run.predictions_path(_BEFORE).exists()
 
 
+def uncalibrated(run: Run) -> Predictions | None:
+    """What a run said of the samples that it held out before it was calibrated, in the order of its other table; None where it doesn't
+    remember, or isn't calibrated.
+
+    Raises:
+        GeoError: the table is damaged.
+    """
+    return read_predictions(run.predictions_path(_BEFORE), run.labels)[0] if _knows_before(run) else None
+
+
 def _as_fitted(run: Run, kind: str) -> Calibrated:
     """What was measured of a run that was calibrated so when it was fitted."""
     recorded = run.read_all_metrics()

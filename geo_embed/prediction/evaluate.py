@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import read_ids, read_store
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.data.samples import load_samples, text_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_device, with_torch_switches
+from geo_embed.devices import with_torch_switches
 from geo_embed.errors import GeoError
-from geo_embed.heads.predictor import apply_heads
 from geo_embed.metrics import final_metrics
 from geo_embed.prediction.predict import predict_cached
 from geo_embed.prediction.results import confusion_pairs, per_sample, worst_first
@@ -25,13 +22,12 @@ from geo_embed.prediction.tables import (
     class_table,
     distance_table,
     reliability_table,
-    view_table,
 )
+from geo_embed.prediction.views import score_by_view
 from geo_embed.prediction.writing import write_table, writer_for
 from geo_embed.registry import HEADS
-from geo_embed.runs.recipe import load_ensemble, load_heads
+from geo_embed.runs.recipe import load_ensemble
 from geo_embed.runs.run import Run, on_this_machine
-from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import read_predictions
 
 if TYPE_CHECKING:
@@ -91,7 +87,7 @@ def evaluate(
         scores["score_interval"] = [None, None]
     tables: dict[By, Callable[[], list[dict[str, Any]] | pd.DataFrame]] = {
         "class": lambda: class_table(predictions, truth),
-        "view": lambda: _by_view(run, predictions, truth),
+        "view": lambda: score_by_view(run, predictions, truth),
         "border": lambda: border_table(predictions, truth, border_km(truth, _train_truth(run))),
         "distance": lambda: distance_table(predictions, truth),
         "calibration": lambda: reliability_table(predictions, truth),
@@ -159,41 +155,3 @@ def chose_unseen(run: Run) -> bool:
 
 def _train_truth(run: Run) -> Truth:
     return truth_of(load_samples(run.config, "train"))
-
-
-def _by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
-    """The run's heads answer again, over the cached train split with views masked.
-
-    The heads of a run made with folds have seen its held-out samples through the other folds: a warning says so.
-
-    Raises:
-        GeoError: the train split isn't cached with the run's backbone, or lacks samples of the run.
-    """
-    if run.config.training.folds > 1:
-        warn(
-            "the run was made with folds: its heads have seen these samples through the other folds, and the scores "
-            "by view are a little too good"
-        )
-    elif run.read_chosen_score() is not None:
-        warn(
-            "these samples chose an epoch of the run's heads, which answer them here: scores by view are a little too good"
-        )
-    store = find_store_of(run, "train")
-    ids = read_ids(store)
-    order = np.argsort(ids)
-    place = order[np.searchsorted(ids, predictions.sample_id, sorter=order).clip(max=len(ids) - 1)]
-    lost = ids[place] != predictions.sample_id
-    if lost.any():
-        raise GeoError(
-            f"{lost.sum():,} samples of the run are not in the store, {predictions.sample_id[lost][0]} first",
-            where=store.path,
-            hint="train the run again: geo fit-heads",
-        )
-    embeddings = read_store(store)
-    values, present = embeddings.values[place], embeddings.present[place]
-    heads, device = load_heads(run), pick_device(run.config.model.device, float64=True)
-
-    def predict(mask: NDArray[np.bool_]) -> Predictions:
-        return apply_heads(heads, device, run.prior, run.labels, predictions.sample_id, values, mask)
-
-    return view_table(predict, present, run.config.model.view_names, truth)

@@ -116,6 +116,11 @@ class Run:
         return _store_fingerprints(self.provenance)
 
     @property
+    def settings_path(self) -> Path:
+        """The settings that it was made with, which `--config` takes."""
+        return self.path / _CONFIG
+
+    @property
     def recipe_path(self) -> Path:
         """How its heads are built, or its members combined; `load_heads` and `load_ensemble` read it."""
         return self.path / _RECIPE
