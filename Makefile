@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
+BROWSER := $(VENV)/.browser
 # Processes that run tests, each on one thread.
 WORKERS ?= 2
 
@@ -12,7 +13,7 @@ WORKERS ?= 2
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
 
-test: check $(TIMM)
+test: check $(TIMM) $(BROWSER)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
 	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
@@ -62,6 +63,14 @@ $(TIMM): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
 		$(shell grep ^timm== constraints.txt) torchvision==0.15.1 requests urllib3 charset-normalizer certifi idna || \
 		{ mkdir -p $@; echo "timm can't be installed here: its tests are skipped"; }
+	@touch $@
+
+# Pages are tested in a Chromium: the machine's own, else Debian's where it may be installed. Without one those tests are skipped.
+$(BROWSER): $(INSTALLED)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "no Chromium, and none can be installed here: tests of pages are skipped"
 	@touch $@
 
 # pip knows dependency groups since 25.1. The stamp is written last, so that a half-finished install is taken up again.

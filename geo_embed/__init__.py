@@ -43,6 +43,7 @@ _VERBS = {
     "plot": "reporting.plot",
     "predict_images": "prediction.predict",
     "predict_split": "prediction.predict",
+    "report": "reporting.report",
     "read_store": "cache.store",
     "remove_runs": "runs.remove",
     "send_submission": "submissions.send",

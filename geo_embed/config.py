@@ -52,6 +52,7 @@ class Paths(_Group):
     cache_dir: Path = Field(Path("cache"), description="embedding stores")
     runs_dir: Path = Field(Path("runs"), description="trained runs")
     submissions_dir: Path = Field(Path("submissions"), description="submission files")
+    reports_dir: Path = Field(Path("reports"), description="reports: HTML files")
 
     def csv(self, split: str) -> Path:
         """The CSV of a split: the ground truth for `train`, the submission template for `test`."""

@@ -1,12 +1,13 @@
-"""What a person looks at: `geo plot`."""
+"""What a person looks at: `geo report`, `geo plot`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from geo_embed.cli.options import GLOBALS, DeviceOption, RunArgument
-from geo_embed.cli.show import print_result
+from geo_embed.cli.show import given_options, print_result
 from geo_embed.cli.threads import wait_passively
 
 app = typer.Typer()
@@ -74,3 +75,32 @@ def _plot(
         },
     )
     print_result(drawn, [("plot", drawn["plot"])])
+
+
+@app.command("report", epilog="Example: `geo report first`, or `geo report second first`")
+def _report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs by name or directory; the newest if left out. The first is what the others are compared with.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: reports/RUN.html")] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures",
+            help="With the views of the samples it shows. Street-view providers forbid rehosting: for yourself alone.",
+        ),
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Write one HTML file about a run, or several: score, maps, mistakes, samples, what to do next. It needs no network."""
+    wait_passively()
+    from geo_embed.reporting.report import report
+
+    config = GLOBALS.config(model__device=device)
+    geo = shlex.join(["geo", *given_options()])
+    path = report(config, runs or [None], out, pictures=pictures, geo=geo)
+    print_result({"report": path}, [("report", path)])

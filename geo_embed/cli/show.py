@@ -73,13 +73,18 @@ def print_findings(errors: list[str], warnings: list[str]) -> None:
             show(f"warning: {finding}")
 
 
+def given_options() -> list[str]:
+    """The `--config` and `--set` of this command line."""
+    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
+    return given + [word for setting in GLOBALS.settings for word in ("--set", setting)]
+
+
 def with_given_options(text: str) -> str:
     """A text whose commands have the `--config` and `--set` that this command line had, so that pasting them works.
 
     `geo config` is left as it is: it is hinted at where one of these very options is at fault.
     """
-    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
-    given += [word for setting in GLOBALS.settings for word in ("--set", setting)]
+    given = given_options()
     commands = "|".join(map(re.escape, GLOBALS.commands - {"config"}))
     command = re.compile(rf"(?<![\w/.-])geo (?=(?:{commands})(?![\w-]))")
     return command.sub(lambda _: f"geo {shlex.join(given)} ", text) if given else text

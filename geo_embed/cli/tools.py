@@ -58,6 +58,7 @@ def _demo(
             ("frozen", f"{result.score:.4f} on held-out places, geoscore {result.geoscore:,.0f}"),
             ("finetuned", f"{result.finetuned_score:.4f} on the same"),
             ("submission", f"{result.submission}, of {result.submitted}"),
+            ("report", f"{result.report}: open it in a browser"),
         ],
     )
     if not GLOBALS.as_json:

@@ -1,5 +1,6 @@
 """`geo demo`: from nothing to a validated submission, through the same code as real data."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.submission import submit
+from geo_embed.reporting.report import report
 from geo_embed.runs.run import load_run
 from geo_embed.synthetic.backbone import write_backbone
 from geo_embed.synthetic.country import write_country
@@ -43,6 +45,7 @@ class Demo:
         run: the heads on the frozen backbone, and `score` and `geoscore` theirs on the held-out places.
         finetuned: the run whose backbone was trained, and `finetuned_score` its.
         submitted: the better of the two; the heads' where they are as good.
+        report: a page about both.
     """
 
     root: Path
@@ -53,6 +56,7 @@ class Demo:
     finetuned_score: float
     submitted: str
     submission: Path
+    report: Path
     seconds: float
 
 
@@ -63,6 +67,7 @@ def demo_settings(root: Path) -> dict[str, str]:
         "paths.cache_dir": str(root / "cache"),
         "paths.runs_dir": str(root / "runs"),
         "paths.submissions_dir": str(root / "submissions"),
+        "paths.reports_dir": str(root / "reports"),
         "model.backbone_name": str(root / "backbone"),
     }
 
@@ -117,6 +122,8 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
     if not verdict.valid:
         raise GeoError(verdict.errors[0], where=submission)
     say(f"submit   {verdict.rows:,} rows of {run.name}, valid")
+    page = _report(config, run.name, [fit.run, tuned.run])
+    say(f"report   {page}")
     seconds = time.monotonic() - started
     return Demo(
         root,
@@ -127,8 +134,19 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
         finetuned_score,
         run.name,
         submission,
+        page,
         seconds,
     )
+
+
+def _report(config: Config, first: str, runs: Sequence[str]) -> Path:
+    """A page about both runs, the one that was submitted first; the commands on it point at the demo."""
+    # Like the options of the demo that was asked for, whatever the backbone is that was submitted.
+    root = config.paths.data_root.parent
+    settings = [word for key, value in demo_settings(root).items() for word in ("--set", f"{key}={value}")]
+    others = [name for name in runs if name != first]
+    out = config.paths.reports_dir / f"{RUN}.html"
+    return report(config, [first, *others], out, geo=shlex.join(["geo", *settings]))
 
 
 def make_country(

@@ -51,6 +51,7 @@ def walked(small: Country, geo_in: Geo) -> dict[str, Ran]:
         "predict": ["predict", "first", "--split", "test"],
         "predict images": ["predict", "first", "--images", *four],
         "submit": ["submit", "first"],
+        "report": ["report", "first", "--out", "first.html"],
         "submission validate": ["submission", "validate", small.root / "submissions" / "first.csv"],
     }
     return {
@@ -73,6 +74,7 @@ KEYS: dict[str, set[str]] = {
     "predict": {"predictions"},
     "predict images": {"states", "latitude", "longitude"},
     "submit": {"submission", "rows", "valid", "warnings"},
+    "report": {"report"},
     "submission validate": {"valid", "errors", "warnings"},
 }
 

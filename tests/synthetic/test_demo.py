@@ -61,6 +61,7 @@ def test_it_ends_well_with_one_json_object(first: Ran, place: Path) -> None:
         "finetuned_score",
         "submitted",
         "submission",
+        "report",
         "seconds",
     }
     assert wanted <= first.json.keys()
@@ -68,13 +69,27 @@ def test_it_ends_well_with_one_json_object(first: Ran, place: Path) -> None:
     assert "epoch 2: " in first.err
     assert "epoch 3: " not in first.err
     assert (place / first.json["submission"]).is_file()
+    page = (place / first.json["report"]).read_text()
+    assert first.json["report"] == "X/reports/demo.html"
+    assert "--set paths.data_root=X/data" in page
     assert (place / "X" / "runs" / first.json["run"] / "heads.safetensors").is_file()
     assert sorted(path.name for path in place.iterdir()) == ["X", "geo.toml"]
 
 
 def test_it_tells_its_stages_on_stderr_in_order(first: Ran) -> None:
     told = [line.split()[0] for line in first.err.splitlines()]
-    stages = ["country", "check", "check", "extract", "extract", "fit", "evaluate", "finetune", "submit"]
+    stages = [
+        "country",
+        "check",
+        "check",
+        "extract",
+        "extract",
+        "fit",
+        "evaluate",
+        "finetune",
+        "submit",
+        "report",
+    ]
     assert [word for word in told if word in stages] == stages
 
 

@@ -1,0 +1,78 @@
+"""One HTML file out of plain values and the modules in page/: it asks no server for anything, and runs no text of the data."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib import resources
+from string import Template
+from typing import Any
+
+# In the order in which they need each other.
+MODULES = (
+    *("format", "elements", "chart", "score", "training", "map", "confusion", "reliability", "errors"),
+    *("distribution", "views", "cases", "next", "report"),
+)
+STYLES = ("theme", "report", "print")
+VENDOR = "plot.min.js"
+
+_IMPORT = re.compile(r"^import .*?;\n", re.MULTILINE | re.DOTALL)
+_EXPORT = re.compile(r"^export ", re.MULTILINE)
+# Closing tags, comments and lines' ends that HTML or old JavaScript would see in JSON.
+_ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+
+
+def to_html(title: str, data: Any) -> str:
+    """The page that shows `data`, which goes into it as JSON.
+
+    The Content-Security-Policy names the scripts and the style by their hashes and allows nothing else but pictures inside the file.
+    """
+    library, script, style = _read(f"vendor/{VENDOR}"), _script(), _style()
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash(library)} {_hash(script)}",
+            f"style-src {_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    return Template(_read("report.html")).substitute(
+        title=html.escape(title),
+        policy=html.escape(policy),
+        style=style,
+        library=library,
+        script=script,
+        data=to_json(data),
+        licences=html.escape(_read("vendor/LICENSES.txt")),
+    )
+
+
+def to_json(data: Any) -> str:
+    """JSON that can stand in a script element, whatever its texts hold: `</script>` in a name ends nothing.
+
+    >>> to_json(["</script>"])
+    '["\\\\u003c/script\\\\u003e"]'
+    """
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
+
+
+def _script() -> str:
+    """The page's modules as one script: imports and exports are of use to editors, and here all are in one scope."""
+    parts = [_EXPORT.sub("", _IMPORT.sub("", _read(f"{name}.js"))) for name in MODULES]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
+
+
+def _style() -> str:
+    return "\n".join(_read(f"{name}.css") for name in STYLES)
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return f"'sha256-{digest}'"
+
+
+def _read(name: str) -> str:
+    return (resources.files("geo_embed.reporting") / "page" / name).read_text(encoding="utf-8")
