@@ -106,7 +106,8 @@ def _as_line(run: Any) -> dict[str, Any]:
         "score": "–" if run.score is None else f"{run.score:.4f}",
         "95 %": "–" if low is None else f"{low:.3f}–{high:.3f}",
         "recipe": _recipe_text(run.kind, run.recipe),
-        "embeddings": f"{run.backbone.rstrip('/').rpartition('/')[2]}-{run.store[:8]}",
+        "embeddings": f"{run.backbone.rstrip('/').rpartition('/')[2]}-{run.store[:8]}"
+        + (f", +{len(run.stores) - 1}" if len(run.stores) > 1 else ""),
         "held out": f"{run.samples:,} {_validation_text(run.validation)}",
         "age": _age_text(run.age_seconds),
         "tags": ", ".join(run.tags),

@@ -36,7 +36,8 @@ class RunSummary:
         score, score_interval, state_score, gps_score, mean_km, samples: on the samples that it held out; the interval is unknown, like
             the rest where nothing was held out, in runs of earlier versions.
         recipe: preset, head and fusion; of `best`, what its race chose; of a fine-tuned run `init`, of an ensemble `method` and `members`.
-        backbone, store: whose embeddings it was fitted on, and the store's fingerprint.
+        backbone, store: whose embeddings it was fitted on, and the store's fingerprint; of an ensemble its first member's.
+        stores: fingerprints of all of them, more than one of an ensemble alone.
         data: `train_csv`, its `sha256`, and the `samples` and `views` of the store.
         validation: kind (random, spatial), `folds`, `val_split`, `split_seed`, and of a spatial one `group_km`.
         calibration: kind, or None.
@@ -58,6 +59,7 @@ class RunSummary:
     recipe: dict[str, Any]
     backbone: str
     store: str
+    stores: list[str]
     data: dict[str, Any]
     validation: dict[str, Any]
     calibration: str | None
@@ -166,6 +168,7 @@ def summarise(run: Run) -> RunSummary:
         recipe=recipe,
         backbone=store["backbone"],
         store=store["fingerprint"],
+        stores=run.store_fingerprints,
         data={
             "train_csv": data.get("train_csv"),
             "sha256": data.get("sha256"),
@@ -190,9 +193,10 @@ def summarise(run: Run) -> RunSummary:
 
 def _recipe(run: Run) -> tuple[Literal["heads", "finetuned", "ensemble"], dict[str, Any], str | None]:
     described, _ = read_recipe(run)
+    calibration = None if described.calibration is None else described.calibration.kind
     if described.ensemble is not None:
         members = list(described.ensemble.members)
-        return "ensemble", {"method": described.ensemble.method, "members": members}, None
+        return "ensemble", {"method": described.ensemble.method, "members": members}, calibration
     model, training = run.config.model, run.config.training
     # The plain recipe's fusion, where none is named.
     recipe: dict[str, Any] = {
@@ -204,7 +208,6 @@ def _recipe(run: Run) -> tuple[Literal["heads", "finetuned", "ensemble"], dict[s
     if best:
         # The race's own choice; of several seeds or folds, and of a network's folds, each is named once.
         recipe |= {"head": "geocells", "fusion": None, "chosen": list(dict.fromkeys(best))}
-    calibration = None if described.calibration is None else described.calibration.kind
     if (init := run.provenance.get("init")) is not None:
         return "finetuned", recipe | {"init": init}, calibration
     return "heads", recipe, calibration

@@ -70,7 +70,7 @@ def shuffled(seed: int, count: int = 1, **settings: Any) -> tuple[list[FittedHea
         dataset,
         [Split(1 + seed * count + k, 0, ~val, val) for k in range(count)],
         Model.model_validate(model),
-        Training.model_validate(training | {"seed": seed}),
+        Training.model_validate(training | {"seed": seed, "split_seed": seed}),
     )
     return fitted, examples.truth.take(val)
 

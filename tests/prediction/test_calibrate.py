@@ -27,6 +27,7 @@ from geo_embed.prediction.calibrate import Calibrated, calibrate
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
+from geo_embed.runs.listing import summarise
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run, only_run_writer
 from geo_embed.runs.tags import read_tags, tag_run
@@ -155,6 +156,7 @@ def test_an_ensemble_is_calibrated_and_answers_so(config: Config, sure: Run) -> 
     done = calibrate(config, "both")
     assert done.applied
     both = load_run(config.paths.runs_dir, "both")
+    assert summarise(both).calibration == "temperature"
     after, _ = predict_split(config, both, "test")
     described = json.loads(both.recipe_path.read_text())["calibration"]
     fitted = Calibration(described["kind"], tuple(described["scale"]), tuple(described["offset"]))
