@@ -207,6 +207,20 @@ def _difference_rows(comparison: "Comparison") -> list[tuple[str, str]]:
         ("verdict", verdict),
         ("samples", f"{comparison.samples:,} that both held out{drawn}"),
         *(("left out", _left_out_text(run)) for run in comparison.runs if run.left_out),
+        *_unlike_rows(comparison),
+    ]
+
+
+def _unlike_rows(comparison: "Comparison") -> list[tuple[str, str]]:
+    """What makes the comparison unfair: one of two runs may have trained next door to the samples."""
+    if len({run.validation for run in comparison.runs}) < 2:
+        return []
+    random = next(harmless(run.run) for run in comparison.runs if run.validation == "random")
+    return [
+        (
+            "careful",
+            f"{random} was split at random, the other by place: it may have trained next to these samples",
+        )
     ]
 
 
@@ -218,7 +232,7 @@ def _left_out_text(run: "Compared") -> str:
 @runs_app.command("tag", epilog="Example: `geo runs tag first good`")
 def _tag(
     run: NamedRun,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Words without blanks and commas.")],
+    tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words without blanks and commas.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take these tags away.")] = False,
 ) -> None:
     """Give a run tags, by which `geo runs --tag` finds it."""
@@ -244,7 +258,7 @@ def _note(
 def _rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Names of runs, broken ones too.", autocompletion=complete_run),
+        typer.Argument(metavar="RUN", help="Names of runs, broken ones too.", autocompletion=complete_run),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     force: Annotated[

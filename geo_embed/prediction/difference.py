@@ -47,6 +47,7 @@ class Compared:
         held_out: samples that it held out.
         left_out: of these, those that the other one didn't hold out.
         trained_on_by_other: of those left out, those that the other one was trained on.
+        validation: random or spatial: one split by place has trained on nothing near these samples, one split at random may have.
         too_good: whether the samples chose its epoch and are scored all the same, as in runs of earlier versions.
     """
 
@@ -58,6 +59,7 @@ class Compared:
     held_out: int
     left_out: int
     trained_on_by_other: int
+    validation: str
     too_good: bool
 
 
@@ -184,6 +186,7 @@ def _described(
         held_out=len(held_out),
         left_out=len(left_out),
         trained_on_by_other=len(left_out & trained_on),
+        validation=run.config.training.validation,
         too_good=too_good,
     )
 

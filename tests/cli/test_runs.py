@@ -60,6 +60,11 @@ def test_two_runs_are_compared(geo: Geo, run: Run) -> None:
     shown = geo("runs", "compare", "first", "second")
     assert shown.code == 0, shown.err
     assert "no difference that these samples can tell" in shown.out
+    assert "careful" not in shown.out
+    settings = run.path.with_name("second") / "config.toml"
+    settings.write_text(settings.read_text().replace('validation = "random"', 'validation = "spatial"'))
+    assert "first was split at random, the other by place" in geo("runs", "compare", "first", "second").out
+    settings.write_text(settings.read_text().replace('validation = "spatial"', 'validation = "random"'))
     compared = geo("--json", "runs", "compare", "first", "second").json
     assert (compared["difference"], compared["interval"]) == (0, [0, 0])
     assert [each["run"] for each in compared["runs"]] == ["first", "second"]
