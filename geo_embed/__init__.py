@@ -19,9 +19,11 @@ __version__ = "0.1.0"
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
+    "analyze_submission": "reporting.submission_analysis",
     "calibrate": "prediction.calibrate",
     "check_data": "data.check",
     "compare_runs": "prediction.difference",
+    "compare_submissions": "reporting.submission_comparison",
     "demo": "synthetic.demo",
     "describe_run": "runs.listing",
     "draw": "reporting.plot",

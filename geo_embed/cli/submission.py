@@ -1,5 +1,6 @@
-"""Submissions, wherever they came from: `geo submission validate`, `note`, `log`, `send`."""
+"""Submissions, wherever they came from: `geo submission validate`, `analyze`, `compare`, `note`, `log`, `send`."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geo_embed.cli.options import CHECK_FAILED, GLOBALS
-from geo_embed.cli.show import print_result, print_table
+from geo_embed.cli.show import print_result, print_table, with_given_options
 from geo_embed.console import show
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 submission_app = typer.Typer(no_args_is_help=True, help="Look at submissions, wherever they came from.")
 
 # Places of a finding that a terminal shows.
-_SHOWN = 8
+_SHOWN = {"error": 8, "warning": 3}
 
 FileArgument = Annotated[Path, typer.Argument(help="A CSV.")]
 
@@ -46,14 +47,197 @@ def _submission_validate(file: FileArgument) -> None:
 
 def _print_finding(finding: "Finding") -> None:
     show(f"{finding.severity}: {finding.title}")
-    width = len(str(max(finding.rows[:_SHOWN], default=0)))
-    for place in range(min(finding.count, _SHOWN)):
+    most = _SHOWN[finding.severity]
+    width = len(str(max(finding.rows[:most], default=0)))
+    # The id is there already.
+    with_values = finding.values and finding.column != "sample_id"
+    for place in range(min(finding.count, most)):
         row = f"row {finding.rows[place]:>{width}}  " if finding.rows else ""
         sample = finding.sample_ids[place] or "(none)"
-        value = f"  {finding.values[place]!r:.60}" if finding.values else ""
+        value = f"  {finding.values[place]!r:.60}" if with_values else ""
         show(f"    {row}sample {sample:.60}{value}")
-    if finding.count > _SHOWN:
-        show(f"    … and {finding.count - _SHOWN:,} more: --json names them all")
+    if finding.count > most:
+        show(f"    … and {finding.count - most:,} more: --json names them all")
+
+
+@submission_app.command("analyze", epilog="Example: `geo submission analyze submissions/first.csv`")
+def _submission_analyze(
+    file: FileArgument,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Lines of each list.")] = 5,
+) -> None:
+    """Look at a submission as a whole: states against training, points, ranks, repeats, confidence, points outside their states."""
+    from geo_embed.reporting.submission_analysis import FAR_KM, analyze_submission
+
+    found = analyze_submission(GLOBALS.config(), file, limit=limit)
+    if GLOBALS.as_json:
+        print_result(found, [])
+        return
+    states, points, ranks = found["states"], found["coordinates"], found["ranks"]
+    repeats, sure, outside = found["repeated_rows"], found["confidence"], found["outside"]
+    used = ", ".join(f"{rank['states']:,}" for rank in ranks["ranks"])
+    empty = ", ".join(f"{rank['empty']:,}" for rank in ranks["ranks"])
+    never = len(states["never_first"])
+    rows = [
+        ("rows", f"{found['rows']:,}"),
+        (
+            "states",
+            f"total variation from training {states['total_variation']:.3f}, {states['by_chance']:.3f} by chance alone; "
+            f"{never:,} of the training states never come first",
+        ),
+        ("ranks", f"states in use {used}; samples without one {empty}"),
+        ("", f"{ranks['repeated_states']:,} samples with a repeated state"),
+        ("points", f"latitude {_range_of(points['latitude'])}, longitude {_range_of(points['longitude'])}"),
+        (
+            "",
+            f"{points['without']:,} missing, {points['at_zero']:,} at (0, 0), {points['outside_region']:,} outside the training region, "
+            f"{points['shared']:,} where another sample's is",
+        ),
+        ("answers", f"{repeats['same_answer']:,} samples with the same answer as another one"),
+    ]
+    if sure is None:
+        rows.append(("confidence", "no run is known whose probabilities these are"))
+    else:
+        rows.append(
+            (
+                "confidence",
+                f"{sure['mean']:.3f} on average, above 0.9 {sure['above_90_percent']:.1%}, below 0.5 {sure['below_50_percent']:.1%}; "
+                f"{sure['run']} itself expects a state score of {sure['expected_state_score']:.4f}",
+            )
+        )
+    if outside["share"] is not None:
+        rows.append(
+            (
+                "outside",
+                f"{outside['outside']:,} points lie outside their first state ({outside['share']:.1%}; of training places "
+                f"{outside['train_share']:.1%}), {outside[f'beyond_{FAR_KM:g}_km']:,} of them by more than {FAR_KM:g} km",
+            )
+        )
+    print_result(found, rows)
+    shown_states = [
+        {
+            "state": row["state"],
+            "first": row["first"],
+            "share": row["share"],
+            "in training": row["train_share"],
+            "difference": row["difference"],
+        }
+        for row in states["table"]
+    ]
+    for title, table in (
+        ("states that differ most from training", shown_states),
+        ("points that are repeated", points["most_repeated"]),
+        ("points outside their first state, by state", outside["by_state"]),
+        ("points farthest from their first state", outside["farthest"]),
+    ):
+        if table:
+            show()
+            show(f"[{title}]")
+            print_table(table[:limit])
+            if len(table) > limit:
+                show(f"… and {len(table) - limit:,} more: --limit, or --json for all states")
+
+
+def _range_of(values: dict[str, float | None]) -> str:
+    return "–" if values["min"] is None else f"{values['min']:.2f}…{values['max']:.2f}"
+
+
+@submission_app.command(
+    "compare", epilog="Example: `geo submission compare first.csv second.csv --html difference.html`"
+)
+def _submission_compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A CSV.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Most different samples that are listed.")
+    ] = 10,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A file for all samples: .csv or .parquet.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="A page for the comparison.")] = None,
+) -> None:
+    """Compare two submissions: agreement per rank, distances, and by how much their scores can differ."""
+    from geo_embed.prediction.writing import write_table, writer_for
+    from geo_embed.reporting.submission_comparison import compare_submissions
+    from geo_embed.reporting.submission_page import write_comparison_page
+
+    if out is not None:
+        writer_for(out)
+    comparison = compare_submissions(GLOBALS.config(), a, b)
+    if out is not None:
+        write_table(out, comparison.samples)
+    if html is not None:
+        write_comparison_page(html, comparison, limit=limit)
+    found = comparison.statistics
+    listed = comparison.samples.head(limit).to_dict("records")
+    # A sample without a point in both has no distance, which JSON says as null.
+    different = [{**row, **{k: None for k, v in row.items() if v != v}} for row in listed]
+    print_result(
+        {**found, "most_different": different, "table": out, "page": html},
+        [
+            *_compared_rows(found),
+            *([] if out is None else [("table", out)]),
+            *([] if html is None else [("page", html)]),
+        ],
+    )
+    if not GLOBALS.as_json:
+        show()
+        show("[most different samples]")
+        print_table(
+            [
+                {
+                    "sample": str(row["sample_id"]),
+                    "difference": row["difference"],
+                    "km": row["km"],
+                    "states of A": row["states_a"],
+                    "states of B": row["states_b"],
+                }
+                for row in different
+            ]
+        )
+
+
+def _compared_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    def side(name: str) -> str:
+        known = found[name]
+        run = "" if known["run"] is None else f", of {known['run']}"
+        scores = {"local": known["local"], "public": known["public"]}
+        told = "".join(f", {what} {score:.4f}" for what, score in scores.items() if score is not None)
+        return f"{known['submission']}{run}{told}"
+
+    ranks = ", ".join(
+        f"{rank['rank']} {'–' if rank['same'] is None else format(rank['same'], '.1%')}"
+        for rank in found["ranks"]
+    )
+    km, most, expected = found["km"], found["effect"]["most"], found["effect"]["expected"]
+    distance = "no points to compare"
+    if km["mean"] is not None:
+        tail = ", ".join(f"{float(share):.0%} {value:,.1f}" for share, value in km["quantiles"].items())
+        distance = f"mean {km['mean']:,.1f} km, median {km['median']:,.1f} km; quantiles {tail}"
+    rows = [
+        ("A", side("a")),
+        ("B", side("b")),
+        (
+            "samples",
+            f"{found['samples']:,} in both, {found['only_a']:,} in A alone, {found['only_b']:,} in B alone, {found['same_answers']:,} answered alike",
+        ),
+        ("same rank", ranks),
+        ("same set", f"{found['same_states']:.1%}; {found['shared_states']:.2f} states in common on average"),
+        ("distance", distance),
+        (
+            "effect",
+            f"scores differ by {most['score']:.4f} at most: states {most['state_score']:.4f}, GPS {most['gps_score']:.4f}",
+        ),
+    ]
+    if expected is not None:
+        by = " and ".join(expected["by"])
+        alone = " alone, which favours its own file" if len(expected["by"]) == 1 else ""
+        rows.append(
+            (
+                "expected",
+                f"state score of A − B {expected['difference']:+.4f}, by the probabilities of {by}{alone}",
+            )
+        )
+    return rows
 
 
 @submission_app.command("note", epilog="Example: `geo submission note submissions/first.csv --score 0.8731`")
@@ -145,6 +329,9 @@ def _submission_send(
         [
             ("sent", f"{sent.file}, {sent.rows:,} rows, to {sent.competition}"),
             *(("kaggle", line) for line in sent.answer.splitlines()),
-            ("next", f"geo submission note {sent.file} --score SCORE, once the leaderboard has it"),
+            (
+                "next",
+                with_given_options(f"geo submission note {shlex.quote(str(sent.file))} --score SCORE"),
+            ),
         ],
     )
