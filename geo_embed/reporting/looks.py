@@ -148,21 +148,17 @@ def near_duplicates(likeness: NDArray[np.uint16], owner: NDArray[np.int64]) -> N
         # By this band, then by the others: in a bucket the most alike stand together.
         order = np.lexsort([*np.roll(likeness, -band, axis=1).T[::-1]])
         keys = likeness[order, band]
-        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, int)
-        sizes = np.diff(np.append(starts, len(keys)))
-        for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-            bucket = order[start : start + size]
-            if size <= _BUCKET:
-                a, b = np.triu_indices(size, 1)
-            else:
-                a, b = (
-                    np.concatenate(parts)
-                    for parts in zip(
-                        *((np.arange(size - s), np.arange(s, size)) for s in range(1, _NEIGHBOURS + 1)),
-                        strict=True,
-                    )
-                )
-            left, right = bucket[a], bucket[b]
+        sizes = np.bincount(keys)[keys] if len(keys) else np.zeros(0, dtype=np.int64)
+        # Each with the next one, with the one after that, and so on, as long as they share the band.
+        first = np.arange(len(keys))
+        for step in range(1, _BUCKET):
+            first = first[first < len(keys) - step]
+            first = first[
+                (keys[first] == keys[first + step]) & ((step <= _NEIGHBOURS) | (sizes[first] <= _BUCKET))
+            ]
+            if not len(first):
+                break
+            left, right = order[first], order[first + step]
             differ = _BITS[likeness[left] ^ likeness[right]].sum(axis=1)
             close = (differ <= NEAR_BITS) & (owner[left] != owner[right])
             found.append(np.sort(np.stack([left[close], right[close]], axis=1), axis=1))

@@ -68,7 +68,10 @@ class Subject:
     @property
     def rows(self) -> str:
         """Which samples these are, for a title."""
-        return f"{len(self.predictions):,} {_KINDS[self.split]} of run {label(self.run.name, 60)}"
+        count, run = f"{len(self.predictions):,}", label(self.run.name, 60)
+        if self.split == "train":
+            return f"{count} samples that run {run} was trained on"
+        return f"{count} {_KINDS[self.split]} of run {run}"
 
     def known_truth(self) -> Truth:
         """The truth of the samples. Raises GeoError where it isn't known."""

@@ -48,7 +48,7 @@ def view_weights(run: Run, split: str, sample_id: NDArray[np.object_]) -> ViewWe
         raise GeoError(
             "an ensemble weighs runs, not views",
             where=run.path,
-            hint=f"plot one of its members: {', '.join(member.name for member in ensemble.members)}",
+            hint=f"plot one of its members: geo plot attention {ensemble.members[0].path}",
         )
     views = run.config.model.view_names
     if len(views) == 1:

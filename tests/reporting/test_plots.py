@@ -128,6 +128,20 @@ def test_nothing_is_cut_off_and_no_words_lie_over_one_another(classes: int) -> N
         assert overlapping(figure) == [], name
 
 
+@pytest.mark.parametrize(
+    ("names", "middle"),
+    [(["only"], (40.0, -100.0)), (["a", "b", "c"], (-17.0, 179.0)), (["x", "y"], (70.0, 20.0))],
+    ids=["one class", "antimeridian", "far north"],
+)
+def test_any_country_can_be_drawn(names: list[str], middle: tuple[float, float]) -> None:
+    made = Made(names, 12, middle=middle)
+    for name, figure in made.figures().items():
+        assert cut_off(figure) == [], name
+    here = project(made.projection, made.lat, made.lon)
+    left, right, lower, upper = made.projection.frame
+    assert ((here > [left, lower]) & (here < [right, upper])).all()
+
+
 def test_words_that_are_cut_off_or_lie_over_others_are_seen() -> None:
     from matplotlib.figure import Figure
 
@@ -151,6 +165,19 @@ def test_names_are_shown_as_they_are_and_never_obeyed(tmp_path: Path) -> None:
         assert b"alert(1)</script>" not in path.read_bytes(), name
         # Mathtext would have its own letters for x².
         assert "$x^2$" in read.replace(r"\$", "$") or name not in ("confusion", "states", "places"), name
+
+
+def test_letters_that_no_typeface_has_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A private letter, which no typeface is to have.
+    figure = training_curves(pd.DataFrame({"member": ["a\ue123", "b\ue124"], "score": [0.4, 0.6]}), run="r")
+    save_figure(figure, tmp_path / "figure.png")
+    assert capsys.readouterr().err.count("drawn as boxes") == 1
+    save_figure(
+        training_curves(pd.DataFrame({"member": ["a"], "score": [0.4]}), run="r"), tmp_path / "figure.png"
+    )
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.metrics import top_states
-from geo_embed.reporting.plots.style import SOFT, in_house_style, label, new_figure, on_dark, sequential
+from geo_embed.reporting.plots.style import INK, in_house_style, label, new_figure, on_dark, sequential
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def confusion_figure(
                 ha="center",
                 va="center",
                 fontsize=6.5,
-                color="white" if on_dark(colours(shares[i, j])) else SOFT,
+                color="white" if on_dark(colours(shares[i, j])) else INK,
             )
     bar = figure.colorbar(
         image, ax=axes, shrink=0.5, aspect=30, pad=0.02, anchor=(0.0, 1.0), label="share of the true class"

@@ -155,7 +155,10 @@ def _draw_net(axes: "Axes", projection: Projection) -> None:
     meridians = np.arange(np.floor(first / step), np.floor((east + projection.longitude) / step) + 1) * step
     parallels = np.arange(np.ceil(south / step), np.floor(north / step) + 1) * step
     along_lat = np.linspace(max(south - 2 * step, -90), min(north + 2 * step, 90), _NET_STEPS)
-    along_lon = np.linspace(west, east, _NET_STEPS) * (1 - 1e-9) + projection.longitude
+    along_lon = (
+        np.linspace(max(west - step, -180), min(east + step, 180), _NET_STEPS) * (1 - 1e-9)
+        + projection.longitude
+    )
     for value in meridians:
         if abs(value - projection.longitude) <= 180:
             line = project(projection, along_lat, np.full(_NET_STEPS, value))

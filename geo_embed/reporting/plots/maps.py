@@ -142,8 +142,12 @@ def accuracy_map(
     few = sum(1 for n in samples if 0 < n < 5)
     none = sum(1 for n in samples if not n)
     said = "The share of a class's samples whose first answer is right."
-    said += f" {none} classes without a sample are white." if none else ""
-    said += f" {few} have fewer than five: their shades say little." if few else ""
+    said += {0: "", 1: " The class without a sample is white."}.get(
+        none, f" {none} classes without a sample are white."
+    )
+    said += {0: "", 1: " One has fewer than five: its shade says little."}.get(
+        few, f" {few} have fewer than five: their shades say little."
+    )
     _, height = map_size(projection, _WIDTH)
     figure = new_figure(_WIDTH, height + 0.55, f"Accuracy by class of {rows}", said, owed(drawn, projection))
     axes = figure.add_subplot()

@@ -8,7 +8,7 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
-from geo_embed.console import harmless
+from geo_embed.console import harmless, warn
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 
@@ -26,6 +26,7 @@ COLOURS: Final = (BLUE, VERMILLION, GREEN, ORANGE, "#56B4E9", "#CC79A7", INK)
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 _LONGEST_NAME = 22
+_NO_GLYPH: Final = "Glyph .* missing from"
 # Letters that the house's typeface lacks are taken from these, where they are installed.
 _TYPEFACES = (
     "DejaVu Sans",
@@ -82,8 +83,8 @@ def house_style() -> Iterator[None]:
     import matplotlib
 
     with warnings.catch_warnings(), matplotlib.rc_context():
-        # A letter that no typeface here has is drawn as a box, which says it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # `save_figure` says once what Matplotlib would say of every letter.
+        warnings.filterwarnings("ignore", message=_NO_GLYPH)
         # Whatever the user's matplotlibrc says: a figure is the same everywhere.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RULES | {"font.family": _typefaces()})  # type: ignore[arg-type]
@@ -211,6 +212,11 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     }
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with house_style(), replacing(path) as temporary:
+    with house_style(), replacing(path) as temporary, warnings.catch_warnings(record=True) as lost:
+        warnings.filterwarnings("always", message=_NO_GLYPH)
         figure.savefig(temporary, format=kind, metadata=notes[kind])
+    if lost:
+        warn(
+            "no typeface on this machine has some letters of the names, which are drawn as boxes: Noto Sans CJK has most"
+        )
     return path
