@@ -133,6 +133,37 @@ def test_fit_heads_killed_there_hides_no_run_whatever_comes_next(
     ]
 
 
+@KILLS
+def test_calibrate_killed_there_leaves_the_run_as_it_was_or_as_it_is_to_be(
+    small: Small, nursery: Nursery, capsys: pytest.CaptureFixture[str], kill: str
+) -> None:
+    sure = [
+        "--set",
+        "training.epochs=12",
+        "--set",
+        "training.learning_rate=0.01",
+        "fit-heads",
+        "--folds",
+        "2",
+    ]
+    for name in ("first", "whole"):
+        assert command(capsys, *small.options(), *sure, "--name", name).code == 0
+    assert command(capsys, *small.options(), "runs", "tag", "first", "good").code == 0
+    run = small.root / "runs" / "first"
+    before = files(run)
+    assert command(capsys, *small.options(), "--json", "calibrate", "whole").json["changed"]
+    assert nursery.run(small, "calibrate", "first", before=kill).code == -signal.SIGKILL
+    (listed,) = command(capsys, *small.options(), "--json", "runs", "ls", "first").json["runs"]
+    assert listed["tags"] == ["good"]
+    assert listed["calibration"] == ("temperature" if kill is AFTER_SWAP else None)
+    if kill is DYING_BETWEEN_RENAMES:
+        assert files(run) == before
+    assert command(capsys, *small.options(), "calibrate", "first").code == 0
+    calibrated = small.root / "runs" / "whole"
+    for name in ("recipe.json", "val_predictions.parquet", "val_uncalibrated_predictions.parquet"):
+        assert (run / name).read_bytes() == (calibrated / name).read_bytes(), name
+
+
 def test_without_overwriting_nothing_that_came_meanwhile_is_replaced(tmp_path: Path) -> None:
     from geo_embed.errors import GeoError
 
