@@ -3,6 +3,9 @@
 export const { plot, dot, link, geo, line, ruleX, gridX, gridY, tip, text, cell, pointer, pointerX, pointerY } =
   vendor;
 
+// How a tip looks: the look of a figure.
+export const TIP = { lineHeight: 1.3, textPadding: 10, fill: "var(--panel)", stroke: "var(--muted)" };
+
 // Of runs beside one another: hues that colour-blind people tell apart (Okabe & Ito, 2008), set in theme.css.
 export const HUES = ["var(--a)", "var(--b)", "var(--c)", "var(--d)", "var(--e)", "var(--f)"];
 

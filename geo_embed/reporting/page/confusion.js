@@ -1,7 +1,7 @@
 // Which class is taken for which.
 import { count, percent, plural, short } from "./format.js";
 import { figure, h, legend, missing, section, table, tableBehind } from "./elements.js";
-import { cell, chart, lines, pointer, shade, tip } from "./chart.js";
+import { TIP, cell, chart, lines, pointer, shade, tip } from "./chart.js";
 
 const PAIRS = 14;
 // From so many classes on the matrix takes the whole width.
@@ -48,7 +48,7 @@ function matrix(run, title, wide) {
           { x: "k", y: "k", fill: "none", stroke: "var(--line)" }
         ),
         cell(rows, { x: "answer", y: "label", fill: (row) => shade(0.12 + 0.88 * row.share, row.label === row.answer ? "var(--a)" : "var(--b)"), inset: 0.3 }),
-        tip(rows, pointer({ x: "answer", y: "label", title: hover, maxRadius: 60 })),
+        tip(rows, pointer({ ...TIP, x: "answer", y: "label", title: hover, maxRadius: 60 })),
       ],
     };
   };

@@ -1,7 +1,7 @@
 // Which classes are predicted too often, and which too seldom.
 import { count, plural, short } from "./format.js";
 import { figure, grid, legend, missing, section, tableBehind } from "./elements.js";
-import { chart, dot, gridX, lines, link, pointerY, tip } from "./chart.js";
+import { TIP, chart, dot, gridX, lines, link, pointerY, tip } from "./chart.js";
 
 const MOST = 80;
 
@@ -34,7 +34,7 @@ function balance(run, title, several) {
         dot(rows, { x: "expected", y: "class", symbol: "diamond", r: 3.2, fill: "var(--c)" }),
         dot(rows, { x: "samples", y: "class", r: 4, fill: "var(--a)" }),
         dot(rows, { x: "predicted", y: "class", r: 4.5, stroke: "var(--b)", strokeWidth: 2 }),
-        tip(rows, pointerY({ x: "samples", y: "class", title: hover })),
+        tip(rows, pointerY({ ...TIP, x: "samples", y: "class", title: hover })),
       ],
     };
   };

@@ -46,8 +46,8 @@ export function tableBehind(caption, columns, rows) {
   return details;
 }
 
-// A figure: title, chart, and below it a note and its numbers. `controls` stand above the chart.
-export function figure({ title, chart, note = null, numbers = null, legend = null, controls = null, wide = false }) {
+// A figure: title and note, then controls, legend and chart, and below it what it is owed to and its numbers.
+export function figure({ title, chart, note = null, numbers = null, legend = null, controls = null, below = null, wide = false }) {
   return h(
     "figure",
     { class: wide && "wide" },
@@ -55,6 +55,7 @@ export function figure({ title, chart, note = null, numbers = null, legend = nul
     controls,
     legend,
     chart,
+    below && h("p", { class: "below" }, below),
     numbers
   );
 }

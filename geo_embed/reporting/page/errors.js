@@ -1,7 +1,7 @@
 // How far the points are off.
 import { asPercent, count, km, percent } from "./format.js";
 import { figure, grid, h, legend, missing, section, table, tableBehind } from "./elements.js";
-import { HUES, chart, gridY, line, lines, pointerX, ruleX, text, tip } from "./chart.js";
+import { HUES, TIP, chart, gridY, line, lines, pointerX, ruleX, text, tip } from "./chart.js";
 
 export function errorsSection(report) {
   const runs = report.runs.filter((run) => !run.errors.missing);
@@ -30,7 +30,7 @@ function cumulative(runs) {
       ruleX(marks, { x: "km", stroke: "var(--muted)", strokeDasharray: "3 3", strokeOpacity: 0.7 }),
       runs.length === 1 && text(marks, { x: "km", frameAnchor: "top", dy: -18, text: (mark) => percent(mark.share), fill: "var(--ink)" }),
       ...runs.map((run, r) => line(points.filter((point) => point.r === r), { x: "away", y: "share", stroke: HUES[r], strokeWidth: 2.2, curve: "step-after" })),
-      tip(points, pointerX({ x: "away", y: "share", title: hover })),
+      tip(points, pointerX({ ...TIP, x: "away", y: "share", title: hover })),
     ].filter(Boolean),
   });
   const said = runs.map((run) => `${run.name}: half of the points within ${km(run.errors.median_km)}`).join("; ");

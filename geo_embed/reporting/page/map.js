@@ -1,7 +1,7 @@
 // Where: from the true to the predicted place, over the classes' outlines and how often each is right.
 import { count, km, percent, plural } from "./format.js";
 import { choices, figure, grid, legend, missing, section, tableBehind } from "./elements.js";
-import { chart, dot, geo, lines, pointer, shade, tip } from "./chart.js";
+import { TIP, chart, dot, geo, lines, pointer, shade, tip } from "./chart.js";
 
 const FAR_KM = 750;
 const FILTERS = {
@@ -52,7 +52,7 @@ function mapFigure(run, title, several) {
       geo(areas, { fill: (area) => (area.row.samples ? shade(0.1 + 0.6 * area.row.top1) : "var(--panel)"), stroke: (area) => (area.row.samples ? "var(--border)" : "var(--muted)"), strokeWidth: (area) => (area.row.samples ? 0.8 : 0.4) }),
       geo(kept, { geometry: "journey", stroke: (point) => (point.right ? "var(--ink)" : "var(--b)"), strokeOpacity: kept.length > 400 ? 0.35 : 0.6, strokeWidth: 1.1 }),
       dot(kept, { x: "x", y: "y", r: kept.length > 400 ? 1.8 : 2.6, fill: (point) => (point.right ? "var(--ink)" : "var(--b)"), stroke: "var(--panel)", strokeWidth: 0.5 }),
-      tip(kept, pointer({ x: "x", y: "y", title: hover, maxRadius: 30 })),
+      tip(kept, pointer({ ...TIP, x: "x", y: "y", title: hover, maxRadius: 30 })),
     ],
   });
   const drawing = chart(`Map of ${plural(points.length, "sample")}, from the true to the predicted place. The table below says how often each class is right.`, build);
@@ -63,7 +63,7 @@ function mapFigure(run, title, several) {
   return figure({
     title,
     wide: !several,
-    note: said.join(" "),
+    below: said.join(" "),
     controls: choices(
       "Show",
       Object.fromEntries(Object.entries(FILTERS).map(([key, [name]]) => [key, name])),

@@ -1,7 +1,7 @@
 // Whether its confidence can be believed.
 import { asPercent, count, percent } from "./format.js";
 import { figure, grid, h, legend, missing, section, table, tableBehind } from "./elements.js";
-import { HUES, chart, dot, gridX, gridY, line, lines, link, pointer, tip } from "./chart.js";
+import { HUES, TIP, chart, dot, gridX, gridY, line, lines, link, pointer, tip } from "./chart.js";
 
 export function reliabilitySection(report) {
   const several = report.runs.length > 1;
@@ -31,7 +31,7 @@ function reliabilityFigure(found, title) {
       link([0], { x1: 0, y1: 0, x2: 1, y2: 1, stroke: "var(--muted)", strokeDasharray: "4 4" }),
       ...found.curves.map((curve, k) => line(curve.bins, { x: "confidence", y: "accuracy", stroke: HUES[k], strokeWidth: 2, strokeDasharray: k ? "6 3" : null })),
       dot(bins, { x: "confidence", y: "accuracy", r: (bin) => 2.5 + 6 * Math.sqrt(bin.samples / most), fill: (bin) => bin.hue, fillOpacity: 0.75 }),
-      tip(bins, pointer({ x: "confidence", y: "accuracy", title: hover })),
+      tip(bins, pointer({ ...TIP, x: "confidence", y: "accuracy", title: hover })),
     ],
     r: { type: "identity" },
   });

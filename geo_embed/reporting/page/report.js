@@ -50,6 +50,16 @@ function head(report) {
   document.getElementById("made").textContent = `geo_embed ${report.version}, ${report.made}`;
 }
 
+// On paper nobody opens a list.
+function openForPaper() {
+  let closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details.list:not([open])")];
+    closed.forEach((list) => (list.open = true));
+  });
+  window.addEventListener("afterprint", () => closed.forEach((list) => (list.open = false)));
+}
+
 function show() {
   const report = JSON.parse(document.getElementById("data").textContent);
   head(report);
@@ -58,6 +68,7 @@ function show() {
   main.replaceChildren(...sections);
   const links = sections.map((section) => h("li", {}, h("a", { href: `#${section.id}` }, section.querySelector("h2").textContent)));
   document.getElementById("contents").replaceChildren(...links);
+  openForPaper();
   document.documentElement.dataset.shown = "yes";
 }
 

@@ -1,7 +1,7 @@
 // How good: the score, its parts and their intervals, random beside spatial, and a run beside another.
 import { count, interval, measure, percent, plural, score, signed } from "./format.js";
 import { figure, grid, h, legend, missing, section, table, tableBehind } from "./elements.js";
-import { HUES, chart, dot, gridX, lines, link, pointer, ruleX, tip } from "./chart.js";
+import { HUES, TIP, chart, dot, gridX, lines, link, pointer, ruleX, tip } from "./chart.js";
 
 const SHOWN = ["score", "state_score", "gps_score", "top1", "top5"];
 
@@ -61,7 +61,7 @@ function intervals(runs) {
         return [
           link(own.filter((row) => row.low !== null), { x1: "low", x2: "high", y: "name", dy, stroke: HUES[r], strokeWidth: 4, strokeOpacity: 0.45, strokeLinecap: "round" }),
           dot(own, { x: "value", y: "name", dy, r: 5, fill: HUES[r] }),
-          tip(own, pointer({ x: "value", y: "name", dy, title: hover })),
+          tip(own, pointer({ ...TIP, x: "value", y: "name", dy, title: hover })),
         ];
       }),
     ],
@@ -110,7 +110,7 @@ function difference(found) {
       ruleX([0], { stroke: "var(--muted)", strokeDasharray: "3 3" }),
       link(known ? found.rows : [], { x1: "low", x2: "high", y: "name", stroke: HUES[0], strokeWidth: 4, strokeOpacity: 0.45, strokeLinecap: "round" }),
       dot(found.rows, { x: "difference", y: "name", r: 5, fill: HUES[0] }),
-      tip(found.rows, pointer({ x: "difference", y: "name", title: (row) => lines(`${row.name}: ${signed(row.difference)}`, range(row)) })),
+      tip(found.rows, pointer({ ...TIP, x: "difference", y: "name", title: (row) => lines(`${row.name}: ${signed(row.difference)}`, range(row)) })),
     ],
   });
   return figure({

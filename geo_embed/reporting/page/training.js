@@ -1,7 +1,7 @@
 // How the training went: curves by epoch, the trials of a race, or the members of an ensemble.
 import { percent, score, short } from "./format.js";
 import { figure, grid, legend, missing, section, tableBehind } from "./elements.js";
-import { HUES, chart, dot, gridX, gridY, line, lines, pointer, tip } from "./chart.js";
+import { HUES, TIP, chart, dot, gridX, gridY, line, lines, pointer, tip } from "./chart.js";
 
 export function trainingSection(report) {
   const several = report.runs.length > 1;
@@ -32,7 +32,7 @@ function curveFigure(title, curve) {
       gridY({ stroke: "var(--line)", strokeOpacity: 1, ticks: 5 }),
       line(points, { x: "epoch", y: "value", z: "z", stroke: hue, strokeWidth: 2, strokeOpacity: curve.series.length > 6 ? 0.5 : 1 }),
       dot(points, { x: "epoch", y: "value", r: epochs.length > 40 ? 0 : 3, fill: hue }),
-      tip(points, pointer({ x: "epoch", y: "value", title: (point) => lines(`epoch ${point.epoch}`, `${point.name} ${text(point.value)}`, point.part) })),
+      tip(points, pointer({ ...TIP, x: "epoch", y: "value", title: (point) => lines(`epoch ${point.epoch}`, `${point.name} ${text(point.value)}`, point.part) })),
     ],
   });
   return figure({
@@ -62,7 +62,7 @@ function ranking(title, trials, note) {
     marks: [
       gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: width < 420 ? 3 : 6 }),
       dot(rows, { x: "score", y: "name", r: 5, fill: (row) => (row === rows[0] ? HUES[0] : "var(--muted)") }),
-      tip(rows, pointer({ x: "score", y: "name", title: (row) => lines(row.name, `score ${score(row.score)}`) })),
+      tip(rows, pointer({ ...TIP, x: "score", y: "name", title: (row) => lines(row.name, `score ${score(row.score)}`) })),
     ],
   });
   return figure({
@@ -94,7 +94,7 @@ function members(title, found) {
     marks: [
       gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: width < 420 ? 3 : 6 }),
       dot(rows, { x: "score", y: "name", r: (row) => 3 + 7 * Math.sqrt(row.weight ?? 0), fill: HUES[0] }),
-      tip(rows, pointer({ x: "score", y: "name", title: (row) => lines(row.name, `score alone ${score(row.score)}`, `weight ${percent(row.weight)}`) })),
+      tip(rows, pointer({ ...TIP, x: "score", y: "name", title: (row) => lines(row.name, `score alone ${score(row.score)}`, `weight ${percent(row.weight)}`) })),
     ],
   });
   return figure({

@@ -1,7 +1,7 @@
 // What each view is worth, and what the heads let it weigh.
 import { asPercent, count, percent, score, short, signed } from "./format.js";
 import { figure, grid, legend, missing, section, tableBehind } from "./elements.js";
-import { HUES, chart, dot, gridX, lines, link, pointer, ruleX, tip } from "./chart.js";
+import { HUES, TIP, chart, dot, gridX, lines, link, pointer, ruleX, tip } from "./chart.js";
 
 export function viewsSection(report) {
   const several = report.runs.length > 1;
@@ -38,7 +38,7 @@ function ablation(run, title) {
       link(rows, { x1: "alone", x2: "hidden", y: "view", stroke: "var(--muted)", strokeWidth: 1.5 }),
       dot(points.filter((point) => point.what === "alone"), { x: "value", y: "view", r: 5, fill: HUES[0] }),
       dot(points.filter((point) => point.what !== "alone"), { x: "value", y: "view", r: 5, stroke: HUES[1], strokeWidth: 2 }),
-      tip(points, pointer({ x: "value", y: "view", title: hover })),
+      tip(points, pointer({ ...TIP, x: "value", y: "view", title: hover })),
     ].filter(Boolean),
   });
   return figure({
@@ -79,7 +79,7 @@ function weights(found, title) {
       link(rows, { x1: "p5", x2: "p95", y: "view", stroke: HUES[0], strokeWidth: 1.5 }),
       link(rows, { x1: "p25", x2: "p75", y: "view", stroke: HUES[0], strokeWidth: 7, strokeOpacity: 0.45, strokeLinecap: "round" }),
       dot(rows, { x: "mean", y: "view", r: 5, fill: HUES[0] }),
-      tip(rows, pointer({ x: "mean", y: "view", title: hover })),
+      tip(rows, pointer({ ...TIP, x: "mean", y: "view", title: hover })),
     ],
   });
   return figure({
