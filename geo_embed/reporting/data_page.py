@@ -4,7 +4,6 @@ import base64
 import io
 import os
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +16,11 @@ from geo_embed.data.samples import Samples
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
+from geo_embed.reporting.html import STYLES, hash_source, style
 from geo_embed.reporting.looks import NEAR_BITS
-from geo_embed.reporting.markup import figure, hash_source, missing, table, to_bytes, to_km, to_text
+from geo_embed.reporting.markup import figure, missing, table, to_bytes, to_km, to_text
 from geo_embed.reporting.svg_map import svg_map
 
-_STYLE: Final = "data.css"
 _LISTED: Final = 20
 _SHOWN: Final = 12
 # Of a thumbnail: its longer side in pixels, and JPEG's quality.
@@ -69,15 +68,15 @@ def to_page(dataset: Dataset, config: Config, *, pictures: bool = False) -> str:
         ("Samples", "A sample of it", _samples(dataset, pictures)),
     ]
     name = config.paths.data_root.resolve().name or str(config.paths.data_root)
-    style = (resources.files("geo_embed.reporting") / "page" / _STYLE).read_text(encoding="utf-8")
-    policy = f"default-src 'none'; style-src {hash_source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    look = style(*STYLES, "data")
+    policy = f"default-src 'none'; style-src {hash_source(look)}; img-src data:; base-uri 'none'; form-action 'none'"
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{to_text(policy)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
-            f"<title>Dataset: {to_text(name)}</title>\n<style>{style}</style>\n</head>\n<body>",
+            f"<title>Dataset: {to_text(name)}</title>\n<style>{look}</style>\n</head>\n<body>",
             '<a class="skip" href="#sections">To the findings</a>',
             f'<header><p class="eyebrow">Dataset</p><h1>{to_text(name)}</h1>{_tiles(dataset)}</header>',
             '<nav aria-label="Sections"><ul>',
@@ -132,14 +131,14 @@ def _where(ground: Ground | None) -> str:
     apart = (
         ""
         if not len(near)
-        else f" From one to the next it is {to_km(float(np.median(near)))} in the middle; {int((near < 0.1).sum()):,} have another within 100 m."
+        else f" From one to the next it is {to_km(float(np.median(near)))} in the middle. Samples with another within 100 m: {int((near < 0.1).sum()):,}."
     )
-    caption = f"{len(rows):,} training samples.{some}{apart}"
+    caption = f"Training samples: {len(rows):,}.{some}{apart}"
     outside = ""
     if ground.outside:
         outside = (
-            f"<p>{len(ground.outside):,} samples lie more than {OUTSIDE_KM:g} km outside of the outline of their class; they are listed "
-            'under <a href="#oddities">what is odd</a>.</p>'
+            f"<p>Samples more than {OUTSIDE_KM:g} km outside of the outline of their class: {len(ground.outside):,}; "
+            'they are listed under <a href="#oddities">what is odd</a>.</p>'
         )
     return f"<figure><figcaption><p>{to_text(caption)}</p>{outside}</figcaption>{svg_map(ground, shown)}</figure>"
 
@@ -220,16 +219,16 @@ def _duplicates(dataset: Dataset) -> str:
     if all(part.looks is None for part in dataset.parts):
         return missing("Not looked for", "Duplicates are looked for in pictures, and there are none.")
     lines = [
-        f"{count:,} pictures of {name} occur, byte by byte, in several samples."
+        f"Pictures of {name} that occur, byte by byte, in several samples: {count:,}."
         for name, count in dataset.shared.items()
     ]
     if dataset.overlap is not None:
-        lines.append(f"{dataset.overlap:,} test samples have a picture that a training sample has, too.")
+        lines.append(f"Test samples with a picture that a training sample has, too: {dataset.overlap:,}.")
     across = sum(twin.across for twin in dataset.twins)
+    of_them = f", a test sample with a training sample: {across:,}" if dataset.overlap is not None else ""
     lines.append(
-        f"{len(dataset.twins):,} pairs of samples have a picture that is nearly the same and not the same file"
-        f"{f', {across:,} of them a test sample with a training sample' if dataset.overlap is not None else ''}: "
-        f"their difference hashes agree in all but {NEAR_BITS} of 128 bits at most. Dull pictures agree by chance: look before you believe."
+        f"Pairs of samples with a picture that is nearly the same, and not the same file: {len(dataset.twins):,}{of_them}. Their difference "
+        f"hashes agree in all but {NEAR_BITS} of 128 bits at most; dull pictures agree by chance: look before you believe."
     )
     body = "".join(f"<p>{to_text(line)}</p>" for line in lines)
     if dataset.twins:
@@ -237,11 +236,10 @@ def _duplicates(dataset: Dataset) -> str:
             (twin.first, twin.second, "–" if twin.km is None else to_km(twin.km))
             for twin in dataset.twins[:_LISTED]
         ]
-        more = f" The first {_LISTED} of {len(dataset.twins):,}." if len(dataset.twins) > _LISTED else ""
-        body += figure(
-            "Near duplicates",
-            f"Those across splits first, then those farthest apart.{more}",
-            table(("sample", "and", "apart"), rows, numbers=2),
+        more = f", the first {_LISTED} of {len(dataset.twins):,}" if len(dataset.twins) > _LISTED else ""
+        caption = f"Near duplicates: those across splits first, then those farthest apart{more}"
+        body += (
+            f"<p>{to_text(caption)}.</p>{table(('sample', 'and', 'apart'), rows, numbers=2, caption=caption)}"
         )
     return f'<div class="panel">{body}</div>'
 
@@ -259,8 +257,8 @@ def _leaks(dataset: Dataset, config: Config) -> str:
         else "places alone, since no embeddings are cached for this backbone"
     )
     said = (
-        f"With training.validation={training.validation}, {leakage.held_out:,} samples would be held out. {leakage.leaking:,} of them "
-        f"are given away by a training sample, by {compared}."
+        f"With training.validation={training.validation}, {leakage.held_out:,} samples would be held out. Given away by a training "
+        f"sample, by {compared}: {leakage.leaking:,}."
     )
     if leakage.leaking and training.validation == "random":
         said += " Their score will be too good; training.validation=spatial holds places out whole."

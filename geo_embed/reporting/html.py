@@ -28,12 +28,12 @@ def to_html(title: str, data: Any) -> str:
 
     The Content-Security-Policy names the scripts and the style by their hashes and allows nothing else but pictures inside the file.
     """
-    library, script, style = _read(f"vendor/{VENDOR}"), _script(), _style()
+    library, script, look = _read(f"vendor/{VENDOR}"), _script(), style(*STYLES)
     policy = "; ".join(
         [
             "default-src 'none'",
-            f"script-src {_hash(library)} {_hash(script)}",
-            f"style-src {_hash(style)}",
+            f"script-src {hash_source(library)} {hash_source(script)}",
+            f"style-src {hash_source(look)}",
             "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",
@@ -42,7 +42,7 @@ def to_html(title: str, data: Any) -> str:
     return Template(_read("report.html")).substitute(
         title=html.escape(title),
         policy=html.escape(policy),
-        style=style,
+        style=look,
         library=library,
         script=script,
         data=to_json(data),
@@ -65,11 +65,13 @@ def _script() -> str:
     return '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
 
 
-def _style() -> str:
-    return "\n".join(_read(f"{name}.css") for name in STYLES)
+def style(*names: str) -> str:
+    """The style sheets of these names as one: `theme`, `report` and `print` are the look of every page."""
+    return "\n".join(_read(f"{name}.css") for name in names)
 
 
-def _hash(text: str) -> str:
+def hash_source(text: str) -> str:
+    """A script or style as a Content-Security-Policy names it."""
     digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
     return f"'sha256-{digest}'"
 

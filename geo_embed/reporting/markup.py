@@ -1,7 +1,5 @@
 """Pieces of HTML for pages that run no script; every text of the data goes through `to_text`."""
 
-import base64
-import hashlib
 import html
 from collections.abc import Iterable, Sequence
 
@@ -49,8 +47,3 @@ def to_bytes(count: int) -> str:
     from rich.filesize import decimal
 
     return decimal(count)
-
-
-def hash_source(text: str) -> str:
-    """A text's source expression for a Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"

@@ -133,12 +133,12 @@ def test_copies_damage_blanks_and_places_that_are_off_are_found(small: Small) ->
     assert dataset.overlap == 1
     read = Read(Path("page.html").read_text())
     for said in (
-        "1 test samples have a picture that a training sample has",
-        "1 of them a test sample with a training sample",
+        "Test samples with a picture that a training sample has, too: 1.",
+        "nearly the same, and not the same file: 1, a test sample with a training sample: 1.",
         "undecodable-image, 1",
         "outside-outline, 1",
         "-33.9000, 18.4000",
-        "1 samples lie more than 50 km outside",
+        "Samples more than 50 km outside of the outline of their class: 1;",
     ):
         assert said in read.text, said
     looks = dataset.parts[0].looks
