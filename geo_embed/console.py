@@ -94,9 +94,14 @@ def never_fail_at_letters() -> None:
 
 
 def set_quiet(quiet: bool) -> None:
-    """Show errors only."""
+    """Show errors and warnings only."""
     global _quiet
     _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether nothing but errors, warnings and answers is to be shown."""
+    return _quiet
 
 
 def on_terminal() -> bool:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from geo_embed.console import say
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -51,7 +53,8 @@ def at_most(what: str, ours: float, asked: float, limit: float, unit: str, bound
 def in_turn(rounds: int, *actions: Callable[[], float]) -> list[float]:
     """Medians of figures that are measured in turn, A B A B …, so that a drifting machine hits all alike."""
     figures: list[list[float]] = [[] for _ in actions]
-    for _ in range(rounds):
+    for k in range(rounds):
+        say(f"bench: measuring, round {k + 1} of {rounds}")
         for values, action in zip(figures, actions, strict=True):
             values.append(action())
     return [statistics.median(values) for values in figures]

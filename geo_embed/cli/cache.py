@@ -15,7 +15,7 @@ from geo_embed.cli.options import (
     SplitOption,
     StoreOption,
 )
-from geo_embed.cli.show import print_result, readable_size
+from geo_embed.cli.show import print_made, print_result, readable_size, with_given_options
 from geo_embed.cli.threads import wait_passively
 from geo_embed.console import say, show, warn
 
@@ -139,14 +139,14 @@ def _cache_verify(
             parts = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
             show(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
             for next_command in left.commands:
-                show(f"    {next_command}")
+                show(with_given_options(f"    {next_command}"))
         if problems and repair:
-            show("The rows of damaged chunks are pending again. Next: geo extract")
+            show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
         show(f"{len(problems):,} problems")
         if others:
             show(f"{len(others):,} other store{'s' if len(others) > 1 else ''} not looked at:")
             for path in others:
-                show(f"    geo cache verify --store {shlex.quote(str(path))}")
+                show(with_given_options(f"    geo cache verify --store {shlex.quote(str(path))}"))
     if refusals:
         raise refusals[0]
     if problems:
@@ -215,12 +215,13 @@ def _cache_import(
     config = GLOBALS.config(model__dtype=dtype)
     runs = run_stores(config.paths.runs_dir) if overwrite else None
     imported = import_embeddings(config, file, split, backbone, overwrite=overwrite, runs=runs)
-    print_result(
+    print_made(
         imported,
         [
             ("store", imported.store),
             ("samples", f"{imported.samples:,} × {imported.views} views × {imported.dim}"),
         ],
+        *(["fit-heads", "--backbone", backbone] if split == "train" else ["submit"]),
     )
 
 
@@ -244,7 +245,7 @@ def _cache_export(
         "views": views,
         "dim": dim,
     }
-    print_result(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
+    print_made(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
 
 
 def _kind(variant: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from geo_embed.cli.options import (
     WorkersOption,
     splits_of,
 )
-from geo_embed.cli.show import print_result, print_splits
+from geo_embed.cli.show import print_next, print_result, print_splits
 from geo_embed.cli.threads import wait_passively
 from geo_embed.console import complain, show
 
@@ -44,6 +44,7 @@ def _data_check(
                 show(f"warning: {warning.kind}: {warning.message} ({warning.where})")
     if any(checked.problems for checked in checks):
         raise typer.Exit(CHECK_FAILED)
+    print_next("extract", "--split", split)
 
 
 @data_app.command("explore", epilog="Example: `geo data explore --split train --out dataset.html`")

@@ -28,6 +28,7 @@ from geo_embed.cli.show import (
     detailed_rows,
     metric_rows,
     print_findings,
+    print_made,
     print_result,
     print_splits,
     print_table,
@@ -35,7 +36,7 @@ from geo_embed.cli.show import (
 )
 from geo_embed.cli.threads import wait_passively
 from geo_embed.config import EnsembleMethod, PointChoice
-from geo_embed.console import show
+from geo_embed.console import is_quiet, show
 
 app = typer.Typer()
 
@@ -173,7 +174,7 @@ def _ensemble(
     )
     chosen = ", chosen on the held-out samples" if point == "auto" else ""
     members = [(m.run, f"weight {m.weight:.3f}, score {m.score:.4f} alone") for m in ensembled.members]
-    print_result(
+    print_made(
         ensembled,
         [
             ("run", ensembled.run),
@@ -182,6 +183,7 @@ def _ensemble(
             *metric_rows(ensembled.val),
             *sample_rows(config.paths.runs_dir / ensembled.run, ensembled.val["samples"]),
         ],
+        *("submit", ensembled.run),
     )
 
 
@@ -236,7 +238,8 @@ def _predict(
                 for part in parts
             ],
         )
-        print_splits(split, written, lambda row: [("predictions", row["predictions"])])
+        if GLOBALS.as_json or not is_quiet():
+            print_splits(split, written, lambda row: [("predictions", row["predictions"])])
         return
     answer = use_run(
         runs_dir, run, lambda loaded: predict_images(config, loaded, images or [], backbone=backbone)
@@ -279,9 +282,10 @@ def _submit(
         config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)
     )
     result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
-    print_result(
+    print_made(
         result,
         [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
+        *(["submission", "send", str(path), "-m", path.stem] if verdict.valid else []),
     )
     print_findings(verdict.errors, verdict.warnings)
     if not verdict.valid:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geo_embed.cli.options import GLOBALS
-from geo_embed.console import harmless, harmless_json, show
+from geo_embed.console import harmless, harmless_json, is_quiet, say, show
 
 # How the columns end whose numbers are names, not counts.
 _NAMES = ("id", "idx", "class", "seed", "fold", "epoch", "year")
@@ -24,6 +24,24 @@ def print_result(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         show(f"{name:<{width}}  {value}")
+
+
+def print_made(result: Any, rows: Iterable[tuple[str, Any]], *then: str) -> None:
+    """What a command made: as `print_result`, and nothing for people with `-q`; and on stderr the command that comes next.
+
+    Args:
+        result, rows: as in `print_result`.
+        then: the next command's words after `geo`; none where nothing follows.
+    """
+    if GLOBALS.as_json or not is_quiet():
+        print_result(result, rows)
+    print_next(*then)
+
+
+def print_next(*words: str) -> None:
+    """Tell people, on stderr, the command that comes next: its words after `geo`."""
+    if words and not GLOBALS.as_json:
+        say(f"next: {with_given_options(shlex.join(['geo', *words]))}")
 
 
 def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:

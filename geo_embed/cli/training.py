@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,16 +26,20 @@ from geo_embed.cli.options import (
 from geo_embed.cli.show import (
     chosen_rows,
     metric_rows,
-    print_result,
+    print_made,
+    print_next,
     print_splits,
     sample_rows,
     twin_rows,
 )
 from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Preset
-from geo_embed.console import say, show
+from geo_embed.console import is_quiet, say, show
 from geo_embed.fitting.outlook import command_outlook
 from geo_embed.registry import FUSIONS
+
+if TYPE_CHECKING:
+    from geo_embed.extraction.extract import Extraction
 
 app = typer.Typer()
 
@@ -82,32 +86,28 @@ def _extract(
         training__seed=seed,
     )
     extractions = [extract(config, name, part=parse_part(part), limit=limit) for name in splits_of(split)]
-    print_splits(
-        split,
-        extractions,
-        lambda e: [
-            ("store", e.store),
-            ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
-            ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
-            *(
-                [
-                    (
-                        "speed",
-                        f"{e.images_per_second:,.0f} computed images/s over {e.working_seconds:.2f} s, without loading the backbone",
-                    )
-                ]
-                if e.computed
-                else []
-            ),
-            ("time", f"{e.seconds:.1f} s in all"),
-        ],
-    )
+    if GLOBALS.as_json or not is_quiet():
+        print_splits(split, extractions, _extraction_rows)
     if not GLOBALS.as_json:
         for extraction in extractions:
             for bad in extraction.skipped:
                 show(f"skipped: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
             for bad in extraction.damaged:
                 show(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
+    if limit is None and part is None:
+        named = [] if backbone is None else ["--backbone", backbone]
+        print_next(*(["submit"] if split == "test" else ["fit-heads", *named]))
+
+
+def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:
+    speed = f"{e.images_per_second:,.0f} computed images/s over {e.working_seconds:.2f} s, without loading the backbone"
+    return [
+        ("store", e.store),
+        ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
+        ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
+        *([("speed", speed)] if e.computed else []),
+        ("time", f"{e.seconds:.1f} s in all"),
+    ]
 
 
 def known_fusion(name: str | None) -> str | None:
@@ -171,7 +171,7 @@ def _fit_heads(
     fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     alone = [part["score"] for part in fit.parts if "score" in part]
     spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []
-    print_result(
+    print_made(
         fit,
         [
             ("run", fit.run),
@@ -182,6 +182,7 @@ def _fit_heads(
             *sample_rows(config.paths.runs_dir / fit.run, fit.val["samples"]),
             *spread,
         ],
+        *("submit", fit.run),
     )
 
 
@@ -223,7 +224,7 @@ def _sweep(
         command=GLOBALS.command,
     )
     winner = result.best
-    print_result(
+    print_made(
         result,
         [
             ("run", winner["run"]),
@@ -238,6 +239,7 @@ def _sweep(
             *sample_rows(config.paths.runs_dir / winner["run"], winner["val"]["samples"]),
             ("again", result.command),
         ],
+        *("submit", winner["run"]),
     )
 
 
@@ -279,7 +281,7 @@ def _finetune(
     tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     if not speaks():
         return
-    print_result(
+    print_made(
         tuned,
         [
             ("run", tuned.run),
@@ -294,4 +296,5 @@ def _finetune(
             *sample_rows(config.paths.runs_dir / tuned.run, tuned.val["samples"]),
             ("backbone", tuned.backbone),
         ],
+        *("submit", tuned.run),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,3 +154,33 @@ def test_a_word_that_means_nothing_is_told_no_command(capsys: pytest.CaptureFixt
 def test_ids_are_names_and_counts_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([{"state": "Iowa", "state_idx": 1234, "sample_id": 56789, "samples": 1234, "km": 1234.5}])
     assert capsys.readouterr().out.splitlines()[1].split() == ["Iowa", "1234", "56789", "1,234", "1,234.5"]
+
+
+def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
+    country: Country, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As pasted: with the settings that this command had."""
+    few = Small.cut(country, tmp_path / "few", train=64, test=8)
+    options = [*few.options(), "--set", "training.preset=pigeon", "--set", "training.epochs=2"]
+    steps = {
+        ("data", "check", "--split", "train"): ["extract", "--split", "train"],
+        ("extract", "--split", "train"): ["fit-heads"],
+        ("extract", "--split", "test"): ["submit"],
+        ("fit-heads", "--name", "first"): ["submit", "first"],
+        ("submit", "first"): ["submission", "send", "submissions/first.csv", "-m", "first"],
+    }
+    for words, then in steps.items():
+        ran = command(capsys, *options, *words)
+        assert ran.code == 0, ran.err
+        told = shlex.split(ran.err.splitlines()[-1].removeprefix("next: "))
+        assert told[0] == "geo"
+        assert told[1 : len(options) + 1] == [str(option) for option in options]
+        assert [word.removeprefix(f"{few.root}/") for word in told[len(options) + 1 :]] == then
+    for words in steps:
+        if "check" not in words:
+            named = ["--overwrite"] if "fit-heads" in words else []
+            out = ["--out", str(tmp_path / "again.csv")] if "submit" in words else []
+            ran = command(capsys, "-q", *options, *words, *named, *out)
+            assert (ran.code, ran.out, ran.err) == (0, "", ""), words
+    as_json = command(capsys, "--json", *options, "extract", "--split", "train")
+    assert (as_json.err, as_json.json["split"]) == ("", "train")
