@@ -93,6 +93,7 @@ def typed(country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactor
             geo_in(few.root, "fit-heads", "--name", "second", "--fusion", "concat")
         if first == "submit":
             geo_in(few.root, "submit", "first")
+            geo_in(few.root, "submit", "second", "--out", "second.csv")
     for example, name in EXAMPLES.items():
         if name not in (*FIRST, *ELSEWHERE):
             ran[example] = geo_in(few.root, *shlex.split(example))
