@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, DeviceOption, RunArgument
 from geo_embed.cli.show import given_options, print_result
 from geo_embed.cli.threads import wait_passively
@@ -82,6 +83,7 @@ def _report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
+            autocompletion=complete_run,
             metavar="[RUN]...",
             help="Runs by name or directory; the newest if left out. The first is what the others are compared with.",
         ),

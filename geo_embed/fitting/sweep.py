@@ -551,7 +551,7 @@ def _board(
                 place = (str(result.trial), f"{result.rung + 1}/{steps}", str(result.epochs))
                 shown.add_row(*place, outcome, _short(drawn[result.trial]))
         done, seconds = len(state.results), time.monotonic() - started
-        left = (total - done) * seconds / (done - before) if done > before else None
+        left = (total - done) * seconds / (done - before) if before < done < total else None
         outlook = "" if left is None else f", ETA {duration(left)}"
         shown.caption = f"{done:,} of {total:,} trainings{_best_so_far(state)}{outlook}"
         shown.caption_justify = "left"
