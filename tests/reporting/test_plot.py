@@ -78,6 +78,13 @@ def test_figures_of_a_run_whose_data_are_gone_are_drawn_from_what_it_keeps(
     assert "the training places aren't at hand" in capsys.readouterr().err
 
 
+def test_places_of_training_are_those_that_the_run_learnt_from(config: Config, run: Run) -> None:
+    labels, latitude, longitude = subject_of(config, run, "val").training
+    learnt = int((run.read_split()["part"] == "train").sum())
+    assert len(labels) == len(latitude) == len(longitude) == learnt
+    assert np.bincount(labels).tolist() == run.read_classes()[0].tolist()
+
+
 def test_the_worst_sample_comes_first_and_any_can_be_asked_for(config: Config, run: Run) -> None:
     subject = subject_of(config, run, "val")
     some = str(subject.predictions.sample_id[3])
