@@ -209,3 +209,14 @@ def test_on_a_cpu_jobs_take_turns_bit_by_bit_and_need_not_be_stackable() -> None
 def test_a_single_job_is_stacked_too() -> None:
     single = job(3, settings(), fusion="transformer", head="geocells")
     close(train_stacked([single])[0], alone(single))
+
+
+@pytest.mark.parametrize("fit_all", [train_stacked, train_all])
+def test_every_epoch_of_every_job_is_told_with_the_best_score_so_far(fit_all: Any) -> None:
+    told: list[tuple[int, str]] = []
+    jobs = [job(0, settings(), validate=Scores(0.1, 0.3, 0.2)), job(1, settings())]
+    fit_all(jobs, lambda n, note="": told.append((n, note)))
+    assert [n for n, _ in told] == [1] * 6
+    scores = [note for _, note in told if "score" in note]
+    assert scores == ["best score 0.1000", "best score 0.3000", "best score 0.3000"]
+    assert all(note.startswith("loss ") for _, note in told if "score" not in note)
