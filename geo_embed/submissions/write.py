@@ -24,7 +24,7 @@ def write_submission(config: Config, run: Run, table: pd.DataFrame, out: Path | 
     and a name that was asked for is refused. Where the content is the same, there is nothing to be lost.
 
     Args:
-        config: paths; and what `validate` reads.
+        config: paths; what `validate` reads; and `inference.tta`, for the log.
         run: whose answers they are.
         table: columns as text or numbers, in the template's order.
         out: the file; default `<submissions_dir>/<run>.csv`.
@@ -58,7 +58,9 @@ def write_submission(config: Config, run: Run, table: pd.DataFrame, out: Path | 
             # Under its own name it may be somebody else's in a moment.
             verdict = validate(config, temporary, view_names=run.config.model.view_names)
         if write_events is not None:
-            event = _written(run, key_of(folder, path), sha256, len(table))
+            # The run's own score is of pictures as they are, or the run says otherwise itself.
+            text = "averaged over variants of the pictures (--tta)" if config.inference.tta else ""
+            event = _written(run, key_of(folder, path), sha256, len(table), text)
             try:
                 write_events([*(e for e in events if not _is_replaced(e, event, events)), event])
             except GeoError as error:
@@ -134,7 +136,7 @@ def _is_replaced(event: Event, new: Event, events: list[Event]) -> bool:
     return event.sha256 == new.sha256 or not kept
 
 
-def _written(run: Run, file: str, sha256: str, rows: int) -> Event:
+def _written(run: Run, file: str, sha256: str, rows: int, text: str) -> Event:
     scores = {}
     # A run of an earlier version may lack them, and a submission needs none.
     with suppress(GeoError):
@@ -149,4 +151,5 @@ def _written(run: Run, file: str, sha256: str, rows: int) -> Event:
         score=scores.get("score"),
         interval=scores.get("score_interval") or (None, None),
         samples=scores.get("samples"),
+        text=text,
     )

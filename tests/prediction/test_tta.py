@@ -111,6 +111,19 @@ def test_every_variant_is_embedded_once(small: Small, capsys: pytest.CaptureFixt
         assert (again.code, "pictures computed" in again.err) == (0, False), again.err
 
 
+def test_the_log_of_submissions_tells_which_are_averages(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted(small)
+    for options in (("--out", "a.csv"), ("--out", "b.csv", "--tta")):
+        assert command(capsys, *small.options(), "submit", "first", *options).code == 0
+    log = command(capsys, *small.options(), "--json", "submission", "log").json["log"]
+    assert {Path(entry["file"]).name: entry["texts"] for entry in log} == {
+        "a.csv": [],
+        "b.csv": ["averaged over variants of the pictures (--tta)"],
+    }
+
+
 def test_a_variant_that_is_missing_is_named_with_the_command_that_makes_it(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
