@@ -229,7 +229,7 @@ def _compared_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if expected is not None:
-        by = " and ".join(expected["by"])
+        by = " and ".join(dict.fromkeys(expected["by"]))
         alone = " alone, which favours its own file" if len(expected["by"]) == 1 else ""
         rows.append(
             (

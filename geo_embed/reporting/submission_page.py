@@ -71,7 +71,7 @@ def comparison_page(comparison: Comparison, *, limit: int) -> str:
         ),
     ]
     if expected is not None:
-        by = " and ".join(expected["by"])
+        by = " and ".join(dict.fromkeys(expected["by"]))
         text = f"{expected['difference']:+.4f} for A, by the probabilities of {by}"
         facts.append(("expected difference of the state scores", text))
     km = found["km"]

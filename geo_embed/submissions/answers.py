@@ -68,13 +68,10 @@ def read_answers(path: Path) -> Answers:
     columns = ["sample_id", *PREDICTED_STATES, *PREDICTED_POINT]
     loose, problems = read_loose_csv(path, columns, "sample_id")
     if loose is None:
-        kind, message = problems[-1].kind, problems[-1].message
+        if problems[-1].kind == "missing-file":
+            raise GeoError("there is no such submission", where=path, hint="write one with: geo submit")
         raise GeoError(
-            "there is no such submission" if kind == "missing-file" else message,
-            where=path,
-            hint="write one with: geo submit"
-            if kind == "missing-file"
-            else "list what is wrong with: geo submission validate FILE",
+            problems[-1].message, where=path, hint=f"look at it with: geo submission validate {path}"
         )
     table, unusable = loose.table, 0
     states = np.full((len(table), len(PREDICTED_STATES)), -1, dtype=np.int64)

@@ -159,9 +159,11 @@ def digest_and_rows(path: Path) -> tuple[str, int]:
     """The sha256 of a submission's bytes, and its rows. Raises GeoError for what is no table with ids."""
     table, problems = read_csv(path, ["sample_id"])
     if table is None:
-        kind = problems[0].kind
-        what = "there is no such submission" if kind == "missing-file" else problems[0].message
-        raise GeoError(what, where=path, hint="see what is wrong with: geo submission validate FILE")
+        if problems[0].kind == "missing-file":
+            raise GeoError("there is no such submission", where=path, hint="write one with: geo submit")
+        raise GeoError(
+            problems[0].message, where=path, hint=f"look at it with: geo submission validate {path}"
+        )
     with open_regular(path):
         return file_sha256(path), len(table)
 
