@@ -89,6 +89,11 @@ def test_agreement_and_distance_are_counted_by_id(compare: Any) -> None:
     assert found["effect"]["expected"] is None
 
 
+def test_a_state_that_is_repeated_is_shared_once(compare: Any) -> None:
+    found = compare([("x", 0, 0, 0, 1, -1, 40, -100)], [("x", 0, 0, 2, -1, -1, 40, -100)]).statistics
+    assert found["shared_states"] == 1
+
+
 def test_the_most_different_come_first_with_their_names(compare: Any) -> None:
     samples = compare(A, B).samples
     assert samples["sample_id"].tolist() == ["z", "y", "x"]

@@ -112,3 +112,16 @@ def test_a_folder_that_can_t_be_made_keeps_no_file_elsewhere_from_being_written(
     config.paths.submissions_dir.write_text("a file")
     assert submit(config, run, tmp_path / "mine.csv")[1].valid
     assert "the log of submissions can't take this file" in capsys.readouterr().err
+
+
+def test_whose_a_score_is_stays_known_once_its_file_is_gone_and_its_name_taken_again(
+    config: Config, run: Run
+) -> None:
+    path, _ = submit(config, run)
+    note_submission(config, path, score=0.8)
+    path.unlink()
+    answer_otherwise(run)
+    assert submit(config, run)[0] == path
+    noted, new = submission_log(config)
+    assert (noted.run, noted.public, noted.state) == ("first", 0.8, "changed")
+    assert (new.run, new.public, new.state) == ("first", None, "unchanged")
