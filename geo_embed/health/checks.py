@@ -256,8 +256,8 @@ def _folder(path: Path) -> tuple[bool, str, str]:
         return False, f"{there} is no folder", "name another one: geo config show"
     free = shutil.disk_usage(there).free
     said = f"{path}: {_size(free)} free{'' if there == path else ', not made yet'}"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return False, f"{path}: nothing can be written into {there}", f"chmod u+wx {shlex.quote(str(there))}"
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        return False, f"{path}: {there} can't be read and written", f"chmod u+rwx {shlex.quote(str(there))}"
     return free >= _LEAST_BYTES, said, "free the disk" if free < _FEW_BYTES else ""
 
 

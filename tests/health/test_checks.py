@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small import Country, Ran, Small, command
+from small import UNPRIVILEGED, Country, Ran, Small, command
 
 from geo_embed.health.checks import Check, diagnose
 from geo_embed.settings import resolve
@@ -125,3 +125,26 @@ def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(tmp_pat
     found = {check.name: check for check in diagnose(lambda: resolve(None, []))}
     assert found["settings"].ok
     assert "1 from geo.toml" in found["settings"].message
+
+
+def test_folders_and_settings_without_permission_are_findings(geo: Geo, tmp_path: Path) -> None:
+    for name in ("cache", "runs", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0)
+    (tmp_path / "geo.toml").touch(mode=0)
+    script = f"{UNPRIVILEGED}\nfrom geo_embed.cli import main\nmain()\n"
+    words = ("--set", "paths.data_root=data", "--json", "doctor")
+    try:
+        ran = geo(*words, command=[sys.executable, "-c", script])
+        (tmp_path / "geo.toml").unlink()
+        again = geo(*words, command=[sys.executable, "-c", script])
+    finally:
+        for name in ("cache", "runs", "data"):
+            (tmp_path / name).chmod(0o700)
+    assert (ran.code, ran.err) == (again.code, again.err) == (3, "")
+    assert "Permission denied (geo.toml)" in checks(ran)["settings"].message
+    found = checks(again)
+    assert found["settings"].ok
+    for name in ("cache_dir", "runs_dir", "train data", "runs"):
+        assert not found[name].ok, name
+    assert found["cache_dir"].hint == "chmod u+rwx cache"
