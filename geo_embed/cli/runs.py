@@ -276,7 +276,17 @@ def _rm(
             raise GeoError(
                 f"nobody can be asked whether to delete {listed}", where=runs_dir, hint="say so with --yes"
             )
-        if not typer.confirm(f"Delete {listed} for good?", err=True):
+        if not _confirmed(f"Delete {listed} for good?"):
             raise GeoError("nothing was deleted", where=runs_dir)
     gone = remove_runs(runs_dir, names, force=force)
     print_result(gone, [("removed", ", ".join(gone.removed)), ("freed", readable_size(gone.bytes))])
+
+
+def _confirmed(question: str) -> bool:
+    """Whether somebody at the terminal says yes; the end of input says no, and Ctrl-C ends the command as it does everywhere."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        return False

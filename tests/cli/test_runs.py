@@ -94,22 +94,26 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(geo: Geo, run: Run) -> Non
     assert not run.path.exists()
 
 
-@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
+@pytest.mark.parametrize(
+    ("answer", "code"), [("n\n", 1), ("\n", 1), ("", 1), ("y\n", 0), (KeyboardInterrupt(), 130)]
+)
 def test_on_a_terminal_it_is_asked_first(
-    geo: Geo, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, stays: bool
+    geo: Geo, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str | KeyboardInterrupt, code: int
 ) -> None:
     class Terminal:
         def isatty(self) -> bool:
             return True
 
         def readline(self) -> str:
-            return f"{answer}\n"
+            if isinstance(answer, KeyboardInterrupt):
+                raise answer
+            return answer
 
     monkeypatch.setattr("sys.stdin", Terminal())
     ran = geo("runs", "rm", "first")
     assert "Delete first for good?" in ran.err
-    assert ran.code == (1 if stays else 0)
-    assert run.path.exists() is stays
+    assert ran.code == code
+    assert run.path.exists() == bool(code)
 
 
 def test_the_same_verbs_are_there_in_python(run: Run) -> None:
