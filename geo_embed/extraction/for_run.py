@@ -7,7 +7,7 @@ from geo_embed.backbones.weights import find_backbone, fingerprint_of
 from geo_embed.cache.find import check_fits, is_meant, same_preprocessing, store_attributes
 from geo_embed.cache.store import PENDING, content_digest, list_stores, read_status, stored_dtype
 from geo_embed.config import Config, Dtype, Model
-from geo_embed.console import say
+from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant, variants_of
 from geo_embed.devices import pick_device, pick_dtype
@@ -47,7 +47,10 @@ def extract_for_run(config: Config, run: Run, split: str) -> list[Extraction]:
         # Twice: once a variant is there, it may turn out that pictures changed since the others were embedded.
         for _ in range(2):
             lacking = _lacking(member, split, samples, variants)
-            if not lacking or not samples.image_root.is_dir():
+            if not lacking:
+                break
+            if not samples.image_root.is_dir():
+                warn(f"the {split} pictures can't be embedded here: there is no folder {samples.image_root}")
                 break
             settings, dtype = _settings_of(config, member)
             for variant in lacking:

@@ -25,7 +25,7 @@ from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
-from geo_embed.runs.store import find_store_of, is_fitted_on_import
+from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import write_predictions
 
 # Makes the stores that a run needs of a split and the cache lacks: settings, run, split. `extraction.for_run` has one.
@@ -110,13 +110,13 @@ def _predict_variant(
     fingerprint = member.provenance["store"]["fingerprint"]
     try:
         store = find_store_of(member, split, variant)
+        check_fits(store, samples)
+        # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
+        digest = content_digest(store)
+        embeddings = read_store(store)
     except GeoError as error:
-        if variant != AS_THEY_ARE and not is_fitted_on_import(member):
-            error.hint = f"geo predict {asked} --split {split} --tta"
+        error.hint = error.hint.replace("geo predict RUN ", f"geo predict {asked} ")
         raise
-    check_fits(store, samples)
-    # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
-    digest = content_digest(store)
     if variant != AS_THEY_ARE and stores.get(fingerprint) != digest:
         raise GeoError(
             f"this store is of other pictures ({variant}) than that of the pictures as they are: some changed, or were left out of one",
@@ -125,7 +125,6 @@ def _predict_variant(
         )
     # By the name that the run has for it, which the store itself may have grown out of.
     stores[fingerprint if variant == AS_THEY_ARE else store.fingerprint] = digest
-    embeddings = read_store(store)
     if variant.mirror:
         order = list(scene_order(variant, samples.view_names))
         embeddings = replace(

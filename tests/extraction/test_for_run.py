@@ -99,12 +99,15 @@ def test_a_store_that_is_begun_or_older_than_the_csv_is_completed(small: Small) 
     ]
 
 
-def test_without_the_pictures_the_store_that_is_missing_is_named(small: Small) -> None:
+def test_without_the_pictures_both_they_and_the_store_that_is_missing_are_named(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = fitted(small)
     shutil.rmtree(small.images("test"))
     assert extract_for_run(small.config(), run, "test") == []
     with pytest.raises(GeoError, match="no test store has the fingerprint"):
         predict_split(small.config(), run, "test", embed=extract_for_run)
+    assert f"there is no folder {small.images('test')}" in capsys.readouterr().err
 
 
 def test_a_picture_that_is_gone_stops_it_as_it_stops_an_extraction(

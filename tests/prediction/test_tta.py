@@ -135,6 +135,12 @@ def test_a_variant_that_is_missing_is_named_with_the_command_that_makes_it(
         assert "no test store of a variant of the pictures (the middle 75 %)" in said.err
         assert "predict first --split test --tta" in said.err
         assert "Traceback" not in said.err
+    # Or half of it, after Ctrl-C.
+    extract(small.config(), "test", variant=Variant(crop=0.75), limit=1)
+    said = command(capsys, *small.options(), "submit", "first", "--tta", "--no-extract")
+    assert said.code == 1
+    assert "2 of 3 samples are not extracted yet" in said.err
+    assert "predict first --split test --tta" in said.err
 
 
 def test_the_table_tells_which_stores_it_was_made_from_and_that_they_were_averaged(small: Small) -> None:
