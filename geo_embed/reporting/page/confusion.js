@@ -21,9 +21,7 @@ export function confusionSection(report) {
 
 function matrix(run, title, wide) {
   const { order, cells, hidden } = run.confusion;
-  const totals = new Map();
-  for (const [label, , n] of cells) totals.set(label, (totals.get(label) ?? 0) + n);
-  const rows = cells.map(([label, answer, n]) => ({ label, answer, n, share: n / totals.get(label) }));
+  const rows = cells.map(([label, answer, n]) => ({ label, answer, n, share: n / run.classes[label].samples }));
   const hover = (row) => lines(`true: ${run.names[row.label]}`, `predicted: ${run.names[row.answer]}`, `${plural(row.n, "sample")}, ${percent(row.share)} of the true`);
   const longest = Math.max(...order.map((k) => short(run.names[k], 16).length));
   const build = (width) => {

@@ -38,7 +38,8 @@ export function signed(x) {
   return `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(4)}`;
 }
 
-// No axis says more than its room allows.
-export function short(name, letters = 18) {
-  return name.length > letters ? `${name.slice(0, letters - 1).trimEnd()}…` : name;
+// No axis says more than its room allows; a letter is never cut in two.
+export function short(name, most = 18) {
+  const letters = Array.from(name);
+  return letters.length > most ? `${letters.slice(0, most - 1).join("").trimEnd()}…` : name;
 }
