@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from geo_embed.config import Model
-from geo_embed.devices import pick_device, pick_dtype, torch_switches
+from geo_embed.devices import pick_device, pick_dtype, side_by_side, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.losses import state_cross_entropy
@@ -16,6 +17,8 @@ from geo_embed.registry import STATE_LOSSES
 from geo_embed.runs.run import load_run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from geo_embed.config import Config
 
 
@@ -107,3 +110,41 @@ def test_precision_follows_the_device() -> None:
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert pick_dtype("auto", torch.device("mps")) == torch.float16
     assert pick_dtype("bfloat16", torch.device("mps")) == torch.bfloat16
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_what_runs_side_by_side_shares_the_threads_and_answers_in_order() -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def work(item: int, stopped: threading.Event) -> tuple[int, int]:
+        together.wait()
+        return item, torch.get_num_threads()
+
+    assert side_by_side(work, [7, 5], torch.device("cpu")) == [(7, 2), (5, 2)]
+    assert torch.get_num_threads() == 4
+    assert side_by_side(lambda item, _: item + 1, [1], torch.device("cpu")) == [2]
+    assert side_by_side(lambda item, _: torch.get_num_threads(), [1, 2], torch.device("meta")) == [4, 4]
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_error_stops_what_runs_beside_it_and_what_has_not_begun() -> None:
+    begun = []
+
+    def work(item: int, stopped: threading.Event) -> None:
+        begun.append(item)
+        if item == 0:
+            raise KeyError("first")
+        assert stopped.wait(60)
+
+    with pytest.raises(KeyError, match="first"):
+        side_by_side(work, range(50), torch.device("cpu"))
+    assert torch.get_num_threads() == 4
+    assert len(begun) < 50

@@ -14,10 +14,10 @@ from torch import Tensor
 from geo_embed.bench.measure import Measurement, at_most, gemm_rate, in_turn, seconds
 from geo_embed.bench.planted import Planted
 from geo_embed.config import Config, Model, Training
-from geo_embed.devices import pick_device
+from geo_embed.devices import pick_device, side_by_side
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.fitting.stacked import TrainingJob, train_stacked
+from geo_embed.fitting.stacked import TrainingJob, train_all, train_stacked
 from geo_embed.fitting.train import dropout_of, new_heads, train
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads.heads import step_flop
@@ -181,19 +181,25 @@ def _many_seeds(rows: Rows, region: Region) -> Measurement:
         for job in jobs:
             train(job.rows, job.region, job.model, job.training, seed=job.seed)
 
-    single, stacked, apart, rate = in_turn(
+    def together() -> None:
+        if device == "cpu":
+            side_by_side(lambda job, _: train_all([job]), jobs, rows.views.device)
+        else:
+            train_stacked(jobs)
+
+    single, beside, apart, rate = in_turn(
         _ROUNDS,
         _training(few, region, training.batch_size, 1),
-        lambda: waited(device, lambda: train_stacked(jobs)),
+        lambda: waited(device, together),
         lambda: waited(device, in_order),
         lambda: gemm_rate(device),
     )
     arithmetic = _step_flop(few, region) * len(few) * _SEEDS / rate
     return Measurement(
-        f"{_SEEDS} seeds of the plain recipe as one program, {len(few):,} rows, one epoch",
-        stacked / single,
+        f"{_SEEDS} seeds of the plain recipe {'side by side' if device == 'cpu' else 'as one program'}, {len(few):,} rows, one epoch",
+        beside / single,
         apart / single,
-        apart / stacked,
+        apart / beside,
         arithmetic / single,
         "× one seed",
         f"{_SEEDS} runs in turn",

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
 from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Embeddings, Store, content_sample, read_content_hash, read_store
+from geo_embed.cache.store import (
+    Embeddings,
+    Store,
+    content_sample,
+    is_finite,
+    read_content_hash,
+    read_store,
+)
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.duplicates import shared_pictures, tied_samples
@@ -21,6 +28,8 @@ from geo_embed.errors import GeoError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_MOVED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -119,8 +128,8 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
         warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
     if not seen.any():
         raise GeoError("no sample has a picture", where=embeddings.store.path)
-    finite = np.isfinite(embeddings.values).all(axis=(1, 2))
-    if not finite.all():
+    if not is_finite(embeddings.values):
+        finite = np.isfinite(embeddings.values).all(axis=(1, 2))
         first = embeddings.sample_id[~finite][0]
         raise GeoError(
             f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
@@ -140,6 +149,31 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
         encoder,
         _find_tied(embeddings, rows, truth),
     )
+
+
+def put_first(examples: Examples, mask: NDArray[np.bool_]) -> tuple[Examples, NDArray[np.int64]]:
+    """The same examples, those of a mask (N,) before all others, and of each the row (N,) that it had.
+
+    Their embeddings are moved where they lie, so that `to_rows` needs no copy of them: the examples that were given are no
+    longer to be used.
+    """
+    values, others = examples.values, examples.values[~mask]
+    kept = np.flatnonzero(mask)
+    # A row moves towards the first one, onto rows that have moved already or lie in its own part.
+    for start in range(0, len(kept), _MOVED_ROWS):
+        part = kept[start : start + _MOVED_ROWS]
+        values[start : start + len(part)] = values[part]
+    values[len(kept) :] = others
+    order = np.concatenate([kept, np.flatnonzero(~mask)])
+    return Examples(
+        examples.sample_id[order],
+        values,
+        examples.present[order],
+        examples.labels[order],
+        examples.truth.take(order),
+        examples.encoder,
+        None if examples.tied is None else examples.tied[order],
+    ), order
 
 
 def _find_tied(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
@@ -196,16 +230,21 @@ class Rows:
 
 
 def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device") -> Rows:
-    """Some of the examples, those where the mask (N,) is True, as tensors on a device."""
+    """Some of the examples, those where the mask (N,) is True, as tensors on a device.
+
+    On a CPU they are the examples' own memory where the mask is True from a first to a last one without a gap.
+    """
     import torch
 
     kept = np.flatnonzero(mask)
+    together = len(kept) > 0 and kept[-1] - kept[0] == len(kept) - 1
+    taken: NDArray[np.int64] | slice = slice(int(kept[0]), int(kept[-1]) + 1) if together else kept
     truth = examples.truth.take(kept)
     points = geography.to_unit_vectors(truth.latitude, truth.longitude)
     return Rows(
-        torch.from_numpy(examples.values[kept]).to(device),
-        torch.from_numpy(examples.present[kept]).to(device),
-        torch.from_numpy(examples.labels[kept]).to(device),
+        torch.from_numpy(examples.values[taken]).to(device),
+        torch.from_numpy(examples.present[taken]).to(device),
+        torch.from_numpy(examples.labels[taken]).to(device),
         torch.from_numpy(points).to(device),
-        None if examples.tied is None else torch.from_numpy(examples.tied[kept]).to(device),
+        None if examples.tied is None else torch.from_numpy(examples.tied[taken]).to(device),
     )

@@ -1,6 +1,7 @@
 """Stage 2: store to run. Reads embeddings only; whole tensors in memory, no loader."""
 
 import copy
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +19,11 @@ from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_device, with_torch_switches
+from geo_embed.devices import pick_device, side_by_side, with_torch_switches
+from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
-from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, to_rows
+from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, put_first, to_rows
 from geo_embed.fitting.leaks import near_twins
 from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
@@ -158,11 +160,15 @@ def fit_run(
     started = time.monotonic()
     runs_dir, training = config.paths.runs_dir, config.training
 
-    # 1. What is trained on, and what is held out.
+    # 1. What is trained on, and what is held out. Where there is one fold, what it trains on comes first, and is copied nowhere.
     data = open_training_data(config, limit=limit)
     examples = data.examples
     _warn_of_ignored(config.model, training)
     splits = plan(examples.places, training)
+    order = np.arange(len(examples))
+    if len({split.fold for split in splits}) == 1:
+        examples, order = put_first(examples, splits[0].train)
+        splits = [replace(split, train=split.train[order], val=split.val[order]) for split in splits]
     train = np.logical_or.reduce([split.train for split in splits])
     val = np.logical_or.reduce([split.val for split in splits])
     prior = find_prior(examples, train)
@@ -218,7 +224,7 @@ def fit_run(
                 for split, part in zip(splits, fitted, strict=True)
             )
         )
-        writer.write_split(_split_table(examples, splits, val))
+        writer.write_split(_split_table(examples, splits, val).iloc[np.argsort(order)])
         writer.write_predictions("val", val_predictions, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
@@ -268,7 +274,7 @@ def fit_splits(
     """Fit every set of heads, by the recipe that `training.preset` names.
 
     The plain recipe keeps the epoch with the best score on the validation rows, which are answered by epochs that were chosen
-    without them (epochs.py). `best` doesn't look at them. On a GPU the plain recipe's trainings share one program; on a CPU they take turns.
+    without them (epochs.py). `best` doesn't look at them. The plain recipe's trainings share one program on a GPU, and the cores of a CPU.
 
     Args:
         dataset: the examples.
@@ -291,17 +297,31 @@ def fit_splits(
 def _fit_plain(
     dataset: Dataset, splits: Sequence[Split], model: Model, training: Training, every: float
 ) -> list[FittedHeads]:
-    """On a GPU all trainings together, on a CPU in turn; an epoch that a training didn't need counts as done."""
-    together = dataset.device.type == "cuda"
-    fitted = []
+    """On a GPU all trainings together, on a CPU side by side; an epoch that a training didn't need counts as done."""
     with progress("fit-heads", training.epochs * len(splits), "epochs", every) as advance:
-        for group in [splits] if together else [[split] for split in splits]:
-            jobs = [make_job(dataset, split, model, training) for split in group]
-            for split, job, trained in zip(group, jobs, train_all(jobs, advance), strict=True):
-                fitted.append(_finish(dataset, split, job, trained))
-                steps = len(trained.history) if HEADS[model.head].make.by_steps else 0
-                advance(training.epochs - steps)
-    return fitted
+
+        def finish(split: Split, job: TrainingJob, trained: TrainedHeads) -> FittedHeads:
+            steps = len(trained.history) if HEADS[model.head].make.by_steps else 0
+            advance(training.epochs - steps)
+            return _finish(dataset, split, job, trained)
+
+        if dataset.device.type == "cuda":
+            jobs = [make_job(dataset, split, model, training) for split in splits]
+            return [finish(*part) for part in zip(splits, jobs, train_all(jobs, advance), strict=True)]
+
+        # Seeds of one fold share its rows; those of several folds are in memory only while they are trained on.
+        shared = dataset.rows(splits[0].train) if len({split.fold for split in splits}) == 1 else None
+
+        def fit(split: Split, stopped: threading.Event) -> FittedHeads:
+            def tell(n: int, note: str = "") -> None:
+                if stopped.is_set():
+                    raise GeoError("stopped: another fit has failed, or was interrupted")
+                advance(n, note)
+
+            job = make_job(dataset, split, model, training, shared)
+            return finish(split, job, train_all([job], tell)[0])
+
+        return side_by_side(fit, splits, dataset.device)
 
 
 def make_job(

@@ -222,7 +222,8 @@ def _directions(values: NDArray[Any], present: NDArray[np.bool_]) -> NDArray[np.
     means -= means[seen].mean(axis=0)
     # A sample without a view resembles nothing.
     means[~seen] = 0
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    lengths = np.sqrt(np.einsum("nd,nd->n", means, means))
+    means /= np.maximum(lengths, 1e-12)[:, None]
     return means
 
 
@@ -231,8 +232,10 @@ def _alike(
 ) -> list[Leak]:
     # 1. Twins stay near in any projection: |Pu − Pv|² ≤ |u − v|² = 2 − 2 cos(u, v) for orthonormal axes P. In the few axes along which
     # samples vary most hardly any other pair is as near, so that a small part of the held-out samples needs whole cosines.
+    # All means are projected and compared, and of that those of the split taken: a copy of the means would be as large as they are.
     axes = _main_axes(means[train[:: max(1, len(train) // _AXES_ROWS)]])
-    near, train_near = means[val] @ axes, means[train] @ axes
+    all_near = means @ axes
+    near, train_near = all_near[val], all_near[train]
     square, most = np.square(train_near).sum(axis=1), 2 - 2 * cosine + _ROUNDING
     block = max(1, _BLOCK // len(train))
     doubtful = [
@@ -245,10 +248,9 @@ def _alike(
 
     # 2. Of each of those the most similar training sample, block by block of the matrix of cosines.
     alike: list[Leak] = []
-    train_means = means[train].T
     for start in range(0, len(candidates), block):
         rows = candidates[start : start + block]
-        similar = means[rows] @ train_means
+        similar = (means[rows] @ means.T)[:, train]
         nearest = similar.argmax(axis=1)
         best = similar[np.arange(len(rows)), nearest]
         alike += [

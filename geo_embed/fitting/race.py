@@ -16,7 +16,6 @@ their number n:
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import Advance, progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
+from geo_embed.devices import side_by_side
 from geo_embed.fitting.examples import Rows
 from geo_embed.fitting.outlook import SMALL, TOO_FEW, budget_for, outlook
 from geo_embed.fitting.train import find_refiner, gallery_of, sampled_epochs, train
@@ -188,25 +188,9 @@ def _train(
 
 
 def _train_each(parts: list[tuple[Rows, Region]], member: Member, seed: int) -> list[CellHeads]:
-    """Heads of a member for each part of the rows, on a CPU as many at once as it has threads.
-
-    Products of a few hundred rows gain little from a second thread, and where a core is taken they wait for it: each part has
-    one, and its bits don't depend on how many there are.
-    """
-
-    def fit(part: tuple[Rows, Region]) -> CellHeads:
-        return _train(*part, member.model, member.training, seed)
-
-    if parts[0][0].views.device.type != "cpu":
-        return [fit(part) for part in parts]
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(
-            min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            return list(pool.map(fit, parts))
-    finally:
-        torch.set_num_threads(threads)
+    """Heads of a member for each part of the rows."""
+    device = parts[0][0].views.device
+    return side_by_side(lambda part, _: _train(*part, member.model, member.training, seed), parts, device)
 
 
 @dataclass(frozen=True)

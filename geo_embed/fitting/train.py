@@ -295,8 +295,7 @@ def sampled_epochs(training: Training) -> int:
 class Source:
     """Gives the batches of an epoch, in a new order each time.
 
-    Where the fusion learns nothing and no view is hidden or swapped, the samples are fused once, and shuffling them once per
-    epoch makes every batch a view of memory already in order.
+    Where the fusion learns nothing and no view is hidden or swapped, the samples are fused once.
 
     Args:
         rows: the training set.
@@ -344,11 +343,8 @@ class Source:
         self.epochs += 1
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
         if self.vectors is not None:
-            x, present = self.vectors[shuffled], rows.present[shuffled]
-            labels, points = rows.labels[shuffled], self.points[shuffled]
-            for start in range(0, len(rows), size):
-                part = slice(start, start + size)
-                yield Batch(x[part], present[part], labels[part], points[part])
+            for index in torch.split(shuffled, size):
+                yield Batch(self.vectors[index], rows.present[index], rows.labels[index], self.points[index])
             return
         for index in torch.split(shuffled, size):
             views, present = self._swap_and_hide(index)

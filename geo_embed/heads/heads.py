@@ -142,7 +142,11 @@ class Heads(nn.Module):
     @torch.no_grad()
     def fuse_all(self, views: Tensor, present: Tensor) -> Tensor:
         """The vectors (N, W) that `fuse` makes of any number of samples, without gradients."""
-        return torch.cat([self.fuse(*part)[0] for part in in_parts(views, present)])
+        vectors = torch.empty(len(views), self.fusion.out_dim, device=views.device)
+        # Filled in place: a list of parts, put together, would be twice as large.
+        for place, part in zip(torch.split(vectors, _ROWS), in_parts(views, present), strict=True):
+            place.copy_(self.fuse(*part)[0])
+        return vectors
 
     @torch.no_grad()
     def walk(self, views: Tensor, present: Tensor) -> Iterator[dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from geo_embed.cache.store import MISSING, open_store, read_store
 from geo_embed.config import Config
 from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
-from geo_embed.fitting.examples import find_prior, join, open_training_data, to_rows
+from geo_embed.fitting.examples import find_prior, join, open_training_data, put_first, to_rows
 from geo_embed.geography import haversine_km, to_degrees
 
 if TYPE_CHECKING:
@@ -43,6 +43,26 @@ def test_each_example_has_its_own_embedding_truth_and_row(own: Country) -> None:
     assert examples.truth.latitude.tolist() == table["latitude"][rows].tolist()
     assert examples.encoder.decode(examples.labels).tolist() == table["state_idx"][rows].tolist()
     assert set(examples.encoder.names) == set(table["state"][rows])
+
+
+def test_examples_put_first_are_the_same_in_another_order_and_are_copied_nowhere(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several parts are moved, and the last isn't whole.
+    monkeypatch.setattr("geo_embed.fitting.examples._MOVED_ROWS", 3)
+    given, untouched = (open_training_data(config, limit=20).examples for _ in range(2))
+    memory, mask = given.values.ctypes.data, np.random.default_rng(0).random(20) < 0.6
+    examples, order = put_first(given, mask)
+    assert order.tolist() == [*np.flatnonzero(mask), *np.flatnonzero(~mask)]
+    assert np.array_equal(examples.values, untouched.values[order])
+    assert np.array_equal(examples.present, untouched.present[order])
+    for name in ("sample_id", "labels"):
+        assert getattr(examples, name).tolist() == getattr(untouched, name)[order].tolist()
+    assert examples.truth.latitude.tolist() == untouched.truth.latitude[order].tolist()
+    rows = to_rows(examples, mask[order], torch.device("cpu"))
+    assert len(rows) == mask.sum()
+    assert examples.values.ctypes.data == rows.views.data_ptr() == memory
+    assert np.array_equal(rows.views.numpy(), untouched.values[mask])
 
 
 def test_rows_of_a_mask_are_those_examples_as_tensors(config: Config) -> None:

@@ -465,9 +465,7 @@ def test_quiet_says_nothing_and_errors_come_before_any_training(
     assert not (tmp_path / "runs").exists()
     (tmp_path / "space.toml").write_text('"model.head_hidden" = [8, 16]\n')
     quiet = command(capsys, *options, "-q", "sweep", "--space", "space.toml", "--trials", "2")
-    assert (quiet.code, quiet.err) == (0, "")
-    assert "again" in quiet.out
-    assert "fit-heads --name sweep-again" in quiet.out
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
 def test_a_terminal_sees_a_table(
