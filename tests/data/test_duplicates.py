@@ -58,7 +58,9 @@ def every_split(places: Places, seed: int) -> list[np.ndarray]:
     parts: list[np.ndarray] = []
     for validation in ("random", "spatial"):
         for count in (1, 3):
-            training = Training(seed=seed, validation=validation, folds=count, group_km=5, val_split=0.15)
+            training = Training(
+                split_seed=seed, validation=validation, folds=count, group_km=5, val_split=0.15
+            )
             masks = validation_masks(places, training)
             parts += [*masks, inner_held_out(places, ~masks[0], training)]
     parts.append(class_folds(places.labels, 4, seed, places.tied))

@@ -245,7 +245,7 @@ def test_verify_says_which_parts_are_missing_and_the_commands_make_them(
     text = command(capsys, *small.options(), *verify).out
     assert "20 samples are not extracted yet, parts 2/4, 4/4. Next:" in text
     for line in left["commands"]:
-        assert f"    {line}" in text
+        assert f"    {small.geo} {line.removeprefix('geo ')}" in text
         words = line.split()
         assert words[0] == "geo"
         assert command(capsys, *small.options(), *words[1:]).code == 0

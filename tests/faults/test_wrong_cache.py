@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from small import Small, command, files
 
@@ -129,9 +130,13 @@ def test_a_prediction_refuses_a_test_store_that_no_longer_fits(
         extract(small.config(), split)
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     small.write(small.table("test").iloc[::-1], "test")
-    ran = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    predict = [*small.options(), "predict", "first", "--split", "test"]
+    ran = command(capsys, *predict, "--no-extract")
     assert ran.code == 1
     assert f"hint: {small.geo} extract --split test --backbone {small.backbone}" in ran.err
+    assert command(capsys, *predict).code == 0
+    table = pd.read_parquet(small.root / "runs" / "first" / "test_predictions.parquet")
+    assert table["sample_id"].tolist() == small.table("test")["sample_id"].tolist()
 
 
 def test_a_run_predicts_from_the_store_of_its_own_backbone(
@@ -141,9 +146,13 @@ def test_a_run_predicts_from_the_store_of_its_own_backbone(
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     other_weights(small)
     extract(small.config(), "test")
-    ran = command(capsys, *small.options(), "predict", "first", "--split", "test")
+    predict = [*small.options(), "predict", "first", "--split", "test"]
+    ran = command(capsys, *predict, "--no-extract")
     assert ran.code == 1
     assert "no test store has the fingerprint" in ran.err
+    ran = command(capsys, *predict)
+    assert ran.code == 1
+    assert "has other weights" in ran.err
 
 
 def test_of_two_stores_that_fit_neither_is_guessed(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
