@@ -158,7 +158,7 @@ def bootstrap_interval(
     Returns:
         The 2.5th and 97.5th percentile; None and None below two samples or groups, which tell nothing of a spread.
     """
-    return _percentiles(_drawn_scores(credit, km, groups, resamples, seed))
+    return _percentiles(_scores_of(_drawn_sums(np.stack([credit, km], axis=1), groups, resamples, seed)))
 
 
 def difference_interval(
@@ -178,11 +178,10 @@ def difference_interval(
     Returns:
         As `bootstrap_interval`.
     """
-    scores = [_drawn_scores(credit, km, groups, resamples, seed) for credit, km in (first, second)]
-    return _percentiles(scores[0] - scores[1])
+    return difference_intervals(first, second, groups, resamples=resamples, seed=seed)["score"]
 
 
-def difference_intervals_of_parts(
+def difference_intervals(
     first: tuple[NDArray[np.float64], NDArray[np.float64]],
     second: tuple[NDArray[np.float64], NDArray[np.float64]],
     groups: NDArray[np.int64] | None = None,
@@ -190,13 +189,15 @@ def difference_intervals_of_parts(
     resamples: int = _RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float] | tuple[None, None]]:
-    """As `difference_interval`, on the same draws, of the score's parts: `state_score` and `gps_score`."""
+    """As `difference_interval`, on the same draws, of the `score` and its parts, `state_score` and `gps_score`."""
     sums = [
         _drawn_sums(np.stack([credit, km], axis=1), groups, resamples, seed) for credit, km in (first, second)
     ]
+    scores = [_scores_of(drawn) for drawn in sums]
     states = [credits / counts for credits, _, counts in sums]
     points = [np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM) for _, distances, counts in sums]
     return {
+        "score": _percentiles(scores[0] - scores[1]),
         "state_score": _percentiles(states[0] - states[1]),
         "gps_score": _percentiles(points[0] - points[1]),
     }
@@ -209,15 +210,9 @@ def _percentiles(drawn: NDArray[np.float64]) -> tuple[float, float] | tuple[None
     return float(low), float(high)
 
 
-def _drawn_scores(
-    credit: NDArray[np.float64],
-    km: NDArray[np.float64],
-    groups: NDArray[np.int64] | None,
-    resamples: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """The competition score of each draw (resamples,), empty below two samples or groups."""
-    credits, distances, counts = _drawn_sums(np.stack([credit, km], axis=1), groups, resamples, seed)
+def _scores_of(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The competition score of each draw, of `_drawn_sums` of credit and km (3, resamples)."""
+    credits, distances, counts = drawn
     return np.asarray(
         STATE_WEIGHT * credits / counts
         + GPS_WEIGHT * np.maximum(0.0, 1.0 - distances / counts / GPS_RANGE_KM)

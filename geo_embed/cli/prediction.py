@@ -35,7 +35,7 @@ from geo_embed.cli.show import (
     sample_rows,
 )
 from geo_embed.cli.threads import wait_passively
-from geo_embed.config import EnsembleMethod, PointChoice
+from geo_embed.config import Config, EnsembleMethod, PointChoice
 from geo_embed.console import is_quiet, show
 
 app = typer.Typer()
@@ -187,6 +187,25 @@ def _ensemble(
     )
 
 
+def _config_of_answers(
+    device: DeviceOption,
+    tta: TtaOption,
+    on_bad_image: BadImageOption,
+    on_damaged_image: DamagedOption,
+    batch_size: BatchOption,
+    workers: WorkersOption,
+) -> Config:
+    """The settings of a command that embeds what it lacks and answers."""
+    return GLOBALS.config(
+        model__device=device,
+        inference__tta=tta,
+        inference__on_bad_image=on_bad_image,
+        inference__on_damaged_image=on_damaged_image,
+        inference__batch_size=batch_size,
+        inference__workers=workers,
+    )
+
+
 @app.command(
     "predict",
     epilog="Example: `geo predict first --images n.jpg e.jpg s.jpg w.jpg`, or `geo predict first --split test --tta`",
@@ -218,14 +237,7 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    config = GLOBALS.config(
-        model__device=device,
-        inference__tta=tta,
-        inference__on_bad_image=on_bad_image,
-        inference__on_damaged_image=on_damaged_image,
-        inference__batch_size=batch_size,
-        inference__workers=workers,
-    )
+    config = _config_of_answers(device, tta, on_bad_image, on_damaged_image, batch_size, workers)
     embed = None if no_extract else extract_for_run
     runs_dir = config.paths.runs_dir
     if split is not None:
@@ -269,14 +281,7 @@ def _submit(
     from geo_embed.prediction.submission import submit
     from geo_embed.runs.run import use_run
 
-    config = GLOBALS.config(
-        model__device=device,
-        inference__tta=tta,
-        inference__on_bad_image=on_bad_image,
-        inference__on_damaged_image=on_damaged_image,
-        inference__batch_size=batch_size,
-        inference__workers=workers,
-    )
+    config = _config_of_answers(device, tta, on_bad_image, on_damaged_image, batch_size, workers)
     embed = None if no_extract else extract_for_run
     path, verdict = use_run(
         config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)

@@ -309,16 +309,14 @@ def _fit_plain(
             jobs = [make_job(dataset, split, model, training) for split in splits]
             return [finish(*part) for part in zip(splits, jobs, train_all(jobs, advance), strict=True)]
 
-        # Seeds of one fold share its rows; those of several folds are in memory only while they are trained on.
-        shared = dataset.rows(splits[0].train) if len({split.fold for split in splits}) == 1 else None
-
         def fit(split: Split, stopped: threading.Event) -> FittedHeads:
             def tell(n: int, note: str = "") -> None:
                 if stopped.is_set():
                     raise GeoError("stopped: another fit has failed, or was interrupted")
                 advance(n, note)
 
-            job = make_job(dataset, split, model, training, shared)
+            # Made here: copies of several folds' rows are in memory only while they are trained on.
+            job = make_job(dataset, split, model, training)
             return finish(split, job, train_all([job], tell)[0])
 
         return side_by_side(fit, splits, dataset.device)

@@ -14,8 +14,7 @@ from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import (
     competition_score,
-    difference_interval,
-    difference_intervals_of_parts,
+    difference_intervals,
     error_km,
     state_credit,
     top_states,
@@ -122,7 +121,7 @@ def compare_runs(runs_dir: Path, first: str, second: str) -> Comparison:
         truth.latitude, truth.longitude, _coarser(*(run.config.training for run in runs))
     )
     scores = [competition_score(ranked, truth.state_idx, km) for ranked, _, km in earned]
-    intervals = difference_intervals_of_parts(a, b, groups)
+    intervals = difference_intervals(a, b, groups)
     of_run = [
         _described(run, other, scored, km, own_ids, both)
         for run, other, scored, (_, _, km), own_ids in zip(runs, runs[::-1], scores, earned, ids, strict=True)
@@ -132,7 +131,7 @@ def compare_runs(runs_dir: Path, first: str, second: str) -> Comparison:
     total, states, gps = (x - y for x, y in zip(*scores, strict=True))
     return Comparison(
         total,
-        difference_interval(a, b, groups),
+        intervals["score"],
         Part(states, intervals["state_score"]),
         Part(gps, intervals["gps_score"]),
         len(both),

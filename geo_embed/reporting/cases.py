@@ -1,7 +1,5 @@
 """Single samples of a report: the worst, the best, the least certain; with their views where that is asked for."""
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -10,10 +8,9 @@ from geo_embed.console import harmless
 from geo_embed.data.images import UnreadableImage, decode, read_picture
 from geo_embed.prediction.results import worst_first
 from geo_embed.reporting.evidence import Evidence
+from geo_embed.reporting.markup import PICTURE_SIDE, to_url
 
 CASES = 20
-# Of a view on the page: its longer side in pixels, and JPEG's quality.
-_SIDE, _QUALITY = 168, 74
 
 
 def cases(evidence: Evidence, *, pictures: bool) -> dict[str, Any]:
@@ -90,8 +87,5 @@ def _thumbnail(path: Any) -> tuple[str, str]:
     except UnreadableImage as error:
         return "", f"no picture: {harmless(str(error))}"
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    # Pixels alone are written: no EXIF, which may hold places and names.
-    image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), ""
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return to_url(image), ""

@@ -1,7 +1,5 @@
 """`geo data explore`: one self-contained HTML page about a dataset, before any training. It runs no script and asks no server for anything."""
 
-import base64
-import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -18,13 +16,11 @@ from geo_embed.files import replacing
 from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
 from geo_embed.reporting.html import STYLES, hash_source, style
 from geo_embed.reporting.looks import NEAR_BITS
-from geo_embed.reporting.markup import figure, missing, table, to_bytes, to_km, to_text
+from geo_embed.reporting.markup import PICTURE_SIDE, figure, missing, table, to_bytes, to_km, to_text, to_url
 from geo_embed.reporting.svg_map import svg_map
 
 _LISTED: Final = 20
 _SHOWN: Final = 12
-# Of a thumbnail: its longer side in pixels, and JPEG's quality.
-_SIDE, _QUALITY = 168, 74
 # The most places on the map.
 _PLACES: Final = 12_000
 
@@ -394,11 +390,8 @@ def _thumbnail(path: Path, view: str) -> str:
     except (OSError, images.UnreadableImage):
         return f'<span class="none">{to_text(view)}: can’t be read</span>'
     image = Image.fromarray(pixels)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{to_text(view)}" width="{image.width}" height="{image.height}">'
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    return f'<img src="{to_url(image)}" alt="{to_text(view)}" width="{image.width}" height="{image.height}">'
 
 
 def _place(where: str) -> str:

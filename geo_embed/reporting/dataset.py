@@ -16,7 +16,7 @@ from geo_embed.errors import GeoError
 from geo_embed.fitting.leaks import Leakage, check_leaks
 from geo_embed.geography import haversine_km, to_unit_vectors
 from geo_embed.reporting.looks import Looks, look_at, near_duplicates
-from geo_embed.reporting.outlines import Outlines, km_outside, outlines
+from geo_embed.reporting.outlines import Outlines, km_outside_own, outlines
 from geo_embed.reporting.projections import Projection, fit_projection
 
 # A place so far from its class's outline is odd: coasts and borders are drawn with fewer corners than they have.
@@ -140,10 +140,11 @@ def _ground(config: Config, train: Samples) -> Ground | None:
     labels = encoder.encode(truth.state_idx)
     drawn = outlines(labels, truth.latitude, truth.longitude, encoder.names)
     away = np.zeros(len(truth))
-    for k, source in enumerate(drawn.sources):
-        if source in ("us-atlas", "world-atlas"):
-            mine = labels == k
-            away[mine] = km_outside(drawn.rings[k], truth.latitude[mine], truth.longitude[mine])
+    # No place lies outside of the hull that it is a part of.
+    bordered = np.isin(drawn.sources, ("us-atlas", "world-atlas"))[labels]
+    away[bordered] = km_outside_own(
+        drawn, labels[bordered], truth.latitude[bordered], truth.longitude[bordered]
+    )
     far = np.flatnonzero(away > OUTSIDE_KM)
     outside = [(int(rows[k]), float(away[k])) for k in far[np.argsort(-away[far], kind="stable")]]
     projection = fit_projection(drawn, truth.latitude, truth.longitude)

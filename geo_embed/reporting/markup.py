@@ -1,9 +1,18 @@
 """Pieces of HTML for pages that run no script; every text of the data goes through `to_text`."""
 
+import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from geo_embed.console import harmless
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Of a picture on a page: its longer side in pixels, and JPEG's quality.
+PICTURE_SIDE, _QUALITY = 168, 74
 
 
 def missing(title: str, why: str) -> str:
@@ -35,6 +44,13 @@ def table(
 def to_text(value: object) -> str:
     """A text for HTML, in one line and without anything that is unseen or obeyed."""
     return html.escape(harmless(str(value)))
+
+
+def to_url(image: "Image") -> str:
+    """A picture as a data URL, written anew: no EXIF, which may hold places and names, gets in."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def to_km(km: float) -> str:

@@ -157,6 +157,18 @@ def km_outside(rings: Sequence[Ring], latitude: ArrayLike, longitude: ArrayLike)
     return away
 
 
+def km_outside_own(
+    drawn: Outlines, labels: NDArray[np.int64], latitude: ArrayLike, longitude: ArrayLike
+) -> Floats:
+    """`km_outside` of points (N,), each of the outline of its own class, labels (N,)."""
+    lat, lon = np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
+    km = np.zeros(len(labels))
+    for k in np.unique(labels):
+        rows = labels == k
+        km[rows] = km_outside(drawn.rings[k], lat[rows], lon[rows])
+    return km
+
+
 def hull(latitude: ArrayLike, longitude: ArrayLike, reach_km: float) -> Ring:
     """The convex hull of places (N,), N > 0, with `reach_km` > 0 around each of them.
 

@@ -10,7 +10,14 @@ from geo_embed.console import harmless
 from geo_embed.geography import to_degrees, to_unit_vectors
 from geo_embed.reporting.evidence import Evidence
 from geo_embed.reporting.outlines import outlines
-from geo_embed.reporting.projections import Projection, fit_projection, project, project_rings
+from geo_embed.reporting.projections import (
+    Projection,
+    fit_projection,
+    page_height,
+    project,
+    project_rings,
+    to_page,
+)
 
 # Samples on a map: more hide one another, and take long to draw.
 MOST_ON_MAP = 1500
@@ -34,10 +41,9 @@ def atlas(evidence: Evidence) -> tuple[dict[str, Any], Projection]:
         evidence.predictions.labels.names,
     )
     projection = fit_projection(drawn, places.latitude, places.longitude)
-    left, right, lower, upper = projection.frame
     return {
         "width": _WIDTH,
-        "height": _WIDTH * (upper - lower) / (right - left),
+        "height": page_height(projection, _WIDTH),
         "classes": [_on_map(projection, rings) for rings in drawn.rings],
         "context": _on_map(projection, drawn.context),
         "credit": drawn.credit,
@@ -60,18 +66,11 @@ def _on_map(projection: Projection, rings: Any) -> list[list[list[float]]]:
     """Rings on the page's map, corners that can't be told apart left out."""
     pieces = []
     for ring in project_rings(projection, rings):
-        corners = _page(projection, ring)
+        corners = to_page(projection, ring, _WIDTH)
         kept = _thinned(corners)
         if len(kept) > 3:
             pieces.append(np.round(kept, 1).tolist())
     return pieces
-
-
-def _page(projection: Projection, plane: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (N, 2) of the plane to the page's map: x to the right, y downwards, `_WIDTH` wide."""
-    left, right, _, upper = projection.frame
-    scale = _WIDTH / (right - left)
-    return np.stack([(plane[:, 0] - left) * scale, (upper - plane[:, 1]) * scale], axis=1)
 
 
 def _thinned(corners: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,8 +95,8 @@ def journeys(evidence: Evidence, projection: Projection) -> dict[str, Any]:
     order = np.argsort(evidence.km, kind="stable")
     rows = order[np.unique(np.linspace(0, count - 1, min(count, MOST_ON_MAP)).astype(int))]
     truth, answers = evidence.truth.take(rows), evidence.predictions.take(rows)
-    starts = _page(projection, project(projection, truth.latitude, truth.longitude))
-    ends = _page(projection, project(projection, answers.latitude, answers.longitude))
+    starts = to_page(projection, project(projection, truth.latitude, truth.longitude), _WIDTH)
+    ends = to_page(projection, project(projection, answers.latitude, answers.longitude), _WIDTH)
     shown = np.isfinite(starts).all(axis=1) & np.isfinite(ends).all(axis=1)
     points = []
     for k in np.flatnonzero(shown)[::-1]:
@@ -146,7 +145,7 @@ def _path(
         if sine > 1e-9
         else (1 - shares) * a + shares * b
     )
-    line = _page(projection, project(projection, *to_degrees(between)))
+    line = to_page(projection, project(projection, *to_degrees(between)), _WIDTH)
     jumps = np.flatnonzero(np.abs(np.diff(line[:, 0])) > _WIDTH / 2) + 1
     return [np.round(piece, 1).tolist() for piece in np.split(line, jumps) if len(piece) > 1]
 

@@ -13,7 +13,7 @@ from geo_embed.console import harmless
 from geo_embed.errors import GeoError
 from geo_embed.geography import soft_labels
 from geo_embed.metrics import error_km
-from geo_embed.prediction.results import per_sample
+from geo_embed.prediction.results import per_sample, worst_first
 from geo_embed.prediction.tables import class_table
 from geo_embed.reporting.order import middles
 from geo_embed.reporting.plots.confusion import confusion_figure
@@ -236,9 +236,7 @@ def _rows_by(subject: Subject, order: Order, limit: int) -> list[int]:
     if order == "least-certain":
         return [int(row) for row in np.argsort(predictions.probabilities.max(axis=1), kind="stable")[:limit]]
     table = per_sample(predictions, subject.known_truth())
-    ordered = table.sort_values(
-        ["score", "km", "confidence"], ascending=[True, False, False], kind="stable"
-    ).index.to_numpy()
+    ordered = worst_first(table.reset_index(names="row"))["row"].to_numpy()
     return [int(row) for row in (ordered if order == "worst" else ordered[::-1])[:limit]]
 
 

@@ -164,6 +164,19 @@ def project_rings(projection: Projection, rings: Iterable[Ring]) -> list[Floats]
     ]
 
 
+def page_height(projection: Projection, width: float) -> float:
+    """How high a page's map is that is `width` wide, in the same unit."""
+    left, right, lower, upper = projection.frame
+    return width * (upper - lower) / (right - left)
+
+
+def to_page(projection: Projection, plane: Floats, width: float) -> Floats:
+    """Points (N, 2) of the plane on a page's map, `width` wide: x to the right, y downwards."""
+    left, right, _, upper = projection.frame
+    scale = width / (right - left)
+    return np.stack([(plane[:, 0] - left) * scale, (upper - plane[:, 1]) * scale], axis=1)
+
+
 def fit_projection(drawn: Outlines, latitude: ArrayLike, longitude: ArrayLike) -> Projection:
     """The map that shows classes and places: the states of the US as d3.geoAlbersUsa does, a smaller region on a cone, the world by Equal Earth.
 

@@ -13,7 +13,7 @@ from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.files import file_sha256
 from geo_embed.geography import in_box, region_box
 from geo_embed.metrics import RANK_CREDIT
-from geo_embed.reporting.outlines import Outlines, km_outside, outlines
+from geo_embed.reporting.outlines import km_outside_own, outlines
 from geo_embed.submissions.answers import Answers, entry_of, probabilities_behind, read_answers
 from geo_embed.submissions.check import repeated_states
 
@@ -202,13 +202,13 @@ def _outside(answers: Answers, truth: Truth, mapping: dict[int, str], limit: int
     drawn = outlines(encoder.encode(truth.state_idx), truth.latitude, truth.longitude, encoder.names)
     known = answers.placed & np.isin(answers.states[:, 0], encoder.state_idx)
     rows = np.flatnonzero(known)
-    km = _km_from_own(
+    km = km_outside_own(
         drawn,
         encoder.encode(answers.states[rows, 0]),
         answers.latitude[rows],
         answers.longitude[rows],
     )
-    train_km = _km_from_own(drawn, encoder.encode(truth.state_idx), truth.latitude, truth.longitude)
+    train_km = km_outside_own(drawn, encoder.encode(truth.state_idx), truth.latitude, truth.longitude)
     away = km > 0
     states, count = np.unique(answers.states[rows[away], 0], return_counts=True)
     by_state = [
@@ -240,17 +240,3 @@ def _outside(answers: Answers, truth: Truth, mapping: dict[int, str], limit: int
             for k in farthest
         ],
     }
-
-
-def _km_from_own(
-    drawn: Outlines,
-    labels: NDArray[np.int64],
-    latitude: NDArray[np.float64],
-    longitude: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """How far points (N,) lie from the outline of their own class, in km; 0 inside."""
-    km = np.zeros(len(labels))
-    for k in np.unique(labels):
-        rows = labels == k
-        km[rows] = km_outside(drawn.rings[k], latitude[rows], longitude[rows])
-    return km

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from geo_embed.console import harmless
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.metrics import WITHIN_KM
+from geo_embed.reporting.markup import to_text
 from geo_embed.reporting.submission_comparison import Comparison
 
 _STYLE = """
@@ -106,7 +106,7 @@ def comparison_page(comparison: Comparison, *, limit: int) -> str:
             ],
         ),
     ]
-    title = escape(harmless(f"{Path(a['submission']).name} and {Path(b['submission']).name}"))
+    title = to_text(f"{Path(a['submission']).name} and {Path(b['submission']).name}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
@@ -163,11 +163,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _head(value: Any) -> str:
-    return f'<th scope="row">{escape(harmless(str(value)))}</th>'
+    return f'<th scope="row">{to_text(value)}</th>'
 
 
 def _text(value: Any) -> str:
-    return f"<td>{escape(harmless(str(value)))}</td>"
+    return f"<td>{to_text(value)}</td>"
 
 
 def _number(value: str) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from geo_embed.reporting.dataset import Ground
 from geo_embed.reporting.markup import to_text
-from geo_embed.reporting.projections import project, project_rings
+from geo_embed.reporting.projections import page_height, project, project_rings, to_page
 
 # The map's width in units of its drawing, and corners nearer than this to the last one, which are left out.
 _WIDTH, _SLACK = 1000.0, 0.6
@@ -15,18 +15,15 @@ _WIDTH, _SLACK = 1000.0, 0.6
 
 def svg_map(ground: Ground, shown: NDArray[np.int64]) -> str:
     """The map of the training samples of these rows (n,): outlines with their names, and a dot for each sample."""
-    left, right, lower, upper = ground.projection.frame
-    scale = _WIDTH / (right - left)
-    height = (upper - lower) * scale
+    projection = ground.projection
 
     def drawn(rings: Any) -> str:
-        pieces = [
-            (piece - [left, upper]) * [scale, -scale] for piece in project_rings(ground.projection, rings)
-        ]
-        return "".join(_path(piece) for piece in pieces)
+        return "".join(
+            _path(to_page(projection, piece, _WIDTH)) for piece in project_rings(projection, rings)
+        )
 
     truth = ground.truth.take(shown)
-    points = (project(ground.projection, truth.latitude, truth.longitude) - [left, upper]) * [scale, -scale]
+    points = to_page(projection, project(projection, truth.latitude, truth.longitude), _WIDTH)
     points = points[np.isfinite(points).all(axis=1)]
     # A dot is a line of no length with round ends: the shortest that SVG has for it.
     dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
@@ -37,7 +34,7 @@ def svg_map(ground: Ground, shown: NDArray[np.int64]) -> str:
         if (path := drawn(rings))
     )
     return (
-        f'<svg class="map" viewBox="0 0 {_WIDTH:g} {height:.0f}" role="img" aria-label="Map of the training samples">'
+        f'<svg class="map" viewBox="0 0 {_WIDTH:g} {page_height(projection, _WIDTH):.0f}" role="img" aria-label="Map of the training samples">'
         f'<path class="around" d="{drawn(ground.drawn.context)}"/>{outlines}'
         f'<path class="places" stroke-width="{size:.1f}" d="{dots}"/></svg>'
     )

@@ -17,7 +17,7 @@ from geo_embed.errors import GeoError
 from geo_embed.metrics import (
     STATE_WEIGHT,
     difference_interval,
-    difference_intervals_of_parts,
+    difference_intervals,
     metrics,
 )
 from geo_embed.prediction.difference import compare_runs
@@ -73,7 +73,7 @@ def test_the_better_run_is_told_with_its_parts_and_the_order_turns_the_sign(run:
 def test_parts_are_drawn_as_the_whole_is() -> None:
     random = np.random.default_rng(0)
     a, b = ((random.uniform(size=40), np.full(40, km)) for km in (100.0, 600.0))
-    parts = difference_intervals_of_parts(a, b)
+    parts = difference_intervals(a, b)
     low, high = difference_interval(a, b)
     assert low is not None
     assert high is not None
@@ -81,7 +81,7 @@ def test_parts_are_drawn_as_the_whole_is() -> None:
     assert parts["gps_score"] == pytest.approx((0.1, 0.1))
     assert parts["state_score"] == pytest.approx(((low - 0.03) / STATE_WEIGHT, (high - 0.03) / STATE_WEIGHT))
     alone = (np.ones(1), np.ones(1))
-    assert difference_intervals_of_parts(alone, alone)["state_score"] == (None, None)
+    assert difference_intervals(alone, alone)["state_score"] == (None, None)
 
 
 def test_only_samples_that_both_held_out_count_and_the_others_are_told(run: Run) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from geo_embed.geography import EARTH_RADIUS_KM, to_degrees, to_unit_vectors, wrap_longitude
 from geo_embed.reporting.outlines import Outlines
 from geo_embed.reporting.plots.style import AROUND, FAINT, INK, LAND, SOFT, label, on_dark
-from geo_embed.reporting.projections import Projection, project, project_rings
+from geo_embed.reporting.projections import Projection, page_height, project, project_rings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,7 @@ _NAME_POINTS = 6.0
 
 def map_size(projection: Projection, width: float, highest: float = 7.5) -> tuple[float, float]:
     """Width and height in inches of a map that is `width` wide, or less where it would be higher than `highest`."""
-    left, right, lower, upper = projection.frame
-    height = width * (upper - lower) / (right - left)
+    height = page_height(projection, width)
     return (width, height) if height <= highest else (width * highest / height, highest)
 
 
