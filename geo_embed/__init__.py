@@ -4,10 +4,18 @@ The commands' verbs, for notebooks:
 
     config = geo_embed.get_config(paths={"data_root": "data/raw"})
     geo_embed.extract(config, "train")
-    fit = geo_embed.fit_heads(config)
-    run = geo_embed.load_run(config.paths.runs_dir, fit.run)
-    geo_embed.evaluate(config, run)
+    geo_embed.fit_heads(config, name="first")
+    run = geo_embed.load_run("first")
+    run.metrics, run.predictions()
+    run.predict([north, east, south, west])
     geo_embed.submit(config, run)
+
+Without a CSV, a cache or a backbone:
+
+    geo_embed.fit_heads(embeddings=x, states=names, latitude=lat, longitude=lon, name="mine")
+    geo_embed.load_run("mine").predict(embeddings=y)
+
+All of it: docs/python.md.
 """
 
 from functools import partial, update_wrapper
@@ -20,11 +28,14 @@ _VERBS = {
     "Config": "config",
     "GeoError": "errors",
     "analyze_submission": "reporting.submission_analysis",
+    "cache_export": "cache.exchange",
+    "cache_import": "cache.exchange",
     "calibrate": "prediction.calibrate",
     "check_data": "data.check",
     "compare_runs": "prediction.difference",
     "compare_submissions": "reporting.submission_comparison",
     "demo": "synthetic.demo",
+    "demo_settings": "synthetic.demo",
     "describe_run": "runs.listing",
     "draw": "reporting.plot",
     "ensemble": "prediction.ensemble",
@@ -37,13 +48,15 @@ _VERBS = {
     "fit_heads": "fitting.fit",
     "get_config": "settings",
     "list_runs": "runs.listing",
-    "load_run": "runs.run",
+    "load_run": "prediction.notebook",
     "load_samples": "data.samples",
+    "make_country": "synthetic.demo",
     "note_run": "runs.tags",
     "note_submission": "submissions.log",
     "open_store": "cache.store",
     "plot": "reporting.plot",
-    "predict_images": "prediction.predict",
+    "predict_arrays": "prediction.pictures",
+    "predict_images": "prediction.pictures",
     "predict_split": "prediction.predict",
     "report": "reporting.report",
     "read_store": "cache.store",

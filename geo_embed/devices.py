@@ -48,6 +48,11 @@ def pick_device(name: str, *, float64: bool = False) -> "torch.device":
     return torch.device("cpu" if name == "mps" and float64 else name)
 
 
+def default_batch_size(device: "torch.device") -> int:
+    """Images per pass through a backbone, where the settings name no number."""
+    return 256 if device.type == "cuda" else 32
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")

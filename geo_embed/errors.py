@@ -25,6 +25,10 @@ class GeoError(Exception):
     def __str__(self) -> str:
         return f"{self.what} ({self.where})" if self.where else self.what
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: what the command line prints."""
+        return [f"error: {self}", *([f"hint: {self.hint}"] if self.hint else [])]
+
 
 class BusyError(GeoError):
     """Somebody else is writing there now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -69,3 +71,18 @@ def examples_of(n: int, seed: int) -> Examples:
         truth,
         LabelEncoder(np.arange(5), tuple("abcde")),
     )
+
+
+def planted_arrays(
+    n: int = 40, views: int = 3, dim: int = 6, classes: int = 4, seed: int = 0
+) -> dict[str, Any]:
+    """Embeddings that tell the state, and places around its middle; names and ids with all sorts of letters."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    return {
+        "embeddings": rng.normal(size=(classes, dim))[labels][:, None] + rng.normal(size=(n, views, dim)) / 2,
+        "states": [f"<b>Länd {k}</b>" for k in labels],
+        "latitude": (40 + labels + rng.normal(size=n) / 9).tolist(),
+        "longitude": -90 + 2 * labels + rng.normal(size=n) / 9,
+        "sample_id": [f"ort-{k}" for k in range(n)],
+    }

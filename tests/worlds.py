@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.config import Config
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.runs.run import Run, load_run
@@ -80,7 +80,7 @@ def make_world(
         "training.val_split": 0.3,
     }
     config = resolve(overrides=chosen | {key.replace("__", "."): value for key, value in settings.items()})[0]
-    import_embeddings(config, root / "train.npy", "train", NAME)
+    cache_import(config, root / "train.npy", "train", NAME)
     return config
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
 from geo_embed.bench.planted import Planted
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.config import Paths
 from geo_embed.settings import resolve
 
@@ -76,5 +76,5 @@ def write_planted(data: Planted, root: Path) -> dict[str, Any]:
         "model.view_names": _VIEWS,
     }
     for split, file in files.items():
-        import_embeddings(resolve(overrides=overrides)[0], file, split, BACKBONE)
+        cache_import(resolve(overrides=overrides)[0], file, split, BACKBONE)
     return overrides

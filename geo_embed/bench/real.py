@@ -15,7 +15,7 @@ from geo_embed.answers import Truth
 from geo_embed.bench.baselines import BASELINES, LOGISTIC, Answers, Known, answer_all, unit_vectors
 from geo_embed.bench.dataset import write_dataset
 from geo_embed.bench.measure import Bench, Measurement, this_machine
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import hash_content, read_store
 from geo_embed.config import Config, Paths, Preset, Training
@@ -250,7 +250,7 @@ def _views_of(config: Config, csv: Path) -> tuple[str, ...]:
 def _open(config: Config, folder: Path, folds: int) -> tuple[_Table, float]:
     """The folder's rows, and the distance in km within which they stay together."""
     name, training = config.model.backbone_name, config.training
-    import_embeddings(config, folder / f"{_TRAIN}{name}.npy", "train", name)
+    cache_import(config, folder / f"{_TRAIN}{name}.npy", "train", name)
     examples = open_training_data(config).examples
     if folds > len(examples):
         raise GeoError(
@@ -270,7 +270,7 @@ def _open(config: Config, folder: Path, folds: int) -> tuple[_Table, float]:
     if not answers.is_file() or not file.is_file():
         say(f"no test rows: there is no {(file if answers.is_file() else answers).name}")
         return table, km
-    import_embeddings(config, file, "test", name)
+    cache_import(config, file, "test", name)
     samples = load_samples(config, "test")
     truth = load_truth(answers, names, samples.sample_id)
     values = read_store(find_store(config, "test")).values
@@ -414,7 +414,7 @@ def _dataset(config: Config, table: _Table, split: _Split) -> Iterator[Config]:
         paths, files = write_dataset(Path(root), config.model.view_names, table.names, splits)
         config = config.model_copy(update={"paths": paths})
         for part, file in files.items():
-            import_embeddings(config, file, part, config.model.backbone_name)
+            cache_import(config, file, part, config.model.backbone_name)
         yield config
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from geo_embed.backbones.weights import fingerprint_of
+from geo_embed.cache.arrays import first_unfit
 from geo_embed.cache.find import find_store
 from geo_embed.cache.formats import FORMAT_HINT, FORMATS, Vectors, check_holds, read_vectors, write_vectors
 from geo_embed.cache.layout import MOST_LETTERS
@@ -25,7 +26,6 @@ from geo_embed.cache.store import (
     read_ids,
     read_status,
     read_store,
-    rounded_away,
     stored_dtype,
 )
 from geo_embed.config import Config
@@ -49,7 +49,7 @@ class Imported:
     by_position: tuple[str, ...] = ()
 
 
-def import_embeddings(
+def cache_import(
     config: Config,
     file: Path,
     split: str,
@@ -141,8 +141,8 @@ def import_embeddings(
     return Imported(path, fingerprint, samples_count, views, dim, vectors.by_position)
 
 
-def export_embeddings(config: Config, split: str, out: Path) -> Embeddings:
-    """Write a split's embeddings to a file that `import_embeddings` reads; its format is the file's ending.
+def cache_export(config: Config, split: str, out: Path) -> Embeddings:
+    """Write a split's embeddings to a file that `cache_import` reads; its format is the file's ending.
 
     Raises:
         GeoError: no such store, an ending that isn't one of `FORMATS`, or one whose format can't hold them.
@@ -213,30 +213,13 @@ def _check_values(file: Path, samples: Samples, vectors: Vectors, stored: str) -
     """Raise GeoError, by sample and view, for the first embedding that `stored` can't hold."""
     if vectors.values.dtype.kind != "f":
         raise GeoError(f"{vectors.values.dtype} values, where floats are needed", where=file)
-    # As a number of Python it would become infinite in float16, with a warning on the screen: it is compared in double precision.
-    largest = np.float64(np.finfo(stored).max)
     for start in range(0, len(samples), _BLOCK_ROWS):
         block, status = vectors.block(slice(start, start + _BLOCK_ROWS))
-        for what, find, hint in (
-            ("is NaN or infinite", lambda x: ~np.isfinite(x).all(axis=2), "compute it again"),
-            (
-                f"is too large for {stored}",
-                lambda x: (np.abs(x) > largest).any(axis=2),
-                "--dtype float32 stores larger values",
-            ),
-            (
-                f"is too small for {stored}, which would round it away",
-                lambda x: rounded_away(x, stored),
-                "--dtype float32 stores smaller values"
-                if stored == "float16"
-                else "multiply all embeddings by a number",
-            ),
-        ):
-            bad = find(block) & (status == OK)
-            if bad.any():
-                i, v = np.argwhere(bad)[0]
-                raise GeoError(
-                    f"the embedding of sample {samples.sample_id[start + i]}, view {samples.view_names[v]} {what}",
-                    where=file,
-                    hint=hint,
-                )
+        unfit = first_unfit(block, status == OK, stored, asks="--dtype float32")
+        if unfit is not None:
+            i, v, what, hint = unfit
+            raise GeoError(
+                f"the embedding of sample {samples.sample_id[start + i]}, view {samples.view_names[v]} {what}",
+                where=file,
+                hint=hint,
+            )

@@ -209,12 +209,12 @@ def _cache_import(
     `.parquet` has a row for each view, with columns `sample_id`, `view` and `embedding` (a list), in any order.
     """
     wait_passively()
-    from geo_embed.cache.exchange import import_embeddings
+    from geo_embed.cache.exchange import cache_import
     from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config(model__dtype=dtype)
     runs = run_stores(config.paths.runs_dir) if overwrite else None
-    imported = import_embeddings(config, file, split, backbone, overwrite=overwrite, runs=runs)
+    imported = cache_import(config, file, split, backbone, overwrite=overwrite, runs=runs)
     print_made(
         imported,
         [
@@ -233,9 +233,9 @@ def _cache_export(
 ) -> None:
     """Write a split's embeddings to a file for other tools."""
     wait_passively()
-    from geo_embed.cache.exchange import export_embeddings
+    from geo_embed.cache.exchange import cache_export
 
-    embeddings = export_embeddings(GLOBALS.config(model__backbone_name=backbone), split, out)
+    embeddings = cache_export(GLOBALS.config(model__backbone_name=backbone), split, out)
     samples, views, dim = embeddings.values.shape
     store = embeddings.store
     result = {

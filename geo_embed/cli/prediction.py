@@ -232,7 +232,8 @@ def _predict(
     """
     wait_passively()
     from geo_embed.extraction.for_run import extract_for_run
-    from geo_embed.prediction.predict import predict_images, predict_split
+    from geo_embed.prediction.pictures import predict_images
+    from geo_embed.prediction.predict import predict_split
     from geo_embed.runs.run import use_run
 
     if (split is None) == (not images):
@@ -254,7 +255,7 @@ def _predict(
             print_splits(split, written, lambda row: [("predictions", row["predictions"])])
         return
     answer = use_run(
-        runs_dir, run, lambda loaded: predict_images(config, loaded, images or [], backbone=backbone)
+        runs_dir, run, lambda loaded: predict_images(config, loaded, [images], backbone=backbone)
     ).describe()
     best = [(s["state"], f"{s['probability']:.3f}") for s in answer["states"][:5]]
     print_result(answer, [*best, ("point", f"{answer['latitude']:.4f}, {answer['longitude']:.4f}")])

@@ -12,6 +12,8 @@ import os
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,9 +114,30 @@ def decode(data: bytes, *, accept_damage: bool = False) -> Pixels:
         DamagedImage: with what is lost, unless it is accepted.
         UnreadableImage: with the reason; every exception of a decoder becomes this one.
     """
-    try:
+    with _one_exception():
         pixels = _decode_plain_jpeg(data) if data[:2] == _JPEG else None
         return _decode_any(data, accept_damage) if pixels is None else pixels
+
+
+def of_pil(image: Image.Image) -> Pixels:
+    """A picture that PIL holds to RGB (H, W, 3), as `decode` does it: upright, transparency laid over white, 8 bits.
+
+    Raises:
+        UnreadableImage: with the reason: its file is cut off or closed, it has no pixels or too many, or samples without a known white.
+    """
+    with _one_exception():
+        _refuse_size(image.width, image.height)
+        image.load()
+        depth = Depth() if image.mode.startswith("I;16") else None
+        orientation = read_orientation(_bytes_of(image, "exif"), _bytes_of(image, "xmp"))
+        return turn_upright(to_rgb(image, depth), orientation)
+
+
+@contextmanager
+def _one_exception() -> Iterator[None]:
+    """Every exception of a decoder becomes UnreadableImage, with a reason for people."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except UnknownDepth as error:

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 EmbeddedBatch = tuple[list[tuple[int, int]], "torch.Tensor"]
 
 
-def default_batch_size(device: "torch.device") -> int:
-    """Images per pass through the backbone, where the settings name no number."""
-    return 256 if device.type == "cuda" else 32
-
-
 class Embedder:
     """Fills batches with pixels and passes them through the backbone, which is loaded when first needed.
 

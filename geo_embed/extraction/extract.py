@@ -40,9 +40,9 @@ from geo_embed.console import progress, say, warn
 from geo_embed.data.images import Preprocessing
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant
-from geo_embed.devices import pick_device, pick_dtype, with_torch_switches
+from geo_embed.devices import default_batch_size, pick_device, pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError
-from geo_embed.extraction.embedder import Embedder, default_batch_size
+from geo_embed.extraction.embedder import Embedder
 from geo_embed.extraction.outlook import Outlook
 from geo_embed.extraction.reader import (
     BadImage,

@@ -147,7 +147,7 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
         encoder.encode(truth.state_idx),
         truth,
         encoder,
-        _find_tied(embeddings, rows, truth),
+        _tied_in_store(embeddings, rows, truth),
     )
 
 
@@ -176,7 +176,7 @@ def put_first(examples: Examples, mask: NDArray[np.bool_]) -> tuple[Examples, ND
     ), order
 
 
-def _find_tied(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
+def _tied_in_store(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
     """Which of some rows (N,) of embeddings share pictures, by the bytes that they were made from; None where that can't be told."""
     try:
         content = read_content_hash(embeddings.store)[rows]
@@ -185,9 +185,15 @@ def _find_tied(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) ->
         warn(f"which samples share pictures can't be told, and splits don't go by it: {error}")
         return None
     # An import's content is the embedding's own bytes; 0 stands for nothing known.
-    known = embeddings.present[rows] & (content != 0)
+    return find_tied(content, embeddings.present[rows] & (content != 0), truth)
+
+
+def find_tied(
+    content: NDArray[np.uint64], known: NDArray[np.bool_], truth: Truth
+) -> NDArray[np.int64] | None:
+    """Groups (N,) of samples that share pictures, by hashes (N, V) of those whose content is known (N, V); None where none do."""
     shared = shared_pictures(content, known, truth.latitude, truth.longitude)
-    tied = tied_samples(shared, len(rows))
+    tied = tied_samples(shared, len(truth))
     if tied is not None:
         count = int((np.bincount(tied)[tied] > 1).sum())
         say(f"{count:,} samples share pictures with others: they stay on one side of every split")

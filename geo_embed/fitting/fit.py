@@ -3,14 +3,14 @@
 import copy
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from geo_embed import geography
 from geo_embed.answers import Predictions, Prior, Truth
@@ -19,9 +19,10 @@ from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import Places, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
-from geo_embed.devices import pick_device, side_by_side, with_torch_switches
+from geo_embed.devices import pick_device, side_by_side, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
+from geo_embed.fitting.arrays import describe_arrays, examples_of, settings_of
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, put_first, to_rows
 from geo_embed.fitting.leaks import near_twins
@@ -36,6 +37,7 @@ from geo_embed.metrics import final_metrics, metrics
 from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
+from geo_embed.settings import get_config
 
 # A larger share of held-out samples with a near twin in training makes the score one of memory.
 _MOST_TWINS = 0.05
@@ -123,46 +125,133 @@ class FittedHeads:
     chosen: Predictions | None = None
 
 
-@with_torch_switches
+@overload
 def fit_heads(
-    config: Config,
+    config: Config | None = None,
     *,
     name: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     command: Sequence[str] = (),
+) -> Fit: ...
+
+
+@overload
+def fit_heads(
+    config: Config | None = None,
+    *,
+    embeddings: ArrayLike,
+    states: ArrayLike,
+    latitude: ArrayLike,
+    longitude: ArrayLike,
+    present: ArrayLike | None = None,
+    sample_id: ArrayLike | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+) -> Fit: ...
+
+
+def fit_heads(
+    config: Config | None = None,
+    *,
+    embeddings: ArrayLike | None = None,
+    states: ArrayLike | None = None,
+    latitude: ArrayLike | None = None,
+    longitude: ArrayLike | None = None,
+    present: ArrayLike | None = None,
+    sample_id: ArrayLike | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> Fit:
-    """Fit heads on the cached train split and write a run.
+    """Fit heads and write a run: on the cached train split, or on plain arrays, without a CSV, a cache or a backbone.
+
+    Arrays give the split and the heads that the same embeddings in the cache would give, by a CSV with the same ids, states and places.
 
     With `training.folds` above 1 every sample is held out once: the run's validation predictions are out of fold and cover
     all samples, and its answer is the average over the folds. With `training.seeds` above 1 each is fitted as often.
 
     Args:
-        config: all settings.
+        config: all settings; default `get_config()`.
+        embeddings: (N, V, D) floats, or (N, D) of one view. Kept as the cache does, in float16 unless `model.dtype` is float32.
+        states: (N,) names, or whole numbers, which are the data's own `state_idx`.
+        latitude, longitude: (N,) degrees.
+        present: (N, V) bool, False where a view is missing; default: all are there.
+        sample_id: (N,) ids, by which a split is dealt; default 0 to N − 1.
         name: of the run; default `heads-` and the time.
-        limit: use the first samples only.
+        limit: use the first samples of the cached split only.
         overwrite: replace a run of this name.
         command: the command line that asks for it, for the run's provenance.
 
     Raises:
-        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples; the name
-            is taken, or another process is writing a run of this name.
+        GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples; arrays that
+            don't fit each other, or hold what none may; the name is taken, or another process is writing a run of this name.
     """
+    config = config or get_config()
     runs_dir = config.paths.runs_dir
-    with only_run_writer(runs_dir, name, prefix="heads", overwrite=overwrite) as held:
-        return fit_run(config, held, limit=limit, overwrite=overwrite, command=command)
+    arrays: dict[str, Any] = {
+        "embeddings": embeddings,
+        "states": states,
+        "latitude": latitude,
+        "longitude": longitude,
+    }
+    is_cached = all(given is None for given in (*arrays.values(), present, sample_id))
+    absent = [array for array, given in arrays.items() if given is None]
+    if not is_cached and (absent or limit is not None):
+        raise GeoError(
+            f"there is no {absent[0]}" if absent else "limit goes with the cached split",
+            where="fit_heads",
+            hint="give embeddings, states, latitude and longitude, or none of them to fit on the cached train split",
+        )
+    with (
+        torch_switches(config.model),
+        only_run_writer(runs_dir, name, prefix="heads", overwrite=overwrite) as held,
+    ):
+        if is_cached:
+            return fit_run(config, held, limit=limit, overwrite=overwrite, command=command)
+        started = time.monotonic()
+        examples = examples_of(**arrays, present=present, sample_id=sample_id, dtype=config.model.dtype)
+        config = settings_of(config, examples.values.shape[1])
+        sources = describe_arrays(examples)
+        return _fit(config, held, examples, sources, started, overwrite=overwrite, command=command)
 
 
 def fit_run(
     config: Config, name: str, *, limit: int | None, overwrite: bool, command: Sequence[str] = ()
 ) -> Fit:
-    """As `fit_heads`, for whoever holds the run's name by `only_run_writer`."""
+    """As `fit_heads` on the cached train split, for whoever holds the run's name by `only_run_writer`."""
     started = time.monotonic()
+    data = open_training_data(config, limit=limit)
+    csv = config.paths.csv("train")
+    sources = describe_sources(csv, file_sha256(data.samples.csv), data.store, data.content_sample)
+    return _fit(config, name, data.examples, sources, started, overwrite=overwrite, command=command)
+
+
+def _fit(
+    config: Config,
+    name: str,
+    examples: Examples,
+    sources: Mapping[str, Any],
+    started: float,
+    *,
+    overwrite: bool,
+    command: Sequence[str],
+) -> Fit:
+    """Fit heads on examples, whose memory is the fit's from now on, and write the run.
+
+    Args:
+        config: all settings.
+        name: of the run, which the caller holds.
+        examples: N samples.
+        sources: where they came from, as `describe_sources` has it.
+        started: when the work began, by the monotonic clock.
+        overwrite, command: as in `fit_heads`.
+    """
     runs_dir, training = config.paths.runs_dir, config.training
 
     # 1. What is trained on, and what is held out. Where there is one fold, what it trains on comes first, and is copied nowhere.
-    data = open_training_data(config, limit=limit)
-    examples = data.examples
     _warn_of_ignored(config.model, training)
     splits = plan(examples.places, training)
     order = np.arange(len(examples))
@@ -210,9 +299,7 @@ def fit_run(
     counts = np.bincount(labels, minlength=len(examples.encoder))
     provenance = {
         **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
-        **describe_sources(
-            config.paths.csv("train"), file_sha256(data.samples.csv), data.store, data.content_sample
-        ),
+        **sources,
     }
     with writing_run(runs_dir, name, overwrite=overwrite) as writer:
         writer.write_heads(panel)

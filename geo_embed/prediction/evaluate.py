@@ -9,7 +9,7 @@ import numpy as np
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
-from geo_embed.data.samples import load_samples, text_ids, truth_of
+from geo_embed.data.samples import text_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import with_torch_switches
 from geo_embed.errors import GeoError
@@ -28,6 +28,7 @@ from geo_embed.prediction.writing import write_table, writer_for
 from geo_embed.registry import HEADS
 from geo_embed.runs.recipe import load_ensemble
 from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.table import read_predictions
 
 if TYPE_CHECKING:
@@ -154,4 +155,4 @@ def chose_unseen(run: Run) -> bool:
 
 
 def _train_truth(run: Run) -> Truth:
-    return truth_of(load_samples(run.config, "train"))
+    return truth_of(load_samples_of(run, "train"))

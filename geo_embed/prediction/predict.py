@@ -1,30 +1,25 @@
-"""A run's answer for samples: full probability vectors, ranked states, a point. From the store, or from pictures."""
+"""A run's answer for samples: full probability vectors, ranked states, a point. From the store; from pictures see pictures.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from geo_embed.answers import Predictions, Truth
-from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import check_fits
 from geo_embed.cache.store import Embeddings, content_digest, read_store
-from geo_embed.config import Augment, Config, OnDamagedImage, Paths
+from geo_embed.config import Config, Paths
 from geo_embed.console import progress, warn
-from geo_embed.data import images
-from geo_embed.data.samples import Samples, load_samples, text_ids
+from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant, scene_order, variants_of
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.heads.calibration import calibrated
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import by_state, combine
-from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
+from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import write_predictions
 
@@ -77,7 +72,7 @@ def predict_cached(
     Raises:
         GeoError: as `predict_split`; or stores of variants hold other pictures than those of the pictures as they are.
     """
-    samples = load_samples(on_this_machine(run, paths, device).config, split)
+    samples = load_samples_of(on_this_machine(run, paths, device), split)
     stores: dict[str, str] = {}
 
     def predict(member: Run) -> Predictions:
@@ -178,109 +173,3 @@ def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
             embeddings.present,
             advance,
         )
-
-
-@with_torch_switches
-def predict_images(
-    config: Config, run: Run, paths: list[Path], *, backbone: str | None = None
-) -> Predictions:
-    """Predict one place from its pictures, one per view in the order of the run's views.
-
-    Args:
-        config: the device; and `inference.tta`, whether to average over variants, those of the run's own augmentation.
-        run: whose heads answer.
-        paths: V pictures.
-        backbone: where the run's backbone lies, if not under the name that it had in training.
-
-    Raises:
-        GeoError: the wrong number of pictures, one that can't be read or is damaged and may not be, or a backbone that isn't the run's.
-    """
-    views = run.config.model.view_names
-    if len(paths) != len(views):
-        raise GeoError(
-            f"{len(paths)} pictures, where the run looks at {len(views)} views: {', '.join(views)}",
-            where="--images",
-            hint="give one picture per view, in this order",
-        )
-    tower = load_backbone_of(run, pick_device(config.model.device), backbone)
-    device = pick_device(config.model.device, float64=True)
-    pixels, present = _read_pictures(tower, paths, config.inference.with_damaged)
-    variants = _embed_images(
-        tower, pixels, present, views, run.config.finetune.augment if config.inference.tta else None
-    )
-    ids = text_ids(["images"])
-
-    def predict(member: Run) -> Predictions:
-        heads = load_heads(member)
-        return averaged(
-            [apply_heads(heads, device, member.prior, member.labels, ids, x, seen) for x, seen in variants]
-        )
-
-    return predict_by_members(run, predict)
-
-
-def _read_pictures(
-    tower: backbones.Backbone, paths: Sequence[Path], with_damaged: OnDamagedImage
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Pixels (V, 3, H, W) of one place's pictures, and which are there (1, V): a damaged one may be skipped.
-
-    Raises:
-        GeoError: a picture can't be read, or is damaged and may not be; or every one is damaged.
-    """
-    spec = tower.preprocessing
-    pixels = np.zeros((len(paths), 3, spec.height, spec.width), dtype=np.uint8)
-    present = np.ones((1, len(paths)), dtype=bool)
-    for view, path in enumerate(paths):
-        try:
-            data = images.read_picture(path)
-            try:
-                decoded = images.decode(data)
-            except images.DamagedImage as error:
-                if with_damaged == "fail":
-                    hint = "--on-damaged-image accept takes it as it is, skip does without it"
-                    raise GeoError(f"the picture is {error}", where=path, hint=hint) from error
-                warn(f"{path} is {error}; it is {'left out' if with_damaged == 'skip' else 'taken as it is'}")
-                if with_damaged == "skip":
-                    present[0, view] = False
-                    continue
-                decoded = images.decode(data, accept_damage=True)
-            pixels[view] = images.resize(decoded, spec)
-        except OSError as error:
-            raise GeoError(f"can't read the picture: {error.strerror}", where=path) from error
-        except images.UnreadableImage as error:
-            raise GeoError(f"can't read the picture: {error}", where=path) from error
-    if not present.any():
-        raise GeoError("every picture is damaged", where=paths[0].parent, hint="--on-damaged-image accept")
-    return pixels, present
-
-
-def _embed_images(
-    tower: backbones.Backbone,
-    pixels: NDArray[np.uint8],
-    present: NDArray[np.bool_],
-    view_names: Sequence[str],
-    variants_by: Augment | None,
-) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """The embeddings (1, V, D) of one place's images (V, 3, H, W), and which are there (1, V); of several variants of them, if there are settings to make these by."""
-    import torch
-
-    from geo_embed.data.augment import tta_views
-
-    batch = torch.from_numpy(pixels).to(tower.device)[None]
-    there = torch.from_numpy(present).to(tower.device)
-    variants = [(batch, there)]
-    if variants_by is not None:
-        variants = tta_views(batch, there, variants_by, view_names)
-    embeddings = []
-    with torch.inference_mode():
-        for changed, seen in variants:
-            normal = images.normalise(changed[0], tower.preprocessing, tower.dtype)
-            embedded = backbones.embed(tower, normal).float().cpu().numpy()[None]
-            embeddings.append((embedded, seen.cpu().numpy()))
-    if not all(np.isfinite(values).all() for values, _ in embeddings):
-        raise GeoError(
-            "the backbone gave NaN or infinity",
-            where=tower.name,
-            hint="try --set model.dtype=float32; if that gives the same, the weights are damaged",
-        )
-    return embeddings

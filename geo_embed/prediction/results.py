@@ -1,8 +1,9 @@
 """Results sample by sample, and which states are taken for which. Predictions in, a DataFrame out."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.data.samples import natural_ids
@@ -17,6 +18,31 @@ from geo_embed.metrics import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def answers(predictions: Predictions) -> "pd.DataFrame":
+    """One row per sample, in the predictions' order: the columns of `per_sample` that need no truth.
+
+    Columns: `sample_id` (int64 where all are whole numbers, else text); of each rank k up to 5, or as many classes as there are,
+    `state_k`, `state_idx_k`, `probability_k`; and the predicted `latitude`, `longitude` in degrees.
+    """
+    import pandas as pd
+
+    ids = {"sample_id": natural_ids(predictions.sample_id)}
+    return pd.DataFrame(ids | _answer_columns(predictions))
+
+
+def _answer_columns(predictions: Predictions) -> dict[str, NDArray[Any]]:
+    shares, names = predictions.probabilities, np.array(predictions.labels.names, dtype=object)
+    rows = np.arange(len(predictions))
+    columns: dict[str, NDArray[Any]] = {}
+    for rank, classes in enumerate(top_states(shares).T, start=1):
+        columns |= {
+            f"state_{rank}": names[classes],
+            f"state_idx_{rank}": predictions.labels.decode(classes),
+            f"probability_{rank}": shares[rows, classes],
+        }
+    return columns | {"latitude": predictions.latitude, "longitude": predictions.longitude}
 
 
 def per_sample(predictions: Predictions, truth: Truth) -> "pd.DataFrame":
@@ -55,13 +81,7 @@ def per_sample(predictions: Predictions, truth: Truth) -> "pd.DataFrame":
         "true_latitude": truth.latitude,
         "true_longitude": truth.longitude,
     }
-    for rank, classes in enumerate(ranked.T, start=1):
-        columns |= {
-            f"state_{rank}": names[classes],
-            f"state_idx_{rank}": predictions.labels.decode(classes),
-            f"probability_{rank}": shares[rows, classes],
-        }
-    return pd.DataFrame(columns | {"latitude": predictions.latitude, "longitude": predictions.longitude})
+    return pd.DataFrame(columns | _answer_columns(predictions))
 
 
 def worst_first(samples: "pd.DataFrame") -> "pd.DataFrame":

@@ -1,9 +1,8 @@
 """A run's answers as a competition file."""
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-
-import pandas as pd
 
 from geo_embed.answers import Predictions
 from geo_embed.cache.find import find_store
@@ -14,6 +13,7 @@ from geo_embed.data.variants import AS_THEY_ARE
 from geo_embed.errors import GeoError
 from geo_embed.prediction.predict import Embed, predict_cached
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
+from geo_embed.runs.samples import check_has_csv
 from geo_embed.runs.table import is_tta, read_predictions, read_stores, write_predictions
 from geo_embed.submissions.check import Verdict
 from geo_embed.submissions.template import fill_template, read_template
@@ -38,17 +38,30 @@ def submit(
         GeoError: no template, no embeddings of the test split, a sample of the template without an answer, or `out` was noted or sent.
     """
     run = on_this_machine(run, config.paths, config.model.device)
+    check_has_csv(run)
     template = read_template(config.paths.csv("test"), run.config.model.view_names)
-    predictions = _test_predictions(config, run, template, embed)
+    predictions = predictions_of_test(config, run, samples=template["sample_id"], embed=embed)
     return write_submission(config, run, fill_template(template, predictions), out)
 
 
-def _test_predictions(config: Config, run: Run, template: pd.DataFrame, embed: Embed | None) -> Predictions:
-    """The run's table, made again if it is of the other kind, lacks a sample of the template or the stores hold something else since it was made."""
+def predictions_of_test(
+    config: Config, run: Run, *, samples: Iterable[str] = (), embed: Embed | None = None
+) -> Predictions:
+    """A run's predictions of the test split: its table, made again if it is of the other kind, lacks a sample or the stores hold something else since it was made.
+
+    Args:
+        config: as of `submit`.
+        run: by the paths and the device of these settings.
+        samples: ids that must be among them.
+        embed: as of `submit`.
+
+    Raises:
+        GeoError: the table is damaged; or it must be made, and there are no embeddings of the test split.
+    """
     path, tta = run.predictions_path("test"), config.inference.tta
     if path.is_file() and is_tta(path) == tta and not _is_stale(run, path):
         predictions, _ = read_predictions(path, run.labels)
-        if set(template["sample_id"]) <= set(predictions.sample_id):
+        if set(samples) <= set(predictions.sample_id):
             return predictions
     if embed is not None:
         embed(config, run, "test")

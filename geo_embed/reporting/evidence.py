@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config
 from geo_embed.console import harmless
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.samples import Samples
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import error_km, state_credit, top_states
@@ -18,6 +18,7 @@ from geo_embed.prediction.evaluate import split_predictions
 from geo_embed.prediction.results import per_sample
 from geo_embed.runs.recipe import Ensemble, load_ensemble
 from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.samples import load_samples_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ def gather(config: Config, run: Run) -> Evidence:
     predictions, truth = split_predictions(run, "val", config.paths, config.model.device)
     samples, reason = None, ""
     try:
-        samples = load_samples(run.config, "train")
+        samples = load_samples_of(run, "train")
     except GeoError as error:
         reason = why(error)
     return Evidence(run, predictions, truth, load_ensemble(run), samples, reason)

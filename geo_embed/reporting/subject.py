@@ -10,7 +10,7 @@ from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data import images
-from geo_embed.data.samples import Samples, load_samples, text_ids
+from geo_embed.data.samples import Samples, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.prediction.evaluate import split_predictions
 from geo_embed.reporting.order import by_geography, distances_between, middles
@@ -18,6 +18,7 @@ from geo_embed.reporting.outlines import Outlines, outlines
 from geo_embed.reporting.plots.style import label
 from geo_embed.reporting.projections import Projection, fit_projection
 from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.table import read_predictions
 
 _KINDS = {"val": "held-out samples", "train": "training samples", "test": "test samples"}
@@ -86,14 +87,14 @@ class Subject:
     @cached_property
     def samples(self) -> Samples:
         """The split's CSV: the held-out samples are in that of training. Raises GeoError where it can't be read."""
-        return load_samples(self.run.config, "test" if self.split == "test" else "train")
+        return load_samples_of(self.run, "test" if self.split == "test" else "train")
 
     @cached_property
     def training(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Class (M,), latitude and longitude of the samples that the run learnt from; without their CSV those held out stand for them."""
         encoder = self.run.labels
         try:
-            samples = load_samples(self.run.config, "train")
+            samples = load_samples_of(self.run, "train")
         except GeoError as error:
             warn(f"the training places aren't at hand, so the map is made of the samples drawn: {error}")
             truth = self.truth

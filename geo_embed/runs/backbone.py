@@ -32,7 +32,7 @@ def load_backbone_of(
         raise GeoError(
             f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
             where=run.path,
-            hint="embed the pictures as they were, import them as a test split, and predict that",
+            hint="embed the pictures as they were, then run.predict(embeddings=…); or import them as a test split, and predict that",
         )
     model = run.config.model
     model = model.model_copy(update={"backbone_name": name or model.backbone_name})

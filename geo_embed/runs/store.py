@@ -27,6 +27,12 @@ def find_store_of(run: Run, split: str, variant: Variant = AS_THEY_ARE) -> Store
         GeoError: there is no such store, or it is an import that was replaced by another backbone's.
     """
     fitted_on = run.provenance["store"]
+    if is_fitted_on_arrays(run):
+        raise GeoError(
+            f"the run was fitted on arrays: there is no {split} split of these embeddings in the cache",
+            where=run.path,
+            hint="run.predict(embeddings=…) answers for arrays; for all else import both splits' embeddings (geo cache import) and fit on those",
+        )
     if variant != AS_THEY_ARE and is_fitted_on_import(run):
         raise GeoError(
             f"the run was fitted on imported embeddings ({fitted_on['backbone']}): what made them isn't known here, "
@@ -64,3 +70,9 @@ def find_store_of(run: Run, split: str, variant: Variant = AS_THEY_ARE) -> Store
 def is_fitted_on_import(run: Run) -> bool:
     """Whether a run with heads of its own was fitted on embeddings that were made elsewhere."""
     return run.provenance["store"]["weights_sha256"] is None
+
+
+def is_fitted_on_arrays(run: Run) -> bool:
+    """Whether a run, or a member of an ensemble, was fitted on plain arrays: there is neither a store nor a CSV of its samples."""
+    stores = [run.provenance["store"], *(run.provenance.get("stores") or ())]
+    return any(store.get("arrays") for store in stores)

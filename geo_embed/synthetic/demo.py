@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geo_embed.config import Config
-from geo_embed.console import progress, say
+from geo_embed.console import PROGRESS_SECONDS, progress, say
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
@@ -150,7 +150,12 @@ def _report(config: Config, first: str, runs: Sequence[str]) -> Path:
 
 
 def make_country(
-    root: Path, locations: int, *, seed: int, workers: int | None, progress_seconds: float
+    root: Path,
+    locations: int,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    progress_seconds: float = PROGRESS_SECONDS,
 ) -> None:
     """Write the pictures, CSVs and backbone of a demo, unless these very ones are there.
 

@@ -7,7 +7,7 @@ import pytest
 
 from geo_embed.answers import Truth
 from geo_embed.bench.dataset import write_dataset
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import read_store
 from geo_embed.config import Config, Model
@@ -24,7 +24,7 @@ def test_what_is_laid_out_is_imported_as_it_is_and_warns_of_nothing(
     paths, files = write_dataset(tmp_path / "new", ("left", "right"), {4: "Four", 9: "Nine"}, splits)
     config = Config(paths=paths, model=Model(view_names=("left", "right"), backbone_name="made"))
     for split, file in files.items():
-        import_embeddings(config, file, split, "made")
+        cache_import(config, file, split, "made")
         samples = load_samples(config, split)
         stored = read_store(find_store(config, split))
         assert samples.sample_id.tolist() == splits[split][0].tolist()

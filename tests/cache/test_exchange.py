@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from small import VIEWS, Small, command, content
 
-from geo_embed.cache.exchange import FORMATS, export_embeddings, import_embeddings
+from geo_embed.cache.exchange import FORMATS, cache_export, cache_import
 from geo_embed.cache.store import open_store, read_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
@@ -59,8 +59,8 @@ def ids_of(small: Small) -> list[int]:
 def test_an_export_comes_back_in_to_the_last_bit(small: Small, ending: str) -> None:
     done = extract(small.config(), "train")
     file = small.root / f"out{ending}"
-    export_embeddings(small.config(), "train", file)
-    back = import_embeddings(small.config(), file, "train", "mine")
+    cache_export(small.config(), "train", file)
+    back = cache_import(small.config(), file, "train", "mine")
     a, b = read_store(open_store(done.store)), read_store(open_store(back.store))
     assert a.values.tobytes() == b.values.tobytes()
     assert b.values.dtype == np.float16
@@ -72,7 +72,7 @@ def test_an_export_comes_back_in_to_the_last_bit(small: Small, ending: str) -> N
 def test_ids_put_the_samples_in_order(small: Small, ending: str) -> None:
     values = made_up()
     file = save(small.root / f"in{ending}", values, ids_of(small), [5, 2, 7, 0, 1, 6, 4, 3])
-    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    back = cache_import(small.config(model__dtype="float32"), file, "train", "mine")
     assert (read_store(open_store(back.store)).values == values).all()
 
 
@@ -81,16 +81,16 @@ def test_text_ids_put_the_samples_in_order_too(small: Small, ending: str) -> Non
     ids = [f"place {k} é" for k in range(8)]
     small.write(small.table().assign(sample_id=ids))
     file = save(small.root / f"in{ending}", made_up(), ids, list(reversed(range(8))))
-    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    back = cache_import(small.config(model__dtype="float32"), file, "train", "mine")
     assert (read_store(open_store(back.store)).values == made_up()).all()
 
 
 def test_text_ids_survive_an_export_to_safetensors(small: Small) -> None:
     small.write(small.table().assign(sample_id=[f"place {k}" for k in range(8)]))
-    import_embeddings(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
+    cache_import(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
     named = small.config(model__backbone_name="mine")
-    export_embeddings(named, "train", small.root / "out.safetensors")
-    back = import_embeddings(small.config(), small.root / "out.safetensors", "train", "again")
+    cache_export(named, "train", small.root / "out.safetensors")
+    back = cache_import(small.config(), small.root / "out.safetensors", "train", "again")
     assert (read_store(open_store(back.store)).values == made_up().astype(np.float16)).all()
 
 
@@ -100,9 +100,7 @@ def test_bfloat16_safetensors_can_be_read(small: Small) -> None:
 
     values = torch.from_numpy(made_up()).bfloat16()
     save_torch({"features": values}, small.root / "in.safetensors")
-    back = import_embeddings(
-        small.config(model__dtype="float32"), small.root / "in.safetensors", "train", "mine"
-    )
+    back = cache_import(small.config(model__dtype="float32"), small.root / "in.safetensors", "train", "mine")
     assert (read_store(open_store(back.store)).values == values.float().numpy()).all()
 
 
@@ -111,13 +109,13 @@ def test_a_parquet_file_may_lack_views(small: Small) -> None:
     table = pd.read_parquet(file)
     gone = (table["sample_id"] == ids_of(small)[3]) & (table["view"] == "east")
     table[~gone].to_parquet(file)
-    back = import_embeddings(small.config(), file, "train", "mine")
+    back = cache_import(small.config(), file, "train", "mine")
     assert np.argwhere(~read_store(open_store(back.store)).present).tolist() == [[3, 1]]
 
     named = small.config(model__backbone_name="mine")
     with pytest.raises(GeoError, match=r"1 views have no embedding, which only \.parquet can say"):
-        export_embeddings(named, "train", small.root / "out.npy")
-    export_embeddings(named, "train", small.root / "out.parquet")
+        cache_export(named, "train", small.root / "out.npy")
+    cache_export(named, "train", small.root / "out.parquet")
     assert len(pd.read_parquet(small.root / "out.parquet")) == 31
 
 
@@ -148,7 +146,7 @@ REFUSED: dict[str, tuple[Callable[[Small], Path], str]] = {
 def test_an_import_that_is_wrong_is_refused_and_leaves_nothing(small: Small, case: str) -> None:
     make, why = REFUSED[case]
     with pytest.raises(GeoError, match=why):
-        import_embeddings(small.config(), make(small), "train", "mine")
+        cache_import(small.config(), make(small), "train", "mine")
     assert not any(small.cache.glob("*/*.zarr"))
     assert not any(small.cache.glob("*/.*"))
 
@@ -172,40 +170,40 @@ def test_nothing_pickled_is_ever_loaded(small: Small, ending: str) -> None:
     else:
         np.savez(small.root / "x.npz", embeddings=array)
     with pytest.raises(GeoError, match=rf"not a readable \{ending} file"):
-        import_embeddings(small.config(), small.root / f"x{ending}", "train", "mine")
+        cache_import(small.config(), small.root / f"x{ending}", "train", "mine")
     (small.root / "plain.npy").write_bytes(pickle.dumps(Trap(mark)))
     with pytest.raises(GeoError, match="not a readable"):
-        import_embeddings(small.config(), small.root / "plain.npy", "train", "mine")
+        cache_import(small.config(), small.root / "plain.npy", "train", "mine")
     assert not mark.exists()
 
 
 def test_a_value_too_large_for_half_precision_is_refused_with_what_helps(small: Small) -> None:
     file = save(small.root / "in.npy", poisoned(70_000))
     with pytest.raises(GeoError, match="too large for float16") as refused:
-        import_embeddings(small.config(), file, "train", "mine")
+        cache_import(small.config(), file, "train", "mine")
     assert refused.value.hint == "--dtype float32 stores larger values"
-    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    back = cache_import(small.config(model__dtype="float32"), file, "train", "mine")
     assert read_store(open_store(back.store)).values[5, 2, 3] == 70_000
 
 
 @pytest.mark.filterwarnings("error")
 def test_half_precision_is_stored_in_single_without_a_word(small: Small) -> None:
     file = save(small.root / "in.npy", made_up().astype(np.float16))
-    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    back = cache_import(small.config(model__dtype="float32"), file, "train", "mine")
     assert (read_store(open_store(back.store)).values == made_up().astype(np.float16)).all()
 
 
 def test_other_embeddings_under_the_same_name_need_overwrite(small: Small) -> None:
     first = save(small.root / "first.npy", made_up())
     second = save(small.root / "second.npy", made_up(seed=1))
-    done = import_embeddings(small.config(), first, "train", "mine")
+    done = cache_import(small.config(), first, "train", "mine")
     before = content(done.store)
     with pytest.raises(GeoError, match="an import of this name holds other embeddings") as refused:
-        import_embeddings(small.config(), second, "train", "mine")
+        cache_import(small.config(), second, "train", "mine")
     assert "--overwrite" in refused.value.hint
     assert content(done.store) == before
-    assert import_embeddings(small.config(), first, "train", "mine").store == done.store
-    import_embeddings(small.config(), second, "train", "mine", overwrite=True)
+    assert cache_import(small.config(), first, "train", "mine").store == done.store
+    cache_import(small.config(), second, "train", "mine", overwrite=True)
     assert (read_store(open_store(done.store)).values == made_up(seed=1).astype(np.float16)).all()
     assert not any(small.cache.glob("*/.*"))
 
@@ -247,7 +245,7 @@ def test_an_import_carries_everything_downstream_without_a_picture(
 def test_an_import_that_no_longer_fits_is_to_be_imported_again(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import_embeddings(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
+    cache_import(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
     small.write(small.table().iloc[::-1])
     ran = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
     assert ran.code == 1
@@ -257,7 +255,7 @@ def test_an_import_that_no_longer_fits_is_to_be_imported_again(
 def test_a_long_name_is_a_name_and_none_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(small.root / "in.npy", made_up())
     for name in ("b" * 300, "é\n/.."):
-        done = import_embeddings(small.config(), file, "train", name)
+        done = cache_import(small.config(), file, "train", name)
         ran = command(
             capsys, *small.options(), "--json", "cache", "info", "--split", "train", "--backbone", name
         )
@@ -265,7 +263,7 @@ def test_a_long_name_is_a_name_and_none_is_refused(small: Small, capsys: pytest.
         assert [entry["path"] for entry in ran.json["stores"]] == [str(done.store)]
     for name in ("", " ", "b" * 5000):
         with pytest.raises(GeoError, match="name has 1 to"):
-            import_embeddings(small.config(), file, "train", name)
+            cache_import(small.config(), file, "train", name)
 
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors", ".parquet"])
@@ -278,8 +276,8 @@ def test_train_and_test_of_two_backbones_are_not_one_import(
         for split in ("train", "test"):
             extract(config, split)
             files[split, exact] = small.root / f"{split}-{exact}{ending}"
-            export_embeddings(config, split, files[split, exact])
-    train = import_embeddings(small.config(), files["train", False], "train", "mine")
+            cache_export(config, split, files[split, exact])
+    train = cache_import(small.config(), files["train", False], "train", "mine")
     for options in ((), ("--overwrite",)):
         words = ("cache", "import", files["test", True], "--split", "test", "--backbone", "mine", *options)
         ran = command(capsys, *small.options(), *words)
@@ -287,20 +285,20 @@ def test_train_and_test_of_two_backbones_are_not_one_import(
         assert "the train split of 'mine' is another backbone's than this file: its fingerprint is" in ran.err
         assert "another --backbone name" in ran.err
     assert not train.store.with_name("test.zarr").exists()
-    import_embeddings(small.config(), files["test", False], "test", "mine")
-    import_embeddings(small.config(), files["test", True], "test", "other")
+    cache_import(small.config(), files["test", False], "test", "mine")
+    cache_import(small.config(), files["test", True], "test", "other")
 
 
 def test_a_file_that_names_no_backbone_goes_by_its_name_alone(small: Small) -> None:
     values = {"train": made_up(), "test": made_up(4)}
     named = small.root / "named.npz"
     np.savez(named, embeddings=values["train"], backbone=np.array("first"), feature=np.array("pooler"))
-    import_embeddings(small.config(), named, "train", "mine")
-    import_embeddings(small.config(), save(small.root / "test.npy", values["test"]), "test", "mine")
+    cache_import(small.config(), named, "train", "mine")
+    cache_import(small.config(), save(small.root / "test.npy", values["test"]), "test", "mine")
     for key, value in (("backbone", "second"), ("feature", "cls")):
         np.savez(named, embeddings=values["test"], **{key: np.array(value)})
         with pytest.raises(GeoError, match=f"its {key} is '{value}', not"):
-            import_embeddings(small.config(), named, "test", "mine", overwrite=True)
+            cache_import(small.config(), named, "test", "mine", overwrite=True)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-9])
@@ -313,8 +311,8 @@ def test_embeddings_too_small_for_half_precision_are_refused_with_what_helps(
     file = save(small.root / "in.npy", values)
     what = rf"sample {ids_of(small)[5]}, view south is too small for float16, which would round it away"
     with pytest.raises(GeoError, match=what) as refused:
-        import_embeddings(small.config(), file, "train", "mine")
+        cache_import(small.config(), file, "train", "mine")
     assert refused.value.hint == "--dtype float32 stores smaller values"
     assert not any(small.cache.glob("*/*.zarr"))
-    back = import_embeddings(small.config(model__dtype="float32"), file, "train", "mine")
+    back = cache_import(small.config(model__dtype="float32"), file, "train", "mine")
     assert (read_store(open_store(back.store)).values == values).all()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from small import Small, command
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.formats import FORMATS, check_holds, read_vectors, write_vectors
 from geo_embed.cache.store import (
     MISSING,
@@ -524,7 +524,7 @@ def test_a_file_of_no_sense_is_one_line_and_leaves_nothing(places: Small, tmp_pa
     file = tmp_path / f"in{ending}"
     make(file)
     with pytest.raises(GeoError) as refused:
-        import_embeddings(places.config(model__view_names=VIEWS), file, "train", "mine")
+        cache_import(places.config(model__view_names=VIEWS), file, "train", "mine")
     assert refused.value.where == str(file)
     assert "\n" not in refused.value.what
     assert len(refused.value.what) < 500

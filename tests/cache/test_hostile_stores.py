@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from small import Small, command
 
-from geo_embed.cache.exchange import export_embeddings
+from geo_embed.cache.exchange import cache_export
 from geo_embed.cache.find import check_fits, choose_store
 from geo_embed.cache.storage import Storage, superseded_paths
 from geo_embed.cache.store import (
@@ -371,7 +371,7 @@ def outcomes(path: Path, samples: Samples, small: Small) -> dict[str, Any]:
         "choose": lambda: choose_store(path.parents[1], config.model, "train"),
         "sources": lambda: gather_sources(path),
         "superseded": lambda: superseded_paths(path),
-        "export": lambda: export_embeddings(config, "train", path.parents[1] / "out.parquet"),
+        "export": lambda: cache_export(config, "train", path.parents[1] / "out.parquet"),
     }
     results: dict[str, Any] = {}
     for name, read in readers.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import Small, command, content
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.find import find_store
 from geo_embed.cache.tidy import collect_garbage
 from geo_embed.extraction.extract import extract
@@ -22,7 +22,7 @@ DIM = 7
 
 def import_made_up(small: Small) -> None:
     np.save(small.root / "in.npy", np.random.default_rng(0).normal(size=(8, 4, DIM)).astype(np.float32))
-    import_embeddings(small.config(), small.root / "in.npy", "train", "mine")
+    cache_import(small.config(), small.root / "in.npy", "train", "mine")
 
 
 def test_ls_shows_every_store_and_the_runs_fitted_on_it(

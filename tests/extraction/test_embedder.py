@@ -10,7 +10,8 @@ import torch
 
 from geo_embed.backbones.backbone import Backbone, embed, load_backbone
 from geo_embed.data import images
-from geo_embed.extraction.embedder import Embedder, default_batch_size
+from geo_embed.devices import default_batch_size
+from geo_embed.extraction.embedder import Embedder
 
 if TYPE_CHECKING:
     from conftest import Country

@@ -13,7 +13,7 @@ from small import Small, age, command, content
 
 import geo_embed
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.store import PENDING, open_store, read_status
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
@@ -220,7 +220,7 @@ def test_a_run_of_an_earlier_version_gets_a_store_that_it_knows(small: Small) ->
 def test_an_import_is_left_to_whoever_made_it(small: Small) -> None:
     file = small.root / "train.npy"
     np.save(file, np.random.default_rng(0).normal(size=(12, 4, 7)).astype(np.float32))
-    import_embeddings(small.config(), file, "train", "mine")
+    cache_import(small.config(), file, "train", "mine")
     settings = small.config(model__backbone_name="mine")
     fit_heads(settings, name="first")
     run = load_run(settings.paths.runs_dir, "first")

@@ -12,7 +12,7 @@ from small import Small, command, content
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.preprocessing import read_preprocessing
-from geo_embed.cache.exchange import export_embeddings
+from geo_embed.cache.exchange import cache_export
 from geo_embed.cache.find import choose_store, find_store
 from geo_embed.cache.store import Store, open_store, read_store, rewrite_attributes
 from geo_embed.cache.tidy import collect_garbage
@@ -73,7 +73,7 @@ def test_every_variant_is_another_store_and_none_passes_for_another(small: Small
         chosen(small, "train", mirrored.fingerprint)
     config = small.config(model__fingerprint=middle.fingerprint)
     with pytest.raises(GeoError, match="but of the pictures the middle 70 %"):
-        export_embeddings(config, "train", small.root / "out.npy")
+        cache_export(config, "train", small.root / "out.npy")
 
 
 def test_embeddings_are_copied_within_a_variant_and_never_from_one_to_another(small: Small) -> None:

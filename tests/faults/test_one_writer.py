@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small import Nursery, Small, command, content, holding
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.tidy import collect_garbage
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
@@ -87,7 +87,7 @@ def test_a_second_import_is_refused_likewise(small: Small, nursery: Nursery, tmp
     )
     assert first.wait_for(lambda: at_work(small))
     with pytest.raises(GeoError, match=rf"process {first.pid} on {re.escape(socket.gethostname())}"):
-        import_embeddings(small.config(), file, "train", "mine")
+        cache_import(small.config(), file, "train", "mine")
     # Hours later it is still no litter.
     for path in small.cache.glob("*/.*"):
         os.utime(path, (0, 0))

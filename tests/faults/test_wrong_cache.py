@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from small import Small, command, files
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import rebuild_hint
 from geo_embed.errors import GeoError
@@ -215,7 +215,7 @@ def test_the_nearest_store_is_named_with_what_sets_it_apart(small: Small) -> Non
 def test_a_folder_of_an_imports_name_that_holds_no_model_is_no_obstacle(small: Small, tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.ones((8, 4, 3), dtype=np.float32))
     config = small.config(model__backbone_name="mine")
-    made = import_embeddings(config, tmp_path / "e.npy", "train", "mine")
+    made = cache_import(config, tmp_path / "e.npy", "train", "mine")
     Path("mine").mkdir()
     assert find_store(config, "train").path == made.store
 

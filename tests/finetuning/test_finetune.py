@@ -37,7 +37,8 @@ from geo_embed.heads.refine import Refiner
 from geo_embed.metrics import metrics
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import predict_images, predict_split
+from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
@@ -215,13 +216,13 @@ def test_an_ensemble_is_refused(config: Config, run: Run) -> None:
 
 
 def test_imported_embeddings_are_refused(config: Config, country: Country, tmp_path: Path) -> None:
-    from geo_embed.cache.exchange import import_embeddings
+    from geo_embed.cache.exchange import cache_import
 
     cached = np.asarray(open_store(country.store(), writable=False).embeddings[:])
     np.save(tmp_path / "all.npy", cached)
     paths = config.paths.model_copy(update={"cache_dir": tmp_path / "cache"})
     config = config.model_copy(update={"paths": paths})
-    import_embeddings(config, tmp_path / "all.npy", "train", "mine")
+    cache_import(config, tmp_path / "all.npy", "train", "mine")
     imported = config.model_copy(update={"model": config.model.model_copy(update={"backbone_name": "mine"})})
     fit_heads(having(imported, training={"epochs": 1}), name="first")
     assert "fitted on imported embeddings" in refused(config).what

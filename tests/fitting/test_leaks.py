@@ -11,7 +11,7 @@ import pytest
 from conftest import Country
 from small import Small, command
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.cache.find import find_store
 from geo_embed.cache.store import open_store, read_content_hash
 from geo_embed.config import Config
@@ -222,7 +222,7 @@ def test_the_same_embedding_imported_on_both_sides_is_found_likewise(config: Con
     paths = config.paths.model_copy(update={"cache_dir": tmp_path / "cache"})
     model = config.model.model_copy(update={"backbone_name": "mine"})
     config = config.model_copy(update={"paths": paths, "model": model})
-    import_embeddings(config, tmp_path / "train.npy", "train", "mine")
+    cache_import(config, tmp_path / "train.npy", "train", "mine")
     assert_found_and_kept_together(config, held_out, training)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from small import command
 
-from geo_embed.cache.exchange import import_embeddings
+from geo_embed.cache.exchange import cache_import
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.fitting import fit
@@ -220,7 +220,7 @@ def test_an_import_of_other_embeddings_is_another_sweeps(country: Country, tmp_p
 
     def bring_in() -> None:
         np.save(tmp_path / "in.npy", rng.normal(size=shape).astype(np.float32))
-        import_embeddings(config, tmp_path / "in.npy", "train", "mine", overwrite=True)
+        cache_import(config, tmp_path / "in.npy", "train", "mine", overwrite=True)
 
     bring_in()
     searched(config, trials=2)

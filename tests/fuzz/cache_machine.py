@@ -52,7 +52,7 @@ from hypothesis.stateful import (
 from PIL import Image
 from small import Nursery, age
 
-from geo_embed.cache.exchange import export_embeddings, import_embeddings
+from geo_embed.cache.exchange import cache_export, cache_import
 from geo_embed.cache.find import check_fits, find_store, is_of_old_kind
 from geo_embed.cache.store import (
     OK,
@@ -711,7 +711,7 @@ class CacheMachine(RuleBasedStateMachine):
     def export(self, split: str, ending: str) -> None:
         out = self.root / f"{split}{ending}"
         try:
-            embeddings = export_embeddings(self.config(), split, out)
+            embeddings = cache_export(self.config(), split, out)
         except GeoError as error:
             note(f"refused: {error}")
             return
@@ -742,7 +742,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         name = "second" if other else "first"
         try:
-            made = import_embeddings(self.config(), self.root / file, split, name, overwrite=True)
+            made = cache_import(self.config(), self.root / file, split, name, overwrite=True)
         except GeoError as error:
             note(f"refused: {error}")
             # Under one name there are one backbone's embeddings of both splits.

@@ -28,7 +28,8 @@ from geo_embed.finetuning.checkpoint import (
 )
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.prediction.predict import predict_images, predict_split
+from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import load_run
 
 if TYPE_CHECKING:

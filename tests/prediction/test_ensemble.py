@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from small import command, saved_predictions
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.exchange import export_embeddings, import_embeddings
+from geo_embed.cache.exchange import cache_export, cache_import
 from geo_embed.cache.store import chunks_of, commit_chunk, open_store
 from geo_embed.config import Config, EnsembleMethod, PointChoice
 from geo_embed.data.samples import load_samples
@@ -27,7 +27,8 @@ from geo_embed.metrics import competition_score, top_states
 from geo_embed.prediction.combine import combine
 from geo_embed.prediction.ensemble import Ensembled, _cross_fit, ensemble
 from geo_embed.prediction.evaluate import evaluate
-from geo_embed.prediction.predict import predict_images, predict_split
+from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run, run_stores
@@ -262,9 +263,9 @@ def mixed(own: Country, run: Run, tmp_path: Path) -> Pair:
     config = own.config(tmp_path)
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
-        values = export_embeddings(config, split, tmp_path / f"{split}.npy").values[:, :, :700]
+        values = cache_export(config, split, tmp_path / f"{split}.npy").values[:, :, :700]
         np.save(tmp_path / f"{split}.npy", values + rng.normal(0, 1e-3, values.shape).astype(values.dtype))
-        import_embeddings(config, tmp_path / f"{split}.npy", split, "other")
+        cache_import(config, tmp_path / f"{split}.npy", split, "other")
     fit_heads(own.config(tmp_path, model__backbone_name="other", training__epochs=2), name="second")
     return Pair(config)
 

@@ -21,7 +21,8 @@ from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.geography import region_box
 from geo_embed.heads.heads import Heads
-from geo_embed.prediction.predict import predict_embeddings, predict_images, predict_split
+from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.predict import predict_embeddings, predict_split
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
 from geo_embed.synthetic.backbone import write_backbone

@@ -20,7 +20,8 @@ from geo_embed.extraction.extract import extract
 from geo_embed.extraction.for_run import extract_for_run
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.prediction.ensemble import ensemble
-from geo_embed.prediction.predict import predict_embeddings, predict_images, predict_split
+from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.predict import predict_embeddings, predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run, load_run
 from geo_embed.runs.table import is_tta, read_stores

@@ -1,0 +1,291 @@
+"""A run's answer for places from their pictures, in whatever form these are at hand, or from embeddings in memory."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from geo_embed.answers import Predictions
+from geo_embed.backbones import backbone as backbones
+from geo_embed.cache.arrays import check_embeddings
+from geo_embed.config import Augment, Config, OnDamagedImage
+from geo_embed.console import progress, warn
+from geo_embed.data import images
+from geo_embed.data.samples import text_ids
+from geo_embed.devices import default_batch_size, pick_device, with_torch_switches
+from geo_embed.errors import GeoError
+from geo_embed.heads.predictor import apply_heads, averaged
+from geo_embed.prediction.predict import predict_by_members
+from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.run import Run
+
+# A PIL image, a file's path, a file's bytes, or pixels (H, W, 3) uint8.
+Picture: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8]
+# One place's V pictures, in the order of a run's views; None where one is missing.
+Place: TypeAlias = Sequence[Picture | None]
+
+# Embeddings (B, V, D), and which are there (B, V).
+_Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
+_FORMS = "a PIL image, a path, a file's bytes, or a uint8 array (height, width, 3)"
+
+
+@with_torch_switches
+def predict_images(
+    config: Config, run: Run, given: Any, *, backbone: str | backbones.Backbone | None = None
+) -> Predictions:
+    """Predict places from their pictures; one without any gets the run's prior, and a warning.
+
+    Args:
+        config: the device; `inference.batch_size` pictures per pass, what to do with damaged ones; and `inference.tta`, whether to
+            average over variants, those of the run's own augmentation.
+        run: whose heads answer.
+        given: one place or many, as `arrange` takes them.
+        backbone: where the run's backbone lies, if not under the name that it had in training; or itself, as `load_backbone_of` gives it.
+
+    Returns:
+        N predictions, whose ids are the places' numbers from 0.
+
+    Raises:
+        GeoError: the wrong number of pictures, one that can't be read or is damaged and may not be, or a backbone that isn't the run's.
+    """
+    views = run.config.model.view_names
+    places = arrange(given, views)
+    device = pick_device(config.model.device)
+    tower = backbone if isinstance(backbone, backbones.Backbone) else load_backbone_of(run, device, backbone)
+    variants_by = run.config.finetune.augment if config.inference.tta else None
+    size = max(1, (config.inference.batch_size or default_batch_size(device)) // len(views))
+    batches: list[list[_Embedded]] = []
+    with progress("predict", len(places), "places", config.tracking.progress_seconds) as advance:
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
+            batches.append(_embed(tower, pixels, present, views, variants_by))
+            advance(len(part))
+    variants = [
+        (np.concatenate([values for values, _ in parts]), np.concatenate([seen for _, seen in parts]))
+        for parts in zip(*batches, strict=True)
+    ]
+    return _answer(config, run, variants)
+
+
+@with_torch_switches
+def predict_arrays(
+    config: Config, run: Run, embeddings: ArrayLike, present: ArrayLike | None = None
+) -> Predictions:
+    """Predict places from embeddings by the backbone that a run was fitted on; one without any view gets the run's prior, and a warning.
+
+    Args:
+        config: the device.
+        run: whose heads answer.
+        embeddings: (N, V, D) floats, or (N, D) of one view.
+        present: (N, V) bool, False where a view is missing; default: all are there.
+
+    Returns:
+        N predictions, whose ids are the places' numbers from 0.
+
+    Raises:
+        GeoError: another shape than that of the run's views and its backbone's embeddings, or one that is there isn't finite.
+    """
+    values, seen = check_embeddings(embeddings, present, dtype=run.config.model.dtype)
+    return _answer(config, run, [(values, seen)])
+
+
+def _answer(
+    config: Config, run: Run, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]
+) -> Predictions:
+    """Predictions for embeddings (N, V, D), of which some are there (N, V): the average over several variants of them."""
+    values, seen = variants[0]
+    without = int((~seen.any(axis=1)).sum())
+    if without:
+        warn(f"{without:,} of {len(values):,} places have no picture; they get the training set's prior")
+    device = pick_device(config.model.device, float64=True)
+    ids = text_ids(range(len(values)))
+
+    def predict(member: Run) -> Predictions:
+        views = member.config.model.view_names
+        if values.shape[1:] != (len(views), member.dim):
+            raise GeoError(
+                f"{values.shape[1]} × {values.shape[2]} numbers a place, where {member.name} was fitted on {len(views)} × {member.dim}",
+                where="embeddings",
+                hint=f"give (places, views, numbers) by the backbone that it was fitted on, the views as {', '.join(views)}",
+            )
+        heads = load_heads(member)
+        return averaged(
+            [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in variants]
+        )
+
+    return predict_by_members(run, predict)
+
+
+def arrange(given: Any, views: Sequence[str]) -> list[Place]:
+    """N places of V pictures each.
+
+    Args:
+        given: one place, or many. A place is V pictures in the order of the views, None where one is missing; or a mapping from
+            views to those pictures that are there. Where there is one view, a place may also be its picture itself.
+        views: V names.
+
+    Raises:
+        GeoError: none at all, a place of another number of pictures, an unknown view, or what is no picture.
+    """
+    if isinstance(given, Mapping):
+        return [_by_name(given, views, "")]
+    items = _items(given, "")
+    if not items:
+        raise GeoError(f"0 pictures, where the run looks at {_counted(views)}", hint=f"a picture is {_FORMS}")
+    if all(item is None or _is_picture(item) for item in items):
+        return [[item] for item in items] if len(views) == 1 else [_in_order(items, views, "")]
+    places: list[Place] = []
+    for number, item in enumerate(items):
+        where = f"place {number}" if len(items) > 1 else ""
+        if isinstance(item, Mapping):
+            places.append(_by_name(item, views, where))
+        else:
+            places.append(_in_order([item] if item is None else _items(item, where), views, where))
+    return places
+
+
+def _is_picture(item: object) -> bool:
+    if isinstance(item, np.ndarray):
+        return item.dtype.kind not in "OSU" and item.ndim < 4
+    return isinstance(item, Image.Image | str | Path | bytes | bytearray | memoryview)
+
+
+def _items(given: Any, where: str) -> list[Any]:
+    """What there is to be looked through: pictures or places."""
+    if _is_picture(given):
+        return [given]
+    # A table's names would pass for paths.
+    rows = given.to_numpy() if hasattr(given, "to_numpy") else given
+    if not isinstance(rows, Iterable):
+        raise GeoError(f"a {type(given).__name__} is no picture", where=where, hint=f"a picture is {_FORMS}")
+    return list(rows)
+
+
+def _in_order(pictures: list[Any], views: Sequence[str], where: str) -> Place:
+    if len(pictures) != len(views):
+        raise GeoError(
+            f"{len(pictures)} pictures, where the run looks at {_counted(views)}",
+            where=where,
+            hint="give one picture per view, in this order, None where one is missing; several places as a list of such lists",
+        )
+    return pictures
+
+
+def _by_name(place: Mapping[Any, Any], views: Sequence[str], where: str) -> Place:
+    unknown = [name for name in place if name not in views]
+    if unknown:
+        raise GeoError(
+            f"there is no view {unknown[0]!r:.80}: the run looks at {_counted(views)}", where=where
+        )
+    return [place.get(name) for name in views]
+
+
+def _counted(views: Sequence[str]) -> str:
+    return f"{len(views)} view{'' if len(views) == 1 else 's'}: {', '.join(views)}"
+
+
+def _read_places(
+    tower: backbones.Backbone,
+    places: Sequence[Place],
+    first: int,
+    views: Sequence[str],
+    with_damaged: OnDamagedImage,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pixels (B, V, 3, H, W) of the places from number `first` on, and which are there (B, V): a damaged picture may be skipped.
+
+    Raises:
+        GeoError: a picture can't be read, or is damaged and may not be; or every one of a place is damaged.
+    """
+    spec = tower.preprocessing
+    pixels = np.zeros((len(places), len(views), 3, spec.height, spec.width), dtype=np.uint8)
+    present = np.zeros(pixels.shape[:2], dtype=bool)
+    for row, place in enumerate(places):
+        for view, picture in enumerate(place):
+            if picture is None:
+                continue
+            is_file = isinstance(picture, str | Path)
+            where = str(picture) if is_file else f"place {first + row}, view {views[view]}"
+            try:
+                read = _read(picture, where, with_damaged)
+                if read is not None:
+                    pixels[row, view] = images.resize(read, spec)
+                    present[row, view] = True
+            except OSError as error:
+                raise GeoError(f"can't read the picture: {error.strerror or error}", where=where) from error
+            except images.UnreadableImage as error:
+                raise GeoError(f"can't read the picture: {error}", where=where) from error
+        if not present[row].any() and any(picture is not None for picture in place):
+            raise GeoError(
+                "every picture is damaged", where=f"place {first + row}", hint="--on-damaged-image accept"
+            )
+    return pixels, present
+
+
+def _read(picture: Picture, where: str, with_damaged: OnDamagedImage) -> images.Pixels | None:
+    """RGB (H, W, 3); None for a damaged picture that is to be left out."""
+    if isinstance(picture, Image.Image):
+        return images.of_pil(picture)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise GeoError(
+                f"an array of {picture.dtype} and shape {picture.shape} is no picture",
+                where=where,
+                hint="give uint8 (height, width, 3), red first; or let PIL make a picture of it",
+            )
+        return np.ascontiguousarray(picture)
+    if isinstance(picture, str | Path):
+        data = images.read_picture(Path(picture))
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        data = bytes(picture)
+    else:
+        raise GeoError(
+            f"a {type(picture).__name__} is no picture",
+            where=where,
+            hint=f"a picture is {_FORMS}; None where a view is missing",
+        )
+    try:
+        return images.decode(data)
+    except images.DamagedImage as error:
+        if with_damaged == "fail":
+            hint = "--on-damaged-image accept takes it as it is, skip does without it"
+            raise GeoError(f"the picture is {error}", where=where, hint=hint) from error
+        warn(f"{where} is {error}; it is {'left out' if with_damaged == 'skip' else 'taken as it is'}")
+        return None if with_damaged == "skip" else images.decode(data, accept_damage=True)
+
+
+def _embed(
+    tower: backbones.Backbone,
+    pixels: NDArray[np.uint8],
+    present: NDArray[np.bool_],
+    views: Sequence[str],
+    variants_by: Augment | None,
+) -> list[_Embedded]:
+    """The embeddings (B, V, D) of places' pictures (B, V, 3, H, W), and which are there (B, V); of several variants of them, if there are settings to make these by."""
+    import torch
+
+    from geo_embed.data.augment import tta_views
+
+    batch = torch.from_numpy(pixels).to(tower.device)
+    there = torch.from_numpy(present).to(tower.device)
+    variants = [(batch, there)]
+    if variants_by is not None:
+        variants = tta_views(batch, there, variants_by, views)
+    embeddings = []
+    with torch.inference_mode():
+        for changed, seen in variants:
+            normal = images.normalise(changed.flatten(0, 1), tower.preprocessing, tower.dtype)
+            embedded = backbones.embed(tower, normal).float().cpu().numpy()
+            embeddings.append((embedded.reshape(*present.shape, -1), seen.cpu().numpy()))
+    if not all(np.isfinite(values).all() for values, _ in embeddings):
+        raise GeoError(
+            "the backbone gave NaN or infinity",
+            where=tower.name,
+            hint="try --set model.dtype=float32; if that gives the same, the weights are damaged",
+        )
+    return embeddings
