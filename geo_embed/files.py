@@ -4,7 +4,8 @@
 that somebody else may have made: it must be a regular file, is read up to a bound, and what it claims about its content is
 checked before memory is taken for it.
 
-`replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package.
+`replacing`, `replacing_directory` and `lock` are the only forms of atomic replacement and of locking in the package. Both end once
+what took its place outlasts a power cut: first the bytes are forced to the disk, then the name is given, then the folder is forced.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ import time
 import tomllib
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,6 +54,13 @@ _MOMENT_SECONDS = 1.0
 _ANOTHER = "choose another name"
 # What `flock` says where there is none: no such call, no lock manager of the network's.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+# What `fsync` says where there is none; of folders, that they can't be opened for it, too.
+_NO_FORCE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_FOLDERS = (*_NO_FORCE, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF)
+# At once: the disk answers all that wait with one flush of its cache.
+_FORCED_AT_ONCE = 16
+# Folders that this process knows to be found after a power cut: path, device and number.
+_anchored: set[tuple[str, int, int]] = set()
 # "Below the working directory", of Linux's calls that take a directory.
 _AT_FDCWD = -100
 
@@ -423,8 +432,11 @@ def little_memory(most: int) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, overwrite: bool = True, forced: bool = True) -> Iterator[Path]:
     """A temporary name to write a file under, which takes its place once the block ends well; a reader never sees half of one.
+
+    A power cut undoes none of it afterwards. In a directory that `replacing_directory` has yet to give its name, nothing is forced
+    to the disk: all of it will be.
 
     The temporary name has the ending of the final one, since some writers go by it. A link is replaced, and what it leads to
     stays. What killed writers left in the folder an hour ago goes.
@@ -432,25 +444,46 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Args:
         path: the file.
         overwrite: replace one that is there when the block ends.
+        forced: False for one of many that the caller forces together, or that is made again where it is damaged.
 
     Raises:
         GeoError: for every OSError, also of the block; what was there before stays. Or a directory, pipe or device has this
             name, or without `overwrite` anything.
     """
-    with disk_errors(path):
-        _check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}{path.suffix}")
-    _sweep_files(path.parent)
-    try:
+    with replacing_all([path], overwrite=overwrite, forced=forced) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def replacing_all(
+    paths: Sequence[Path], *, overwrite: bool = True, forced: bool = True
+) -> Iterator[list[Path]]:
+    """The same for several files, at little more than the cost of one. Each is whole at any time; they don't change together."""
+    for path in paths:
         with disk_errors(path):
+            _check_replaceable(path)
+        _sweep_files(path.parent)
+    temporary = [
+        path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}{path.suffix}") for path in paths
+    ]
+    forced = forced and not all(is_unnamed(path) for path in paths)
+    try:
+        with disk_errors(paths[0]):
             yield temporary
-            if overwrite:
-                temporary.replace(path)
-            else:
-                _rename_new(temporary, path)
+            if forced:
+                force_to_disk(*temporary)
+            for written, path in zip(temporary, paths, strict=True):
+                with disk_errors(path):
+                    if overwrite:
+                        written.replace(path)
+                    else:
+                        _rename_new(written, path)
+            if forced:
+                force_names(*(path.parent for path in paths))
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for written in temporary:
+            with suppress(OSError):
+                written.unlink(missing_ok=True)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -480,7 +513,7 @@ def replacing_directory(path: Path, *, overwrite: bool = True) -> Iterator[Path]
 
     Where the system can swap two names in one step (Linux, macOS; not every file system), the place is never empty. Elsewhere what
     was there waits under a hidden name between two renames, where `restore_replaced` finds it if the process dies just then.
-    What a killed writer left under way goes after an hour.
+    What a killed writer left under way goes after an hour. A power cut undoes none of it afterwards; meanwhile it leaves the old or the new.
 
     Args:
         path: the directory. A link is replaced, and what it leads to stays.
@@ -496,13 +529,23 @@ def replacing_directory(path: Path, *, overwrite: bool = True) -> Iterator[Path]
     for left in leftovers(path.parent):
         if name_behind(left) == path.name:
             _discard(left)
+    forced = not is_unnamed(path)
+    _forget_anchors(path)
     try:
         with disk_errors(path):
             yield temporary
+            if forced:
+                force_tree(temporary)
             _give_name(temporary, path, overwrite)
-    finally:
-        # Swapped, it is what was there before.
+    except BaseException:
         _discard(temporary)
+        raise
+    # What was there before goes once a power cut can't bring back its name.
+    if forced:
+        with disk_errors(path):
+            force_names(path.parent)
+    # Swapped, it is what was there before.
+    _discard(temporary)
     if overwrite:
         _discard(path.with_name(f".{path.name}{_REPLACED}"))
 
@@ -625,8 +668,11 @@ def remove_directory(path: Path) -> None:
     Of a link the link alone goes.
     """
     doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_WRITING}")
+    _forget_anchors(path)
     with disk_errors(path):
         path.rename(doomed)
+        # A power cut doesn't bring the name back once parts are gone.
+        force_names(path.parent)
     _discard(doomed)
 
 
@@ -742,13 +788,107 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def force_to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, outlast a power cut. Raises OSError for what the disk says."""
-    handle = os.open(path, os.O_RDONLY)
+def force_to_disk(*paths: Path) -> None:
+    """Wait until the bytes of files, and the names in folders, outlast a power cut. In which order they get there is open.
+
+    Where the file system knows no such thing, that is said once.
+
+    Raises:
+        OSError: what the disk says, also of what was written long before.
+    """
+    if len(paths) < 2:
+        for path in paths:
+            _force(path)
+        return
+    with ThreadPoolExecutor(min(len(paths), _FORCED_AT_ONCE), "fsync") as pool:
+        list(pool.map(_force, paths))
+
+
+def _force(path: Path) -> None:
+    is_folder = path.is_dir()
     try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (_NO_FOLDERS if is_folder else _NO_FORCE):
+            raise
+        if not is_folder:
+            _warn_of_no_force(path.parent)
+
+
+def fsync(handle: int) -> None:
+    """`os.fsync`, and on macOS what it leaves undone: the disk's own cache is written, too."""
+    full: int | None = None
+    with suppress(ImportError):
+        import fcntl
+
+        full = getattr(fcntl, "F_FULLFSYNC", None)
+        if full is not None:
+            fcntl.fcntl(handle, full)
+    if full is None:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_no_force(folder: Path) -> None:
+    warn(
+        f"the file system of {folder} can't force files to the disk (fsync): a power cut may lose the last of them"
+    )
+
+
+def force_tree(directory: Path) -> None:
+    """`force_to_disk` for all that lies in a directory, and the directory itself."""
+    paths = []
+    for folder, _, names in os.walk(directory):
+        paths.append(Path(folder))
+        for name in names:
+            path = Path(folder, name)
+            # A link is but a name.
+            if stat.S_ISREG(path.lstat().st_mode):
+                paths.append(path)
+    force_to_disk(*paths)
+
+
+def force_names(*folders: Path) -> None:
+    """Wait until what has a name in these folders is found there after a power cut: their own names are forced where they are new.
+
+    What lies above is forced once by a process, as far up as it may write and the file system reaches.
+
+    Raises:
+        OSError: what the disk says.
+    """
+    above: dict[tuple[str, int, int], str] = {}
+    for folder in folders:
+        here = os.path.realpath(folder)
+        status = os.stat(here)  # noqa: PTH116
+        while (key := (here, status.st_dev, status.st_ino)) not in _anchored | above.keys():
+            parent = os.path.dirname(here)  # noqa: PTH120
+            beyond = os.stat(parent)  # noqa: PTH116
+            above[key] = parent
+            if parent == here or beyond.st_dev != status.st_dev or not os.access(parent, os.W_OK):
+                # Others gave this one its name, long ago.
+                above[key] = here
+                break
+            here, status = parent, beyond
+    names = dict.fromkeys([*(os.path.realpath(folder) for folder in folders), *above.values()])
+    force_to_disk(*map(Path, names))
+    _anchored.update(above)
+
+
+def _forget_anchors(directory: Path) -> None:
+    """Numbers of what is deleted are given again, maybe under the same name."""
+    gone = os.path.realpath(directory)
+    _anchored.difference_update(
+        {key for key in _anchored if key[0] == gone or key[0].startswith(gone + os.sep)}
+    )
+
+
+def is_unnamed(path: Path) -> bool:
+    """Whether a path lies in a directory that `replacing_directory` has yet to give its name: it forces all in it to the disk."""
+    return any(is_leftover(folder) for folder in path.parents)
 
 
 def save_tensors(

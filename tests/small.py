@@ -369,6 +369,8 @@ import geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction
 from geo_embed.cli import main
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
+# As in tests/conftest.py.
+os.fsync = lambda handle: None
 for line in sys.stdin:
     what, job = json.loads(line)
     if what == "wait for":

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import (
     entries,
     file_sha256,
+    force_names,
     force_to_disk,
     is_leftover,
+    is_unnamed,
     open_regular,
     remove_directory,
     replacing,
+    replacing_all,
     replacing_directory,
     restore_replaced,
 )
@@ -76,8 +79,11 @@ class Storage:
         """The sha256 of the bytes of a name."""
         return file_sha256(self.root / name)
 
-    def write_chunk(self, name: str, block: NDArray[Any]) -> None:
-        """Write a whole chunk, little-endian and contiguous, and the CRC-32C of its bytes, in one step.
+    def write_chunks(self, blocks: Mapping[str, NDArray[Any]]) -> None:
+        """Write whole chunks by name, little-endian and contiguous, each in one step, with the CRC-32C of its bytes.
+
+        Once this returns, none is lost in a power cut; in which order they get to the disk is open. In a root that has yet to get
+        its name nothing is forced: `creating` does so for all of it.
 
         The bytes that Zarr's own codecs write, but without its half a millisecond a file and its copies: writing the full
         train split took it nine times as long as np.save.
@@ -87,37 +93,48 @@ class Storage:
         """
         import google_crc32c
 
-        raw = block.reshape(-1).view(np.uint8)
-        path = self.root / name
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # A chunk has a folder to itself and a range of chunks one writer: the rest was left by a killed one.
-            for beside in path.parent.iterdir():
-                if is_leftover(beside) or beside.suffix == _EARLIER_PARTIAL:
-                    beside.unlink(missing_ok=True)
-            # Nothing but a chunk has its name: a link, a pipe or an empty folder is in its way.
-            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
-            # An unbuffered write may take less than all, as on a disk that fills up just now.
-            for part in (raw.data, memoryview(google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little"))):
-                while part:
-                    part = part[file.write(part) :]
+        paths = [self.root / name for name in blocks]
+        for path in paths:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # A chunk has a folder to itself and a range of chunks one writer: the rest was left by a killed one.
+                for beside in path.parent.iterdir():
+                    if is_leftover(beside) or beside.suffix == _EARLIER_PARTIAL:
+                        beside.unlink(missing_ok=True)
+                # Nothing but a chunk has its name: a link, a pipe or an empty folder is in its way.
+                if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        with replacing_all(paths) as temporary:
+            for written, path, block in zip(temporary, paths, blocks.values(), strict=True):
+                raw = block.reshape(-1).view(np.uint8)
+                checksum = google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little")
+                with disk_errors(path), written.open("wb", buffering=0) as file:
+                    # An unbuffered write may take less than all, as on a disk that fills up just now.
+                    for part in (raw.data, memoryview(checksum)):
+                        while part:
+                            part = part[file.write(part) :]
+
+    def write_chunk(self, name: str, block: NDArray[Any]) -> None:
+        """`write_chunks` for one."""
+        self.write_chunks({name: block})
 
     def write_durably(self, name: str, data: bytes) -> None:
-        """Write the bytes of a name in one step that a power cut doesn't undo. Raises GeoError as `write_chunk` does."""
+        """Write the bytes of a name in one step that a power cut doesn't undo. Raises GeoError as `write_chunks` does."""
         path = self.root / name
         with disk_errors(path):
             for beside in path.parent.glob(f".{path.name}.*"):
                 if is_leftover(beside):
                     beside.unlink(missing_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # The rename outlasts it, too.
-        with disk_errors(path):
-            force_to_disk(self.root)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+    def force(self, name: str) -> None:
+        """Let what Zarr wrote under a name outlast a power cut, as `write_chunks` does."""
+        path = self.root / name
+        if not is_unnamed(path):
+            with disk_errors(path):
+                force_to_disk(path)
+                force_names(path.parent)
 
     def read_chunk(self, name: str, block: NDArray[Any]) -> None:
         """Read a chunk into `block`, which has the size of all of it.

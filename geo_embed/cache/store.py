@@ -1,8 +1,8 @@
 """The embedding store: one Zarr v3 group per split, and the chunks of rows in it.
 
-A chunk of rows is the unit of work and of commit. Its embeddings are written first, then its content hashes, and its
-chunk of `status` last: rows whose status is still 0 do not count, whatever else lies on disk. A committed embedding is never
-overwritten: a store whose images changed is superseded by a new one. Each chunk is written whole and in one step, with a
+A chunk of rows is the unit of work and of commit. Its embeddings and content hashes are written first, and its chunk of `status`
+once a power cut can't undo them: rows whose status is still 0 do not count, whatever else lies on disk. A committed embedding is
+never overwritten: a store whose images changed is superseded by a new one. Each chunk is written whole and in one step, with a
 CRC-32C of its bytes.
 """
 
@@ -317,7 +317,7 @@ def commit_chunk(
     content_hash: NDArray[np.uint64],
     status: NDArray[np.uint8],
 ) -> None:
-    """Write one whole chunk of rows so that it counts only once all of it is on disk.
+    """Write one whole chunk of rows so that it counts only once all of it is on disk; then no power cut loses it.
 
     Args:
         store: opened for writing, by the only writer of these rows.
@@ -334,16 +334,15 @@ def commit_chunk(
             where=store.path,
             hint=rebuild_hint(store.path, store.attrs),
         )
-    _write_chunk(store, "embeddings", rows, embeddings)
-    _write_chunk(store, "content_hash", rows, content_hash)
-    _write_chunk(store, "status", rows, status)
+    _write_chunks(store, rows, {"embeddings": embeddings, "content_hash": content_hash})
+    _write_chunks(store, rows, {"status": status})
 
 
 def forget_chunk(store: Store, rows: slice) -> None:
     """Make a chunk's rows pending again, whatever its files hold. The opposite of `commit_chunk`, status first."""
-    for name in ("status", "content_hash", "embeddings"):
-        shape = getattr(store, name).shape[1:]
-        _write_chunk(store, name, rows, np.zeros((rows.stop - rows.start, *shape)))
+    for names in (("status",), ("content_hash", "embeddings")):
+        shapes = {name: (rows.stop - rows.start, *getattr(store, name).shape[1:]) for name in names}
+        _write_chunks(store, rows, {name: np.zeros(shape) for name, shape in shapes.items()})
 
 
 def write_ids(store: Store, samples: Samples) -> None:
@@ -364,6 +363,7 @@ def write_ids(store: Store, samples: Samples) -> None:
             store.ids[:] = natural_ids(samples.sample_id)
         except ValueError as error:
             raise GeoError(f"no room for such ids: {error}"[:200], where=store.path, hint=_RESTORE) from error
+    store.storage.force(_IDS)
 
 
 def has_chunk(store: Store, name: str, rows: slice) -> bool:
@@ -538,15 +538,18 @@ def _empty_chunk(store: Store, name: str) -> NDArray[Any]:
     return np.empty(array.chunks, np.dtype(array.dtype).newbyteorder("<"))
 
 
-def _write_chunk(store: Store, name: str, rows: slice, block: NDArray[Any]) -> None:
-    """Write a chunk of an array: its rows, padded with zeros to a whole chunk."""
-    whole = _empty_chunk(store, name)
-    if block.shape == whole.shape and block.dtype == whole.dtype and block.flags.c_contiguous:
-        whole = block
-    else:
-        whole[: rows.stop - rows.start] = block
-        whole[rows.stop - rows.start :] = 0
-    store.storage.write_chunk(_chunk_name(store, name, rows), whole)
+def _write_chunks(store: Store, rows: slice, blocks: Mapping[str, NDArray[Any]]) -> None:
+    """Write the chunk of the same rows of several arrays: the rows, padded with zeros to a whole chunk."""
+    chunks = {}
+    for name, block in blocks.items():
+        whole = _empty_chunk(store, name)
+        if block.shape == whole.shape and block.dtype == whole.dtype and block.flags.c_contiguous:
+            whole = block
+        else:
+            whole[: rows.stop - rows.start] = block
+            whole[rows.stop - rows.start :] = 0
+        chunks[_chunk_name(store, name, rows)] = whole
+    store.storage.write_chunks(chunks)
 
 
 def _fill_chunk(store: Store, name: str, rows: slice, block: NDArray[Any]) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from geo_embed.console import warn
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import (
-    force_to_disk,
     open_regular,
     open_tensors,
     read_json,
@@ -98,9 +97,6 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep_last: int, 
             (temporary / _STATE).write_text(
                 json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-            for path in (temporary / _TENSORS, temporary / _STATE, temporary):
-                force_to_disk(path)
-        force_to_disk(directory)
         _prune(directory, final, keep_last)
     return final
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from geo_embed.files import replacing
+from geo_embed.files import force_tree, replacing
 from geo_embed.synthetic.chance import of_seed
 from geo_embed.synthetic.colour import Floats
 from geo_embed.synthetic.painting import paint_place
@@ -209,6 +209,7 @@ def write_country(
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    force_tree(root)
     _write(
         root / "README.txt",
         _README.format(
@@ -244,7 +245,9 @@ def _photograph(root: Path, seed: int, image_size: int, job: tuple[str, int, int
     for name, picture in zip(VIEWS, pictures, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, comment=NOTICE)
-        _write(root / f"{split}_images" / _image_name(sample_id, name), buffer.getvalue())
+        # Thousands of them: forced to the disk together, once all are painted.
+        with replacing(root / f"{split}_images" / _image_name(sample_id, name), forced=False) as temporary:
+            temporary.write_bytes(buffer.getvalue())
 
 
 def _image_name(sample_id: int, view: str) -> str:

@@ -96,8 +96,8 @@ def test_a_training_killed_ten_times_ends_at_the_same_bits(made: Small, nursery:
     rng = random.Random(0)
     kills = inside = 0
     while kills < KILLS or (made.root / "runs" / "tuned").exists():
-        # In a pass, or at one of the four times that each checkpoint is forced to the disk: before it has its name, or after.
-        function = rng.choice(("finetuning.step.backward_pass", "finetuning.checkpoint.force_to_disk"))
+        # In a pass, or where a checkpoint is forced to the disk: before it has its name, or after.
+        function = rng.choice(("finetuning.step.backward_pass", "files.force_to_disk"))
         before = dying(function, rng.randint(1, 9)) if kills < KILLS else ""
         ran = start(made, nursery, before=before, checkpoint_minutes=rng.choice((1e-9, 10.0))).end()
         if ran.code == 0:

@@ -460,7 +460,7 @@ def test_an_interrupt_in_the_middle_of_a_save_leaves_no_litter(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geo_embed.finetuning.checkpoint.force_to_disk", interrupted)
+    monkeypatch.setattr("geo_embed.files.force_to_disk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     assert names(tmp_path) == ["1"]
