@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,13 +128,13 @@ class Storage:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
 
-    def force(self, name: str) -> None:
-        """Let what Zarr wrote under a name outlast a power cut, as `write_chunks` does."""
-        path = self.root / name
-        if not is_unnamed(path):
-            with disk_errors(path):
-                force_to_disk(path)
-                force_names(path.parent)
+    def force(self, names: Sequence[str]) -> None:
+        """Let what others wrote under these names outlast a power cut: Zarr, or a writer that was killed before it waited for the disk."""
+        paths = [self.root / name for name in names]
+        if paths and not is_unnamed(paths[0]):
+            with disk_errors(self.root):
+                force_to_disk(*paths)
+                force_names(*(path.parent for path in paths))
 
     def read_chunk(self, name: str, block: NDArray[Any]) -> None:
         """Read a chunk into `block`, which has the size of all of it.

@@ -338,6 +338,17 @@ def commit_chunk(
     _write_chunks(store, rows, {"status": status})
 
 
+def force_committed(store: Store, within: slice) -> None:
+    """Let no power cut undo what is committed of a range of rows: a writer may have been killed just before it waited for the disk.
+
+    Raises:
+        GeoError: what the disk says.
+    """
+    names = [_chunk_name(store, "status", rows) for rows in chunks_of(store, within)]
+    # Their data were forced before they were written.
+    store.storage.force([name for name in names if store.storage.exists(name)])
+
+
 def forget_chunk(store: Store, rows: slice) -> None:
     """Make a chunk's rows pending again, whatever its files hold. The opposite of `commit_chunk`, status first."""
     for names in (("status",), ("content_hash", "embeddings")):
@@ -363,7 +374,7 @@ def write_ids(store: Store, samples: Samples) -> None:
             store.ids[:] = natural_ids(samples.sample_id)
         except ValueError as error:
             raise GeoError(f"no room for such ids: {error}"[:200], where=store.path, hint=_RESTORE) from error
-    store.storage.force(_IDS)
+    store.storage.force([_IDS])
 
 
 def has_chunk(store: Store, name: str, rows: slice) -> bool:

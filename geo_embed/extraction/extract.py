@@ -28,6 +28,7 @@ from geo_embed.cache.store import (
     Store,
     chunks_of,
     create_store,
+    force_committed,
     manifest_sha256,
     open_store,
     part_rows,
@@ -351,6 +352,7 @@ def _run(plan: _Plan, store: Store, rows: slice) -> Extraction:
 def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     # What the store holds of the rows, and what other embeddings there are to be copied.
     content_hash, status = read_content_hash(store), read_status(store)
+    force_committed(store, rows)
     sources = gather_sources(store.path)
 
     started = time.monotonic()

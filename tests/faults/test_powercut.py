@@ -1,0 +1,394 @@
+"""The power goes at any moment: every disk that this can leave opens, `verify` tells the truth, the same command goes on, and what was
+said to be done is there.
+
+`powercut.py` says what is recorded and what a cut may leave. Each test looks at a sample of the disks, and takes the command up again on
+a few of them; `POWER_CUTS=all python -m pytest -s tests/faults/test_powercut.py` looks at all of them, and says how many they were.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from powercut import Disk
+from small import Small, content, files
+
+from geo_embed import files as files_module
+from geo_embed.cache.exchange import cache_import
+from geo_embed.cache.store import (
+    OK,
+    PENDING,
+    list_stores,
+    open_store,
+    read_content_hash,
+    read_rows,
+    read_status,
+)
+from geo_embed.cache.verify import find_pending, unreadable_stores, verify
+from geo_embed.config import Config
+from geo_embed.errors import GeoError
+from geo_embed.extraction import writer
+from geo_embed.extraction.extract import extract
+from geo_embed.finetuning.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from geo_embed.fitting.fit import fit_heads
+from geo_embed.prediction.submission import submit
+from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.run import load_run
+from geo_embed.runs.tags import tag_run
+
+pytestmark = pytest.mark.cut(train=6, test=2)
+
+EVERYTHING = os.environ.get("POWER_CUTS") == "all"
+Look = Callable[[Path, Sequence[object]], object]
+# By a picture's content: its embedding.
+Embedded = dict[int, bytes]
+
+
+def try_all(disk: Disk, tmp_path: Path, look: Look, go_on: Look, *, looks: int = 40, goes: int = 3) -> None:
+    """Have `look` at the disks that a cut could leave, and `go_on` with some of them."""
+    cuts = list(disk.cuts())
+    chance = random.Random(0)
+    # The last of them is what the command left.
+    chosen = cuts if EVERYTHING else [*chance.sample(cuts, min(looks, len(cuts))), cuts[-1]]
+    taken_up = {*chance.sample(range(len(chosen)), min(len(chosen), goes * (60 if EVERYTHING else 1)))}
+    for k, cut in enumerate(chosen):
+        root = cut.build(tmp_path / "after the cut")
+        try:
+            look(root, cut.said)
+            if k in taken_up:
+                go_on(root, cut.said)
+        except (AssertionError, GeoError) as error:
+            raise AssertionError(f"{error}\nafter {cut.said}, with {sorted(cut.tree)}") from error
+        shutil.rmtree(root)
+    print(
+        f"\n{len(disk.events):,} changes and fsyncs, {disk.tried:,} disks, {len(cuts):,} different: "
+        f"{len(chosen):,} looked at, {len(taken_up):,} gone on with"
+    )
+
+
+def embedded(cache: Path) -> Embedded:
+    """What is committed in a cache, earlier stores of the split included, each embedding read with its checksum."""
+    found: Embedded = {}
+    for path in sorted(cache.glob("*/train.zarr*")):
+        store = open_store(path, writable=False)
+        values = read_rows(store, "embeddings", slice(0, store.shape[0]))
+        content_hash = read_content_hash(store)
+        for row, view in np.argwhere(read_status(store) == OK):
+            found[int(content_hash[row, view])] = values[row, view].tobytes()
+    return found
+
+
+def look_at_cache(truth: Embedded, kept: Embedded) -> Look:
+    """Whether a cache is what it says.
+
+    Args:
+        truth: every embedding that there can be.
+        kept: those that were committed before.
+    """
+
+    def look(cache: Path, said: Sequence[object]) -> None:
+        assert unreadable_stores(cache) == []
+        here = embedded(cache)
+        assert here.items() <= truth.items()
+        assert here.keys() >= kept.keys() or "done" in said
+        promised = [rows for rows in said if isinstance(rows, tuple)]
+        stores = list_stores(cache, "train")
+        assert stores or not promised
+        for store in stores:
+            assert verify(store) == []
+            pending = (read_status(store) == PENDING).any(axis=1)
+            for start, stop in promised:
+                assert not pending[start:stop].any(), f"rows {start} to {stop} are lost"
+            left = find_pending(store)
+            assert (left.samples if left else 0) == pending.sum()
+            assert not (left and "done" in said)
+
+    return look
+
+
+def go_on_extracting(small: Small, whole: dict[str, object], truth: Embedded) -> Look:
+    def go_on(cache: Path, said: Sequence[object]) -> None:
+        there = embedded(cache)
+        done = extract(small.config(paths__cache_dir=str(cache)), "train")
+        assert content(done.store) == whole
+        assert verify(open_store(done.store)) == []
+        # Whatever was committed is not computed again.
+        wanted = set(np.unique(read_content_hash(open_store(done.store))).tolist())
+        assert done.computed <= len(wanted - there.keys())
+        assert embedded(cache).keys() >= wanted
+
+    return go_on
+
+
+@pytest.fixture
+def say_commits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Disk], None]:
+    """Every chunk that is committed from now on has been promised."""
+    commit = writer.commit_chunk
+
+    def begin(disk: Disk) -> None:
+        def told(store: object, rows: slice, *arrays: object) -> None:
+            commit(store, rows, *arrays)  # type: ignore[arg-type]
+            disk.say((rows.start, rows.stop))
+
+        monkeypatch.setattr(writer, "commit_chunk", told)
+
+    return begin
+
+
+def whole_of(small: Small, tmp_path: Path) -> tuple[dict[str, object], Embedded]:
+    """The store that there is to be in the end, and its embeddings."""
+    elsewhere = tmp_path / "whole"
+    store = extract(small.config(paths__cache_dir=str(elsewhere)), "train").store
+    whole, truth = content(store), embedded(elsewhere)
+    shutil.rmtree(elsewhere)
+    return whole, truth
+
+
+def recorded_extraction(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_commits: Callable[[Disk], None]
+) -> tuple[Disk, Look, Look]:
+    """An extraction that was stopped in the middle of a chunk, taken up: that chunk is written again, with rows that were committed."""
+    whole, truth = whole_of(small, tmp_path)
+    extract(small.config(), "train", limit=3)
+    kept = embedded(small.cache)
+    assert len(kept) == 12
+    disk = Disk(small.cache)
+    with disk.recording(monkeypatch):
+        disk.say((0, 3))
+        say_commits(disk)
+        extract(small.config(), "train")
+        disk.say("done")
+    return disk, look_at_cache(truth, kept), go_on_extracting(small, whole, truth)
+
+
+def test_an_extraction_outlasts_a_power_cut(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_commits: Callable[[Disk], None]
+) -> None:
+    whole, truth = whole_of(small, tmp_path)
+    disk = Disk(small.cache)
+    say_commits(disk)
+    with disk.recording(monkeypatch):
+        extract(small.config(), "train")
+        disk.say("done")
+    assert len([event for event in disk.events if type(event).__name__ == "Said"]) == 4
+    try_all(disk, tmp_path, look_at_cache(truth, {}), go_on_extracting(small, whole, truth))
+
+
+def test_an_extraction_that_was_taken_up_in_the_middle_of_a_chunk_outlasts_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say_commits: Callable[[Disk], None]
+) -> None:
+    disk, look, go_on = recorded_extraction(small, tmp_path, monkeypatch, say_commits)
+    try_all(disk, tmp_path, look, go_on)
+
+
+def test_an_extraction_after_pictures_and_samples_changed_outlasts_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is moved aside, another copies from it, and it goes."""
+    extract(small.config(), "train")
+    before = embedded(small.cache)
+    small.picture(1, "east").write_bytes(small.other_picture(0))
+    small.write(small.table().iloc[[3, 0, 1, 5, 2]])
+    whole, truth = whole_of(small, tmp_path)
+    disk = Disk(small.cache)
+    with disk.recording(monkeypatch):
+        extract(small.config(), "train")
+        disk.say("done")
+    # Nothing of the earlier store is lost before the new one is whole.
+    kept = {key: value for key, value in before.items() if key in truth}
+    try_all(disk, tmp_path, look_at_cache(truth | before, kept), go_on_extracting(small, whole, truth))
+
+
+def test_a_repair_outlasts_it(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows lose their status before they lose their data."""
+    store = extract(small.config(), "train").store
+    whole, truth = content(store), embedded(small.cache)
+    damaged = store / "embeddings/c/1/0/0"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    disk = Disk(small.cache)
+    with disk.recording(monkeypatch):
+        assert len(verify(open_store(store), repair=True)) == 1
+        disk.say("forgotten")
+
+    def look(cache: Path, said: Sequence[object]) -> None:
+        (found,) = list_stores(cache, "train")
+        status, problems = read_status(found), verify(found)
+        assert (status[[0, 1, 4, 5]] == OK).all()
+        # Damaged and said to be, or pending; never zeros for embeddings.
+        assert problems or (status[2:4] == PENDING).all()
+        assert not (problems and "forgotten" in said)
+
+    def go_on(cache: Path, said: Sequence[object]) -> None:
+        (found,) = list_stores(cache, "train")
+        verify(found, repair=True)
+        done = extract(small.config(paths__cache_dir=str(cache)), "train")
+        assert done.computed == 8
+        assert content(done.store) == whole
+        assert embedded(cache) == truth
+
+    try_all(disk, tmp_path, look, go_on)
+
+
+def test_an_import_that_replaces_another_outlasts_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("old", "new"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(6, 4, 8)).astype(np.float16))
+    disk = Disk(small.cache)
+
+    def bring_in(name: str, cache: Path, *, overwrite: bool = False) -> dict[str, object]:
+        config = small.config(paths__cache_dir=str(cache))
+        return content(
+            cache_import(config, tmp_path / f"{name}.npy", "train", "mine", overwrite=overwrite).store
+        )
+
+    with disk.recording(monkeypatch):
+        old = bring_in("old", small.cache)
+        disk.say("old")
+        new = bring_in("new", small.cache, overwrite=True)
+        disk.say("new")
+
+    def look(cache: Path, said: Sequence[object]) -> None:
+        assert unreadable_stores(cache) == []
+        stores = list_stores(cache, "train")
+        assert stores or "old" not in said
+        for store in stores:
+            assert verify(store) == []
+            assert content(store.path) in ([new] if "new" in said else [old, new])
+
+    def go_on(cache: Path, said: Sequence[object]) -> None:
+        assert bring_in("new", cache, overwrite=True) == new
+
+    try_all(disk, tmp_path, look, go_on, looks=80, goes=5)
+
+
+def test_checkpoints_of_a_training_outlast_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checkpoint(step: int) -> Checkpoint:
+        tensors = {"model/a": torch.full((5, 7), float(step)), "model/b": torch.arange(3) * step}
+        return Checkpoint(step, tensors, {"losses": [1.5] * step})
+
+    def save(directory: Path, step: int) -> None:
+        save_checkpoint(directory, checkpoint(step), keep_last=1, best=step == 2)
+
+    disk = Disk(tmp_path / "runs")
+    with disk.recording(monkeypatch):
+        for step in (1, 2, 3, 4):
+            directory = tmp_path / "runs" / "tuned" / "checkpoints"
+            directory.mkdir(parents=True, exist_ok=True)
+            save(directory, step)
+            disk.say(step)
+
+    def look(runs: Path, said: Sequence[object]) -> None:
+        # No warning of a damaged one: warnings of ours go to stderr.
+        latest = latest_checkpoint(runs / "tuned" / "checkpoints")
+        assert (latest is not None) or not said
+        if latest is not None:
+            loaded = load_checkpoint(latest)
+            assert loaded.step >= max(map(int, map(str, said)), default=0)
+            assert loaded.state == checkpoint(loaded.step).state
+            assert all(
+                torch.equal(loaded.tensors[name], tensor)
+                for name, tensor in checkpoint(loaded.step).tensors.items()
+            )
+
+    def go_on(runs: Path, said: Sequence[object]) -> None:
+        directory = runs / "tuned" / "checkpoints"
+        directory.mkdir(parents=True, exist_ok=True)
+        save(directory, 5)
+        latest = latest_checkpoint(directory)
+        assert latest is not None
+        assert load_checkpoint(latest).step == 5
+
+    try_all(disk, tmp_path, look, go_on, looks=200, goes=40)
+
+
+def test_a_run_its_submission_and_its_tags_outlast_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes the place of another, is submitted and tagged."""
+    for split in ("train", "test"):
+        extract(small.config(), split)
+    work = tmp_path / "work"
+
+    def config(at: Path) -> Config:
+        return small.config(at)
+
+    fit_heads(config(work), name="first")
+    later = {"test_predictions.parquet", "tags.json"}
+
+    def of_training(at: Path) -> dict[str, str]:
+        here = files(at / "runs/first")
+        # What was under way has a hidden name.
+        return {name: here[name] for name in here if name not in later and not name.startswith(".")}
+
+    old = of_training(work)
+    disk = Disk(work)
+    with disk.recording(monkeypatch):
+        fit_heads(config(work), name="first", overwrite=True)
+        disk.say("fitted")
+        submission, _ = submit(config(work), load_run(work / "runs", "first"))
+        disk.say("submitted")
+        tag_run(work / "runs", "first", ["good"])
+        disk.say("tagged")
+    new, all_files = of_training(work), files(work)
+    assert new != old
+    name = str(submission.relative_to(work))
+
+    def look(at: Path, said: Sequence[object]) -> None:
+        assert of_training(at) in ([new] if "fitted" in said else [old, new])
+        load_heads(load_run(at / "runs", "first"))
+        here = files(at)
+        for file, word in {
+            name: "submitted",
+            "runs/first/test_predictions.parquet": "submitted",
+            "runs/first/tags.json": "tagged",
+        }.items():
+            assert here.get(file, all_files[file]) == all_files[file]
+            assert file in here or word not in said
+
+    def go_on(at: Path, said: Sequence[object]) -> None:
+        _, verdict = submit(config(at), load_run(at / "runs", "first"))
+        assert not verdict.errors
+        fit_heads(config(at), name="first", overwrite=True)
+        load_heads(load_run(at / "runs", "first"))
+
+    try_all(disk, tmp_path, look, go_on, looks=30, goes=1)
+
+
+LEFT_OUT = {
+    "the bytes of files": ("force_to_disk", lambda path: path.suffix != ".writing" or path.is_dir()),
+    "the names in folders": ("force_to_disk", lambda path: not path.is_dir()),
+    "the folders above": ("force_names", None),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_where_an_fsync_is_left_out_this_is_seen(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    say_commits: Callable[[Disk], None],
+    what: str,
+) -> None:
+    """A test of the tests here."""
+    name, kept = LEFT_OUT[what]
+    whole = getattr(files_module, name)
+
+    def less(*paths: Path) -> None:
+        if kept is None:
+            files_module.force_to_disk(*paths)
+        else:
+            whole(*filter(kept, paths))
+
+    monkeypatch.setattr(files_module, name, less)
+    monkeypatch.setattr("geo_embed.cache.storage.force_to_disk", files_module.force_to_disk)
+    disk, look, go_on = recorded_extraction(small, tmp_path, monkeypatch, say_commits)
+    with pytest.raises(AssertionError):
+        try_all(disk, tmp_path, look, go_on, looks=10_000, goes=0)
