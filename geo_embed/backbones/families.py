@@ -18,6 +18,7 @@ DINOv3's processor makes floats before it resizes; pixels here are resized as by
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ from geo_embed.files import read_json
 
 if TYPE_CHECKING:
     import torch
+
+# tqdm warns in a notebook without ipywidgets of bars that `quiet_transformers` keeps away.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 # transformers has no types of its own: one of the classes that the families below name.
 VisionTower = Any

@@ -108,7 +108,7 @@ def new_figure(width: float, height: float, title: str, subtitle: str = "", foot
     Args:
         width, height: of what is drawn, in inches; room for the words is added.
     """
-    from matplotlib.figure import Figure
+    from geo_embed.reporting.plots.shown import ShownFigure
 
     titles = textwrap.wrap(title, max(int(width * 11), 20)) or [""]
     subtitles = textwrap.wrap(subtitle, max(int(width * 15.5), 20))
@@ -116,7 +116,7 @@ def new_figure(width: float, height: float, title: str, subtitle: str = "", foot
     head = 0.12 + 0.22 * len(titles) + 0.17 * len(subtitles) + 0.08
     base = 0.06 + 0.14 * len(feet)
     whole = height + head + base
-    figure = Figure(figsize=(width, whole), layout="constrained", facecolor="white")
+    figure = ShownFigure(figsize=(width, whole), layout="constrained", facecolor="white")
     left = 0.12 / width
     y = whole - 0.12
     for line in titles:
