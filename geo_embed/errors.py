@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from geo_embed.console import harmless
+
 
 class GeoError(Exception):
     """Input, data or environment at fault.
@@ -27,7 +29,7 @@ class GeoError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: what the command line prints."""
-        return [f"error: {self}", *([f"hint: {self.hint}"] if self.hint else [])]
+        return [harmless(line) for line in (f"error: {self}", *([f"hint: {self.hint}"] if self.hint else []))]
 
 
 class BusyError(GeoError):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from geo_embed.cache.store import rounded_away, stored_dtype
+from geo_embed.cache.store import is_finite, rounded_away, stored_dtype
 from geo_embed.errors import GeoError
 
 _BLOCK_ROWS = 4096
@@ -55,9 +55,10 @@ def check_embeddings(
             raise GeoError(
                 f"an embedding {what}", where=f"embeddings, row {start + row}, view {view}", hint=hint
             )
-        # Of what isn't there nothing is known: it may be anything.
+        # What a missing view holds may be anything.
         with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(kept[rows], values[rows], where=seen[rows, :, None], casting="unsafe")
+            kept[rows] = values[rows]
+        kept[rows][~seen[rows]] = 0
     return kept, seen.copy()
 
 
@@ -81,6 +82,9 @@ def first_unfit(
         stored: `float16` or `float32`.
         asks: how float32 is asked for.
     """
+    # What has the precision already is only to be finite, and two maxima tell that of a whole block.
+    if block.dtype == stored and is_finite(block):
+        return None
     # As a number of Python it would become infinite in float16, with a warning on the screen: it is compared in double precision.
     largest = np.float64(np.finfo(stored).max)
     smaller = (

@@ -33,9 +33,11 @@ class NotebookRun(Run):
 
     Attributes:
         here: the settings of this machine: paths, device, `inference`.
+        backbone: where its backbone lies, if not under the name that it had in training.
     """
 
     here: Config = field(default_factory=Config)
+    backbone: str | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -89,14 +91,14 @@ class NotebookRun(Run):
                 hint="of pictures give None where one is missing",
             )
         else:
-            predictions = predict_images(self.here, self, images, backbone=self._backbone)
+            predictions = predict_images(self.here, self, images, backbone=self._tower)
         check_not_replaced(self)
         return answers(predictions)
 
     @cached_property
-    def _backbone(self) -> "Backbone":
+    def _tower(self) -> "Backbone":
         """Loaded once: that takes seconds."""
-        return load_backbone_of(self, pick_device(self.here.model.device))
+        return load_backbone_of(self, pick_device(self.here.model.device), self.backbone)
 
     def _rows(self) -> dict[str, str]:
         """What there is to know at a glance."""
@@ -148,7 +150,11 @@ class NotebookRun(Run):
 
 
 def load_run(
-    run: str | Path | None = None, name: str | None = None, *, config: Config | None = None
+    run: str | Path | None = None,
+    name: str | None = None,
+    *,
+    config: Config | None = None,
+    backbone: str | Path | None = None,
 ) -> NotebookRun:
     """A run by its name or its directory; the newest if left out.
 
@@ -158,6 +164,7 @@ def load_run(
         run: a name in `paths.runs_dir`, or a directory.
         name: of a run in the folder `run`.
         config: the settings of this machine; default `get_config()`.
+        backbone: where the run's backbone lies, if not under the name that it had in training; another one is refused.
 
     Raises:
         GeoError: no such run, or a damaged one, with the file; one that needs a plugin that isn't loaded.
@@ -167,4 +174,8 @@ def load_run(
         found = load_run_of(here.paths.runs_dir if run is None else Path(run), name)
     else:
         found = load_run_of(here.paths.runs_dir, None if run is None else str(run))
-    return NotebookRun(**{own.name: getattr(found, own.name) for own in fields(Run)}, here=here)
+    return NotebookRun(
+        **{own.name: getattr(found, own.name) for own in fields(Run)},
+        here=here,
+        backbone=None if backbone is None else str(backbone),
+    )

@@ -27,6 +27,7 @@ from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run
 from geo_embed.runs.table import read_predictions
 from geo_embed.settings import get_config
+from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
     from small import Country
@@ -147,6 +148,19 @@ def test_pictures_and_embeddings_are_answered_as_the_cache_is(
         assert table["state_1"].tolist() == recorded["state_1"].tolist()
         np.testing.assert_allclose(table["probability_1"], recorded["probability_1"], atol=1e-3)
     assert len(loaded.predict(places[0])) == 1
+
+
+def test_a_backbone_that_was_moved_is_named_and_another_is_refused(
+    country: Country, run: Run, config: Config, tmp_path: Path
+) -> None:
+    samples = load_samples(config, "test")
+    place = [samples.image_root / name for name in samples.images[0]]
+    shutil.copytree(country.backbone, tmp_path / "moved")
+    moved = load_run("first", config=config, backbone=tmp_path / "moved")
+    pd.testing.assert_frame_equal(moved.predict(place), load_run("first", config=config).predict(place))
+    write_backbone(tmp_path / "other", seed=1)
+    with pytest.raises(GeoError, match="other weights"):
+        load_run("first", config=config, backbone=tmp_path / "other").predict(place)
 
 
 def test_what_is_asked_for_must_be_pictures_or_embeddings(loaded: NotebookRun) -> None:
