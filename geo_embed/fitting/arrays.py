@@ -137,7 +137,7 @@ def _classes(states: ArrayLike, n: int) -> tuple[NDArray[np.int64], LabelEncoder
             raise GeoError(
                 f"{given[wrong[0]]!r:.80} is no state",
                 where=f"states, row {wrong[0]}",
-                hint="give names, or whole numbers",
+                hint="give names, or whole numbers; where pandas read them, NA (Namibia) is missing but for keep_default_na=False",
             )
         names = sorted(set(given))
         place = {name: k for k, name in enumerate(names)}

@@ -44,7 +44,7 @@ _MOST_TWINS = 0.05
 _VALIDATED = ("score", "state_score", "gps_score", "mean_km", "nll")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What `fit_heads` made: the run's name, how long it took, and how good it is on the held-out samples.
 
@@ -65,6 +65,11 @@ class Fit:
     parts: list[dict[str, Any]]
     chosen_score: float | None
     twins: dict[str, Any]
+
+    def __repr__(self) -> str:
+        score = "" if self.val["score"] is None else f"score {self.val['score']:.4f} on "
+        held_out = f"{score}{self.val['samples']:,} held-out samples"
+        return f"<fit {self.run}: {held_out}, {self.epochs:,} epochs, {self.seconds:.1f} s>"
 
 
 @dataclass(frozen=True)

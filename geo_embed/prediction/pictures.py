@@ -172,7 +172,7 @@ def _in_order(pictures: list[Any], views: Sequence[str], where: str) -> Place:
         raise GeoError(
             f"{len(pictures)} pictures, where the run looks at {_counted(views)}",
             where=where,
-            hint="give one picture per view, in this order, None where one is missing; several places as a list of such lists",
+            hint="give one picture per view, in this order; in Python None where one is missing, and several places as a list of such lists",
         )
     return pictures
 

@@ -600,7 +600,9 @@ def check_not_replaced(run: Run) -> None:
 
 def _replaced(run: Run) -> GeoError:
     return GeoError(
-        "the run was replaced while it was being read", where=run.path, hint="run the same command again"
+        "the run was replaced while it was being read",
+        where=run.path,
+        hint="run the same command again; in Python load the run again",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rows import planted_arrays
 from safetensors.numpy import load_file
@@ -39,6 +40,11 @@ def same_run(config: Config, first: str, second: str) -> None:
     assert one.read_split().equals(other.read_split())
     assert set(one.read_split()["part"]) == {"train", "val"}
     assert one.read_metrics() == other.read_metrics()
+
+
+def held_out_by(config: Config, name: str) -> list[str]:
+    table = load_run(config.paths.runs_dir, name).read_split()
+    return table["sample_id"][table["part"] == "val"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -81,9 +87,46 @@ def test_arrays_give_the_split_and_the_heads_that_a_csv_gives(
     assert (given == cached.values).all()
 
 
+def test_so_do_names_ids_of_letters_and_three_views_in_any_order_of_rows(tmp_path: Path) -> None:
+    arrays = planted_arrays(80)
+    views = ("a", "b", "c")
+    names = sorted(set(arrays["states"]))
+    data = tmp_path / "data"
+    data.mkdir()
+    pd.DataFrame({"state_idx": range(4), "state": names}).to_csv(data / "state_mapping.csv", index=False)
+    rows = {name: arrays[name] for name in ("sample_id", "latitude", "longitude")}
+    rows |= {f"image_{view}": [f"{id}-{view}.jpg" for id in arrays["sample_id"]] for view in views}
+    rows |= {"state": arrays["states"], "state_idx": [names.index(name) for name in arrays["states"]]}
+    pd.DataFrame(rows).to_csv(data / "train_ground_truth.csv", index=False)
+    np.save(tmp_path / "x.npy", arrays["embeddings"])
+    config = get_config(
+        paths={
+            "data_root": str(data),
+            "cache_dir": str(tmp_path / "cache"),
+            "runs_dir": str(tmp_path / "runs"),
+        },
+        model={"view_names": views, "backbone_name": "mine"},
+        training={"preset": "pigeon", "epochs": 2, "val_split": 0.3},
+    )
+    cache_import(config, tmp_path / "x.npy", "train", "mine")
+    fit_heads(config, name="csv")
+    fit_heads(config, **arrays, name="arrays")
+    same_run(config, "csv", "arrays")
+    # By their ids the same samples are held out, whatever the order of the rows; without ids rows stand for them.
+    order = np.random.default_rng(1).permutation(80)
+    shuffled = {name: [column[row] for row in order] for name, column in arrays.items()}
+    fit_heads(config, **shuffled, name="shuffled")
+    fit_heads(config, **(shuffled | {"sample_id": None}), name="numbered")
+    held_out = {name: set(held_out_by(config, name)) for name in ("csv", "shuffled")}
+    assert held_out["csv"] == held_out["shuffled"]
+    numbered = held_out_by(config, "numbered")
+    assert {f"ort-{order[int(row)]}" for row in numbered} != held_out["csv"]
+
+
 def test_names_become_classes_in_the_order_of_the_alphabet_and_views_get_names(tmp_path: Path) -> None:
     arrays = planted_arrays()
-    fit_heads(settings(tmp_path), **arrays, name="mine")
+    fit = fit_heads(settings(tmp_path), **arrays, name="mine")
+    assert repr(fit).startswith("<fit mine: score 0.")
     run = load_run(tmp_path / "runs", "mine")
     assert run.labels.names == tuple(sorted(set(arrays["states"])))
     assert run.labels.state_idx.tolist() == [0, 1, 2, 3]
