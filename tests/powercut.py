@@ -4,7 +4,8 @@ What is recorded. `Disk.recording` looks at the whole tree before and after ever
 something to the disk, and writes down what differs. So it sees whatever anybody did in between, by whatever means: Zarr's threads,
 safetensors' Rust, Arrow's C++, NumPy's C, a call through ctypes. What it can't see is an fsync of theirs; one that isn't seen
 counts as not done, which is the stricter. In which order things were done between two looks doesn't matter, since nothing orders
-what no fsync orders. `tests/faults/test_powercut.py` holds it against strace, where there is one.
+what no fsync orders. `tests/faults/test_powercut.py` holds it against what strace
+sees, where there is one.
 
 What a cut may leave. After an fsync of a file its bytes are there; after an fsync of a folder, the names in it. Of everything else
 each may be there or not, independently:
@@ -61,9 +62,10 @@ class Wrote:
 
 @dataclass(frozen=True)
 class Forced:
-    """A file or folder was forced to the disk."""
+    """A file or folder was forced to the disk, by its name then."""
 
     node: int
+    path: str
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,14 @@ class Disk:
         root: the directory; what is in it when the recording begins is on the disk.
         events: in order.
         paths: what each node was called last, for people.
+        seen: all that ever had a name.
         tried: disks that `cuts` has put together.
     """
 
     root: Path
     events: list[Event] = field(default_factory=list)
     paths: dict[int, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
     tried: int = 0
     _numbers: dict[int, int] = field(default_factory=dict)
     _names: Names = field(default_factory=dict)
@@ -138,7 +142,7 @@ class Disk:
             for name in _NAMES:
                 patched.setattr(os, name, partial(self._change, getattr(os, name)))
             for name in _SYNCS:
-                patched.setattr(os, name, self._force)
+                patched.setattr(os, name, partial(self._force, getattr(os, name)))
             yield self
             self._look()
 
@@ -156,12 +160,13 @@ class Disk:
             finally:
                 self._look()
 
-    def _force(self, handle: int) -> None:
+    def _force(self, call: Callable[[int], None], handle: int) -> None:
         with self._lock:
             self._look()
             number = self._numbers.get(os.fstat(handle).st_ino)
             if number is not None:
-                self.events.append(Forced(number))
+                self.events.append(Forced(number, self.paths.get(number, "")))
+            call(handle)
 
     def _look(self) -> None:
         """Write down how the tree differs from what it was."""
@@ -184,6 +189,7 @@ class Disk:
                 inside = names[number][entry.name] = number_of(status)
                 path = folder / entry.name
                 self.paths[inside] = str(path.relative_to(self.root))
+                self.seen.add(self.paths[inside])
                 if entry.is_dir(follow_symlinks=False):
                     walk(path, inside)
                 elif entry.is_symlink():

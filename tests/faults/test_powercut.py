@@ -7,9 +7,14 @@ a few of them; `POWER_CUTS=all python -m pytest -s tests/faults/test_powercut.py
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,7 +57,7 @@ Embedded = dict[int, bytes]
 
 def try_all(disk: Disk, tmp_path: Path, look: Look, go_on: Look, *, looks: int = 40, goes: int = 3) -> None:
     """Have `look` at the disks that a cut could leave, and `go_on` with some of them."""
-    cuts = list(disk.cuts())
+    cuts, changes = list(disk.cuts()), len(disk.events)
     chance = random.Random(0)
     # The last of them is what the command left.
     chosen = cuts if EVERYTHING else [*chance.sample(cuts, min(looks, len(cuts))), cuts[-1]]
@@ -67,7 +72,7 @@ def try_all(disk: Disk, tmp_path: Path, look: Look, go_on: Look, *, looks: int =
             raise AssertionError(f"{error}\nafter {cut.said}, with {sorted(cut.tree)}") from error
         shutil.rmtree(root)
     print(
-        f"\n{len(disk.events):,} changes and fsyncs, {disk.tried:,} disks, {len(cuts):,} different: "
+        f"\n{changes:,} changes and fsyncs, {disk.tried:,} disks, {len(cuts):,} different: "
         f"{len(chosen):,} looked at, {len(taken_up):,} gone on with"
     )
 
@@ -392,3 +397,92 @@ def test_where_an_fsync_is_left_out_this_is_seen(
     disk, look, go_on = recorded_extraction(small, tmp_path, monkeypatch, say_commits)
     with pytest.raises(AssertionError):
         try_all(disk, tmp_path, look, go_on, looks=10_000, goes=0)
+
+
+_RECORDED = """
+import json, sys
+from pathlib import Path
+import pytest
+sys.path.insert(0, sys.argv[1])
+from powercut import Disk, Forced
+from geo_embed.cli import main
+import torch, zarr, pandas, geo_embed.fitting.fit, geo_embed.cache.exchange
+
+root, results = Path(sys.argv[2]), []
+disk = Disk(root / "work")
+with disk.recording(pytest.MonkeyPatch()):
+    for words in json.loads(sys.argv[3]):
+        try:
+            main(words)
+        except SystemExit as end:
+            results.append(end.code)
+seen = {"codes": results, "seen": sorted(disk.seen), "forced": [e.path for e in disk.events if isinstance(e, Forced)]}
+(root / "recorded.json").write_text(json.dumps(seen))
+"""
+
+
+def has_strace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-qq", "-o", os.devnull, "true"], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_strace(), reason="there is no strace here, or it may trace nothing")
+@pytest.mark.cut(train=40, test=2)
+def test_what_strace_sees_of_zarr_safetensors_arrow_and_numpy_is_recorded(
+    small: Small, tmp_path: Path
+) -> None:
+    """A store is imported and a run fitted on it: every file written, every name given, every fsync."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 4, 8)).astype(np.float16))
+    work = tmp_path / "work"
+    places = {"cache_dir": work / "cache", "runs_dir": work / "runs", "submissions_dir": work / "submissions"}
+    options = [*small.options(), *(f"--set=paths.{name}={path}" for name, path in places.items())]
+    commands = [
+        [*options, "cache", "import", str(tmp_path / "x.npy"), "--split", "train", "--backbone", "mine"],
+        [*options, "fit-heads", "--backbone", "mine", "--name", "first"],
+        [*options, "runs", "tag", "first", "good"],
+    ]
+    calls = "fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,write,pwrite64,writev,link,linkat"
+    trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "--seccomp-bpf",
+        "-y",
+        "-s0",
+        f"-etrace={calls}",
+        "-o",
+        str(tmp_path / "trace"),
+    ]
+    program = [
+        sys.executable,
+        "-c",
+        _RECORDED,
+        str(Path(__file__).parents[1]),
+        str(tmp_path),
+        json.dumps(commands),
+    ]
+    ran = subprocess.run([*trace, *program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    recorded = json.loads((tmp_path / "recorded.json").read_text())
+    assert recorded["codes"] == [0, 0, 0], ran.stderr
+    below = f"{work}/"
+    calls_seen, forced, named, passing = set(), [], set(), set()
+    for line in (tmp_path / "trace").read_text().splitlines():
+        call = line.split(maxsplit=1)[1].partition("(")[0]
+        paths = re.findall(r'[<"]([^<>"]+)[>"]', line)
+        paths = [path.removeprefix(below) for path in paths if path.startswith(below)]
+        if not paths or " = -1 " in line:
+            continue
+        calls_seen.add(call)
+        forced += paths if "sync" in call else []
+        # What safetensors writes has another name until it is whole: it comes and goes between two looks.
+        passing |= {paths[0]} if call.startswith("rename") else set()
+        named.update(path.removesuffix("(deleted)") for path in paths)
+    assert {"write", "rename", "fsync"} <= calls_seen
+    seen = set(recorded["seen"])
+    assert len(named & seen) > 50
+    assert {Path(path).name[:4] for path in named - seen} <= {".tmp"}
+    assert named - seen <= passing
+    assert Counter(forced) == Counter(path for path in recorded["forced"] if path)
