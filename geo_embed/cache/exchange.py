@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geo_embed.backbones.weights import fingerprint_of
 from geo_embed.cache.arrays import first_unfit
-from geo_embed.cache.find import find_store
+from geo_embed.cache.find import find_store, import_attributes
 from geo_embed.cache.formats import FORMAT_HINT, FORMATS, Vectors, check_holds, read_vectors, write_vectors
 from geo_embed.cache.layout import MOST_LETTERS
 from geo_embed.cache.locks import only_writer
@@ -90,18 +89,10 @@ def cache_import(
         warn(
             f"{file.name} doesn't name its {' and '.join(vectors.by_position)}; they are taken by position: {taken}"
         )
-    made_by = {
-        "imported": True,
-        "backbone": name,
-        "view_names": list(samples.view_names),
-        "stored": stored,
-        "dim": vectors.values.shape[2],
-    }
-    fingerprint = fingerprint_of(made_by)
+    attrs = import_attributes(name, list(samples.view_names), stored, vectors.values.shape[2])
+    fingerprint = attrs["fingerprint"]
     path = store_path(config.paths.cache_dir, name, fingerprint, split)
-    source = {"source": file.name, "source_sha256": file_sha256(file), "source_made_by": vectors.made_by}
-    attrs = made_by | source | {"fingerprint": fingerprint, "feature": None, "weights_sha256": None}
-    attrs |= {"preprocessing": None, "dtype": stored}
+    attrs |= {"source": file.name, "source_sha256": file_sha256(file), "source_made_by": vectors.made_by}
     _refuse_other_backbone(path, name, vectors.made_by)
     # Written aside and moved into place: an import that fails leaves the earlier one as it was.
     with only_writer(path), creating(path) as storage:

@@ -235,6 +235,26 @@ def store_attributes(
     return {"backbone": model.backbone_name, "fingerprint": fingerprint_of(made_by)} | made_by
 
 
+def attributes_with(attrs: dict[str, Any], **made_by: Any) -> dict[str, Any]:
+    """The attributes of `store_attributes` with some of what made the embeddings replaced, and the fingerprint that follows."""
+    changed = attrs | made_by
+    keys = (*_MADE_BY, *(("variant",) if "variant" in changed else ()))
+    return changed | {"fingerprint": fingerprint_of({key: changed[key] for key in keys})}
+
+
+def import_attributes(name: str, view_names: list[str], stored: str, dim: int) -> dict[str, Any]:
+    """What is known of embeddings computed elsewhere, and the fingerprint over it."""
+    made_by = {
+        "imported": True,
+        "backbone": name,
+        "view_names": view_names,
+        "stored": stored,
+        "dim": dim,
+    }
+    unknown = {"feature": None, "weights_sha256": None, "preprocessing": None}
+    return made_by | unknown | {"fingerprint": fingerprint_of(made_by), "dtype": stored}
+
+
 def same_preprocessing(first: Any, second: Any) -> bool:
     """Whether two recorded preprocessings are the same, though one was recorded before the other's fields existed."""
     try:

@@ -70,6 +70,15 @@ class Storage:
         with open_regular(self.root / name) as file:
             return os.fstat(file.fileno()).st_size
 
+    def chunks(self, array: str) -> list[str]:
+        """The names of an array's chunks that are there, such as `status/c/3/0`, sorted."""
+        places = (self.root / array / "c").rglob("*")
+        return sorted(
+            place.relative_to(self.root).as_posix()
+            for place in places
+            if not place.name.startswith(".") and place.is_file()
+        )
+
     def head(self, name: str, count: int) -> bytes:
         """The first bytes of a name. Raises GeoError where it can't be read."""
         with open_regular(self.root / name) as file:

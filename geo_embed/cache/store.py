@@ -42,6 +42,7 @@ PENDING, OK, MISSING, UNREADABLE = 0, 1, 2, 3
 # Rows that are hashed at once: few calls, bounded memory.
 _MANIFEST_ROWS = 65_536
 _IDS = "sample_id/c/0"
+_GROUP = {"zarr_format": 3, "node_type": "group"}
 # Of an embedding's length, by rounding.
 _LARGEST_ERROR = 0.01
 # Content hashes that a run remembers of an import.
@@ -275,10 +276,14 @@ def rewrite_attributes(store: Store, attrs: dict[str, Any]) -> None:
     Raises:
         GeoError: the disk is full or read-only; the store stays as it was.
     """
+    write_metadata(store.storage, attrs, head=read_json(store.path / "zarr.json"))
+
+
+def write_metadata(storage: Storage, attrs: dict[str, Any], *, head: Mapping[str, Any] = _GROUP) -> None:
+    """Write the zarr.json of a store, with its attributes and their checksums; `head` is what else it says. Raises GeoError as `rewrite_attributes`."""
     attrs = {key: value for key, value in attrs.items() if key != "checksums"}
-    attrs["checksums"] = _metadata_checksums(store.storage, attrs)
-    head = read_json(store.path / "zarr.json")
-    store.storage.write_durably("zarr.json", json.dumps(head | {"attributes": attrs}, indent=2).encode())
+    attrs["checksums"] = _metadata_checksums(storage, attrs)
+    storage.write_durably("zarr.json", json.dumps({**head, "attributes": attrs}, indent=2).encode())
 
 
 def list_stores(cache_dir: Path, split: str | None = None) -> list[Store]:
@@ -639,10 +644,15 @@ def _check_size(store: Store, name: str, rows: slice) -> None:
         raise ValueError(f"rows {rows.start}–{rows.stop - 1} have {size:,} bytes, where {wanted:,} belong")
 
 
+def attributes_sha256(attrs: Mapping[str, Any]) -> str:
+    """What a store records of its own attributes, but for the checksums: sha256 of them as canonical JSON."""
+    described = {key: value for key, value in attrs.items() if key != "checksums"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
 def _metadata_checksums(storage: Storage, attrs: dict[str, Any]) -> dict[str, str]:
     """sha256 of each array's zarr.json, and of the group's attributes as canonical JSON."""
-    described = {key: value for key, value in attrs.items() if key != "checksums"}
-    sums = {"attributes": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()}
+    sums = {"attributes": attributes_sha256(attrs)}
     for name in ARRAYS:
         sums[f"{name}/zarr.json"] = storage.checksum(f"{name}/zarr.json")
     return sums
@@ -669,7 +679,7 @@ def damaged_chunks(path: Path) -> Iterator[None]:
         ) from error
 
 
-_RESTORE = "restore the store from a copy, or delete it and run geo extract"
+_RESTORE = "geo cache verify --repair makes damaged metadata again; or restore the store from a copy, or delete it and run geo extract"
 
 
 def rebuild_hint(path: Path, attrs: Mapping[str, Any] | None = None) -> str:

@@ -95,17 +95,25 @@ def _cache_verify(
         bool, typer.Option("--deep", help="Embed a sample of pictures again, and compare.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Let damaged rows be pending again, for `geo extract`.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Make damaged metadata (zarr.json) again from the chunks and the CSV, and let damaged rows be pending again, for `geo extract`.",
+        ),
     ] = False,
 ) -> None:
     """Read every byte of the stores of the settings' backbone against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
+    from geo_embed.cache.rebuild import Rebuilt, rebuild_stores
     from geo_embed.cache.store import Store
     from geo_embed.cache.verify import choose_stores, find_pending, other_stores, verify, verify_deep
     from geo_embed.errors import GeoError
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
     stores, problems = choose_stores(config.paths.cache_dir, config.model, split, store)
+    rebuilt: list[Rebuilt] = []
+    if repair:
+        stores, problems, rebuilt = rebuild_stores(config, stores, problems)
     whole: list[Store] = []
     for opened in stores:
         damage = verify(opened, repair=repair)
@@ -125,6 +133,7 @@ def _cache_verify(
     result = {
         "stores": [opened.path for opened in stores],
         "problems": problems,
+        "rebuilt": rebuilt,
         "pending": pending,
         "not_looked_at": others,
     }
@@ -140,7 +149,16 @@ def _cache_verify(
             show(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
-        if problems and repair:
+        for made in rebuilt:
+            changed = (
+                f"; {made.forgotten:,} samples whose pictures changed since are pending again"
+                if made.forgotten
+                else ""
+            )
+            show(f"{', '.join(made.files)} made again{changed} ({made.store})")
+        chunks = ("status", "content_hash", "embeddings", "sample_id")
+        damaged = any(problem.where.partition(",")[0] in chunks for problem in problems)
+        if repair and (damaged or any(made.forgotten for made in rebuilt)):
             show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
         show(f"{len(problems):,} problems")
         if others:

@@ -26,6 +26,7 @@ from small import Small, content, files
 
 from geo_embed import files as files_module
 from geo_embed.cache.exchange import cache_import
+from geo_embed.cache.rebuild import rebuild_metadata
 from geo_embed.cache.store import (
     OK,
     PENDING,
@@ -238,6 +239,36 @@ def test_a_repair_outlasts_it(small: Small, tmp_path: Path, monkeypatch: pytest.
         assert embedded(cache) == truth
 
     try_all(disk, tmp_path, look, go_on)
+
+
+def test_metadata_that_are_made_again_outlast_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = extract(small.config(), "train").store
+    whole = content(store)
+    for name in ("zarr.json", "embeddings/zarr.json", "status/zarr.json"):
+        (store / name).unlink()
+    disk = Disk(small.cache)
+    with disk.recording(monkeypatch):
+        rebuild_metadata(small.config(), store)
+        disk.say("made again")
+
+    def look(cache: Path, said: Sequence[object]) -> None:
+        problems = unreadable_stores(cache)
+        assert not (problems and "made again" in said)
+        if not problems:
+            (found,) = list_stores(cache, "train")
+            assert content(found.path) == whole
+            assert verify(found) == []
+
+    def go_on(cache: Path, said: Sequence[object]) -> None:
+        (path,) = cache.glob("*/train.zarr")
+        config = small.config(paths__cache_dir=str(cache))
+        rebuild_metadata(config, path)
+        assert content(path) == whole
+        assert extract(config, "train").computed == 0
+
+    try_all(disk, tmp_path, look, go_on, looks=30, goes=3)
 
 
 def test_an_import_that_replaces_another_outlasts_it(
