@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
+TRACKIO := $(VENV)/trackio
 BROWSER := $(VENV)/.browser
 # Processes that run tests, each on one thread.
 WORKERS ?= 2
@@ -13,10 +14,12 @@ WORKERS ?= 2
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
 
-test: check $(TIMM) $(BROWSER)
+test: check $(TIMM) $(TRACKIO) $(BROWSER)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
 	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
+	@if [ -d $(TRACKIO)/trackio ]; then echo "$(BIN)/python -m pytest tests/test_tracking.py -k trackio"; \
+	PYTHONPATH=$(TRACKIO) $(BIN)/python -m pytest tests/test_tracking.py -k trackio; fi
 
 # The tests of the files that changed, or T="heads tests/test_config.py".
 quick: $(INSTALLED)
@@ -63,6 +66,13 @@ $(TIMM): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
 		$(shell grep ^timm== constraints.txt) torchvision==0.15.1 requests urllib3 charset-normalizer certifi idna || \
 		{ mkdir -p $@; echo "timm can't be installed here: its tests are skipped"; }
+	@touch $@
+
+# Trackio asks for an older Pillow than the one that CI installs, and works with this one: it stays out of everybody else's sight as well.
+$(TRACKIO): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+		$(shell grep -iE '^(brotli|gradio_client|orjson|python-multipart|starlette|trackio|uvicorn)==' constraints.txt) || \
+		{ mkdir -p $@; echo "Trackio can't be installed here: its test is skipped"; }
 	@touch $@
 
 # Pages are tested in a Chromium: the machine's own, else Debian's where it may be installed. Without one those tests are skipped.

@@ -23,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OnBadImage = Literal["fail", "skip"]
 OnDamagedImage = Literal["fail", "skip", "accept"]
+Tracker = Literal["local", "tensorboard", "wandb", "trackio"]
 EnsembleMethod = Literal["average", "weighted", "voting", "majority", "rrf", "stacking"]
 # What an ensemble's point is of its members' points, and what may be asked for.
 EnsemblePoint = Literal["median", "mean"]
@@ -441,6 +442,13 @@ class Tracking(_Group):
         PROGRESS_SECONDS, gt=0, le=_LONGEST, description="between progress lines off a terminal (seconds)"
     )
     note: str = Field("", description="free text for a run's provenance")
+    tracker: Tracker = Field(
+        "local",
+        description="what else shows the scores of fit-heads, sweep and finetune; `local`: their run alone",
+    )
+    project: str = Field(
+        "geo-embed", min_length=1, description="of wandb, unless WANDB_PROJECT names one, and of trackio"
+    )
 
 
 class Config(_Group):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LOWEST = runpy.run_path(str(ROOT / "tools" / "lowest.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Modules of what the tests' own environment may lack.
-OPTIONAL_MODULES = {"timm": "timm", "peft": "peft"}
+OPTIONAL_MODULES = {"timm": "timm", "peft": "peft", "wandb": "wandb", "trackio": "trackio"}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -24,6 +24,8 @@ def imported(tree: ast.AST) -> set[str]:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
+            # What torch has none of, and imports from elsewhere.
+            names |= {"tensorboard"} & {node.module.removeprefix("torch.utils.")}
     return names
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from geo_embed.cli.complete import complete_run
-from geo_embed.config import Config, Device, Dtype, OnBadImage, OnDamagedImage
+from geo_embed.config import Config, Device, Dtype, OnBadImage, OnDamagedImage, Tracker
 from geo_embed.console import set_progress_seconds
 from geo_embed.settings import resolve
 
@@ -80,6 +80,14 @@ NoExtractOption = Annotated[
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the run to write.")]
 
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")]
+
+
+TrackOption = Annotated[
+    Tracker | None,
+    typer.Option(
+        "--track", help="Show scores there, too; a package to be installed. `local`: in the run alone."
+    ),
+]
 
 
 @dataclass

@@ -20,6 +20,7 @@ from geo_embed.cli.options import (
     OverwriteOption,
     SeedOption,
     SplitOption,
+    TrackOption,
     WorkersOption,
     splits_of,
 )
@@ -148,6 +149,7 @@ def _fit_heads(
     batch_size: BatchOption = None,
     limit: LimitOption = None,
     seed: SeedOption = None,
+    track: TrackOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Stage 2: store to heads, in seconds. Reads no image."""
@@ -162,6 +164,7 @@ def _fit_heads(
         training__folds=folds,
         training__batch_size=batch_size,
         training__seed=seed,
+        tracking__tracker=track,
     )
     # Before imports that take seconds.
     if ahead := command_outlook(config.paths.csv("train"), config.training, limit):
@@ -200,6 +203,7 @@ def _sweep(
     device: DeviceOption = None,
     limit: LimitOption = None,
     seed: SeedOption = None,
+    track: TrackOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what was tried, and replace a run of this name.")
     ] = False,
@@ -212,7 +216,12 @@ def _sweep(
     from geo_embed.fitting.space import read_space
     from geo_embed.fitting.sweep import state_path, sweep
 
-    config = GLOBALS.config(model__backbone_name=backbone, model__device=device, training__seed=seed)
+    config = GLOBALS.config(
+        model__backbone_name=backbone,
+        model__device=device,
+        training__seed=seed,
+        tracking__tracker=track,
+    )
     result = sweep(
         config,
         space=None if space is None else read_space(space, config),
@@ -262,6 +271,7 @@ def _finetune(
     workers: WorkersOption = None,
     limit: LimitOption = None,
     seed: SeedOption = None,
+    track: TrackOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Stage 3: images to an unfrozen backbone and heads. Interrupted, the same command goes on from its last checkpoint."""
@@ -277,6 +287,7 @@ def _finetune(
         inference__on_damaged_image=on_damaged_image,
         inference__workers=workers,
         training__seed=seed,
+        tracking__tracker=track,
     )
     tuned = finetune(config, name=name, init=init, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     if not speaks():

@@ -39,6 +39,7 @@ from geo_embed.runs.run import (
     unfinished_runs,
     writing_run,
 )
+from geo_embed.tracking import require_tracker, tracked
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ def finetune(
 
     Raises:
         GeoError: no images, no backbone, heads that don't fit; a first validation that differs from the run's cached score;
-            a loss that stays NaN; a full disk. The last checkpoint is kept.
+            a loss that stays NaN; a full disk; a tracker that isn't installed. The last checkpoint is kept.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     started = time.monotonic()
+    require_tracker(config)
     runs = config.paths.runs_dir
     try:
         with (
@@ -100,12 +102,15 @@ def finetune(
             run = load_run(runs, init or f"{name}-heads")
             merged = merge_config(config, run)
             task = prepare(merged, run, directory, limit, team)
-            with _checkpoints(directory, team, afresh=overwrite):
+            settings = _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
+            with (
+                _checkpoints(directory, team, afresh=overwrite),
+                tracked(merged, name, ("model", "training", "finetune"), first=team.first) as log,
+            ):
                 team.wait()
-                model, state = train_unfrozen(
-                    task, _settings(merged.finetune, merged.training, merged.paths.csv("train"), run, limit)
-                )
+                model, state = train_unfrozen(task, settings, log)
                 val = _write_run(merged, task, model, state, started, command)
+                log(None, val)
     except torch.OutOfMemoryError as error:
         raise GeoError(
             f"out of memory: {error}".splitlines()[0],

@@ -34,6 +34,7 @@ from geo_embed.fitting.epochs import EpochChoice, scores_without
 from geo_embed.heads.losses import epoch_losses
 from geo_embed.optim import ema_decay, warmup_cosine
 from geo_embed.seeding import get_generator
+from geo_embed.tracking import Log
 
 _MOST_BAD_STEPS = 3
 
@@ -41,12 +42,13 @@ _MOST_BAD_STEPS = 3
 Save = Callable[..., None]
 
 
-def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, TrainingState]:
+def train_unfrozen(task: Task, settings: dict[str, Any], log: Log) -> tuple[GeoModel, TrainingState]:
     """Train, or go on training, to the end; the model as it was at its best, and what was done.
 
     Args:
         task: what is trained on what.
         settings: kept in each checkpoint; a training goes on with the very same only.
+        log: is shown each epoch, those before a checkpoint first.
 
     Raises:
         GeoError: other settings than the checkpoint's; a first validation that differs from the run's cached score; a loss
@@ -90,6 +92,8 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
         # Epochs, until there are enough or the score hasn't risen for `patience` of them, nor that without any part of the
         # validation samples. Each is validated with the weights that would be written, and leaves a checkpoint.
         progress = state.progress
+        for number, entry in enumerate(progress.history, 1):
+            log(number, entry)
         while progress.epoch < finetune.epochs and not _choice(progress, finetune.patience).ended:
             unfreeze_for(state.model, finetune, progress.epoch)
             _train_epoch(task, state, stop, save)
@@ -101,6 +105,7 @@ def train_unfrozen(task: Task, settings: dict[str, Any]) -> tuple[GeoModel, Trai
             is_best = _choose(task, state, progress.epoch + 1, validation)
             _end_epoch(task, progress, validation.scores)
             save(best=is_best)
+            log(progress.epoch, progress.history[-1])
             if team.any(stop.is_set()):
                 _interrupt(task, progress, save, saved=True)
 

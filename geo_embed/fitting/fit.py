@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, overload
 
@@ -38,6 +38,7 @@ from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, writing_run
 from geo_embed.settings import get_config
+from geo_embed.tracking import require_tracker, tracked
 
 # A larger share of held-out samples with a near twin in training makes the score one of memory.
 _MOST_TWINS = 0.05
@@ -192,9 +193,11 @@ def fit_heads(
 
     Raises:
         GeoError: no store, a store that doesn't fit the CSV, embeddings that aren't finite, or more folds than samples; arrays that
-            don't fit each other, or hold what none may; the name is taken, or another process is writing a run of this name.
+            don't fit each other, or hold what none may; the name is taken, or another process is writing a run of this name; a tracker
+            that isn't installed.
     """
     config = config or get_config()
+    require_tracker(config)
     runs_dir = config.paths.runs_dir
     arrays: dict[str, Any] = {
         "embeddings": embeddings,
@@ -268,33 +271,37 @@ def _fit(
     prior = find_prior(examples, train)
     dataset = Dataset(examples, prior, pick_device(config.model.device, float64=True))
 
-    # 2. A set of heads per split.
-    fitted = fit_splits(dataset, splits, config.model, training, every=config.tracking.progress_seconds)
+    with tracked(config, name, ("model", "training")) as log:
+        # 2. A set of heads per split.
+        fitted = fit_splits(dataset, splits, config.model, training, every=config.tracking.progress_seconds)
+        for step, values in by_step(splits, fitted):
+            log(step, values)
 
-    # 3. What each predicts for the samples that it wasn't trained on.
-    parts = _describe_parts(dataset, splits, fitted)
-    panel = Panel([part.heads for part in fitted])
-    val_predictions = _out_of_fold(examples, splits, [part.predictions for part in fitted], val)
-    chosen_score: float | None = None
-    if any(part.chosen is not None for part in fitted):
-        as_chosen = [part.chosen or part.predictions for part in fitted]
-        chosen_score = dataset.score(_out_of_fold(examples, splits, as_chosen, val), val)["score"]
-    if training.temperature is not None or (training.calibration != "none" and val.any()):
-        tied = None if examples.tied is None else examples.tied[val]
-        val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training, tied)
-    truth = examples.truth.take(val)
-    groups = resampling_groups(truth.latitude, truth.longitude, training)
-    scores = final_metrics(val_predictions, truth, groups=groups)
-    measured = {"val": scores, "parts": parts}
-    if chosen_score is not None:
-        measured["chosen"] = {"score": chosen_score, "by": CHOSEN_BY}
-    if panel.reliability is not None:
-        measured["calibration"] = panel.reliability
+        # 3. What each predicts for the samples that it wasn't trained on.
+        parts = _describe_parts(dataset, splits, fitted)
+        panel = Panel([part.heads for part in fitted])
+        val_predictions = _out_of_fold(examples, splits, [part.predictions for part in fitted], val)
+        chosen_score: float | None = None
+        if any(part.chosen is not None for part in fitted):
+            as_chosen = [part.chosen or part.predictions for part in fitted]
+            chosen_score = dataset.score(_out_of_fold(examples, splits, as_chosen, val), val)["score"]
+        if training.temperature is not None or (training.calibration != "none" and val.any()):
+            tied = None if examples.tied is None else examples.tied[val]
+            val_predictions = _calibrate(panel, val_predictions, examples.labels[val], training, tied)
+        truth = examples.truth.take(val)
+        groups = resampling_groups(truth.latitude, truth.longitude, training)
+        scores = final_metrics(val_predictions, truth, groups=groups)
+        measured = {"val": scores, "parts": parts}
+        if chosen_score is not None:
+            measured["chosen"] = {"score": chosen_score, "by": CHOSEN_BY}
+        if panel.reliability is not None:
+            measured["calibration"] = panel.reliability
 
-    of_folds = {split.fold: split.val for split in splits}
-    is_twin = near_twins(examples, list(of_folds.values()))[val]
-    twins = _without_twins(val_predictions, truth, is_twin, training)
-    measured["twins"] = twins
+        of_folds = {split.fold: split.val for split in splits}
+        is_twin = near_twins(examples, list(of_folds.values()))[val]
+        twins = _without_twins(val_predictions, truth, is_twin, training)
+        measured["twins"] = twins
+        log(None, scores)
 
     # 4. The run.
     train_truth, labels = examples.truth.take(train), examples.labels[train]
@@ -330,6 +337,17 @@ def _fit(
         chosen_score,
         twins,
     )
+
+
+def by_step(splits: Sequence[Split], fitted: Sequence[FittedHeads]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each epoch, or trial of a race, with what its histories have of it: as `val_score`, of several splits as `val_score/fold-0-seed-1`."""
+    for row in range(max(len(part.history) for part in fitted)):
+        values: dict[str, float] = {}
+        for split, part in zip(splits, fitted, strict=True):
+            of_split = f"/fold-{split.fold}-seed-{split.seed}" if len(splits) > 1 else ""
+            if row < len(part.history):
+                values |= {f"{key}{of_split}": value for key, value in part.history.iloc[row].items()}
+        yield row + 1, values
 
 
 def _without_twins(

@@ -42,6 +42,7 @@ from geo_embed.fitting.stacked import TrainingJob, stackable, train_all
 from geo_embed.registry import HEADS
 from geo_embed.runs.run import load_run, only_run_writer
 from geo_embed.settings import as_text, is_set, known_keys, value_at, with_changes
+from geo_embed.tracking import Log, require_tracker, tracked
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
@@ -155,6 +156,7 @@ def sweep(
             `training.folds` above 1, which leaves no sample that chooses nothing; every trial failed; or another process sweeps
             or writes a run under this name.
     """
+    require_tracker(config)
     with only_run_writer(config.paths.runs_dir, name, overwrite=True):
         return _search(config, space, trials, eta, name, limit, fresh, command)
 
@@ -202,7 +204,9 @@ def _search(
     if reused:
         say(f"sweep: going on after {reused:,} trainings, from {state.path}")
     task = _set_up(data.examples, base.training, pick_device(base.model.device, float64=True))
-    _climb(task, base, drawn, eta, state)
+    with tracked(base, f"{name}.sweep", ("model", "training")) as log:
+        _climb(task, base, drawn, eta, state, log)
+        log(None, {"score": _ranking(state)[0].score})
     # The winner's fit reads the embeddings again: they are not to be in memory twice.
     del data, task
     ranking = _ranking(state)
@@ -298,8 +302,10 @@ def _set_up(examples: Examples, training: Training, device: torch.device) -> _In
     return _InnerTask(dataset, split, dataset.rows(split.train))
 
 
-def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State) -> None:
-    """Train what the state doesn't have, rung by rung."""
+def _climb(
+    task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State, log: Log
+) -> None:
+    """Train what the state doesn't have, rung by rung; what was tried before is logged first."""
     # Rung 0:    all of them,            1/η^k of the epochs
     # Rung 1:    the best 1/η of them,   1/η^(k−1)
     # …
@@ -310,6 +316,15 @@ def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta:
     remaining = [trial for trial, stepping in enumerate(by_steps) if stepping]
     steps = rungs(len(remaining), base.training.epochs, eta)
     total = sum(count for count, _ in steps) + by_steps.count(False)
+    tracked_results = 0
+
+    def track() -> None:
+        nonlocal tracked_results
+        for result in list(state.results.values())[tracked_results:]:
+            tracked_results += 1
+            log(tracked_results, {**asdict(result), **drawn[result.trial]})
+
+    track()
     with _board(drawn, len(steps), total, state) as show:
         for rung, (count, epochs) in enumerate(steps):
             remaining = remaining[:count]
@@ -326,6 +341,7 @@ def _climb(task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta:
                 show(list(group), rung)
                 state.add(_train_group(task, settings, group, rung, epochs))
                 show([], rung)
+                track()
             ranked = sorted((state.results[trial, rung] for trial in remaining), key=_rank)
             remaining = [result.trial for result in ranked if result.error is None]
 

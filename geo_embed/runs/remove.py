@@ -9,6 +9,7 @@ from geo_embed.errors import GeoError
 from geo_embed.files import lock, lock_beside, read_json, remove_directory
 from geo_embed.runs.run import broken_runs, finished_runs, is_run, provenance_path, unfinished_runs
 from geo_embed.runs.schema import Provenance
+from geo_embed.tracking import tensorboard_directory
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Removed:
 
 
 def remove_runs(runs_dir: Path, names: Sequence[str], *, force: bool = False) -> Removed:
-    """Delete runs, or broken ones, whole. Each loses its name first: nobody sees half of one.
+    """Delete runs, or broken ones, whole, and what TensorBoard shows of them. Each loses its name first: nobody sees half of one.
 
     Args:
         runs_dir: where they lie.
@@ -45,6 +46,9 @@ def remove_runs(runs_dir: Path, names: Sequence[str], *, force: bool = False) ->
         ):
             size += bytes_below(path)
             remove_directory(path)
+            if (events := tensorboard_directory(runs_dir, path.name)).is_dir():
+                size += bytes_below(events)
+                remove_directory(events)
     return Removed([path.name for path in paths], size)
 
 
