@@ -1,6 +1,7 @@
 """From a run to answers: `geo evaluate`, `ensemble`, `predict`, `submit`."""
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,7 +229,7 @@ def _predict(
 ) -> None:
     """Predict a split into the run's prediction table, or one place from its pictures.
 
-    Pictures of a split whose embeddings by the run's backbone are not cached are embedded first.
+    Pictures of a split whose embeddings by the run's backbone are not cached are embedded first. --backbone says where that lies now.
     """
     wait_passively()
     from geo_embed.extraction.for_run import extract_for_run
@@ -238,8 +239,12 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
+    if split is not None and no_extract and backbone is not None:
+        raise typer.BadParameter(
+            "--backbone says what embeds the split's pictures, and --no-extract that nothing does"
+        )
     config = _config_of_answers(device, tta, on_bad_image, on_damaged_image, batch_size, workers)
-    embed = None if no_extract else extract_for_run
+    embed = None if no_extract else partial(extract_for_run, backbone=backbone)
     runs_dir = config.paths.runs_dir
     if split is not None:
         parts = splits_of(split)

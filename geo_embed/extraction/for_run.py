@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def extract_for_run(config: Config, run: Run, split: str) -> list[Extraction]:
+def extract_for_run(config: Config, run: Run, split: str, *, backbone: str | None = None) -> list[Extraction]:
     """Embed what a run, or a member of an ensemble, needs of a split and the cache lacks; nothing where all is there.
 
     Nothing is done either where the folder of pictures isn't on this machine, or for a run that was fitted on an import: then
@@ -32,15 +32,25 @@ def extract_for_run(config: Config, run: Run, split: str) -> list[Extraction]:
             needed, too.
         run: that is to answer.
         split: `train` or `test`.
+        backbone: where the run's lies now; default where it lay in training, or in the run itself.
 
     Raises:
-        GeoError: the backbone isn't on this machine, or isn't the run's any more; or as `extract`.
+        GeoError: the backbone isn't on this machine, or isn't the run's any more; a `backbone` is given that isn't the run's, or for
+            a run that was fitted on an import; or as `extract`.
     """
     done = []
     for member in answering_runs(run):
         member = on_this_machine(member, config.paths, config.model.device)
         if is_fitted_on_import(member):
+            if backbone is not None:
+                raise GeoError(
+                    f"{member.name} was fitted on imported embeddings: whether {backbone} made them isn't known here",
+                    where="--backbone",
+                    hint=f"do without --backbone, and import the {split} split's embeddings: geo cache import",
+                )
             continue
+        # One that is named is the run's, be it needed or not.
+        given = None if backbone is None else _settings_of(config, member, [backbone])
         model, augment = member.config.model, run.config.finetune.augment
         variants = variants_of(augment, model.view_names) if config.inference.tta else [AS_THEY_ARE]
         samples = load_samples(member.config, split)
@@ -52,7 +62,7 @@ def extract_for_run(config: Config, run: Run, split: str) -> list[Extraction]:
             if not samples.image_root.is_dir():
                 warn(f"the {split} pictures can't be embedded here: there is no folder {samples.image_root}")
                 break
-            settings, dtype = _settings_of(config, member)
+            settings, dtype = given or _settings_of(config, member, _places(member))
             for variant in lacking:
                 kind = "" if variant == AS_THEY_ARE else f", {variant},"
                 say(
@@ -85,8 +95,8 @@ def _lacking(member: Run, split: str, samples: Samples, variants: list[Variant])
     return [variant for variant in variants if variant not in digests]
 
 
-def _settings_of(config: Config, member: Run) -> tuple[Config, Dtype]:
-    """Settings, and the backbone's precision, by which `extract` makes the store that a run was fitted on.
+def _settings_of(config: Config, member: Run, places: list[str]) -> tuple[Config, Dtype]:
+    """Settings, and the backbone's precision, by which `extract` makes the store that a run was fitted on, with the backbone at one of the places.
 
     A run names its store by a fingerprint over all that made it, the precision on the machine of its training among them: of the
     few that there are, the one that gives this fingerprint is taken.
@@ -98,7 +108,7 @@ def _settings_of(config: Config, member: Run) -> tuple[Config, Dtype]:
     fingerprint = member.provenance["store"]["fingerprint"]
     train_stores = list_stores(config.paths.cache_dir, "train")
     differs: GeoError | None = None
-    for name in _places(member):
+    for name in places:
         model = member.config.model.model_copy(update={"backbone_name": name, "fingerprint": None})
         switches = {"deterministic": config.model.deterministic, "tf32": config.model.tf32}
         attrs = store_attributes(model, find_backbone(name), pick_dtype(model.dtype, device))

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -36,7 +37,7 @@ from geo_embed.heads.region import make_region
 from geo_embed.metrics import final_metrics, metrics
 from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
-from geo_embed.runs.run import only_run_writer, writing_run
+from geo_embed.runs.run import only_run_writer, split_path, writing_run
 from geo_embed.settings import get_config
 from geo_embed.tracking import require_tracker, tracked
 
@@ -299,7 +300,8 @@ def _fit(
 
         of_folds = {split.fold: split.val for split in splits}
         is_twin = near_twins(examples, list(of_folds.values()))[val]
-        twins = _without_twins(val_predictions, truth, is_twin, training)
+        where = split_path(runs_dir / name)
+        twins = _without_twins(val_predictions, truth, is_twin, training, where)
         measured["twins"] = twins
         log(None, scores)
 
@@ -323,7 +325,7 @@ def _fit(
                 for split, part in zip(splits, fitted, strict=True)
             )
         )
-        writer.write_split(_split_table(examples, splits, val).iloc[np.argsort(order)])
+        writer.write_split(_split_table(examples, splits, val, is_twin).iloc[np.argsort(order)])
         writer.write_predictions("val", val_predictions, truth)
         seconds = time.monotonic() - started
         provenance["seconds"] = seconds
@@ -351,9 +353,11 @@ def by_step(splits: Sequence[Split], fitted: Sequence[FittedHeads]) -> Iterator[
 
 
 def _without_twins(
-    predictions: Predictions, truth: Truth, twins: NDArray[np.bool_], training: Training
+    predictions: Predictions, truth: Truth, twins: NDArray[np.bool_], training: Training, table: Path
 ) -> dict[str, Any]:
-    """What n held-out samples score without those (n,) that have a near twin in training; a warning where those are many."""
+    """What n held-out samples score without those (n,) that have a near twin in training; a warning where those are many, with the
+    table that is going to name them.
+    """
     count, others = int(twins.sum()), ~twins
     score = metrics(predictions.take(others), truth.take(others))["score"] if others.any() else None
     if count > _MOST_TWINS * len(twins):
@@ -364,7 +368,8 @@ def _without_twins(
             else ": --set training.validation=spatial holds places out whole"
         )
         warn(
-            f"{count:,} of {len(twins):,} held-out samples have a near twin among the training samples{without}{cure}"
+            f"{count:,} of {len(twins):,} held-out samples have a near twin among the training samples{without}{cure} "
+            f"(near_twin in {table})"
         )
     return {"samples": count, "score_without": score}
 
@@ -610,10 +615,15 @@ def _calibrate(
     return replace(predictions, probabilities=probabilities)
 
 
-def _split_table(examples: Examples, splits: Sequence[Split], val: NDArray[np.bool_]) -> pd.DataFrame:
+def _split_table(
+    examples: Examples, splits: Sequence[Split], val: NDArray[np.bool_], twins: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Every sample's part of the split and, of the held-out ones (n,), whether it has a near twin in training."""
     table = pd.DataFrame(
         {"sample_id": natural_ids(examples.sample_id), "part": np.where(val, "val", "train")}
     )
+    table["near_twin"] = False
+    table.loc[val, "near_twin"] = twins
     if len({split.fold for split in splits}) > 1:
         fold = np.full(len(val), -1)
         for split in splits:

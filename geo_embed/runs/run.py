@@ -196,7 +196,7 @@ class Run:
 
         with of_run():
             columns = ("sample_id", "part")
-            path = self.path / _SPLIT
+            path = split_path(self.path)
             table = read_columns(path, columns, optional=("fold",), most_rows=_MOST_ROWS)
             return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
 
@@ -247,6 +247,11 @@ def is_run(directory: Path) -> bool:
     with suppress(OSError, ValueError):
         return (directory / _PROVENANCE).is_file()
     return False
+
+
+def split_path(directory: Path) -> Path:
+    """The table in a run's directory of which samples it learnt from and which it held out."""
+    return directory / _SPLIT
 
 
 def predictions_path(directory: Path, split: str) -> Path:

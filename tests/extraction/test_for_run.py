@@ -227,3 +227,36 @@ def test_an_import_is_left_to_whoever_made_it(small: Small) -> None:
     with pytest.raises(GeoError, match="no test store has the fingerprint") as caught:
         predict_split(settings, run, "test", embed=extract_for_run)
     assert caught.value.hint == "geo cache import FILE --split test --backbone mine"
+
+
+def test_a_backbone_that_was_moved_is_named_and_another_is_refused_be_it_needed_or_not(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`geo predict --split … --backbone`."""
+    shutil.copytree(small.backbone, tmp_path / "old")
+    fitted(small, model__backbone_name=str(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    write_backbone(tmp_path / "other", seed=1)
+    asked = (*small.options(), "predict", "first", "--split", "test")
+    assert command(capsys, *asked).code == 1
+    said = command(capsys, *asked, "--backbone", tmp_path / "new")
+    assert said.code == 0, said.err
+    assert f"embedded by {tmp_path / 'new'}" in said.err
+    assert command(capsys, *asked, "--no-extract").code == 0
+    refused = command(capsys, *asked, "--backbone", tmp_path / "other")
+    assert refused.code == 1
+    assert "has other weights than the one that first was fitted on" in refused.err
+    assert command(capsys, *asked, "--backbone", tmp_path / "new", "--no-extract").code == 2
+
+
+def test_a_backbone_that_is_named_for_a_run_fitted_on_an_import_is_refused(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(12, 4, 8)).astype(np.float16))
+    cache_import(small.config(), tmp_path / "e.npy", "train", "mine")
+    fit_heads(small.config(model__backbone_name="mine"), name="first")
+    refused = command(
+        capsys, *small.options(), "predict", "first", "--split", "test", "--backbone", small.backbone
+    )
+    assert refused.code == 1
+    assert "first was fitted on imported embeddings" in refused.err

@@ -276,6 +276,10 @@ def test_a_fit_says_how_many_held_out_samples_have_a_near_twin_and_what_the_othe
     # One of thirteen is many.
     assert f"1 of {len(table)} held-out samples have a near twin" in ran.err
     assert "--set training.validation=spatial" in ran.err
+    split = own.config().paths.runs_dir / "fit" / "split.parquet"
+    assert f"(near_twin in {split})" in ran.err
+    named = pd.read_parquet(split)
+    assert named.sample_id[named.near_twin].astype(str).tolist() == [held_out]
 
     options = [*own.options(), "--set", "training.validation=spatial"]
     by_place = command(capsys, *options, "fit-heads", "--preset", "pigeon", "--name", "by-place")
