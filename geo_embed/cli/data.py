@@ -58,22 +58,43 @@ def _data_explore(
             help="Put a few small pictures into the page. Street-view providers forbid to pass theirs on.",
         ),
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Decode the pictures of so many samples of a split only, evenly through its CSV; of the others read the headers.",
+        ),
+    ] = None,
     backbone: BackboneOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Write one HTML page about the dataset, before any training: counts, map, sizes, duplicates, leaks, odd files."""
     wait_passively()
-    from geo_embed.reporting.data_page import explore_data
+    from geo_embed.reporting.data_page import count_decoded, explore_data
 
     config = GLOBALS.config(inference__workers=workers, model__backbone_name=backbone)
-    page, dataset = explore_data(config, splits_of(split), out, pictures=pictures)
+    page, dataset = explore_data(config, splits_of(split), out, pictures=pictures, limit=limit)
     samples = {part.name: 0 if part.samples is None else len(part.samples) for part in dataset.parts}
     problems = sum(len(part.checked.problems) for part in dataset.parts)
+    looks = {part.name: part.looks for part in dataset.parts if part.looks is not None}
+    decoded = {name: count_decoded(look) for name, look in looks.items()}
+    headers = sum(int(look.there.sum()) - decoded[name] for name, look in looks.items())
     print_result(
-        {"page": page, "samples": samples, "problems": problems, "near_duplicates": len(dataset.twins)},
+        {
+            "page": page,
+            "samples": samples,
+            "decoded": decoded,
+            "problems": problems,
+            "near_duplicates": len(dataset.twins),
+        },
         [
             ("page", page),
             ("samples", ", ".join(f"{count:,} {name}" for name, count in samples.items())),
+            (
+                "pictures",
+                f"{sum(decoded.values()):,} decoded{f', of {headers:,} the headers read' if headers else ''}",
+            ),
             ("problems", f"{problems:,}{'; geo data check lists them' if problems else ''}"),
             ("near duplicates", f"{len(dataset.twins):,}"),
         ],

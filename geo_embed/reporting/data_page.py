@@ -15,7 +15,7 @@ from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
 from geo_embed.reporting.html import STYLES, hash_source, style
-from geo_embed.reporting.looks import NEAR_BITS
+from geo_embed.reporting.looks import NEAR_BITS, Looks
 from geo_embed.reporting.markup import PICTURE_SIDE, figure, missing, table, to_bytes, to_km, to_text, to_url
 from geo_embed.reporting.svg_map import svg_map
 
@@ -26,7 +26,12 @@ _PLACES: Final = 12_000
 
 
 def explore_data(
-    config: Config, splits: list[str], out: Path | None = None, *, pictures: bool = False
+    config: Config,
+    splits: list[str],
+    out: Path | None = None,
+    *,
+    pictures: bool = False,
+    limit: int | None = None,
 ) -> tuple[Path, Dataset]:
     """Look at a dataset and write the page about it.
 
@@ -35,6 +40,7 @@ def explore_data(
         splits: `train`, `test` or both.
         out: the file; default `dataset.html` in the working directory.
         pictures: put a sample of pictures into it, small. Street-view providers forbid to pass theirs on.
+        limit: decode the pictures of so many samples of a split only, evenly through the CSV, and of the others' read the headers.
 
     Returns:
         The file, and what it shows.
@@ -43,7 +49,7 @@ def explore_data(
         GeoError: no split can be read, or the file can't be written.
     """
     path = Path("dataset.html") if out is None else out
-    dataset = survey(config, splits)
+    dataset = survey(config, splits, limit)
     text = to_page(dataset, config, pictures=pictures)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +110,7 @@ def _tiles(dataset: Dataset) -> str:
         tiles.append(("pictures named", f"{sum(int((samples.images != '').sum()) for samples in named):,}"))
     looks = [part.looks for part in dataset.parts if part.looks is not None]
     if looks:
-        tiles.append(("pictures decoded", f"{sum(int(look.there.sum()) for look in looks):,}"))
+        tiles.append(("pictures decoded", f"{sum(count_decoded(look) for look in looks):,}"))
         tiles.append(("their files", to_bytes(sum(int(look.size.sum()) for look in looks))))
     problems = sum(len(part.checked.problems) for part in dataset.parts) + sum(
         len(look.faults) for look in looks
@@ -174,7 +180,7 @@ def _pictures(parts: list[Part]) -> str:
         for width, height in zip(looks.width[looks.there], looks.height[looks.there], strict=True):
             sizes[(part.name, f"{width} × {height}")] += 1
         for v, view in enumerate(samples.view_names):
-            there, size = looks.there[:, v], looks.size[:, v][looks.size[:, v] > 0]
+            there, size = looks.there[looks.decoded, v], looks.size[:, v][looks.size[:, v] > 0]
             named = samples.images[:, v] != ""
             middle = to_bytes(int(np.median(size))) if len(size) else "–"
             spread = f"{to_bytes(int(size.min()))} – {to_bytes(int(size.max()))}" if len(size) else "–"
@@ -195,7 +201,7 @@ def _pictures(parts: list[Part]) -> str:
         '<div class="figures matrix">'
         + figure(
             "Files by view",
-            "Every picture was decoded. Blank: hardly any difference between its parts.",
+            f"{_how_read(looked)} Blank: hardly any difference between its parts.",
             table(
                 ("split", "view", "named", "decoded", "blank", "median file", "smallest to largest"),
                 files,
@@ -211,6 +217,26 @@ def _pictures(parts: list[Part]) -> str:
     )
 
 
+def count_decoded(looks: Looks) -> int:
+    """How many pictures of a split could be decoded."""
+    return int(looks.there[looks.decoded].sum())
+
+
+def _how_read(parts: list[Part]) -> str:
+    """What of the pictures was read: all, or the pixels of some."""
+    some = [
+        f"{int(part.looks.decoded.sum()):,} of {len(part.looks.decoded):,} {part.name} samples"
+        for part in parts
+        if part.looks is not None and not part.looks.decoded.all()
+    ]
+    if not some:
+        return "Every picture was decoded."
+    return (
+        f"Decoded (--limit): the pictures of {' and '.join(some)}, evenly through the CSV. Of the others files and headers were read; "
+        "what is damaged, blank or nearly the same was looked for among the decoded ones."
+    )
+
+
 def _duplicates(dataset: Dataset) -> str:
     if all(part.looks is None for part in dataset.parts):
         return missing("Not looked for", "Duplicates are looked for in pictures, and there are none.")
@@ -222,8 +248,10 @@ def _duplicates(dataset: Dataset) -> str:
         lines.append(f"Test samples with a picture that a training sample has, too: {dataset.overlap:,}.")
     across = sum(twin.across for twin in dataset.twins)
     of_them = f", a test sample with a training sample: {across:,}" if dataset.overlap is not None else ""
+    all_decoded = all(part.looks is None or part.looks.decoded.all() for part in dataset.parts)
+    among = "" if all_decoded else ", among those that were decoded"
     lines.append(
-        f"Pairs of samples with a picture that is nearly the same, and not the same file: {len(dataset.twins):,}{of_them}. Their difference "
+        f"Pairs of samples with a picture that is nearly the same, and not the same file: {len(dataset.twins):,}{of_them}{among}. Their difference "
         f"hashes agree in all but {NEAR_BITS} of 128 bits at most; dull pictures agree by chance: look before you believe."
     )
     body = "".join(f"<p>{to_text(line)}</p>" for line in lines)

@@ -93,17 +93,18 @@ class Dataset:
     no_leakage: str = ""
 
 
-def survey(config: Config, splits: list[str]) -> Dataset:
+def survey(config: Config, splits: list[str], limit: int | None = None) -> Dataset:
     """Look at everything: the CSVs, the places, and every picture.
 
     Args:
         config: paths, views, workers; and how training would hold samples out.
         splits: `train`, `test` or both.
+        limit: decode the pictures of so many samples of a split only, as `look_at`.
 
     Raises:
         GeoError: none of the splits can be read.
     """
-    parts = [_part(config, name) for name in splits]
+    parts = [_part(config, name, limit) for name in splits]
     if all(part.samples is None for part in parts):
         load_samples(config, splits[0])
     train = next((part.samples for part in parts if part.name == "train"), None)
@@ -117,13 +118,13 @@ def survey(config: Config, splits: list[str]) -> Dataset:
     return Dataset(parts, ground, _shared(parts), _overlap(parts), _twins(parts), leakage, why)
 
 
-def _part(config: Config, name: str) -> Part:
+def _part(config: Config, name: str, limit: int | None) -> Part:
     checked = check_data(config, name)
     samples, problems = check_samples(config.paths, config.model.view_names, name)
     if samples is None or (problems and not len(samples)):
         return Part(name, None, checked, None)
     has_pictures = samples.image_root.is_dir() and any(samples.image_root.iterdir())
-    return Part(name, samples, checked, look_at(samples, config) if has_pictures else None)
+    return Part(name, samples, checked, look_at(samples, config, limit) if has_pictures else None)
 
 
 def _ground(config: Config, train: Samples) -> Ground | None:
@@ -187,7 +188,7 @@ def _twins(parts: list[Part]) -> list[Twin]:
     rows, likeness, content = [], [], []
     for k, part in enumerate(parts):
         if part.looks is not None:
-            telling = part.looks.there & ~part.looks.blank
+            telling = part.looks.there & part.looks.decoded[:, None] & ~part.looks.blank
             rows += [(k, int(i)) for i, _ in np.argwhere(telling)]
             likeness.append(part.looks.likeness[telling])
             content.append(part.looks.content[telling])

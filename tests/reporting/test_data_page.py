@@ -147,6 +147,44 @@ def test_copies_damage_blanks_and_places_that_are_off_are_found(small: Small) ->
 
 
 @pytest.mark.cut(train=24, test=6)
+def test_with_a_limit_some_samples_are_decoded_the_headers_of_all_are_read_and_the_page_says_so(
+    small: Small,
+) -> None:
+    """Sizes and copies are known of all, upright; damage is found where it was looked for."""
+    config = small.config()
+    train = load_samples(config, "train")
+    paths = [config.paths.images("train") / str(name) for name in train.images[:, 0]]
+    with Image.open(paths[1]) as image:
+        exif = image.getexif()
+        # On its side.
+        exif[0x0112] = 6
+        image.resize((40, 64)).save(paths[1], exif=exif)
+    paths[3].write_bytes(paths[2].read_bytes())
+    # In half: the header stays.
+    for path in (paths[0], paths[5]):
+        path.write_bytes(path.read_bytes()[:900])
+    _, dataset = explore_data(config, ["train", "test"], Path("page.html"), limit=2)
+    read = Read(Path("page.html").read_text())
+    for said in (
+        "Decoded (--limit): the pictures of 2 of 24 train samples and 2 of 6 test samples, evenly through the CSV.",
+        "pictures decoded 15",
+        "64 × 40",
+        "Pictures of train that occur, byte by byte, in several samples: 1.",
+        "among those that were decoded",
+        "undecodable-image, 1",
+    ):
+        assert said in read.text, said
+    looks = dataset.parts[0].looks
+    assert looks is not None
+    assert np.flatnonzero(looks.decoded).tolist() == [0, 23]
+    assert [fault[:2] for fault in looks.faults] == [(0, 0)]
+    assert looks.there[1:].all()
+    everything = explored(config)
+    assert "undecodable-image, 2" in everything.text
+    assert "Every picture was decoded" in everything.text
+
+
+@pytest.mark.cut(train=24, test=6)
 def test_pictures_are_in_the_page_only_where_they_are_asked_for(small: Small) -> None:
     config = small.config()
     name = str(load_samples(config, "train").images[0, 0])
@@ -217,9 +255,12 @@ def test_the_command_prints_where_the_page_is(geo: Geo, small: Small, tmp_path: 
         "train",
         "--out",
         "new/it.html",
+        "--limit",
+        "3",
     )
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["page"] == "new/it.html"
     assert told["samples"] == {"train": 24}
+    assert told["decoded"] == {"train": 12}
     assert (tmp_path / "new" / "it.html").read_text(encoding="utf-8").endswith("</html>\n")
