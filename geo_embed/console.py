@@ -166,7 +166,7 @@ def duration(seconds: float) -> str:
     """Seconds in the two largest units that matter.
 
     >>> duration(7), duration(100), duration(4000), duration(200_000)
-    ('7 s', '100 s', '1 h 7 min', '2 d 8 h')
+    ('7 s', '100 s', '1 h 7 min', '2 d 7 h')
     """
     if seconds < 120:
         return f"{seconds:,.0f} s"
@@ -182,13 +182,13 @@ def duration(seconds: float) -> str:
 def _pace(per_second: float | None, unit: str) -> str:
     """How fast: things per second, or seconds for each.
 
-    >>> _pace(1234.5, "images"), _pace(2.5, "steps"), _pace(0.2, "epochs")
-    ('1,234 images/s', '2.5 steps/s', '5.0 s/epoch')
+    >>> _pace(1234.5, "images"), _pace(2.5, "steps"), _pace(0.2, "epochs"), _pace(0.5, "passes")
+    ('1,234 images/s', '2.5 steps/s', '5.0 s/epoch', '2.0 s/pass')
     """
     if not per_second:
         return ""
     if per_second < 1:
-        return f"{1 / per_second:,.1f} s/{unit.removesuffix('s')}"
+        return f"{1 / per_second:,.1f} s/{unit.removesuffix('ses') + 's' if unit.endswith('sses') else unit.removesuffix('s')}"
     return f"{per_second:,.{0 if per_second >= 10 else 1}f} {unit}/s"
 
 

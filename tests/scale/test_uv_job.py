@@ -1,0 +1,69 @@
+"""The script for rented machines: its header is one that uv reads, and it goes from pictures to a submission."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from small import Small
+
+import geo_embed
+
+SCRIPT = Path(geo_embed.__file__).parent / "scale" / "uv_job.py"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_header_asks_for_this_package_and_a_python_that_it_supports() -> None:
+    # The reference implementation's pattern (PEP 723).
+    block = re.search(
+        r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$", SCRIPT.read_text()
+    )
+    assert block
+    assert block["type"] == "script"
+    header = tomllib.loads(re.sub(r"(?m)^# ?", "", block["content"]))
+    (requirement,) = map(Requirement, header["dependencies"])
+    assert requirement.name == "geo-embed"
+    assert requirement.specifier.contains(version("geo-embed"))
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert header["requires-python"] == pyproject["project"]["requires-python"]
+
+
+@pytest.mark.cut(train=30, test=4, chunk_rows=16)
+@pytest.mark.slow
+def test_it_goes_from_pictures_to_a_submission_and_may_be_started_again(small: Small, tmp_path: Path) -> None:
+    settings = [
+        part
+        for key, value in small.settings().items()
+        if not key.startswith("paths.")
+        for part in ("--set", f"{key}={value}")
+    ]
+    out = tmp_path / "results"
+
+    for _ in range(2):
+        done = run(small.data, "--out", out, "--no-with-finetune", *settings)
+        assert done.returncode == 0, done.stderr
+        submission = Path(done.stdout.strip())
+        assert submission.parent == out / "submissions"
+        assert len(submission.read_text().splitlines()) == 5
+
+
+def test_a_folder_without_data_is_one_clear_line(tmp_path: Path) -> None:
+    done = run(tmp_path / "absent", "--out", tmp_path)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
