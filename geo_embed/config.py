@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from geo_embed.console import PROGRESS_SECONDS
+from geo_embed.locations import local_path
 from geo_embed.registry import CALIBRATIONS, FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 
 DEFAULT_BACKBONE = "geolocal/StreetCLIP"
@@ -54,6 +63,12 @@ class Paths(_Group):
     runs_dir: Path = Field(Path("runs"), description="trained runs")
     submissions_dir: Path = Field(Path("submissions"), description="submission files")
     reports_dir: Path = Field(Path("reports"), description="reports: HTML files")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_this_machine(cls, location: object, field: ValidationInfo) -> object:
+        where = f"paths.{field.field_name}"
+        return local_path(location, where=where) if isinstance(location, str | Path) else location
 
     def csv(self, split: str) -> Path:
         """The CSV of a split: the ground truth for `train`, the submission template for `test`."""

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
+
+from geo_embed.locations import local_path
 
 # What people type for a command that has another name, as other tools call it; an option of `geo` itself is one, too.
 _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
@@ -47,6 +50,7 @@ class Commands(TyperGroup):
         self.epilog = self.epilog or next((each.epilog for each in self.commands.values()), None)
         for command in (self, *self.commands.values()):
             _show_flags_alone(command)
+            _take_addresses(command)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the first word names; of a word that names none, the error says which are meant."""
@@ -93,6 +97,20 @@ def walk(group: TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield from walk(command, (*path, name))
         elif not command.hidden:
             yield (*path, name), command
+
+
+def _take_addresses(command: Any) -> None:
+    """Have a command take `file://` addresses where it takes paths, and refuse other schemes by name, before it does anything."""
+    invoke = command.invoke
+
+    def of_this_machine(ctx: Any) -> Any:
+        ctx.params = {
+            name: local_path(value, where=name) if isinstance(value, Path) else value
+            for name, value in ctx.params.items()
+        }
+        return invoke(ctx)
+
+    command.invoke = of_this_machine
 
 
 def _show_flags_alone(command: Any) -> None:
