@@ -60,6 +60,7 @@ def test_names_with_colons_stay_names() -> None:
         ("--config", "s3://bucket/geo.toml", "config", "show"),
         ("--set", "paths.runs_dir=s3://bucket/runs", "runs", "ls"),
         ("demo", "--root", "s3://bucket/demo"),
+        ("predict", "first", "--images", "n.jpg", "s3://bucket/e.jpg"),
     ],
 )
 def test_a_command_refuses_a_bucket_in_one_line_and_makes_nothing(
@@ -78,3 +79,16 @@ def test_commands_read_and_write_where_a_file_address_points(geo: Geo, tmp_path:
     made = geo("config", "init", "--out", f"file://{tmp_path}/my%20settings.toml")
     assert made.code == 0, made.err
     assert [path.name for path in tmp_path.iterdir()] == ["my settings.toml"]
+
+
+def test_a_run_and_a_backbone_are_named_by_a_file_address_as_by_a_path(geo: Geo, tmp_path: Path) -> None:
+    address = f"file://{tmp_path}/a%20thing"
+    for arguments in (
+        ("evaluate", address),
+        ("runs", "compare", address, address),
+        ("cache", "info", "--backbone", address),
+    ):
+        ran = geo(*arguments)
+        assert ran.code == 1
+        assert f"{tmp_path}/a thing" in ran.err, arguments
+        assert "file:" not in ran.err, arguments

@@ -39,6 +39,8 @@ _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
     "tune": ("sweep", "finetune"),
     "version": ("--version",),
 }
+# Of options and arguments, those that take a name as well as a directory.
+_NAMES_OR_PATHS = frozenset({"backbone", "first", "init", "run", "runs", "second"})
 
 
 class Commands(TyperGroup):
@@ -103,14 +105,21 @@ def _take_addresses(command: Any) -> None:
     """Have a command take `file://` addresses where it takes paths, and refuse other schemes by name, before it does anything."""
     invoke = command.invoke
 
-    def of_this_machine(ctx: Any) -> Any:
-        ctx.params = {
-            name: local_path(value, where=name) if isinstance(value, Path) else value
-            for name, value in ctx.params.items()
-        }
+    def checked(ctx: Any) -> Any:
+        ctx.params = {name: _of_this_machine(name, value) for name, value in ctx.params.items()}
         return invoke(ctx)
 
-    command.invoke = of_this_machine
+    command.invoke = checked
+
+
+def _of_this_machine(name: str, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_of_this_machine(name, each) for each in value)
+    # What may be a name or a directory is a name, whatever its letters, unless it says that it is a path.
+    is_address = name in _NAMES_OR_PATHS and isinstance(value, str) and value.lower().startswith("file://")
+    if is_address:
+        return str(local_path(value, where=name))
+    return local_path(value, where=name) if isinstance(value, Path) else value
 
 
 def _show_flags_alone(command: Any) -> None:
