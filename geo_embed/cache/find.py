@@ -1,5 +1,6 @@
 """Which store belongs to the settings, whether it fits the CSV, and what says so."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,11 @@ def choose_store(
     damaged = set(store_paths(cache_dir, split)) - {store.path for store in everything}
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     meant = near_directory(model.backbone_name)
+    # Of the same views, so that nothing but the backbone's name stands between them and the command.
+    others = [s for s in stores if differences[s.path] == "backbone"]
+    usable = sorted({s.attrs["backbone"] for s in others if s.attrs["view_names"] == wanted["view_names"]})
+    if len(usable) == 1:
+        command = f"go on with what is there by --backbone {shlex.quote(usable[0])}; or embed by {model.backbone_name}: {command}"
     raise GeoError(
         f"no embeddings of the {split} split by {model.backbone_name} with these settings{why}; "
         f"{_describe_there(stores, split, cache_dir)}",

@@ -15,7 +15,7 @@ from geo_embed.cli.options import (
     SplitOption,
     StoreOption,
 )
-from geo_embed.cli.show import print_made, print_result, readable_size, with_given_options
+from geo_embed.cli.show import after_embedding, print_made, print_result, readable_size, with_given_options
 from geo_embed.cli.threads import wait_passively
 from geo_embed.console import say, show, warn
 
@@ -239,7 +239,7 @@ def _cache_import(
             ("store", imported.store),
             ("samples", f"{imported.samples:,} × {imported.views} views × {imported.dim}"),
         ],
-        *(["fit-heads", "--backbone", backbone] if split == "train" else ["submit"]),
+        *after_embedding(split, backbone, config.paths.runs_dir),
     )
 
 

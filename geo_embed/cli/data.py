@@ -1,7 +1,7 @@
 """`geo data`: the dataset."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +14,15 @@ from geo_embed.cli.options import (
     WorkersOption,
     splits_of,
 )
-from geo_embed.cli.show import print_next, print_result, print_splits
+from geo_embed.cli.show import print_next, print_result, print_splits, with_given_options
 from geo_embed.cli.threads import wait_passively
 from geo_embed.console import complain, show
+
+if TYPE_CHECKING:
+    from geo_embed.data.table import Problem
+
+# Problems of one kind in one column that a terminal shows.
+_SHOWN = 5
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
 
@@ -38,13 +44,27 @@ def _data_check(
     )
     if not GLOBALS.as_json:
         for checked in checks:
-            for problem in checked.problems:
-                show(f"{problem.kind}: {problem.message} ({problem.where})")
+            _print_problems(checked.problems)
             for warning in checked.warnings:
                 show(f"warning: {warning.kind}: {warning.message} ({warning.where})")
     if any(checked.problems for checked in checks):
+        for hint in dict.fromkeys(checked.hint for checked in checks if checked.hint):
+            complain(f"hint: {hint}")
         raise typer.Exit(CHECK_FAILED)
     print_next("extract", "--split", split)
+
+
+def _print_problems(problems: list["Problem"]) -> None:
+    """The first problems of each kind in each column, and how many more there are."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.where.partition(", column ")[2]), []).append(problem)
+    for (kind, column), alike in groups.items():
+        for problem in alike[:_SHOWN]:
+            show(f"{kind}: {problem.message} ({problem.where})")
+        if len(alike) > _SHOWN:
+            where = f" in column {column}" if column else ""
+            show(f"… and {len(alike) - _SHOWN:,} more {kind}{where}: --json names them all")
 
 
 @data_app.command("explore", epilog="Example: `geo data explore --split train --out dataset.html`")
@@ -80,6 +100,7 @@ def _data_explore(
     looks = {part.name: part.looks for part in dataset.parts if part.looks is not None}
     decoded = {name: count_decoded(look) for name, look in looks.items()}
     headers = sum(int(look.there.sum()) - decoded[name] for name, look in looks.items())
+    listed = f"; {with_given_options('geo data check lists them')}" if problems else ""
     print_result(
         {
             "page": page,
@@ -95,7 +116,7 @@ def _data_explore(
                 "pictures",
                 f"{sum(decoded.values()):,} decoded{f', of {headers:,} the headers read' if headers else ''}",
             ),
-            ("problems", f"{problems:,}{'; geo data check lists them' if problems else ''}"),
+            ("problems", f"{problems:,}{listed}"),
             ("near duplicates", f"{len(dataset.twins):,}"),
         ],
     )

@@ -293,10 +293,14 @@ def _submit(
         config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)
     )
     result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
+    file = str(path)
+    # Without a competition's name there is nowhere to send it to.
+    look = ["submission", "analyze", file]
+    then = ["submission", "send", file, "-m", path.stem] if config.inference.competition else look
     print_made(
         result,
         [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
-        *(["submission", "send", str(path), "-m", path.stem] if verdict.valid else []),
+        *(then if verdict.valid else []),
     )
     print_findings(verdict.errors, verdict.warnings)
     if not verdict.valid:

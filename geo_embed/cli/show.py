@@ -44,6 +44,14 @@ def print_next(*words: str) -> None:
         say(f"next: {with_given_options(shlex.join(['geo', *words]))}")
 
 
+def after_embedding(split: str, backbone: str | None, runs_dir: Path) -> list[str]:
+    """The command that comes once a split is embedded: the heads' own, until there is a run that can answer the test split."""
+    from geo_embed.runs.run import finished_runs
+
+    named = [] if backbone is None else ["--backbone", backbone]
+    return ["submit"] if split == "test" and finished_runs(runs_dir) else ["fit-heads", *named]
+
+
 def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:
     """One result, or with `all` one per split: `{"splits": […]}`."""
     if GLOBALS.as_json:
@@ -118,15 +126,19 @@ def chosen_rows(score: float | None, reported: float | None) -> list[tuple[str, 
 
 
 def sample_rows(directory: Path, samples: int, run: str | None = None) -> list[tuple[str, str]]:
-    """Where the results of a run's held-out samples lie one by one, and what shows the worst of them; `run` is what to call it, if not
-    by its name.
+    """Where the results of a run's held-out samples lie one by one, what shows the worst of them, and what makes a page of it all;
+    `run` is what to call it, if not by its name.
     """
     if not samples:
         return []
     from geo_embed.runs.run import predictions_path
 
-    worst = with_given_options(shlex.join(["geo", "evaluate", run or directory.name, "--by", "worst"]))
-    return [("one by one", f"{predictions_path(directory, 'val')}; the worst first: {worst}")]
+    called = run or directory.name
+    worst = with_given_options(shlex.join(["geo", "evaluate", called, "--by", "worst"]))
+    return [
+        ("one by one", f"{predictions_path(directory, 'val')}; the worst first: {worst}"),
+        ("as a page", with_given_options(shlex.join(["geo", "report", called]))),
+    ]
 
 
 def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:
@@ -136,7 +148,10 @@ def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:
     without = twins["score_without"]
     which = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""
     alone = "" if without is None or not twins["samples"] else f"; score without them {without:.4f}"
-    return [("near twins", f"{twins['samples']:,} held-out samples have one in training{alone}{which}")]
+    count = (
+        "1 held-out sample has" if twins["samples"] == 1 else f"{twins['samples']:,} held-out samples have"
+    )
+    return [("near twins", f"{count} one in training{alone}{which}")]
 
 
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from geo_embed.cli.options import (
     splits_of,
 )
 from geo_embed.cli.show import (
+    after_embedding,
     chosen_rows,
     metric_rows,
     print_made,
@@ -96,8 +97,7 @@ def _extract(
             for bad in extraction.damaged:
                 show(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
     if limit is None and part is None:
-        named = [] if backbone is None else ["--backbone", backbone]
-        print_next(*(["submit"] if split == "test" else ["fit-heads", *named]))
+        print_next(*after_embedding(split, backbone, config.paths.runs_dir))
 
 
 def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from geo_embed.config import Config
 from geo_embed.console import progress
 from geo_embed.data import images
 from geo_embed.data.duplicates import SAME_PLACE_KM, SharedPicture, shared_pictures
-from geo_embed.data.samples import Samples, check_samples, missing_images
+from geo_embed.data.samples import Samples, check_samples, leave_out_empty_views, missing_images
 from geo_embed.data.table import Problem
 from geo_embed.errors import GeoError
 from geo_embed.files import open_regular
@@ -32,12 +32,13 @@ _PROBE_BYTES = 256
 
 @dataclass(frozen=True)
 class Checked:
-    """A split, how many samples it has, what is wrong with it, and what is odd but may be meant."""
+    """A split, how many samples it has, what is wrong with it, what is odd but may be meant, and what mends all of a kind."""
 
     split: str
     samples: int
     problems: list[Problem]
     warnings: list[Problem] = field(default_factory=list)
+    hint: str = ""
 
 
 def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
@@ -67,7 +68,7 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     if decode:
         accept_damage = config.inference.with_damaged == "accept"
         problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, every, accept_damage)
-    return Checked(split, len(samples), problems, warnings)
+    return Checked(split, len(samples), problems, warnings, leave_out_empty_views(samples))
 
 
 def _contents(splits: Sequence[Samples], workers: int, progress_seconds: float) -> list[NDArray[np.uint64]]:

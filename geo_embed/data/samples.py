@@ -188,6 +188,17 @@ def _advise_views(path: Path, views: tuple[str, ...]) -> str:
     return f"{wanted}, the file seems to have {', '.join(there)}: --set {shlex.quote(setting)}"
 
 
+def leave_out_empty_views(samples: Samples) -> str:
+    """What to type where some views have no picture in any row, and others have: the setting without them; else empty."""
+    used = [bool((samples.images[:, v] != "").any()) for v in range(len(samples.view_names))]
+    kept = [view for view, is_used in zip(samples.view_names, used, strict=True) if is_used]
+    if not kept or all(used):
+        return ""
+    empty = ", ".join(view for view, is_used in zip(samples.view_names, used, strict=True) if not is_used)
+    setting = shlex.quote(f"{_VIEW_SETTING}={json.dumps(kept, ensure_ascii=False)}")
+    return f"no row has a picture of view {empty}; --set {setting} leaves it out"
+
+
 def _describe_near(name: str, near: str, folder: Path) -> str:
     """What to say of a file whose name looks like the one that is wanted."""
     if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", near):

@@ -39,7 +39,7 @@ from geo_embed.cache.store import (
 from geo_embed.config import Config, Dtype, Model, OnDamagedImage
 from geo_embed.console import progress, say, warn
 from geo_embed.data.images import Preprocessing
-from geo_embed.data.samples import Samples, load_samples
+from geo_embed.data.samples import Samples, leave_out_empty_views, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import default_batch_size, pick_device, pick_dtype, with_torch_switches
 from geo_embed.errors import GeoError
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 # Images read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
 _AHEAD = 4
+# Bad pictures that are listed one by one before an extraction is refused; more are counted.
+_LISTED = 50
 
 
 @dataclass
@@ -200,7 +202,7 @@ def extract(
             result = _run(plan, store, rows)
         refused = [image for image in result.skipped if not _may_skip(plan, isinstance(image, DamagedImage))]
         if refused:
-            raise _bad_images(refused)
+            raise _bad_images(refused, plan.samples)
     _discard_superseded(store)
     result.seconds = time.monotonic() - started
     return result
@@ -314,18 +316,21 @@ def _refuse_bad_images(plan: _Plan, store: Store | None, rows: slice) -> None:
         accept_damage=plan.with_damaged != "fail",
     )
     if bad:
-        raise _bad_images(bad)
+        raise _bad_images(bad, plan.samples)
 
 
-def _bad_images(bad: list[BadImage]) -> GeoError:
-    for image in bad:
+def _bad_images(bad: list[BadImage], samples: Samples) -> GeoError:
+    for image in bad[:_LISTED]:
         warn(f"sample {image.sample_id}, view {image.view}: {image.reason} ({image.path})")
     count = f"{len(bad):,} picture{'s' if len(bad) > 1 else ''}"
+    listed = "listed" if len(bad) <= _LISTED else f"the first {_LISTED} listed"
     hint = "put them right, or leave them out with --on-bad-image skip"
+    if without := leave_out_empty_views(samples):
+        hint = f"{without}; or {hint}"
     if any(isinstance(image, DamagedImage) for image in bad):
         hint += "; --on-damaged-image accept takes damaged ones as they are"
     return GeoError(
-        f"{count} can't be read, listed above",
+        f"{count} can't be read, {listed} above",
         where=Path(bad[0].path).parent,
         hint=hint,
     )

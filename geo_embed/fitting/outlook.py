@@ -25,12 +25,10 @@ def outlook(n: int, budget: float | None) -> str:
 
 
 def command_outlook(csv: Path, training: Training, limit: int | None) -> str | None:
-    """About how long `geo fit-heads` takes, by the lines of the training CSV; None for another preset, or where there is none.
+    """What `geo fit-heads` tries, and about how long, by the lines of the training CSV; None where there is none.
 
     >>> command_outlook(Path("no such file"), Training(preset="best"), None)
     """
-    if training.preset != "best":
-        return None
     try:
         with csv.open("rb") as lines:
             listed = sum(1 for line in lines if line.strip()) - 1
@@ -38,6 +36,11 @@ def command_outlook(csv: Path, training: Training, limit: int | None) -> str | N
         return None
     n = max(0, listed if limit is None else min(limit, listed))
     fits = training.seeds * training.folds
+    if training.preset != "best":
+        many = "" if fits == 1 else f"{fits} times "
+        return (
+            f"{training.preset}: some {n:,} samples of {csv.name}; {many}at most {training.epochs:,} epochs"
+        )
     each = budget_for(n, training.budget_seconds)
     times = "" if fits == 1 else f"{fits} times "
     return f"best: some {n:,} samples of {csv.name}; {times}about {each:,.0f} s on two cores"

@@ -223,7 +223,7 @@ def _samples(subject: Subject, choice: Choice) -> "Figure":
         "best": "The highest scores first",
         "least-certain": "The least certain answers first",
     }
-    colours = "" if subject.truth is None else "; blue: the first answer is right, red: it isn't"
+    colours = "" if subject.truth is None else "; blue: the first answer is right, orange: it isn't"
     title = f"{len(shown)} of {subject.rows}"
     return samples_figure(
         shown, subject.run.labels.names, title=title, said=f"{said[choice.order]}{colours}."

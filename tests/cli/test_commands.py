@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from geo_embed.cli.app import _spread_images, app, globals_first
 from geo_embed.cli.commands import Commands, walk
-from geo_embed.cli.show import print_table
+from geo_embed.cli.show import print_table, twin_rows
 
 if TYPE_CHECKING:
     from conftest import Country, Geo, Ran
@@ -160,6 +160,22 @@ def test_ids_are_names_and_counts_are_numbers(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines()[1].split() == ["Iowa", "1234", "56789", "1,234", "1,234.5"]
 
 
+def test_one_twin_is_not_several() -> None:
+    (several,), (one,) = (twin_rows({"samples": n, "score_without": 0.5}, 51) for n in (2, 1))
+    assert several[1].startswith("2 held-out samples have one in training")
+    assert one[1].startswith("1 held-out sample has one in training")
+
+
+def test_a_fit_tells_at_once_what_it_will_try_and_then_where_to_look(
+    country: Country, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = [*country.options(tmp_path), "--set", "training.epochs=2"]
+    ran = command(capsys, *options, "fit-heads", "--name", "first")
+    assert ran.err.splitlines()[0] == "pigeon: some 128 samples of train_ground_truth.csv; at most 2 epochs"
+    (page,) = (line for line in ran.out.splitlines() if line.startswith("as a page"))
+    assert shlex.split(page.removeprefix("as a page")) == ["geo", *options, "report", "first"]
+
+
 def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
     country: Country, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -169,9 +185,11 @@ def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
     steps = {
         ("data", "check", "--split", "train"): ["extract", "--split", "train"],
         ("extract", "--split", "train"): ["fit-heads"],
-        ("extract", "--split", "test"): ["submit"],
+        # No run could answer it yet.
+        ("extract", "--split", "test"): ["fit-heads"],
         ("fit-heads", "--name", "first"): ["submit", "first"],
-        ("submit", "first"): ["submission", "send", "submissions/first.csv", "-m", "first"],
+        ("extract", "--split", "test", "--workers", "1"): ["submit"],
+        ("submit", "first"): ["submission", "analyze", "submissions/first.csv"],
     }
     for words, then in steps.items():
         ran = command(capsys, *options, *words)
@@ -180,6 +198,9 @@ def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
         assert told[0] == "geo"
         assert told[1 : len(options) + 1] == [str(option) for option in options]
         assert [word.removeprefix(f"{few.root}/") for word in told[len(options) + 1 :]] == then
+    named = (*options, "--set", "inference.competition=places")
+    sent = command(capsys, *named, "submit", "first")
+    assert sent.err.splitlines()[-1].endswith(f"submission send {few.root}/submissions/first.csv -m first")
     for words in steps:
         if "check" not in words:
             named = ["--overwrite"] if "fit-heads" in words else []

@@ -199,6 +199,22 @@ def test_an_error_lists_the_stores_that_are_there(small: Small) -> None:
             find_store(small.config(**changes), split)
 
 
+def test_the_hint_names_the_only_backbone_that_could_be_meant(small: Small) -> None:
+    extract(small.config(), "train")
+    other = small.config(model__backbone_name="another/name")
+    with pytest.raises(GeoError) as refused:
+        find_store(other, "train")
+    assert refused.value.hint == (
+        f"go on with what is there by --backbone {small.backbone}; "
+        "or embed by another/name: geo extract --split train --backbone another/name"
+    )
+    # Its views are others: no option alone makes it fit.
+    fewer = small.config(model__backbone_name="another/name", model__view_names=["north", "east"])
+    with pytest.raises(GeoError) as refused:
+        find_store(fewer, "train")
+    assert "go on with" not in (refused.value.hint or "")
+
+
 def test_a_hint_quotes_the_name_of_a_backbone() -> None:
     assert rebuild_hint(Path("x/test.zarr"), {"backbone": "my model"}) == (
         "geo extract --split test --backbone 'my model'"
