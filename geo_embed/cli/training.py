@@ -67,6 +67,13 @@ def _extract(
             help="Only the K-th of N parts, K from 1; in any order or at once, they make the store of one run.",
         ),
     ] = None,
+    tta: Annotated[
+        bool | None,
+        typer.Option(
+            "--tta",
+            help="Also the variants of each picture that finetune.augment allows for, as submit --tta needs them; stores of their own.",
+        ),
+    ] = None,
     seed: SeedOption = None,
 ) -> None:
     """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice.
@@ -74,6 +81,7 @@ def _extract(
     `--part $SLURM_ARRAY_TASK_ID/8` in an array of jobs 1-8 divides the work; a part that was killed is begun again.
     """
     wait_passively()
+    from geo_embed.data.variants import AS_THEY_ARE, variants_of
     from geo_embed.extraction.extract import extract, parse_part
 
     config = GLOBALS.config(
@@ -87,9 +95,15 @@ def _extract(
         inference__workers=workers,
         training__seed=seed,
     )
-    extractions = [extract(config, name, part=parse_part(part), limit=limit) for name in splits_of(split)]
+    # `inference.tta` alone is about answers.
+    variants = variants_of(config.finetune.augment, config.model.view_names) if tta else [AS_THEY_ARE]
+    extractions = [
+        extract(config, name, part=parse_part(part), limit=limit, variant=variant)
+        for name in splits_of(split)
+        for variant in variants
+    ]
     if GLOBALS.as_json or not is_quiet():
-        print_splits(split, extractions, _extraction_rows)
+        print_splits("all" if tta else split, extractions, _extraction_rows)
     if not GLOBALS.as_json:
         for extraction in extractions:
             for bad in extraction.skipped:
@@ -101,9 +115,12 @@ def _extract(
 
 
 def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:
+    from geo_embed.data.variants import AS_THEY_ARE
+
     speed = f"{e.images_per_second:,.0f} computed images/s over {e.working_seconds:.2f} s, without loading the backbone"
     return [
         ("store", e.store),
+        *([] if e.variant == str(AS_THEY_ARE) else [("variant", e.variant)]),
         ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
         ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
         *([("speed", speed)] if e.computed else []),

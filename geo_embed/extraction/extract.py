@@ -70,7 +70,7 @@ _LISTED = 50
 class Extraction:
     """What an extraction did.
 
-    `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` is of those
+    `variant` says what was done to the pictures first; `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` is of those
     computed, over `working_seconds`, which leave out the loading of the backbone; `seconds` leave out nothing.
     """
 
@@ -87,6 +87,7 @@ class Extraction:
     images_per_second: float = 0.0
     working_seconds: float = 0.0
     seconds: float = 0.0
+    variant: str = str(AS_THEY_ARE)
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     sources = gather_sources(store.path)
 
     started = time.monotonic()
-    result = Extraction(store.split, store.path, store.fingerprint, *store.shape)
+    result = Extraction(store.split, store.path, store.fingerprint, *store.shape, variant=str(store.variant))
     embedder = Embedder(
         lambda: _load(plan),
         plan.spec,

@@ -112,6 +112,22 @@ def test_every_variant_is_embedded_once(small: Small, capsys: pytest.CaptureFixt
         assert (again.code, "pictures computed" in again.err) == (0, False), again.err
 
 
+def test_variants_can_be_embedded_ahead(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    """`geo extract --tta`: by the settings' augmentation, as that of the run that is to answer."""
+    fitted(small)
+    augment = ("--set", "finetune.augment.crop=0.5", "--set", "finetune.augment.flip=0.5")
+    made = command(capsys, *small.options(), *augment, "--json", "extract", "--split", "test", "--tta")
+    assert made.code == 0, made.err
+    assert [each["variant"] for each in made.json["splits"]] == ["as they are", "the middle 75 %", "mirrored"]
+    assert [each["computed"] for each in made.json["splits"]] == [12, 12, 12]
+    again = command(capsys, *small.options(), *augment, "extract", "--split", "test", "--tta")
+    assert again.out.count("0 computed, 12 reused") == 3
+    assert again.out.count("mirrored") == 1
+    assert command(capsys, *small.options(), "submit", "first", "--tta", "--no-extract").code == 0
+    plain = command(capsys, *small.options(), "--json", "extract", "--split", "test")
+    assert plain.json["variant"] == "as they are"
+
+
 def test_the_log_of_submissions_tells_which_are_averages(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
