@@ -57,8 +57,10 @@ class Looked:
 
 
 @contextmanager
-def look(browser: Browser, path: Path, *, width: int = 1440, scheme: str = "light") -> Iterator[Looked]:
-    """Open a file of this disk, wait until its figures are drawn, and close it again."""
+def look(
+    browser: Browser, path: Path, *, width: int = 1440, scheme: str = "light", scripts: bool = True
+) -> Iterator[Looked]:
+    """Open a file of this disk, wait until its figures are drawn, if it has `scripts` that draw any, and close it again."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme=scheme,  # type: ignore[arg-type]
@@ -73,7 +75,8 @@ def look(browser: Browser, path: Path, *, width: int = 1440, scheme: str = "ligh
     page.on("request", lambda request: looked.requests.append(request.url))
     page.goto(path.as_uri())
     # Figures draw themselves once they know their width: two frames later at the latest.
-    page.wait_for_function("document.documentElement.dataset.shown === 'yes'")
+    if scripts:
+        page.wait_for_function("document.documentElement.dataset.shown === 'yes'")
     settle(page)
     yield looked
     context.close()

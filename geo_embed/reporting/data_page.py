@@ -14,9 +14,19 @@ from geo_embed.data.samples import Samples
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
-from geo_embed.reporting.html import STYLES, hash_source, style
+from geo_embed.reporting.html import to_plain_html
 from geo_embed.reporting.looks import NEAR_BITS, Looks
-from geo_embed.reporting.markup import PICTURE_SIDE, figure, missing, table, to_bytes, to_km, to_text, to_url
+from geo_embed.reporting.markup import (
+    PICTURE_SIDE,
+    figure,
+    missing,
+    table,
+    tiles_of,
+    to_bytes,
+    to_km,
+    to_text,
+    to_url,
+)
 from geo_embed.reporting.svg_map import svg_map
 
 _LISTED: Final = 20
@@ -70,27 +80,13 @@ def to_page(dataset: Dataset, config: Config, *, pictures: bool = False) -> str:
         ("Samples", "A sample of it", _samples(dataset, pictures)),
     ]
     name = config.paths.data_root.resolve().name or str(config.paths.data_root)
-    look = style(*STYLES, "data")
-    policy = f"default-src 'none'; style-src {hash_source(look)}; img-src data:; base-uri 'none'; form-action 'none'"
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{to_text(policy)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
-            f"<title>Dataset: {to_text(name)}</title>\n<style>{look}</style>\n</head>\n<body>",
-            '<a class="skip" href="#sections">To the findings</a>',
-            f'<header><p class="eyebrow">Dataset</p><h1>{to_text(name)}</h1>{_tiles(dataset)}</header>',
-            '<nav aria-label="Sections"><ul>',
-            *(f'<li><a href="#{key.lower()}">{key}</a></li>' for key, _, _ in sections),
-            '</ul></nav>\n<main id="sections" tabindex="-1">',
-            *(
-                f'<section id="{key.lower()}"><h2>{to_text(title)}</h2>\n{body}</section>'
-                for key, title, body in sections
-            ),
-            f"</main>\n<footer><p>Made by geo_embed {to_text(__version__)} of {to_text(config.paths.data_root)}"
-            f"{f'; {to_text(dataset.ground.drawn.credit)}' if dataset.ground else ''}.</p></footer>\n</body>\n</html>\n",
-        ]
+    credit = f"; {to_text(dataset.ground.drawn.credit)}" if dataset.ground else ""
+    return to_plain_html(
+        f"Dataset: {name}",
+        f'<p class="eyebrow">Dataset</p><h1>{to_text(name)}</h1>{_tiles(dataset)}',
+        sections,
+        f"Made by geo_embed {to_text(__version__)} of {to_text(config.paths.data_root)}{credit}.",
+        "data",
     )
 
 
@@ -116,10 +112,7 @@ def _tiles(dataset: Dataset) -> str:
         len(look.faults) for look in looks
     )
     tiles.append(("problems", f"{problems:,}"))
-    cells = "".join(
-        f'<div class="tile"><dt>{to_text(name)}</dt><dd>{to_text(value)}</dd></div>' for name, value in tiles
-    )
-    return f'<dl class="tiles">{cells}</dl>'
+    return tiles_of(tiles)
 
 
 def _where(ground: Ground | None) -> str:

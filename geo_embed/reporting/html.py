@@ -5,9 +5,12 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from typing import Any
+
+from geo_embed.reporting.markup import to_text
 
 # In the order in which they need each other.
 MODULES = (
@@ -47,6 +50,41 @@ def to_html(title: str, data: Any) -> str:
         script=script,
         data=to_json(data),
         licences=html.escape(_read("vendor/LICENSES.txt")),
+    )
+
+
+def to_plain_html(
+    title: str, top: str, sections: Sequence[tuple[str, str, str]], footer: str, *looks: str
+) -> str:
+    """A page that runs no script, with the same policy.
+
+    Args:
+        title: of the page, as text.
+        top: HTML of its header.
+        sections: of each what the navigation calls it, its title (both as text), and its HTML.
+        footer: HTML of the last line.
+        looks: style sheets beside those that every page has.
+    """
+    look = style(*STYLES, *looks)
+    policy = f"default-src 'none'; style-src {hash_source(look)}; img-src data:; base-uri 'none'; form-action 'none'"
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{to_text(policy)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
+            f"<title>{to_text(title)}</title>\n<style>{look}</style>\n</head>\n<body>",
+            '<a class="skip" href="#sections">To the findings</a>',
+            f"<header>{top}</header>",
+            '<nav aria-label="Sections"><ul>',
+            *(f'<li><a href="#{key.lower()}">{to_text(key)}</a></li>' for key, _, _ in sections),
+            '</ul></nav>\n<main id="sections" tabindex="-1">',
+            *(
+                f'<section id="{key.lower()}"><h2>{to_text(heading)}</h2>\n{body}</section>'
+                for key, heading, body in sections
+            ),
+            f"</main>\n<footer><p>{footer}</p></footer>\n</body>\n</html>\n",
+        ]
     )
 
 

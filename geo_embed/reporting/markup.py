@@ -25,6 +25,14 @@ def figure(title: str, said: str, body: str) -> str:
     return f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(said)}</p></figcaption>{body}</figure>"
 
 
+def tiles_of(tiles: Iterable[tuple[str, str]]) -> str:
+    """The numbers that one looks for first: what each is called, and its value."""
+    cells = "".join(
+        f'<div class="tile"><dt>{to_text(name)}</dt><dd>{to_text(value)}</dd></div>' for name, value in tiles
+    )
+    return f'<dl class="tiles">{cells}</dl>'
+
+
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int | None = None, caption: str = ""
 ) -> str:

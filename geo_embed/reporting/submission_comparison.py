@@ -1,5 +1,6 @@
 """Two submissions side by side: how often they agree, how far their points lie apart, and what that can be worth."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.answers import Predictions
+from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config
 from geo_embed.console import warn
-from geo_embed.data.samples import load_mapping
+from geo_embed.data.samples import load_mapping, load_samples
 from geo_embed.data.table import shown
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
@@ -35,10 +36,14 @@ class Comparison:
             and `effect`: `most`, by how much their scores can differ at all, and `expected`, see `compare_submissions`.
         samples: one row per sample that both have, the most different first: `sample_id`, `difference` (by how much its share of the
             score can differ at most), `credit` (the same of its state credit), `km`, `states_a`, `states_b` (names), and both points.
+        train: states and places of the training samples, which say what a map's outlines are; None where their CSV isn't at hand.
+        mapping: names by state.
     """
 
     statistics: dict[str, Any]
     samples: "pd.DataFrame"
+    train: Truth | None
+    mapping: dict[int, str]
 
 
 def compare_submissions(config: Config, a: Path, b: Path) -> Comparison:
@@ -106,7 +111,10 @@ def compare_submissions(config: Config, a: Path, b: Path) -> Comparison:
         "km": _distances(km[placed]),
         "effect": {"most": _most(credit, km[placed]), "expected": _expected(left, right, taken)},
     }
-    return Comparison(statistics, _samples(left, right, difference, credit, km, mapping))
+    train: Truth | None = None
+    with suppress(GeoError):
+        train = load_samples(config, "train").truth
+    return Comparison(statistics, _samples(left, right, difference, credit, km, mapping), train, mapping)
 
 
 def most_credit_difference(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,34 +1,26 @@
 """A comparison of two submissions as one HTML file: no script, nothing fetched, every name escaped."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from geo_embed import __version__
+from geo_embed.answers import label_encoder
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.metrics import WITHIN_KM
-from geo_embed.reporting.markup import to_text
+from geo_embed.reporting.html import to_plain_html
+from geo_embed.reporting.markup import missing, table, tiles_of, to_km, to_text
+from geo_embed.reporting.outlines import Outlines, outlines
+from geo_embed.reporting.projections import fit_projection
 from geo_embed.reporting.submission_comparison import Comparison
+from geo_embed.reporting.svg_map import svg_pairs
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: light-dark(#1d2733, #e6ebf1); --faint: light-dark(#5b6775, #9aa7b5);
-  --line: light-dark(#dde3ea, #303a46); --bar: light-dark(#0072b2, #56b4e9); --ground: light-dark(#fff, #12181f); }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-p, caption { color: var(--faint); } p { max-width: 45rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--faint); }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-thead th { white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; }
-.bar { width: 45%; } .bar span { display: block; height: .8rem; margin-top: .35rem; background: var(--bar); border-radius: 2px; }
-@media print { body { margin: 0; max-width: none; } .bar span { print-color-adjust: exact; } tr { break-inside: avoid; } }
-"""
+# Pairs of points on the map, at most: more lines would hide one another.
+_PAIRS = 100
 
 
 def write_comparison_page(path: Path, comparison: Comparison, *, limit: int) -> None:
@@ -51,70 +43,128 @@ def write_comparison_page(path: Path, comparison: Comparison, *, limit: int) -> 
 def comparison_page(comparison: Comparison, *, limit: int) -> str:
     """The page as text; see `write_comparison_page`."""
     found = comparison.statistics
-    a, b = found["a"], found["b"]
-    most, expected = found["effect"]["most"], found["effect"]["expected"]
-    facts = [
-        ("A", _file(a)),
-        ("B", _file(b)),
-        (
-            "samples in both",
-            f"{found['samples']:,}; in A alone {found['only_a']:,}, in B alone {found['only_b']:,}",
-        ),
-        ("same answer, to the last digit", f"{found['same_answers']:,} samples"),
-        (
-            "same set of states",
-            f"{found['same_states']:.1%}; {found['shared_states']:.2f} states shared on average",
-        ),
-        (
-            "scores differ by at most",
-            f"{most['score']:.4f} (states {most['state_score']:.4f}, GPS {most['gps_score']:.4f})",
-        ),
-    ]
-    if expected is not None:
-        by = " and ".join(dict.fromkeys(expected["by"]))
-        text = f"{expected['difference']:+.4f} for A, by the probabilities of {by}"
-        facts.append(("expected difference of the state scores", text))
-    km = found["km"]
+    km, most = found["km"], found["effect"]["most"]
+    credit, drawn = _map(comparison)
     distance = (
         "No sample has a point in both files."
         if km["mean"] is None
         else f"Mean {km['mean']:,.1f} km, median {km['median']:,.1f} km, at most {km['max']:,.0f} km."
     )
-    listed = comparison.samples.head(limit)
-    body = [
-        "<h1>Two submissions</h1>",
-        _table((), [(_head(name), _text(value)) for name, value in facts]),
-        "<h2>Agreement rank by rank</h2>",
-        _bars("rank", [(str(rank["rank"]), rank["same"]) for rank in found["ranks"]]),
-        "<h2>Distance between the points</h2>",
-        f"<p>{escape(distance)}</p>",
-        _bars("km", _histogram(comparison)),
-        "<h2>The most different samples</h2>",
-        "<p>By how much a sample's share of the score can differ at most, whatever its truth is: 0.70 × the state credit, and 0.30 × the "
-        f"distance over 5,000 km. {len(listed):,} of {len(comparison.samples):,} samples.</p>",
-        _table(
-            ("sample", "difference", "km", "states of A", "states of B"),
-            [
-                (
-                    _text(row["sample_id"]),
-                    _number(f"{row['difference']:.3f}"),
-                    _number("–" if np.isnan(row["km"]) else f"{row['km']:,.0f}"),
-                    _text(row["states_a"]),
-                    _text(row["states_b"]),
-                )
-                for row in listed.to_dict("records")
-            ],
+    ranks = [(f"rank {rank['rank']}", rank["same"]) for rank in found["ranks"]]
+    agreement = f"{found['same_states']:.1%} have the same set of states; {found['shared_states']:.2f} states are shared on average."
+    figures = (
+        '<div class="figures">'
+        + _bars("The same state at each rank", agreement, ranks)
+        + _bars("Distance between the points", distance, _histogram(comparison))
+        + "</div>"
+    )
+    names = [Path(found[side]["submission"]).name for side in "ab"]
+    tiles = [
+        ("samples in both", f"{found['samples']:,}"),
+        ("in A alone, in B alone", f"{found['only_a']:,}, {found['only_b']:,}"),
+        ("same answer to the last digit", f"{found['same_answers']:,}"),
+        ("points apart, median", "–" if km["median"] is None else to_km(km["median"])),
+        ("scores differ by at most", f"{most['score']:.4f}"),
+    ]
+    sections = [
+        ("Agreement", "Where they agree", figures),
+        ("Map", "Where they differ most", drawn),
+        ("Samples", "The most different samples", _samples(comparison, limit)),
+    ]
+    return to_plain_html(
+        f"{names[0]} and {names[1]}",
+        f'<p class="eyebrow">Two submissions</p><h1>{to_text(names[0])} and {to_text(names[1])}</h1>'
+        f"{tiles_of(tiles)}{_about(found)}",
+        sections,
+        f"Made by geo_embed {to_text(__version__)}{credit}.",
+        "data",
+        "comparison",
+    )
+
+
+def _about(found: dict[str, Any]) -> str:
+    """The files, and what their difference can be worth."""
+    most, expected = found["effect"]["most"], found["effect"]["expected"]
+    facts = [
+        ("A", _file(found["a"])),
+        ("B", _file(found["b"])),
+        (
+            "the largest difference of the parts",
+            f"states {most['state_score']:.4f}, GPS {most['gps_score']:.4f}",
         ),
     ]
-    title = to_text(f"{Path(a['submission']).name} and {Path(b['submission']).name}")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+    if expected is not None:
+        by = " and ".join(dict.fromkeys(expected["by"]))
+        facts.append(
+            (
+                "expected difference of the state scores",
+                f"{expected['difference']:+.4f} for A, by the probabilities of {by}",
+            )
+        )
+    rows = "".join(f"<div><dt>{to_text(name)}</dt><dd>{to_text(value)}</dd></div>" for name, value in facts)
+    return f'<div class="about"><dl>{rows}</dl></div>'
+
+
+def _map(comparison: Comparison) -> tuple[str, str]:
+    """Who drew the outlines, for the last line; and the most different points of the samples that have two, as a figure."""
+    placed = comparison.samples["km"].notna().to_numpy()
+    samples = comparison.samples[placed]
+    apart = samples[samples["km"] > 0].nlargest(_PAIRS, "km")
+    if apart.empty:
+        return "", missing("No map", "No sample has two points that differ.")
+    drawn = _outlines(comparison)
+    projection = fit_projection(
+        drawn,
+        np.concatenate([samples["latitude_a"], apart["latitude_b"]]),
+        np.concatenate([samples["longitude_a"], apart["longitude_b"]]),
     )
+    names = [
+        f"{row['sample_id']}: {to_km(row['km'])}; A {row['states_a']}; B {row['states_b']}"
+        for row in apart.to_dict("records")
+    ]
+    a, b = ((apart[f"latitude_{side}"], apart[f"longitude_{side}"]) for side in "ab")
+    svg, shown = svg_pairs(drawn, projection, names, a, b)
+    of_all = f"The {shown:,} pairs of points that lie farthest apart, of {int((samples['km'] > 0).sum()):,} that differ."
+    off = "" if shown == len(apart) else f" {len(apart) - shown:,} more lie off the map."
+    legend = (
+        '<ul class="legend"><li><span class="swatch dot first"></span>A</li><li><span class="swatch ring second"></span>B</li>'
+        "<li>the name of a line: point at it</li></ul>"
+    )
+    credit = f"; {to_text(drawn.credit)}" if drawn.credit else ""
+    return credit, (
+        f"<figure><figcaption><h3>The most different points</h3><p>{to_text(of_all + off)}</p>{legend}</figcaption>{svg}</figure>"
+    )
+
+
+def _outlines(comparison: Comparison) -> Outlines:
+    """Of the classes, as their training places say; of countries alone where these aren't known."""
+    truth = comparison.train
+    known = None if truth is None else np.isin(truth.state_idx, list(comparison.mapping))
+    if truth is None or known is None or not known.any():
+        return outlines([], [], [], ())
+    truth = truth.take(known)
+    encoder = label_encoder(truth.state_idx, comparison.mapping)
+    return outlines(encoder.encode(truth.state_idx), truth.latitude, truth.longitude, encoder.names)
+
+
+def _samples(comparison: Comparison, limit: int) -> str:
+    listed = comparison.samples.head(limit)
+    said = (
+        "By how much a sample's share of the score can differ at most, whatever its truth is: 0.70 × the state credit, and 0.30 × the "
+        f"distance over 5,000 km. {len(listed):,} of {len(comparison.samples):,} samples."
+    )
+    rows = [
+        (
+            str(row["sample_id"]),
+            row["states_a"],
+            row["states_b"],
+            "–" if np.isnan(row["km"]) else f"{row['km']:,.0f}",
+            f"{row['difference']:.3f}",
+        )
+        for row in listed.to_dict("records")
+    ]
+    shown = table(("sample", "states of A", "states of B", "km", "difference"), rows, numbers=3)
+    return f'<p class="lead">{to_text(said)}</p><div class="panel">{shown}</div>'
 
 
 def _file(side: dict[str, Any]) -> str:
@@ -131,8 +181,8 @@ def _histogram(comparison: Comparison) -> list[tuple[str, float | None]]:
     km = comparison.samples["km"].dropna().to_numpy()
     edges = [0.0, *map(float, WITHIN_KM), np.inf]
     names = [
-        *(f"{low:,.0f}–{high:,.0f}" for low, high in pairwise(edges[:-1])),
-        f"above {edges[-2]:,.0f}",
+        *(f"{low:,.0f}–{high:,.0f} km" for low, high in pairwise(edges[:-1])),
+        f"above {edges[-2]:,.0f} km",
     ]
     counts, _ = np.histogram(km, edges)
     return [
@@ -140,35 +190,15 @@ def _histogram(comparison: Comparison) -> list[tuple[str, float | None]]:
     ]
 
 
-def _bars(name: str, shares: Iterable[tuple[str, float | None]]) -> str:
-    rows = [
-        (
-            _text(label),
-            _number("–" if share is None else f"{share:.1%}"),
-            f'<td class="bar"><span style="width: {100 * (share or 0):.1f}%"></span></td>',
-        )
-        for label, share in shares
-    ]
-    return _table((name, "share of samples", ""), rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    numbers = ("difference", "km", "share of samples")
-    head = "".join(
-        f'<th scope="col"{" class=number" if k and name in numbers else ""}>{escape(name)}</th>'
-        for k, name in enumerate(header)
+def _bars(title: str, said: str, shares: Iterable[tuple[str, float | None]]) -> str:
+    """A figure with a bar for each share of the samples."""
+    bars = "".join(
+        f'<li><span class="name">{to_text(name)}</span><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{100 * (share or 0):.1f}" height="10"/></svg>'
+        f'<span class="count">{"–" if share is None else f"{share:.1%}"}</span></li>'
+        for name, share in shares
     )
-    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    return f'<div class="wide"><table>{f"<thead><tr>{head}</tr></thead>" if head else ""}<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _head(value: Any) -> str:
-    return f'<th scope="row">{to_text(value)}</th>'
-
-
-def _text(value: Any) -> str:
-    return f"<td>{to_text(value)}</td>"
-
-
-def _number(value: str) -> str:
-    return f'<td class="number">{escape(value)}</td>'
+    return (
+        f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(said)}</p></figcaption>"
+        f'<ol class="bars shares">{bars}</ol></figure>'
+    )
