@@ -166,8 +166,8 @@ def test_a_title_is_escaped_and_dollars_stay() -> None:
 
 def test_every_module_and_style_of_the_page_is_in_it() -> None:
     assert {path.stem for path in PAGE.glob("*.js")} == set(MODULES)
-    # A page of its own has data.css.
-    assert {path.stem for path in PAGE.glob("*.css")} == {*STYLES, "data"}
+    # Pages without scripts have the others.
+    assert {path.stem for path in PAGE.glob("*.css")} == {*STYLES, "data", "comparison"}
 
 
 def test_modules_import_what_stands_before_them_and_no_name_is_made_twice() -> None:
