@@ -29,6 +29,7 @@ from geo_embed.cache.store import (
 )
 from geo_embed.config import Config
 from geo_embed.console import progress, warn
+from geo_embed.data.outputs import check_output
 from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, replacing
@@ -140,6 +141,7 @@ def cache_export(config: Config, split: str, out: Path) -> Embeddings:
     """
     if out.suffix not in FORMATS:
         raise GeoError(f"can't write {out.suffix or 'a file without an ending'}", where=out, hint=FORMAT_HINT)
+    check_output(config.paths, out)
     embeddings = read_store(find_store(config, split))
     check_holds(out, embeddings)
     with disk_errors(out):

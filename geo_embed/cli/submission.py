@@ -156,13 +156,18 @@ def _submission_compare(
     html: Annotated[Path | None, typer.Option("--html", help="A page for the comparison.")] = None,
 ) -> None:
     """Compare two submissions: agreement per rank, distances, and by how much their scores can differ."""
+    from geo_embed.data.outputs import PAGES, check_output
     from geo_embed.prediction.writing import write_table, writer_for
     from geo_embed.reporting.submission_comparison import compare_submissions
     from geo_embed.reporting.submission_page import write_comparison_page
 
+    config = GLOBALS.config()
     if out is not None:
         writer_for(out)
-    comparison = compare_submissions(GLOBALS.config(), a, b)
+        check_output(config.paths, out)
+    if html is not None:
+        check_output(config.paths, html, PAGES)
+    comparison = compare_submissions(config, a, b)
     if out is not None:
         write_table(out, comparison.samples)
     if html is not None:

@@ -119,7 +119,7 @@ def _touching(
 
     trees: dict[int, Any] = {}
     # A disjoint-set forest over the groups: leader[g] leads towards the root of the set that g has been merged into.
-    leader = list(range(int(group.max()) + 1))
+    leader = list(range(int(group.max(initial=-1)) + 1))
 
     def root_of(node: int) -> int:
         while leader[node] != node:

@@ -9,6 +9,7 @@ import numpy as np
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
+from geo_embed.data.outputs import check_output
 from geo_embed.data.samples import text_ids, truth_of
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import with_torch_switches
@@ -71,6 +72,7 @@ def evaluate(
         if len(by) != 1:
             raise GeoError("a file takes one table", where=out, hint="name it: geo evaluate --by worst --out")
         writer_for(out)
+        check_output(config.paths, out)
     run = on_this_machine(run, config.paths, config.model.device)
     predictions, truth = split_predictions(run, split, config.paths, config.model.device)
     if split == "val" and len(truth) and chose_unseen(run):

@@ -9,6 +9,7 @@ from geo_embed.cache.find import find_store
 from geo_embed.cache.store import content_digest, list_stores
 from geo_embed.config import Config
 from geo_embed.console import warn
+from geo_embed.data.outputs import check_output
 from geo_embed.data.variants import AS_THEY_ARE
 from geo_embed.errors import GeoError
 from geo_embed.prediction.predict import Embed, predict_cached
@@ -37,6 +38,8 @@ def submit(
     Raises:
         GeoError: no template, no embeddings of the test split, a sample of the template without an answer, or `out` was noted or sent.
     """
+    if out is not None:
+        check_output(config.paths, out)
     run = on_this_machine(run, config.paths, config.model.device)
     check_has_csv(run)
     template = read_template(config.paths.csv("test"), run.config.model.view_names)

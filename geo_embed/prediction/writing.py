@@ -144,6 +144,9 @@ def _line(start: list[float], end: list[float]) -> list[list[list[float]]]:
     edge = 180.0 if west > 0 else -180.0
     # Where the end would lie if the map went on beyond its edge; a point on the edge itself needs no cut of its own.
     beyond = east + 2 * edge
+    if beyond == west:
+        # Both points lie on the edge.
+        return [[start, [west, north]]]
     latitude = round(south + (north - south) * (edge - west) / (beyond - west), _DIGITS)
     return [[start, [edge, latitude]], [[-edge, latitude], end]]
 

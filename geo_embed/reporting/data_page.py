@@ -10,6 +10,7 @@ import numpy as np
 from geo_embed import __version__
 from geo_embed.config import Config
 from geo_embed.data import images
+from geo_embed.data.outputs import PAGES, check_output
 from geo_embed.data.samples import Samples
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
@@ -59,6 +60,7 @@ def explore_data(
         GeoError: no split can be read, or the file can't be written.
     """
     path = Path("dataset.html") if out is None else out
+    check_output(config.paths, path, PAGES)
     dataset = survey(config, splits, limit)
     text = to_page(dataset, config, pictures=pictures)
     with disk_errors(path):

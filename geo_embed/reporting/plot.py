@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.config import Config
 from geo_embed.console import harmless
+from geo_embed.data.outputs import check_output
 from geo_embed.errors import GeoError
 from geo_embed.geography import soft_labels
 from geo_embed.metrics import error_km
@@ -78,6 +79,7 @@ def plot(
     """
     out = Path(f"{run.name}-{name}.png") if out is None else out
     check_format(out)
+    check_output(config.paths, out)
     return save_figure(draw(config, run, name, split=split, choice=choice), out)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geo_embed.config import Config
+from geo_embed.data.outputs import PAGES, check_output
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.reporting.findings import findings
@@ -41,6 +42,7 @@ def report(
     runs = [load_run(config.paths.runs_dir, name) for name in names]
     _check_different(runs)
     path = out or config.paths.reports_dir / f"{'-vs-'.join(run.name for run in runs)[:200]}.html"
+    check_output(config.paths, path, PAGES)
     found = findings(config, runs, pictures=pictures, geo=geo)
     page = to_html(" and ".join(run.name for run in runs), found)
     for run in runs:

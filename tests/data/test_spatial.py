@@ -20,6 +20,10 @@ def test_a_chain_of_steps_is_one_group_and_a_longer_step_ends_it() -> None:
     assert spatial_groups(latitude, np.zeros(6), 11.1).tolist() == [0] * 6
 
 
+def test_no_samples_are_in_no_group() -> None:
+    assert spatial_groups(np.zeros(0), np.zeros(0), 10).tolist() == []
+
+
 def test_groups_cross_the_antimeridian_and_the_pole() -> None:
     assert spatial_groups(np.zeros(2), np.array([179.99, -179.99]), 3).tolist() == [0, 0]
     assert spatial_groups(np.array([89.99, 89.99]), np.array([0.0, 180.0]), 3).tolist() == [0, 0]

@@ -104,6 +104,13 @@ def test_a_line_across_the_180th_meridian_is_cut_there(start: float, end: float,
     assert line == {"type": "MultiLineString", "coordinates": pieces}
 
 
+@pytest.mark.parametrize("edge", [180.0, -180.0])
+def test_a_line_along_the_180th_meridian_stays_on_its_side_of_the_map(edge: float) -> None:
+    write_table(Path("t.geojson"), results(["a"], [(10.0, edge)], [(20.0, -edge)]))
+    line = features(Path("t.geojson"))[2]["geometry"]
+    assert line == {"type": "LineString", "coordinates": [[edge, 10.0], [edge, 20.0]]}
+
+
 def test_names_of_any_letters_are_only_text_on_a_map() -> None:
     ids = ['</script><script>alert("1")\n', "\\u0041 é 日本"]
     write_table(Path("t.geojson"), results(ids, names=("<img src=x>", "Ohio")))

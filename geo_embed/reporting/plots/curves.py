@@ -48,7 +48,7 @@ def training_curves(history: "pd.DataFrame", *, run: str) -> "Figure":
     raise GeoError(
         "nothing was noted of how this run was trained",
         where=run,
-        hint="an ensemble isn't trained: plot one of its members, geo plot curves MEMBER",
+        hint="of an ensemble, plot a member: geo plot curves MEMBER; --preset best notes nothing where samples are too few to choose by",
     )
 
 
