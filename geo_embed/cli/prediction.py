@@ -271,6 +271,13 @@ def _submit(
     run: RunArgument = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
     tta: TtaOption = None,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="First calibrate the run by temperature, as `geo calibrate` does; a calibration that it has is kept.",
+        ),
+    ] = False,
     no_extract: NoExtractOption = False,
     device: DeviceOption = None,
     on_bad_image: BadImageOption = None,
@@ -284,10 +291,14 @@ def _submit(
     """
     wait_passively()
     from geo_embed.extraction.for_run import extract_for_run
+    from geo_embed.prediction.calibrate import calibrate, is_calibrated
     from geo_embed.prediction.submission import submit
     from geo_embed.runs.run import use_run
 
     config = _config_of_answers(device, tta, on_bad_image, on_damaged_image, batch_size, workers)
+    if calibrated and not is_calibrated(config, run):
+        done = calibrate(config, run, command=GLOBALS.command)
+        run = run or done.run
     embed = None if no_extract else extract_for_run
     path, verdict = use_run(
         config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)

@@ -132,6 +132,11 @@ def calibrate(
     )
 
 
+def is_calibrated(config: Config, name: str | None = None) -> bool:
+    """Whether a run, by name or directory, the newest by default, has a calibration, wherever it got it."""
+    return read_recipe(load_run(config.paths.runs_dir, name))[0].calibration is not None
+
+
 def _both(measured: dict[str, dict[str, float]], name: str) -> dict[str, float]:
     return {when: measured[when][name] for when in ("before", "after")}
 

@@ -23,7 +23,7 @@ from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.calibration import Calibration, apply, cross_fitted
 from geo_embed.metrics import metrics
 from geo_embed.prediction import calibrate as room
-from geo_embed.prediction.calibrate import Calibrated, calibrate
+from geo_embed.prediction.calibrate import Calibrated, calibrate, is_calibrated
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
@@ -281,3 +281,25 @@ def test_the_command_prints_before_and_after(
     assert wrong.code == 1
     assert "'platt' is no calibration" in wrong.err
     assert "vector" in wrong.err
+
+
+def test_submit_calibrates_a_run_first_if_asked_and_keeps_a_calibration_that_is_there(
+    country: Country,
+    sure: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def submitted(*more: str) -> bytes:
+        ran = command(capsys, *country.options(tmp_path), "--json", "submit", "sure", *more)
+        assert ran.code == 0, ran.err
+        return Path(ran.json["submission"]).read_bytes()
+
+    submitted()
+    assert not is_calibrated(country.config(tmp_path), "sure")
+    calibrated = submitted("--calibrate")
+    assert is_calibrated(country.config(tmp_path), "sure")
+    assert submitted() == calibrated
+
+    monkeypatch.setattr(room, "calibrate", lambda *_, **__: pytest.fail("calibrated again"))
+    assert submitted("--calibrate") == calibrated
