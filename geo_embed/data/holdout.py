@@ -114,7 +114,11 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     chosen, taken = _choose(groups, quota, groups.counts - 1, training.split_seed)
     got = int(taken.sum())
     if got < wanted / 2:
-        hint = _smaller_step(places, training.group_km, wanted) or "raise training.val_split"
+        hint = _smaller_step(places, training.group_km, wanted) or (
+            "raise training.val_split"
+            if len(groups) > 1
+            else "samples of one place can't be held out by place: --set training.validation=random"
+        )
         if not got:
             raise GeoError(
                 f"no group of samples can be held out: {groups.describe()}, and {wanted:,} are to be held out",
@@ -225,7 +229,7 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
             f"{training.folds} folds of {len(dealt):,} samples that can be held out "
             f"({len(places):,} samples, {len(places) - len(dealt):,} of them alone in their class)",
             where="training.folds",
-            hint="lower training.folds",
+            hint=_fewer_folds(len(dealt)),
         )
     fold = np.full(len(places), ALWAYS_TRAINING, dtype=np.int64)
     fold[dealt] = np.arange(len(dealt)) % training.folds
@@ -243,9 +247,16 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
         raise GeoError(
             f"{training.folds} folds of {len(dealt):,} samples, of which {int(shares.sum()):,} share pictures with others",
             where="training.folds",
-            hint="lower training.folds",
+            hint=_fewer_folds(len(np.unique(fold[fold >= 0]))),
         )
     return fold
+
+
+def _fewer_folds(most: int) -> str:
+    """What to do where no more than so many folds hold something out."""
+    if most < 2:
+        return "do without --folds: a fold needs samples that can be held out, and so a class two of them"
+    return "lower training.folds"
 
 
 def _content_of(
@@ -305,12 +316,14 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
         raise GeoError(
             f"{count} folds of {in_folds:,} groups that can be held out: {groups.describe()}",
             where=f"training.folds, training.group_km = {training.group_km:g}",
-            hint=_smaller_step(places, training.group_km, samples // count) or "lower training.folds",
+            hint=_smaller_step(places, training.group_km, samples // count) or _fewer_folds(in_folds),
         )
     if never > samples / 10:
         hint = _smaller_step(places, training.group_km, samples // count)
+        only = sum(int(groups.sizes[g]) for g in np.flatnonzero(fold_of < 0) if groups.is_all_of_a_class(g))
+        why = f" ({only:,} of them in the only group of a class)" if only else ""
         warn(
-            f"{never:,} of {samples:,} samples are in no fold, always in training: {groups.describe()}"
+            f"{never:,} of {samples:,} samples are in no fold, always in training{why}: {groups.describe()}"
             + (f"; {hint}" if hint else "")
         )
     return groups.rows(fold_of)
@@ -458,6 +471,11 @@ class _Groups:
         part = slice(self.starts[group], self.starts[group + 1])
         return self.classes[part], self.amounts[part]
 
+    def is_all_of_a_class(self, group: int) -> bool:
+        """Whether some class has samples in this group alone."""
+        classes, amounts = self.content(group)
+        return bool((amounts == self.counts[classes]).any())
+
     def rows(self, values: NDArray[Any]) -> NDArray[Any]:
         """A value per group to a value per row, in the caller's order."""
         spread = np.empty(len(self.order), dtype=values.dtype)
@@ -495,10 +513,16 @@ def _group_rows(order: NDArray[np.int64], group: NDArray[np.int64], labels: NDAr
 
 
 def _smaller_step(places: Places, km: float, most: int) -> str:
-    """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps."""
+    """What to set `training.group_km` to so that no group has more than `most` samples; empty if nothing helps, or none has."""
+
+    def largest_of(step: float) -> int:
+        return int(np.bincount(spatial_groups(places.latitude, places.longitude, step)).max())
+
+    if largest_of(km) <= most:
+        return ""
     for halvings in range(1, _HALVINGS + 1):
         step = float(f"{km / 2**halvings:.1g}")
-        largest = int(np.bincount(spatial_groups(places.latitude, places.longitude, step)).max())
+        largest = largest_of(step)
         if largest <= most:
             return f"--set training.group_km={step:g} makes the largest group {largest:,}"
     return ""

@@ -17,7 +17,7 @@ from geo_embed import geography
 from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.config import Config, Model, Training
 from geo_embed.console import progress, say, warn
-from geo_embed.data.holdout import Places, validation_masks
+from geo_embed.data.holdout import Places, stratified_split, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_device, side_by_side, torch_switches
@@ -379,7 +379,13 @@ def plan(places: Places, training: Training) -> list[Split]:
     seeds = range(training.seed, training.seed + training.seeds)
     masks = validation_masks(places, training)
     if not masks[0].any():
-        warn("too few samples to hold any out: no validation score, no early stopping")
+        drawn = stratified_split(places.sample_id, places.labels, training.val_split, training.split_seed)
+        why = (
+            "samples that share pictures are too many of their class to hold any out"
+            if drawn.any()
+            else "too few samples to hold any out"
+        )
+        warn(f"{why}: no validation score, no early stopping")
     return [Split(seed, fold, ~val, val) for fold, val in enumerate(masks) for seed in seeds]
 
 

@@ -216,6 +216,29 @@ def test_more_folds_than_samples_or_groups_are_refused_with_the_numbers() -> Non
         folds(places, Training())
 
 
+def test_advice_helps_where_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    # All of a class at one place: no distance parts them.
+    latitude = np.append(np.full(3, 40.0), 50 + np.arange(12))
+    fold = folds(line(latitude, [1] * 3 + [0] * 12), spatial(folds=3))
+    assert fold[:3].tolist() == [ALWAYS_TRAINING] * 3
+    said = capsys.readouterr().err
+    assert (
+        "3 of 15 samples are in no fold, always in training (3 of them in the only group of a class)" in said
+    )
+    assert "group_km" not in said
+    # What can't be held out isn't in fewer folds either.
+    for places, training in (
+        (line(np.arange(4.0), [0, 1, 2, 3]), Training(folds=2)),
+        (line(np.full(4, 40.0)), spatial(folds=3)),
+    ):
+        with pytest.raises(GeoError) as fault:
+            folds(places, training)
+        assert "do without --folds" in str(fault.value.hint)
+    with pytest.raises(GeoError, match="form 1 group") as fault:
+        held_out(line(np.full(30, 40.0)), spatial())
+    assert "training.validation=random" in str(fault.value.hint)
+
+
 def test_a_runs_validation_samples_are_those_of_its_folds_or_of_its_one_split() -> None:
     places = towns()
     (mask,) = validation_masks(places, spatial())

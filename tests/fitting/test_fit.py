@@ -20,7 +20,7 @@ from small import saved_predictions
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.store import MISSING, open_store
 from geo_embed.config import Config, Training
-from geo_embed.data.holdout import folds, stratified_split
+from geo_embed.data.holdout import Places, folds, stratified_split
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Examples, find_prior, open_training_data
@@ -312,6 +312,20 @@ def test_truth_may_be_corrected_without_extracting_again(own: Country) -> None:
 
 
 # ---------------------------------------------------------------- too little
+
+
+def test_where_shared_pictures_leave_nothing_to_hold_out_that_is_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    n = 30
+    ids = np.array([str(k) for k in range(n)], dtype=object)
+    labels, latitude = np.zeros(n, dtype=np.int64), np.linspace(30.0, 40.0, n)
+    places = Places(ids, labels, latitude, latitude, tied=np.zeros(n, dtype=np.int64))
+    (split,) = plan(places, Training())
+    assert not split.val.any()
+    err = capsys.readouterr().err
+    assert "samples that share pictures are too many of their class to hold any out" in err
+    assert "too few" not in err
 
 
 def test_where_nothing_can_be_held_out_all_epochs_are_run_and_no_score_is_claimed(
