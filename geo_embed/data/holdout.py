@@ -320,7 +320,11 @@ def _spatial_folds(places: Places, training: Training) -> NDArray[np.int64]:
         )
     if never > samples / 10:
         hint = _smaller_step(places, training.group_km, samples // count)
-        only = sum(int(groups.sizes[g]) for g in np.flatnonzero(fold_of < 0) if groups.is_all_of_a_class(g))
+        only = sum(
+            int(groups.sizes[group])
+            for group in np.flatnonzero(fold_of < 0).tolist()
+            if groups.is_all_of_a_class(group)
+        )
         why = f" ({only:,} of them in the only group of a class)" if only else ""
         warn(
             f"{never:,} of {samples:,} samples are in no fold, always in training{why}: {groups.describe()}"
