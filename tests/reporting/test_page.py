@@ -103,6 +103,22 @@ def test_every_figure_is_drawn_nothing_is_complained_of_and_nothing_is_asked_for
         assert looked.requests == [pages[name].as_uri()]
 
 
+def test_a_table_wider_than_a_phone_fades_where_it_goes_on(browser: Browser, pages: dict[str, Path]) -> None:
+    faded = """[...document.querySelectorAll('.scroll')].filter(each => each.clientWidth > 0).map(each => ({
+        hidden: each.scrollWidth - each.clientWidth - each.scrollLeft,
+        fade: getComputedStyle(each).getPropertyValue('--hidden-right') }))"""
+    with look(browser, pages["states"], width=390) as looked:
+        looked.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+        settle(looked.page)
+        parts = looked.ask(faded)
+        assert any(part["hidden"] > 0 for part in parts)
+        for part in parts:
+            assert (part["fade"] != "0px") == (part["hidden"] > 0), part
+        looked.ask("document.querySelectorAll('.scroll').forEach(each => each.scrollLeft = 10_000)")
+        settle(looked.page)
+        assert {part["fade"] for part in looked.ask(faded)} == {"0px"}
+
+
 def test_text_of_the_data_is_shown_and_never_run(browser: Browser, pages: dict[str, Path]) -> None:
     with look(browser, pages["hostile"]) as looked:
         looked.ask("document.querySelectorAll('details').forEach(each => each.open = true)")

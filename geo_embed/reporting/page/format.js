@@ -6,10 +6,10 @@ export const count = (n) => WHOLE.format(n);
 
 export const score = (x) => (x === null || x === undefined ? "–" : x.toFixed(4));
 
-export const percent = (x) => (x === null || x === undefined ? "–" : `${(100 * x).toFixed(x > 0 && x < 0.0995 ? 1 : 0)} %`);
+export const percent = (x) => (x === null || x === undefined ? "–" : `${(100 * x).toFixed(x > 0 && x < 0.0995 ? 1 : 0)}\u00a0%`);
 
 // On an axis.
-export const asPercent = (x) => `${Math.round(100 * x)} %`;
+export const asPercent = (x) => `${Math.round(100 * x)}\u00a0%`;
 
 export function km(x) {
   if (x === null || x === undefined) return "–";
