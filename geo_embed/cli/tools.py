@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -62,13 +63,18 @@ def _demo(
         ],
     )
     if not GLOBALS.as_json:
+        # `make demo` leaves the virtual environment's `geo` off the PATH.
+        script = Path(sys.executable).with_name("geo")
+        geo, inside = ("geo", "geo") if shutil.which("geo") else (os.path.relpath(script), str(script))
+        show()
+        show("Look around in it; its geo.toml holds the settings:")
+        show()
+        show(f"    cd {shlex.quote(str(result.root))} && {inside} runs")
         show()
         show(
             f"That was a synthetic country and a random backbone, in {result.seconds:.0f} s. With your own data:"
         )
         show()
-        # `make demo` leaves the virtual environment's `geo` off the PATH.
-        geo = "geo" if shutil.which("geo") else os.path.relpath(Path(sys.executable).with_name("geo"))
         for command in ("data check --split all", "extract --split all", "fit-heads", "submit"):
             show(f"    {geo} --set paths.data_root=YOUR_DATA {command}")
 

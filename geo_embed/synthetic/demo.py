@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from geo_embed.config import Config
@@ -20,6 +21,7 @@ from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.submission import submit
 from geo_embed.reporting.report import report
 from geo_embed.runs.run import load_run
+from geo_embed.settings import DEFAULT_FILE
 from geo_embed.synthetic.backbone import write_backbone
 from geo_embed.synthetic.country import write_country
 
@@ -157,7 +159,7 @@ def make_country(
     workers: int | None = None,
     progress_seconds: float = PROGRESS_SECONDS,
 ) -> None:
-    """Write the pictures, CSVs and backbone of a demo, unless these very ones are there.
+    """Write the pictures, CSVs and backbone of a demo, unless these very ones are there, and a geo.toml for commands typed in `root`.
 
     Args:
         root: an empty or new directory, or that of an earlier demo.
@@ -192,6 +194,16 @@ def make_country(
                 progress=lambda _painted, total: advance(1),
             )
         write_backbone(root / "backbone", seed=seed)
+        with replacing(root / DEFAULT_FILE) as temporary:
+            temporary.write_text(_settings_file(), encoding="utf-8")
         with replacing(mark) as temporary:
             temporary.write_text(content, encoding="utf-8")
     say(f"country  {locations:,} synthetic places painted in {root}")
+
+
+def _settings_file() -> str:
+    """`demo_settings` for whoever works in the demo's directory, as TOML."""
+    lines: list[str] = []
+    for group, settings in groupby(demo_settings(Path()).items(), lambda item: item[0].partition(".")[0]):
+        lines += [f"[{group}]", *(f'{key.partition(".")[2]} = "{value}"' for key, value in settings), ""]
+    return "\n".join(lines)

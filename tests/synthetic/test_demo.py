@@ -203,6 +203,15 @@ def test_run_again_it_works_paints_nothing_and_ends_the_same_and_tells_people_wh
     assert [line.split()[3] for line in last] == ["data", "extract", "fit-heads", "submit"]
 
 
+def test_in_its_directory_commands_need_no_settings(first: Ran, place: Path, geo_in: Geo) -> None:
+    runs = geo_in(place / "X", "--json", "runs")
+    assert {run["run"] for run in runs.json["runs"]} == {"demo", "demo-finetuned"}
+    evaluated = geo_in(place / "X", "--json", "evaluate", "demo")
+    assert evaluated.json["score"] == first.json["score"]
+    extracted = geo_in(place / "X", "--json", "extract", "--split", "train")
+    assert extracted.json["computed"] == 0, extracted.err
+
+
 PAINTING: Any = {"seed": 0, "workers": 1, "progress_seconds": 10.0}
 
 
