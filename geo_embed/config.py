@@ -67,8 +67,9 @@ class Paths(_Group):
     @field_validator("*", mode="before")
     @classmethod
     def _of_this_machine(cls, location: object, field: ValidationInfo) -> object:
+        # As text: what is validated from JSON may be no `Path` yet.
         where = f"paths.{field.field_name}"
-        return local_path(location, where=where) if isinstance(location, str | Path) else location
+        return str(local_path(location, where=where)) if isinstance(location, str | Path) else location
 
     def csv(self, split: str) -> Path:
         """The CSV of a split: the ground truth for `train`, the submission template for `test`."""

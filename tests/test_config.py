@@ -306,3 +306,8 @@ def test_get_config_takes_groups_dotted_keys_and_whole_groups() -> None:
 def test_a_config_does_not_change_under_those_who_hold_it() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().training.seed = 1  # type: ignore[misc]
+
+
+def test_a_configuration_goes_through_json_and_comes_back_the_same() -> None:
+    config = Config.model_validate({"paths": {"data_root": Path("some where"), "train_csv": "a.csv"}})
+    assert Config.model_validate_json(config.model_dump_json()) == config
