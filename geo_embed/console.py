@@ -22,6 +22,7 @@ _progress_seconds = PROGRESS_SECONDS
 _BAR_AFTER_SECONDS = 0.5
 _bars: "_Bars | None" = None
 _bars_lock = threading.Lock()
+_standing = 0
 
 # What moves a cursor, colours, ends a line, turns the direction of letters or shows nothing at all: C0 and C1 controls, soft
 # hyphens, joiners and marks without width, bidirectional overrides, tags, halves of characters.
@@ -265,9 +266,20 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
             _bars = bars if bars.count else None
 
 
+@contextmanager
+def standing() -> Iterator[None]:
+    """For what stands on the terminal without its cursor as bars do: whoever ends meanwhile gives it back."""
+    global _standing
+    _standing += 1
+    try:
+        yield
+    finally:
+        _standing -= 1
+
+
 def show_cursor() -> None:
-    """Give a terminal its cursor back, for who ends without a word while a bar stands there."""
-    if _bars is not None and _bars.shown:
+    """Give a terminal its cursor back, for who ends without a word while a bar or a table stands there."""
+    if _standing or (_bars is not None and _bars.shown):
         with suppress(OSError):
             os.write(2, b"\x1b[?25h\n")
 

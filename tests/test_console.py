@@ -171,12 +171,21 @@ def test_a_duration_has_the_units_that_matter(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-def test_a_killing_signal_while_libraries_load_gives_the_cursor_back() -> None:
-    """A bar stands there while transformers are imported, and a signal ends the process without a word."""
+@pytest.mark.parametrize(
+    "standing",
+    [
+        "console.progress('load', 2, 'images')",
+        "sweep._board([{}], 1, 1, sweep._State(pathlib.Path('sweep.json'), {}, False))",
+    ],
+    ids=["bar", "sweep"],
+)
+def test_a_killing_signal_while_libraries_load_gives_the_cursor_back(standing: str) -> None:
+    """A bar stands there while transformers are imported, or a sweep's table, and a signal ends the process without a word."""
     script = (
-        "import sys, time\n"
+        "import pathlib, sys, time\n"
         "from geo_embed import cli, console\n"
-        "with console.progress('load', 2, 'images') as advance:\n"
+        "from geo_embed.fitting import sweep\n"
+        f"with {standing}:\n"
         "    time.sleep(1)\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(0.2)\n"

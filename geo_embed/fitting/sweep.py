@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from geo_embed import __version__
 from geo_embed.cache.store import Store
 from geo_embed.config import Config, Model, Training
-from geo_embed.console import duration, on_terminal, say
+from geo_embed.console import duration, on_terminal, say, standing
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
@@ -574,5 +574,5 @@ def _board(
         return shown
 
     before, started = len(state.results), time.monotonic()
-    with Live(table([], 0), console=Console(stderr=True), auto_refresh=False) as live:
+    with standing(), Live(table([], 0), console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda running, rung: live.update(table(running, rung), refresh=True)
