@@ -273,6 +273,11 @@ def standing() -> Iterator[None]:
     _standing += 1
     try:
         yield
+    except BaseException:
+        # An interrupt may come between the cursor's going and the block's beginning, where nothing else undoes it.
+        with suppress(OSError):
+            os.write(2, b"\x1b[?25h")
+        raise
     finally:
         _standing -= 1
 

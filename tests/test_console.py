@@ -202,3 +202,16 @@ def test_a_killing_signal_while_libraries_load_gives_the_cursor_back(standing: s
     os.close(leader)
     assert written.count(b"\x1b[?25l") == 1
     assert written.rindex(b"\x1b[?25h") > written.index(b"\x1b[?25l")
+
+
+def test_an_interrupt_before_a_table_has_begun_gives_the_cursor_back() -> None:
+    script = (
+        "import sys\n"
+        "from geo_embed import console\n"
+        "with console.standing():\n"
+        "    sys.stderr.write('\\x1b[?25l')\n"
+        "    sys.stderr.flush()\n"
+        "    raise KeyboardInterrupt\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert ended.stderr.startswith(b"\x1b[?25l\x1b[?25h")
