@@ -71,12 +71,14 @@ def compare_submissions(config: Config, a: Path, b: Path) -> Comparison:
     rows_b = np.array([place.get(sample_id, -1) for sample_id in read["a"].sample_id], dtype=np.int64)
     rows = {"a": np.flatnonzero(rows_b >= 0), "b": rows_b[rows_b >= 0]}
     if not len(rows["a"]):
+        hint = "compare two submissions for the same test samples"
+        for name, path in (("a", a), ("b", b)):
+            if not len(read[name]):
+                raise GeoError("this submission has no rows", where=path, hint=hint)
         raise GeoError(
-            f"they have no sample in common: {shown(read['a'].sample_id[0])} is in {a} alone"
-            if len(read["a"])
-            else f"{a} has no rows",
+            f"they have no sample in common: {shown(read['a'].sample_id[0])} is in {a} alone",
             where=b,
-            hint="compare two submissions for the same test samples",
+            hint=hint,
         )
     left, right = (read[name].take(rows[name]) for name in "ab")
 

@@ -56,6 +56,14 @@ def tag_run(runs_dir: Path, name: str, tags: Sequence[str], *, remove: bool = Fa
     if not tags:
         raise GeoError("no tag was given", hint=f"geo runs tag {name} good")
     # Their order is kept, and none is there twice.
+    for tag in tags:
+        try:
+            validated(Tags, {"tags": [tag]}, "tag")
+        except GeoError as error:
+            raise GeoError(
+                f"{tag[:80]!r} is no tag",
+                hint="a tag is one word of up to 64 letters, without blanks and commas",
+            ) from error
     validated(Tags, {"tags": list(tags)}, "tag")
 
     def change(before: Tagged) -> Tagged:

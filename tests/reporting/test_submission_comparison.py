@@ -151,8 +151,10 @@ def test_what_can_t_be_compared_is_refused(compare: Any) -> None:
         compare(A, B[3:])
     with pytest.raises(GeoError, match="'x' is repeated"):
         compare([A[0], A[0]], B)
-    with pytest.raises(GeoError, match="has no rows"):
-        compare([], B)
+    for rows, name in (([], B), "a"), ((A, []), "b"):
+        with pytest.raises(GeoError, match="has no rows") as caught:
+            compare(*rows)
+        assert Path(str(caught.value.where)).stem == name
 
 
 def test_expected_scores_come_from_the_probabilities_of_the_runs(config: Config, run: Run) -> None:

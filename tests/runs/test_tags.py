@@ -39,6 +39,8 @@ def test_a_tag_is_one_word(run: Run, tag: str) -> None:
     before = files(run.path)
     with pytest.raises(GeoError) as caught:
         tag_run(run.path.parent, "first", ["good", tag])
+    assert "is no tag" in str(caught.value)
+    assert "one word" in str(caught.value.hint)
     assert "\n" not in str(caught.value)
     assert files(run.path) == before
     with pytest.raises(GeoError, match="no tag was given"):
