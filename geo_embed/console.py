@@ -23,6 +23,8 @@ _BAR_AFTER_SECONDS = 0.5
 _bars: "_Bars | None" = None
 _bars_lock = threading.Lock()
 _standing = 0
+# Shows a terminal's cursor.
+_CURSOR = b"\x1b[?25h"
 
 # What moves a cursor, colours, ends a line, turns the direction of letters or shows nothing at all: C0 and C1 controls, soft
 # hyphens, joiners and marks without width, bidirectional overrides, tags, halves of characters.
@@ -276,7 +278,7 @@ def standing() -> Iterator[None]:
     except BaseException:
         # An interrupt may come between the cursor's going and the block's beginning, where nothing else undoes it.
         with suppress(OSError):
-            os.write(2, b"\x1b[?25h")
+            os.write(2, _CURSOR)
         raise
     finally:
         _standing -= 1
@@ -286,7 +288,7 @@ def show_cursor() -> None:
     """Give a terminal its cursor back, for who ends without a word while a bar or a table stands there."""
     if _standing or (_bars is not None and _bars.shown):
         with suppress(OSError):
-            os.write(2, b"\x1b[?25h\n")
+            os.write(2, _CURSOR + b"\n")
 
 
 def _lines(label: str, total: int, unit: str, every_seconds: float) -> Advance:

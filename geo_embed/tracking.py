@@ -48,7 +48,7 @@ def tracked(config: Config, name: str, groups: Sequence[str], *, first: bool = T
     Args:
         config: all settings.
         name: of what is tracked.
-        groups: of settings, which are shown beside it..
+        groups: of settings, which are shown beside it.
         first: whether this is the first of the processes that train together; the others show nothing.
 
     Yields:
@@ -133,8 +133,9 @@ def _open_tensorboard(config: Config, name: str, settings: dict[str, Any]) -> tu
         if step is None:
             # Beside the settings, where runs are compared; in the same folder.
             writer.add_hparams(settings, _final(numbers), run_name=".")
-        for key, number in numbers.items() if step is not None else ():
-            writer.add_scalar(key, number, step)
+        else:
+            for key, number in numbers.items():
+                writer.add_scalar(key, number, step)
         writer.flush()
 
     return write, lambda ended_well: writer.close()

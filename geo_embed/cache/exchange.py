@@ -18,7 +18,7 @@ from geo_embed.cache.store import (
     Store,
     chunks_of,
     commit_chunk,
-    hash_content,
+    hash_embeddings,
     lay_out,
     open_store,
     read_content_hash,
@@ -109,8 +109,7 @@ def cache_import(
             for rows in chunks_of(store):
                 values, status = vectors.block(rows)
                 block = values.astype(stored)
-                content = [[hash_content(view.tobytes()) for view in sample] for sample in block]
-                commit_chunk(store, rows, block, np.array(content, dtype=np.uint64), status)
+                commit_chunk(store, rows, block, hash_embeddings(block), status)
                 advance(rows.stop - rows.start)
         replaces = path.exists() and not _is_same(path, store, overwrite)
         if replaces and not overwrite:

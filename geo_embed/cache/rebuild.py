@@ -185,15 +185,14 @@ def _intact_attributes(storage: Storage) -> dict[str, Any] | None:
         attrs = head["attributes"]
         version = attrs["format_version"]
         checksums = attrs["checksums"]
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise _impossible(storage.root, f"it is of format {version}, of a later version")
+    except (KeyError, TypeError, GeoError):
+        return None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise _impossible(storage.root, f"it is of format {version}, of a later version")
+    try:
         validated(Attributes, attrs, storage.root)
         whole = checksums["attributes"] == attributes_sha256(attrs) and head["node_type"] == "group"
-    except (KeyError, TypeError):
-        return None
-    except GeoError as error:
-        if error.what.startswith("zarr.json can't"):
-            raise
+    except (KeyError, TypeError, GeoError):
         return None
     return dict(attrs) if whole else None
 

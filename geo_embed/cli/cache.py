@@ -104,6 +104,7 @@ def _cache_verify(
 ) -> None:
     """Read every byte of the stores of the settings' backbone against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
+    from geo_embed.cache.layout import ARRAYS
     from geo_embed.cache.rebuild import Rebuilt, rebuild_stores
     from geo_embed.cache.store import Store
     from geo_embed.cache.verify import choose_stores, find_pending, other_stores, verify, verify_deep
@@ -156,8 +157,7 @@ def _cache_verify(
                 else ""
             )
             show(f"{', '.join(made.files)} made again{changed} ({made.store})")
-        chunks = ("status", "content_hash", "embeddings", "sample_id")
-        damaged = any(problem.where.partition(",")[0] in chunks for problem in problems)
+        damaged = any(problem.where.partition(",")[0] in ARRAYS for problem in problems)
         if repair and (damaged or any(made.forgotten for made in rebuilt)):
             show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
         show(f"{len(problems):,} problems")

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geo_embed.answers import LabelEncoder, Truth
 from geo_embed.cache.arrays import as_array, check_embeddings
-from geo_embed.cache.store import hash_content
+from geo_embed.cache.store import hash_embeddings
 from geo_embed.config import Config
 from geo_embed.data.samples import text_ids
 from geo_embed.errors import GeoError
@@ -59,8 +59,7 @@ def examples_of(
     if len(set(ids)) < n:
         repeated = next(name for name, count in Counter(ids.tolist()).items() if count > 1)
         raise GeoError(f"the id {repeated!r:.80} is repeated", where="sample_id")
-    content = [[hash_content(view.tobytes()) for view in sample] for sample in values]
-    tied = find_tied(np.array(content, dtype=np.uint64), seen, truth)
+    tied = find_tied(hash_embeddings(values), seen, truth)
     return Examples(ids, values, seen, labels, truth, encoder, tied)
 
 

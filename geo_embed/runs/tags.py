@@ -55,7 +55,6 @@ def tag_run(runs_dir: Path, name: str, tags: Sequence[str], *, remove: bool = Fa
     """
     if not tags:
         raise GeoError("no tag was given", hint=f"geo runs tag {name} good")
-    # Their order is kept, and none is there twice.
     for tag in tags:
         try:
             validated(Tags, {"tags": [tag]}, "tag")
@@ -66,6 +65,7 @@ def tag_run(runs_dir: Path, name: str, tags: Sequence[str], *, remove: bool = Fa
             ) from error
     validated(Tags, {"tags": list(tags)}, "tag")
 
+    # Their order is kept, and none is there twice.
     def change(before: Tagged) -> Tagged:
         if remove:
             return replace(before, tags=tuple(tag for tag in before.tags if tag not in tags))

@@ -19,6 +19,7 @@ import modal
 from packaging.requirements import Requirement
 
 import geo_embed
+from geo_embed.data.samples import SPLITS
 
 VOLUME_ROOT = Path("/data")
 GPU = "A100-80GB"
@@ -69,7 +70,7 @@ def volume_config(settings: str = "", **overrides: Any) -> geo_embed.Config:
     Raises:
         GeoError: an unknown key, or a value of the wrong type.
     """
-    from geo_embed.settings import resolve
+    from geo_embed.settings import as_text, resolve
 
     paths = {
         "paths.data_root": str(VOLUME_ROOT / "raw"),
@@ -77,10 +78,8 @@ def volume_config(settings: str = "", **overrides: Any) -> geo_embed.Config:
         "paths.runs_dir": str(VOLUME_ROOT / "runs"),
         "paths.submissions_dir": str(VOLUME_ROOT / "submissions"),
     }
-    texts = shlex.split(settings)
-    named = {text.partition("=")[0].strip() for text in texts}
-    values = {**paths, **overrides}
-    return resolve(None, texts, {key: value for key, value in values.items() if key not in named})[0]
+    texts = [f"{key}={as_text(value)}" for key, value in {**paths, **overrides}.items()]
+    return resolve(None, [*texts, *shlex.split(settings)])[0]
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def upload(folder: str = "data/raw") -> None:
     """
     problems = [
         problem
-        for split in ("train", "test")
+        for split in SPLITS
         for problem in geo_embed.check_data(geo_embed.get_config(paths={"data_root": folder}), split).problems
     ]
     if problems:
@@ -118,7 +117,7 @@ def upload(folder: str = "data/raw") -> None:
 @app.function(gpu=GPU, **_STAGE)
 def extract(split: str = "all", settings: str = "") -> list[dict[str, Any]]:
     """Images to the embedding store, of one split or all that there are."""
-    splits = ("train", "test") if split == "all" else (split,)
+    splits = SPLITS if split == "all" else (split,)
     with committed():
         config = volume_config(settings)
         return [_plain(geo_embed.extract(config, name)) for name in splits]
@@ -139,14 +138,16 @@ def finetune(
     with committed():
         config = volume_config(settings, **FINETUNE, **{"finetune.compile": compile_backbone})
         if config.finetune.compile:
-            _warm_up(name, init, settings)
+            _warm_up(config, name, init)
         return _plain(geo_embed.finetune(config, name=name, init=init))
 
 
-def _warm_up(name: str, init: str, settings: str) -> None:
+def _warm_up(config: geo_embed.Config, name: str, init: str) -> None:
     """Train one step and forget it: the compiler's work is then on the volume before the training itself begins."""
+    from geo_embed.settings import with_changes
+
     step = FINETUNE["finetune.batch_size"] * FINETUNE["finetune.accumulate"]
-    config = volume_config(settings, **FINETUNE, **{"finetune.compile": True, "finetune.epochs": 1})
+    config = with_changes(config, {"finetune.epochs": 1}, "the warm-up")
     run = geo_embed.finetune(config, name=f"{name}-warm-up", init=init, limit=step, overwrite=True).run
     geo_embed.remove_runs(config.paths.runs_dir, [run])
 

@@ -30,6 +30,8 @@ def main(
 ) -> None:
     """Embed both splits, fit heads, train the backbone, and write a submission."""
     import geo_embed
+    from geo_embed.console import complain
+    from geo_embed.data.samples import SPLITS
     from geo_embed.settings import resolve
 
     if data.startswith(HUB):
@@ -42,14 +44,16 @@ def main(
     }
     try:
         config, _ = resolve(None, settings or [], {"paths": paths})
-        for split in ("train", "test"):
+        for split in SPLITS:
             geo_embed.extract(config, split)
         run = geo_embed.fit_heads(config, name="heads", overwrite=True).run
         if with_finetune:
             run = geo_embed.finetune(config, name="finetuned", init=run).run
         submission, _ = geo_embed.submit(config, geo_embed.load_run(config.paths.runs_dir, run))
     except geo_embed.GeoError as error:
-        typer.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
+        complain(f"error: {error}")
+        if error.hint:
+            complain(f"hint: {error.hint}")
         raise typer.Exit(1) from error
     if push:
         from huggingface_hub import HfApi

@@ -4,7 +4,6 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from geo_embed.config import Config
@@ -203,7 +202,10 @@ def make_country(
 
 def _settings_file() -> str:
     """`demo_settings` for whoever works in the demo's directory, as TOML."""
-    lines: list[str] = []
-    for group, settings in groupby(demo_settings(Path()).items(), lambda item: item[0].partition(".")[0]):
-        lines += [f"[{group}]", *(f'{key.partition(".")[2]} = "{value}"' for key, value in settings), ""]
-    return "\n".join(lines)
+    import tomlkit
+
+    document: dict[str, dict[str, str]] = {}
+    for key, value in demo_settings(Path()).items():
+        group, leaf = key.split(".")
+        document.setdefault(group, {})[leaf] = value
+    return tomlkit.dumps(document)
