@@ -17,9 +17,9 @@ demo: $(INSTALLED)
 test: check $(TIMM) $(TRACKIO) $(BROWSER)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
-	PYTHONPATH=$(TIMM) $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
+	PYTHONPATH="$(CURDIR)/$(TIMM)" $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
 	@if [ -d $(TRACKIO)/trackio ]; then echo "$(BIN)/python -m pytest tests/test_tracking.py -k trackio"; \
-	PYTHONPATH=$(TRACKIO) $(BIN)/python -m pytest tests/test_tracking.py -k trackio; fi
+	PYTHONPATH="$(CURDIR)/$(TRACKIO)" $(BIN)/python -m pytest tests/test_tracking.py -k trackio; fi
 
 # The tests of the files that changed, or T="heads tests/test_config.py".
 quick: $(INSTALLED)
