@@ -82,7 +82,8 @@ def _extract(
     """
     wait_passively()
     from geo_embed.data.variants import AS_THEY_ARE, variants_of
-    from geo_embed.extraction.extract import extract, parse_part
+    from geo_embed.extraction.extract import extract
+    from geo_embed.extraction.plan import parse_part
 
     config = GLOBALS.config(
         model__backbone_name=backbone,

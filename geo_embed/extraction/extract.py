@@ -1,50 +1,47 @@
-"""Stage 1: images to the embedding store. What there is to do is planned here, and done by reader, embedder and writer.
+"""Stage 1: images to the embedding store. What there is to do is planned by plan, and done by reader, embedder and writer.
 
 Threads read, hash, decode and resize ahead of the model; the main thread fills one batch while the model works on
 another; one thread writes. An image whose bytes were embedded before, in this store or another with the same
 fingerprint, is copied, not computed.
 """
 
-import os
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
-from geo_embed.backbones.preprocessing import read_preprocessing
-from geo_embed.backbones.weights import find_backbone
-from geo_embed.cache.find import store_attributes
-from geo_embed.cache.locks import changing_layout, is_busy, only_writer, refuse_other_writers
-from geo_embed.cache.storage import delete, store_path, supersede, superseded_paths
+from geo_embed.cache.locks import only_writer
 from geo_embed.cache.store import (
     OK,
     PENDING,
     Store,
     chunks_of,
-    create_store,
     force_committed,
-    manifest_sha256,
-    open_store,
     part_rows,
     read_content_hash,
     read_status,
-    write_ids,
 )
-from geo_embed.config import Config, Dtype, Model, OnDamagedImage
+from geo_embed.config import Config, Dtype
 from geo_embed.console import progress, say, warn
-from geo_embed.data.images import Preprocessing
-from geo_embed.data.samples import Samples, leave_out_empty_views, load_samples
+from geo_embed.data.samples import Samples, leave_out_empty_views
 from geo_embed.data.variants import AS_THEY_ARE, Variant
-from geo_embed.devices import default_batch_size, pick_device, pick_dtype, with_torch_switches
+from geo_embed.devices import with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.extraction.embedder import Embedder
 from geo_embed.extraction.outlook import Outlook
+from geo_embed.extraction.plan import (
+    Plan,
+    check_part,
+    discard_superseded,
+    existing_store,
+    lay_out_store,
+    make_plan,
+    planned_rows,
+)
 from geo_embed.extraction.reader import (
     BadImage,
     DamagedImage,
@@ -54,11 +51,7 @@ from geo_embed.extraction.reader import (
     read_images,
 )
 from geo_embed.extraction.reuse import gather_sources
-from geo_embed.extraction.takeover import Wanted, settle
 from geo_embed.extraction.writer import Chunk, Writer
-
-if TYPE_CHECKING:
-    import torch
 
 # Images read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
 _AHEAD = 4
@@ -88,41 +81,6 @@ class Extraction:
     working_seconds: float = 0.0
     seconds: float = 0.0
     variant: str = str(AS_THEY_ARE)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the settings come to for one split, resolved once.
-
-    Attributes:
-        samples, manifest: what is to be embedded, and what names it.
-        path, attrs: of the store.
-        model: the settings of the backbone; `directory` is where its weights lie.
-        device, dtype: where and in which precision it runs.
-        spec: how images are resized and normalised.
-        chunk_rows: of a new store.
-        batch_size: images per pass.
-        workers: decoding threads.
-        skip_bad: record images that can't be read and go on, instead of stopping.
-        with_damaged: what to do with images that decode with a loss.
-        progress_seconds: between two lines of news.
-    """
-
-    samples: Samples
-    manifest: str
-    path: Path
-    attrs: dict[str, Any]
-    model: Model
-    directory: Path
-    device: "torch.device"
-    dtype: "torch.dtype"
-    spec: Preprocessing
-    chunk_rows: int
-    batch_size: int
-    workers: int
-    skip_bad: bool
-    with_damaged: OnDamagedImage
-    progress_seconds: float
 
 
 class _ImageChanged(Exception):
@@ -156,17 +114,10 @@ def extract(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once what is in flight is written.
     """
     started = time.monotonic()
-    _check_part(part, limit)
-    plan = _make_plan(config, split, variant, dtype)
+    check_part(part, limit)
+    plan = make_plan(config, split, variant, dtype)
     count = len(plan.samples)
-    path, fingerprint = settle(
-        Wanted(plan.path, plan.attrs, plan.samples, plan.model, plan.device, plan.dtype)
-    )
-    plan = replace(plan, path=path, attrs=plan.attrs | {"fingerprint": fingerprint})
-
-    # Which rows: a range of whole chunks, of the store that exists or of the one to be made.
-    existing = _existing_store(plan)
-    range_rows = part_rows(count, existing.chunk_rows if existing else plan.chunk_rows, part)
+    range_rows = planned_rows(plan, part)
     rows = range_rows if limit is None else slice(0, min(limit, count))
     if part is not None and rows.start == rows.stop:
         say(
@@ -175,14 +126,14 @@ def extract(
 
     with only_writer(plan.path, None if part is None else range_rows):
         # Nothing is made or moved before the images have been looked at.
-        store = _existing_store(plan)
+        store = existing_store(plan)
         if store is None and plan.path.exists():
             say(
                 f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
             )
         if not plan.skip_bad:
             _refuse_bad_images(plan, store, rows)
-        store = _lay_out(plan, None if part is None else range_rows)
+        store = lay_out_store(plan, None if part is None else range_rows)
         if part_rows(count, store.chunk_rows, part) != range_rows:
             raise GeoError(
                 "another command laid the store out just now, with other chunks",
@@ -199,112 +150,17 @@ def extract(
                     hint=f"geo extract --split {split} without --part makes the store anew, and copies what is the same",
                 ) from change
             say(f"{change}; what is the same is copied into a new store")
-            store = _lay_out(plan, None, anew=True)
+            store = lay_out_store(plan, None, anew=True)
             result = _run(plan, store, rows)
         refused = [image for image in result.skipped if not _may_skip(plan, isinstance(image, DamagedImage))]
         if refused:
             raise _bad_images(refused, plan.samples)
-    _discard_superseded(store)
+    discard_superseded(store)
     result.seconds = time.monotonic() - started
     return result
 
 
-def parse_part(text: str | None) -> tuple[int, int] | None:
-    """`2/4` to (2, 4), the second of four parts. Raises GeoError for anything else."""
-    if text is None:
-        return None
-    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not numbers:
-        raise GeoError(f"{text!r} is no part", where="--part", hint="K/N, such as 1/4, K from 1 to N")
-    return int(numbers[1]), int(numbers[2])
-
-
-def _check_part(part: tuple[int, int] | None, limit: int | None) -> None:
-    if part is None:
-        return
-    if not 1 <= part[0] <= part[1]:
-        raise GeoError(f"no part {part[0]} of {part[1]}", where="part", hint="parts are 1/n to n/n")
-    if limit is not None:
-        raise GeoError("a part and a limit don't go together", where="limit", hint="leave one of them out")
-
-
-def _make_plan(config: Config, split: str, variant: Variant, dtype_name: Dtype | None) -> _Plan:
-    samples = load_samples(config, split)
-    model, inference = config.model, config.inference
-    device = pick_device(model.device)
-    dtype = pick_dtype(dtype_name or model.dtype, device)
-    directory = find_backbone(model.backbone_name)
-    attrs = store_attributes(model, directory, dtype, variant)
-    return _Plan(
-        samples,
-        manifest_sha256(samples),
-        store_path(config.paths.cache_dir, model.backbone_name, attrs["fingerprint"], split),
-        attrs,
-        model,
-        directory,
-        device,
-        dtype,
-        read_preprocessing(directory, exact=model.exact),
-        inference.chunk_rows,
-        inference.batch_size or default_batch_size(device),
-        inference.workers or os.cpu_count() or 1,
-        inference.on_bad_image == "skip",
-        inference.with_damaged,
-        config.tracking.progress_seconds,
-    )
-
-
-def _existing_store(plan: _Plan) -> Store | None:
-    """The store of these samples; None where there is none yet, or one of other samples."""
-    if not plan.path.exists():
-        return None
-    store = open_store(plan.path)
-    return store if store.attrs["manifest_sha256"] == plan.manifest else None
-
-
-def _lay_out(plan: _Plan, rows: slice | None, *, anew: bool = False) -> Store:
-    """The store of these samples, made by whoever comes first; one that stands in its place is moved aside, as a source.
-
-    Args:
-        plan: what it is of.
-        rows: what its caller is the writer of; None for all.
-        anew: make a new one, though there is one of these samples.
-
-    Raises:
-        GeoError: a store is to be moved aside while somebody else writes to it.
-    """
-    with changing_layout(plan.path):
-        store = None if anew else _existing_store(plan)
-        if store is not None:
-            write_ids(store, plan.samples)
-            return store
-        if plan.path.exists():
-            refuse_other_writers(plan.path, rows)
-            supersede(plan.path)
-        return create_store(
-            plan.path,
-            plan.samples,
-            dim=backbones.embedding_dim(plan.directory, plan.model.feature),
-            dtype=plan.attrs["stored"],
-            chunk_rows=plan.chunk_rows,
-            attrs=plan.attrs,
-        )
-
-
-def _discard_superseded(store: Store) -> None:
-    """Delete earlier stores of the split once this one is whole and nobody writes to it who may still copy from them.
-
-    To be called when its own lock is let go of: of several parts the last one to end finds nobody at work.
-    """
-    if not superseded_paths(store.path):
-        return
-    with changing_layout(store.path):
-        if not is_busy(store.path) and (read_status(store) != PENDING).all():
-            for earlier in superseded_paths(store.path):
-                delete(earlier)
-
-
-def _refuse_bad_images(plan: _Plan, store: Store | None, rows: slice) -> None:
+def _refuse_bad_images(plan: Plan, store: Store | None, rows: slice) -> None:
     """Look for bad images before anything is paid for: cheaply, at those without an embedding only."""
     shape = (rows.stop - rows.start, len(plan.samples.view_names))
     pending = np.ones(shape, dtype=bool) if store is None else read_status(store)[rows] != OK
@@ -337,12 +193,12 @@ def _bad_images(bad: list[BadImage], samples: Samples) -> GeoError:
     )
 
 
-def _may_skip(plan: _Plan, damaged: bool) -> bool:
+def _may_skip(plan: Plan, damaged: bool) -> bool:
     """Whether an image without an embedding is recorded as such, instead of refused."""
     return plan.with_damaged == "skip" if damaged else plan.skip_bad
 
 
-def _run(plan: _Plan, store: Store, rows: slice) -> Extraction:
+def _run(plan: Plan, store: Store, rows: slice) -> Extraction:
     """Bring rows of `store` to what the images on disk are now, and say how far where interrupted."""
     try:
         return _update(plan, store, rows)
@@ -355,7 +211,7 @@ def _run(plan: _Plan, store: Store, rows: slice) -> Extraction:
         raise
 
 
-def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
+def _update(plan: Plan, store: Store, rows: slice) -> Extraction:
     # What the store holds of the rows, and what other embeddings there are to be copied.
     content_hash, status = read_content_hash(store), read_status(store)
     force_committed(store, rows)
@@ -410,7 +266,7 @@ def _update(plan: _Plan, store: Store, rows: slice) -> Extraction:
     return result
 
 
-def _load(plan: _Plan) -> backbones.Backbone:
+def _load(plan: Plan) -> backbones.Backbone:
     """The backbone, as it was when the store was chosen: by the tensors and settings that were really loaded."""
     backbone = backbones.load_backbone(plan.model, plan.device, plan.dtype)
     now = {
@@ -429,7 +285,7 @@ def _load(plan: _Plan) -> backbones.Backbone:
 
 
 def _take(
-    plan: _Plan,
+    plan: Plan,
     image: ReadImage,
     row: int,
     view: int,

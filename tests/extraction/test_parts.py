@@ -19,7 +19,8 @@ from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import PENDING, open_store, part_rows, read_status
 from geo_embed.cache.verify import missing_parts
 from geo_embed.errors import GeoError
-from geo_embed.extraction.extract import extract, parse_part
+from geo_embed.extraction.extract import extract
+from geo_embed.extraction.plan import parse_part
 
 if TYPE_CHECKING:
     from conftest import Country
