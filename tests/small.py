@@ -97,6 +97,11 @@ class Country:
         """The same settings for a command line."""
         return [part for key, value in self.settings(work).items() for part in ("--set", f"{key}={value}")]
 
+    def write_toml(self) -> None:
+        """Leave the settings in its folder, as geo.toml."""
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in self.settings().items()]
+        (self.root / "geo.toml").write_text("".join(lines), encoding="utf-8")
+
     @property
     def geo(self) -> str:
         """`geo` with these settings, as a hint writes it for a shell."""
@@ -218,6 +223,11 @@ def files(path: Path) -> dict[str, str]:
         for file in sorted(path.rglob("*"))
         if file.is_file()
     }
+
+
+def chunk_files(store: Path) -> dict[str, str]:
+    """Every file of a store and what is in it, but for its attributes, which say when it was made."""
+    return {name: digest for name, digest in files(store).items() if name != "zarr.json"}
 
 
 @dataclass(frozen=True)

@@ -168,30 +168,38 @@ class Pending:
     commands: list[str]
 
 
-def find_pending(store: Store) -> Pending | None:
+def find_pending(store: Store, parts: int | None = None) -> Pending | None:
     """What is left to extract, None where nothing is. Raises GeoError for damage.
 
-    Into how many parts it was divided is not written anywhere: taken is the least number of parts of which each is done or not begun.
-    Whatever it was, the commands make what is missing.
+    Args:
+        store: any.
+        parts: into how many it was divided. That isn't written anywhere: taken else is the least number of parts of which each is
+            done or not begun, and none where there is none, as after a kill. Whatever it was, the commands make what is missing.
     """
     pending = (read_status(store) == PENDING).any(axis=1)
     if not pending.any():
         return None
     command = rebuild_hint(store.path, store.attrs)
-    samples, chunk_rows = store.shape[0], store.chunk_rows
     # Of variants no part is made alone.
-    most = 1 if store.variant != AS_THEY_ARE else min(-(-samples // chunk_rows), _MOST_PARTS)
-    for parts in range(2, most + 1):
+    if store.variant != AS_THEY_ARE:
+        parts = None
+    elif parts is None:
+        parts = _parts_done_or_not_begun(store, pending)
+    missing = [] if parts is None else [f"{k}/{parts}" for k in missing_parts(store, parts)]
+    commands = [f"{command} --part {k}" for k in missing] or [command]
+    return Pending(store.path, int(pending.sum()), missing, commands)
+
+
+def _parts_done_or_not_begun(store: Store, pending: NDArray[np.bool_]) -> int | None:
+    samples, chunk_rows = store.shape[0], store.chunk_rows
+    for parts in range(2, min(-(-samples // chunk_rows), _MOST_PARTS) + 1):
         ranges = [part_rows(samples, chunk_rows, (k, parts)) for k in range(1, parts + 1)]
         done = [not pending[rows].any() for rows in ranges]
         if any(done) and all(
             is_done or pending[rows].all() for is_done, rows in zip(done, ranges, strict=True)
         ):
-            missing = [f"{k}/{parts}" for k in missing_parts(store, parts)]
-            return Pending(
-                store.path, int(pending.sum()), missing, [f"{command} --part {k}" for k in missing]
-            )
-    return Pending(store.path, int(pending.sum()), [], [command])
+            return parts
+    return None
 
 
 @with_torch_switches

@@ -101,6 +101,13 @@ def _cache_verify(
             help="Make damaged metadata (zarr.json) again from the chunks and the CSV, and let damaged rows be pending again, for `geo extract`.",
         ),
     ] = False,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many parts the stores were divided into, as `--part K/N` has it: name those that are missing.",
+        ),
+    ] = None,
 ) -> None:
     """Read every byte of the stores of the settings' backbone against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
@@ -127,7 +134,7 @@ def _cache_verify(
             problems += verify_deep(config, opened)
         except GeoError as error:
             refusals.append(error)
-    pending = [left for left in map(find_pending, whole) if left is not None]
+    pending = [left for left in (find_pending(opened, parts) for opened in whole) if left is not None]
     # Who names a backbone or a store means no other.
     looked_at = [opened.path for opened in stores] + [problem.store for problem in problems]
     others = [] if backbone or store else other_stores(config.paths.cache_dir, split, looked_at)
@@ -146,8 +153,8 @@ def _cache_verify(
         for problem in problems:
             show(f"{problem.where}: {problem.message} ({problem.store})")
         for left in pending:
-            parts = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
-            show(f"{left.store}: {left.samples:,} samples are not extracted yet{parts}. Next:")
+            missing = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
+            show(f"{left.store}: {left.samples:,} samples are not extracted yet{missing}. Next:")
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
         for made in rebuilt:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, command, content, files, holding
+from small import Nursery, Small, chunk_files, command, content, files, holding
 
 from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import PENDING, open_store, part_rows, read_status
@@ -40,11 +40,6 @@ def small(country: Country, tmp_path: Path) -> Small:
 
 def one_run(small: Small) -> Path:
     return extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
-
-
-def chunk_files(store: Path) -> dict[str, str]:
-    """Every file of a store but its attributes, which say when it was made."""
-    return {name: digest for name, digest in files(store).items() if name != "zarr.json"}
 
 
 def assert_equals_one_run(small: Small) -> None:
