@@ -194,8 +194,10 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 EACH = [TIMM if name == "timm" else name for name in MAKERS]
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32, **settings: object) -> Backbone:
-    return load_backbone(Model(backbone_name=str(directory), **settings), CPU, dtype)
+def load(
+    directory: Path, dtype: torch.dtype = torch.float32, *, trainable: bool = False, **settings: object
+) -> Backbone:
+    return load_backbone(Model(backbone_name=str(directory), **settings), CPU, dtype, trainable=trainable)
 
 
 def pixels(count: int = 3) -> torch.Tensor:

@@ -45,13 +45,16 @@ class Backbone:
     dtype: "torch.dtype"
 
 
-def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") -> Backbone:
+def load_backbone(
+    model: Model, device: "torch.device", dtype: "torch.dtype", *, trainable: bool = False
+) -> Backbone:
     """Load the backbone that the settings name, frozen, in eval mode.
 
     Args:
         model: `backbone_name`, `feature`, `exact`.
         device: where it shall run.
         dtype: precision of its weights.
+        trainable: with its weights as they are stored, to be unfrozen; else it may compute the same faster with others.
 
     Raises:
         GeoError: not to be had, of no known family, without such a feature, or with weights missing or too many.
@@ -62,7 +65,9 @@ def load_backbone(model: Model, device: "torch.device", dtype: "torch.dtype") ->
     check_tower_takes(directory, preprocessing)
     with quiet_transformers():
         size = preprocessing.height, preprocessing.width
-        tower, function, weights_sha256 = load_tower(directory, dtype, model.feature, size)
+        tower, function, weights_sha256 = load_tower(
+            directory, dtype, model.feature, size, trainable=trainable
+        )
     return Backbone(
         name=model.backbone_name,
         module=freeze(tower.to(device)),

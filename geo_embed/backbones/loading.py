@@ -1,10 +1,11 @@
 """A model directory to an image tower in memory: its settings, exactly the tensors that are hashed, and nothing else."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geo_embed.backbones.families import GEOCLIP, SIGLIP2, TIMM, Family, VisionTower, need_timm
+from geo_embed.backbones.families import CLIP, GEOCLIP, SIGLIP2, TIMM, Family, VisionTower, need_timm
 from geo_embed.backbones.function import Function, make_config, read_function
 from geo_embed.backbones.weights import TowerWeights, hash_tensors, read_weights
 from geo_embed.errors import GeoError
@@ -13,19 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 _TIMM_CLASSIFIERS = re.compile(r"(timm_model\.)?head(_dist)?\.")
+# QuickGELU's constant, x·σ(1.702 x): Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
+_QUICK_GELU = 1.702
+_BEFORE, _AFTER = re.compile(r".*\.mlp\.fc1\.(weight|bias)"), re.compile(r".*\.mlp\.fc2\.weight")
 _HINT = "save the model again: its file is incomplete, or it is not the model its config.json describes"
 
 
 def load_tower(
-    directory: Path, dtype: "torch.dtype", feature: str, size: tuple[int, int]
+    directory: Path, dtype: "torch.dtype", feature: str, size: tuple[int, int], *, trainable: bool
 ) -> tuple[VisionTower, Function, str]:
-    """The image tower alone, in eval mode; what it computes, and the sha256 of the very tensors that it was given.
+    """The image tower alone, in eval mode; what it computes, and the sha256 of the very tensors that it was made of.
 
     Args:
         directory: a model directory.
         dtype: precision of its weights.
         feature: that it has to give.
         size: height and width of the pictures that it has to take.
+        trainable: give it its tensors as they are, for an optimizer to change; else it may compute the same with fewer steps.
 
     Raises:
         GeoError: weights that are missing, cut short, of other shapes, or more than the tower has; settings that no tower
@@ -37,7 +42,11 @@ def load_tower(
     # A NaFlex tower works its position embeddings out of numbers, which an outline has none of.
     if function.family is not SIGLIP2:
         _try_out(outline, function.family, feature, size, directory)
-    tower, info = _build(directory, function, weights, dtype)
+    sha256 = hash_tensors(weights)
+    built = function
+    if not trainable and _has_quick_gelu(function):
+        built, weights = _fold_quick_gelu(function, weights)
+    tower, info = _build(directory, built, weights, dtype)
 
     # A layer that is not in the file would start from random numbers, and every embedding with it.
     missing = sorted(info["missing_keys"])
@@ -68,7 +77,26 @@ def load_tower(
     tower = tower.to(dtype).eval()
     if function.family is SIGLIP2:
         _try_out(tower, function.family, feature, size, directory)
-    return tower, function, hash_tensors(weights)
+    return tower, function, sha256
+
+
+def _has_quick_gelu(function: Function) -> bool:
+    return function.family in (CLIP, GEOCLIP) and function.settings["hidden_act"] == "quick_gelu"
+
+
+def _fold_quick_gelu(function: Function, weights: TowerWeights) -> tuple[Function, TowerWeights]:
+    """The same CLIP with SiLU in place of QuickGELU: x·σ(1.702 x) = silu(1.702 x) / 1.702.
+
+    The layer before takes the factor, the one after takes it back. SiLU is one pass over the activations, QuickGELU three. Weights
+    are changed in float32, before they are rounded to the tower's precision: that happens once either way.
+    """
+    tensors = dict(weights.tensors)
+    for name, tensor in tensors.items():
+        for pattern, factor in ((_BEFORE, _QUICK_GELU), (_AFTER, 1 / _QUICK_GELU)):
+            if pattern.fullmatch(name):
+                tensors[name] = replace(tensor, values=tensor.values.float() * factor)
+    settings = function.settings | {"hidden_act": "silu"}
+    return replace(function, settings=settings), replace(weights, tensors=tensors)
 
 
 def _try_out(

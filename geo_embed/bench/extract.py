@@ -83,7 +83,8 @@ def _against_model(root: Path, backbone: str, device_name: str, inference: Infer
 
     device = pick_device(device_name)
     settings = resolve(overrides={"model.backbone_name": str(root / backbone), "model.exact": False})[0].model
-    loaded = backbones.load_backbone(settings, device, pick_dtype("auto", device))
+    # As transformers has it, with nothing folded.
+    loaded = backbones.load_backbone(settings, device, pick_dtype("auto", device), trainable=True)
     batch = inference.batch_size or (256 if device.type == "cuda" else 32)
     side = loaded.preprocessing.height
     pixels = torch.randn(batch, 3, side, side, device=device, dtype=loaded.dtype)
@@ -99,7 +100,7 @@ def _against_model(root: Path, backbone: str, device_name: str, inference: Infer
         ours / model,
         limit,
         "images/s",
-        f"the bare model on tensors in memory, batches of {batch}",
+        f"transformers' bare model on tensors in memory, batches of {batch}",
         "its FLOPs at the measured GEMM rate",
     )
 

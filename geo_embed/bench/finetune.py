@@ -175,7 +175,7 @@ def bare(config_json: str, samples: str) -> float:
     device = pick_device(config.model.device, float64=True)
     size, passes = config.finetune.batch_size or 1, config.finetune.accumulate or 1
     steps = max(1, round(int(samples) / (size * passes)) - 1)
-    backbone = backbones.load_backbone(config.model, device, torch.float32)
+    backbone = backbones.load_backbone(config.model, device, torch.float32, trainable=True)
     tower = backbones.unfreeze(backbone.module).train()
     if config.finetune.checkpointing:
         tower.gradient_checkpointing_enable()

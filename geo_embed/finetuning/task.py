@@ -98,7 +98,7 @@ class Task:
 def new_model(task: Task) -> GeoModel:
     """The model as it is before any step, whole, in every process."""
     settings = task.finetune
-    backbone = load_backbone_of(task.run, task.device, task.backbone_name, dtype="float32")
+    backbone = load_backbone_of(task.run, task.device, task.backbone_name, dtype="float32", trainable=True)
     if settings.lora_rank:
         add_lora(backbone.module, settings.lora_rank, get_generator(task.seed, LORA_STREAM))
     model = GeoModel(

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def load_backbone_of(
-    run: Run, device: "torch.device", name: str | None = None, *, dtype: str | None = None
+    run: Run,
+    device: "torch.device",
+    name: str | None = None,
+    *,
+    dtype: str | None = None,
+    trainable: bool = False,
 ) -> backbones.Backbone:
     """The very backbone that a run's embeddings came from.
 
@@ -23,6 +28,7 @@ def load_backbone_of(
         device: where it is to lie.
         name: where it lies, if not under the name that it had in training.
         dtype: its precision; default: as in training.
+        trainable: as `load_backbone` has it.
 
     Raises:
         GeoError: it is not known, not to be had, or has other weights, settings or preprocessing.
@@ -36,7 +42,8 @@ def load_backbone_of(
         )
     model = run.config.model
     model = model.model_copy(update={"backbone_name": name or model.backbone_name})
-    tower = backbones.load_backbone(model, device, pick_dtype(dtype or model.dtype, device))
+    precision = pick_dtype(dtype or model.dtype, device)
+    tower = backbones.load_backbone(model, device, precision, trainable=trainable)
     for what, same in (
         ("weights", tower.weights_sha256 == made_by["weights_sha256"]),
         # Runs of earlier versions don't say it.

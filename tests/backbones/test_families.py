@@ -28,6 +28,7 @@ from towers import (
     TIMM,
     TIMM_CONFIG,
     WIDTH,
+    clip,
     dinov2,
     dinov3,
     embedded,
@@ -186,6 +187,43 @@ def test_bfloat16_runs_on_a_cpu_and_points_the_same_way(made: Path, family: str)
     rough = embedded(load(made, torch.bfloat16))
     assert rough.dtype == torch.bfloat16
     assert torch.cosine_similarity(rough.float(), embedded(load(made))).min() > 0.97
+
+
+@pytest.mark.parametrize("family", ["clip", "geoclip"])
+def test_a_clip_that_is_not_trained_computes_the_same_in_one_pass_where_quick_gelu_takes_three(
+    made: Path, family: str, tmp_path: Path
+) -> None:
+    plain, folded = load(made, trainable=True), load(made)
+    assert (plain.module.config.hidden_act, folded.module.config.hidden_act) == ("quick_gelu", "silu")
+    assert not torch.equal(embedded(folded), embedded(plain))
+    torch.testing.assert_close(embedded(folded), embedded(plain), rtol=1e-5, atol=1e-6)
+    # It is the same backbone by all that names one, and what is saved of it is what it computes.
+    assert (folded.weights_sha256, folded.function) == (plain.weights_sha256, plain.function)
+    save_backbone(folded, tmp_path / "saved")
+    torch.testing.assert_close(embedded(load(tmp_path / "saved", trainable=True)), embedded(folded))
+
+
+def test_folding_rounds_weights_no_more_than_loading_them_does(tmp_path: Path) -> None:
+    """In a precision of 8 bits, a second rounding would show."""
+    clip(tmp_path / "model")
+    exact = embedded(load(tmp_path / "model", trainable=True))
+    errors = [
+        (embedded(load(tmp_path / "model", torch.bfloat16, trainable=trainable)).float() - exact).norm()
+        for trainable in (True, False)
+    ]
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    name = next(name for name in stored if name.endswith("mlp.fc1.weight"))
+    weight = load(tmp_path / "model", torch.bfloat16).module.get_parameter(name)
+    assert torch.equal(weight, (stored[name].float() * 1.702).bfloat16())
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_a_clip_to_be_trained_has_its_weights_as_they_are_stored(tmp_path: Path) -> None:
+    clip(tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    tower = load(tmp_path / "model", trainable=True).module
+    for name, weight in tower.named_parameters():
+        assert torch.equal(weight, stored[name]), name
 
 
 def test_a_siglip_and_its_tower_alone_are_the_same_backbone(tmp_path: Path) -> None:
