@@ -19,6 +19,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 import tomllib
 import uuid
@@ -59,6 +60,8 @@ _NO_FORCE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NO_FOLDERS = (*_NO_FORCE, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF)
 # At once: the disk answers all that wait with one flush of its cache.
 _FORCED_AT_ONCE = 16
+# Two threads that set a bound and take it back would leave one of them.
+_bounded = threading.RLock()
 # Folders that this process knows to be found after a power cut: path, device and number.
 _anchored: set[tuple[str, int, int]] = set()
 # "Below the working directory", of Linux's calls that take a directory.
@@ -411,8 +414,14 @@ def little_memory(most: int) -> Iterator[None]:
     """Let the process take no more than `most` bytes while the block runs, where the system can: beyond, memory is at its end.
 
     For libraries that can't be told. What a page of a Parquet file unpacks to is known once it is unpacked, and a few bytes
-    can stand for gigabytes of one number.
+    can stand for gigabytes of one number. One thread at a time: the bound is the process's.
     """
+    with _bounded, _bound_memory(most):
+        yield
+
+
+@contextmanager
+def _bound_memory(most: int) -> Iterator[None]:
     try:
         import resource
 

@@ -324,8 +324,8 @@ def _of_other_pictures(store: Store, samples: Samples) -> Iterator[slice]:
             differs = False
             for row, view in np.argwhere(status == OK):
                 name = samples.images[rows.start + row, view]
-                with suppress(OSError, images.UnreadableImage):
-                    data = images.read_picture(samples.image_root / name)
+                with suppress(OSError, GeoError, images.UnreadableImage):
+                    data = samples.pictures.read(name)
                     differs |= hash_content(data) != content_hash[row, view]
             advance(status.size)
             if differs:

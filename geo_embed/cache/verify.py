@@ -286,16 +286,18 @@ def embed_again(
     content = read_content_hash(store)
     for i, v, row in track("embed again", list(places), "images"):
         where = f"sample {samples.sample_id[row]}, view {samples.view_names[v]}"
-        path = samples.image_root / samples.images[row, v]
+        picture = samples.images[row, v]
         try:
-            data = images.read_picture(path)
+            data = samples.pictures.read(picture)
             same = hash_content(data) == content[i, v]
             pixels = images.resize(images.decode(data, accept_damage=True), spec) if same else None
-        except (OSError, images.UnreadableImage) as error:
+        except (OSError, GeoError, images.UnreadableImage) as error:
             yield EmbeddedAgain(where, fault=f"the picture can't be read any more: {error}")
             continue
         if pixels is None:
-            yield EmbeddedAgain(where, fault=f"the picture changed on disk: {path}")
+            yield EmbeddedAgain(
+                where, fault=f"the picture changed on disk: {samples.pictures.where(picture)}"
+            )
             continue
         with torch.inference_mode():
             shown = torch.from_numpy(pixels)[None, None].to(backbone.device)

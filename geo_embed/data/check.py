@@ -1,14 +1,11 @@
 """`geo data check`: every problem of a split's CSVs and pictures, before anything is paid for."""
 
 import hashlib
-import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import cpu_count
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +14,10 @@ from geo_embed.config import Config
 from geo_embed.console import progress
 from geo_embed.data import images
 from geo_embed.data.duplicates import SAME_PLACE_KM, SharedPicture, shared_pictures
+from geo_embed.data.pictures import Pictures
 from geo_embed.data.samples import Samples, check_samples, leave_out_empty_views, missing_images
 from geo_embed.data.table import Problem
 from geo_embed.errors import GeoError
-from geo_embed.files import open_regular
 
 _BLOCK = 2048
 # Findings of one kind that are listed one by one; more are counted.
@@ -56,7 +53,11 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     samples, problems = check_samples(config.paths, config.model.view_names, split)
     if samples is None:
         return Checked(split, 0, problems)
-    absent = missing_images(samples)
+    try:
+        absent = missing_images(samples)
+    except GeoError as error:
+        said = "; ".join(filter(None, (error.what, error.hint)))
+        return Checked(split, len(samples), [*problems, Problem("unreadable-shard", error.where, said)])
     problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
     workers, every = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
     train = check_samples(config.paths, config.model.view_names, "train")[0] if split == "test" else None
@@ -82,16 +83,16 @@ def _contents(splits: Sequence[Samples], workers: int, progress_seconds: float) 
         for v in range(len(samples.view_names))
         if samples.images[i, v]
     ]
-    paths = [splits[number].image_root / splits[number].images[i, v] for number, i, v in places]
-    alike: list[int] = list(range(len(paths)))
-    keys: list[Hashable] = [None] * len(paths)
+    pictures = [(splits[number].pictures, str(splits[number].images[i, v])) for number, i, v in places]
+    alike: list[int] = list(range(len(places)))
+    keys: list[Hashable] = [None] * len(places)
     with ThreadPoolExecutor(workers) as pool:
         for label, look in (("", _size), ("", _probe), ("compare", _digest)):
             with progress(label, len(alike) if label else 0, "images", progress_seconds) as advance:
                 for start in range(0, len(alike), _BLOCK):
                     part = alike[start : start + _BLOCK]
                     for place, key in zip(
-                        part, pool.map(_quietly(look), [paths[k] for k in part]), strict=True
+                        part, pool.map(_quietly(look), [pictures[k] for k in part]), strict=True
                     ):
                         keys[place] = key if keys[place] is None or key is None else (keys[place], key)
                     advance(len(part))
@@ -105,34 +106,30 @@ def _contents(splits: Sequence[Samples], workers: int, progress_seconds: float) 
     return contents
 
 
-def _quietly(look: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
-    """The same, with None for a file that can't be looked at: other checks say so."""
+def _quietly(look: Callable[[Pictures, str], Hashable]) -> Callable[[tuple[Pictures, str]], Hashable]:
+    """The same, with None for a picture that can't be looked at: other checks say so."""
 
-    def looked(path: Path) -> Hashable:
+    def looked(picture: tuple[Pictures, str]) -> Hashable:
         try:
-            return look(path)
-        except (OSError, ValueError, GeoError):
+            return look(*picture)
+        except (OSError, ValueError, GeoError, images.UnreadableImage):
             return None
 
     return looked
 
 
-def _size(path: Path) -> int | None:
-    status = path.stat()
+def _size(pictures: Pictures, name: str) -> int | None:
+    size = pictures.size(name)
     # What is larger is no picture, and would take hours to read.
-    is_picture = stat.S_ISREG(status.st_mode) and 0 < status.st_size <= images.MAX_BYTES
-    return status.st_size if is_picture else None
+    return size if 0 < size <= images.MAX_BYTES else None
 
 
-def _probe(path: Path) -> bytes:
-    with open_regular(path) as file:
-        file.seek(os.fstat(file.fileno()).st_size // 2)
-        return file.read(_PROBE_BYTES)
+def _probe(pictures: Pictures, name: str) -> bytes:
+    return pictures.part(name, pictures.size(name) // 2, _PROBE_BYTES)
 
 
-def _digest(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _digest(pictures: Pictures, name: str) -> bytes:
+    return hashlib.sha256(pictures.read(name)).digest()
 
 
 def _duplicates(samples: Samples, content: NDArray[np.uint64]) -> tuple[list[Problem], list[Problem]]:
@@ -220,7 +217,7 @@ def _undecodable(
         if place in absent:
             return "", ""
         try:
-            images.decode(images.read_picture(samples.image_root / samples.images[place]))
+            images.decode(samples.pictures.read(samples.images[place]))
         except images.DamagedImage as error:
             return "" if accept_damage else "damaged-image", str(error)
         except images.UnreadableImage as error:

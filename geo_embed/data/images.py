@@ -194,13 +194,21 @@ def find_fault(path: Path, *, accept_damage: bool = False) -> str:
                 file.seek(-2, os.SEEK_END)
                 if file.read(2) == b"\xff\xd9":
                     return ""
-        decode(read_picture(path), accept_damage=accept_damage)
+        return why_undecodable(read_picture(path), accept_damage)
     except GeoError as error:
         return _of_file(error)
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
+
+
+def why_undecodable(data: bytes, accept_damage: bool) -> str:
+    """Why `decode` refuses a picture; empty where it doesn't."""
+    try:
+        decode(data, accept_damage=accept_damage)
+    except UnreadableImage as error:
+        return str(error)
     return ""
 
 

@@ -109,17 +109,17 @@ def read_batches(
 
     def read(into: Tensor, row: int, view: int) -> bool:
         """Whether the image is there once it is read."""
-        path = samples.image_root / samples.images[row, view]
+        picture = samples.images[row, view]
         name = f"sample {samples.sample_id[row]}, view {samples.view_names[view]}"
         try:
-            data = images.read_picture(path)
+            data = samples.pictures.read(picture)
             try:
                 pixels = images.decode(data)
             except images.DamagedImage as error:
                 if with_damaged == "fail":
                     raise GeoError(
                         f"the picture of {name} is {error}",
-                        where=path,
+                        where=samples.pictures.where(picture),
                         hint="put it right, or --on-damaged-image skip|accept; geo data check --decode lists all",
                     ) from error
                 if with_damaged == "skip":
@@ -130,7 +130,7 @@ def read_batches(
             reason = error.strerror if isinstance(error, OSError) else error
             raise GeoError(
                 f"can't read the picture of {name}: {reason}",
-                where=path,
+                where=samples.pictures.where(picture),
                 hint="geo data check --decode",
             ) from error
         return True

@@ -53,7 +53,7 @@ def check_output(paths: Paths, out: Path, endings: Collection[str] = ()) -> None
     if out.suffix.lower() in _RESULTS or not is_there:
         return
     for whose, folder in folders.items():
-        if folder in place.parents:
+        if folder in (place, *place.parents):
             raise _refused(f"this is a file of {whose}", out)
 
 

@@ -10,6 +10,7 @@ import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
 from geo_embed.config import Config, Paths
+from geo_embed.data.pictures import Pictures
 from geo_embed.data.table import Problem, composed, look_alike, numbers_of, read_csv, shown, why_no_number
 from geo_embed.errors import GeoError
 
@@ -31,6 +33,8 @@ _VIEW_SETTING = "model.view_names"
 
 # Problems of one column of one file that are listed one by one; more than that are counted.
 _LISTED = 20
+# Samples whose names are looked for in shards at once.
+_BLOCK = 8192
 # Up to here every whole number is a float of its own.
 _LARGEST_INTEGER = 2**53
 _LEAVES_FOLDER = r"(?:^|[/\\])\.\.(?:[/\\]|$)|^[/\\]|^[A-Za-z]:|\x00"
@@ -46,11 +50,12 @@ class Samples:
     Attributes:
         split: `train` or `test`.
         csv: the file it came from.
-        image_root: the folder that the image names start at.
+        image_root: the folder that the image names start at, or the tar archive or Parquet file that has them all.
         view_names: the V views.
         sample_id: (N,) ids as text, exactly as written in the CSV.
         images: (N, V) image names relative to `image_root`; empty where the CSV names none.
         truth: of the N samples; None for `test`.
+        index_dir: where indexes of tar archives of pictures are kept; None for nowhere.
     """
 
     split: str
@@ -60,6 +65,12 @@ class Samples:
     sample_id: NDArray[np.object_]
     images: NDArray[Any]
     truth: Truth | None
+    index_dir: Path | None = None
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The pictures by their names, however they lie at `image_root`."""
+        return Pictures(self.image_root, self.index_dir)
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -146,31 +157,51 @@ def text_ids(sample_id: Iterable[Any]) -> NDArray[np.object_]:
 
 
 def missing_images(samples: Samples, limit: int | None = None) -> list[tuple[int, int, str]]:
-    """(sample, view, reason) of every image that the CSV does not name or that is no file on disk.
+    """(sample, view, reason) of every image that the CSV does not name, or that is neither a file on disk nor in a shard.
 
     Folders are listed once each, instead of one look at every file.
+
+    Raises:
+        GeoError: a shard can't be read.
     """
     files: dict[Path, frozenset[str] | None] = {}
-    alike: dict[Path, dict[str, str]] = {}
     missing: list[tuple[int, int, str]] = []
-    for i, names in enumerate(samples.images[:limit]):
-        for v, name in enumerate(names):
+    alike: dict[Path, dict[str, str]] = {}
+    count = len(samples) if limit is None else min(limit, len(samples))
+    for start in range(0, count, _BLOCK):
+        rows = range(start, min(start + _BLOCK, count))
+        absent = []
+        for i, names in zip(rows, samples.images[rows.start : rows.stop], strict=True):
+            for v, name in enumerate(names):
+                folder, _, base = name.rpartition("/")
+                parent = samples.image_root / folder if folder else samples.image_root
+                if parent not in files:
+                    files[parent] = _files_in(parent)
+                if base not in (files[parent] or ()):
+                    absent.append((i, v, name, parent))
+        in_shards = samples.pictures.look_up([name for _, _, name, _ in absent]) if absent else []
+        for (i, v, name, parent), fault in zip(absent, in_shards, strict=True):
             if not name:
                 missing.append((i, v, "the CSV names no image"))
-                continue
-            folder, _, base = name.rpartition("/")
-            parent = samples.image_root / folder if folder else samples.image_root
-            if parent not in files:
-                files[parent] = _files_in(parent)
-            if base not in (files[parent] or ()):
-                path = samples.image_root / name
-                what = "is a directory" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+            elif fault is None:
                 if parent not in alike:
                     alike[parent] = {look_alike(other): other for other in files[parent] or ()}
-                near = alike[parent].get(look_alike(base))
-                hint = "" if near is None or near == base else f"; {_describe_near(base, near, parent)}"
-                missing.append((i, v, f"{what}: {name}{hint}"))
+                missing.append((i, v, _why_missing(samples, name, parent, alike[parent])))
+            elif fault:
+                missing.append((i, v, f"{fault}: {name}"))
     return missing
+
+
+def _why_missing(samples: Samples, name: str, parent: Path, alike: dict[str, str]) -> str:
+    path = samples.image_root / name
+    what = "is a directory" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+    base = name.rpartition("/")[2]
+    near = alike.get(look_alike(base))
+    if near is not None and near != base:
+        hint = _describe_near(base, near, parent)
+    else:
+        hint = samples.pictures.find_near(name)
+    return f"{what}: {name}" + (f"; {hint}" if hint else "")
 
 
 def _advise_views(path: Path, views: tuple[str, ...]) -> str:
@@ -248,6 +279,7 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
             sample_id=table["sample_id"].to_numpy(dtype=object),
             images=images,
             truth=truth,
+            index_dir=paths.cache_dir / ".pictures",
         ),
         problems,
     )

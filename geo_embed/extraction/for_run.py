@@ -59,7 +59,7 @@ def extract_for_run(config: Config, run: Run, split: str, *, backbone: str | Non
             lacking = _lacking(member, split, samples, variants)
             if not lacking:
                 break
-            if not samples.image_root.is_dir():
+            if not samples.image_root.is_dir() and not samples.pictures.are_there():
                 warn(f"the {split} pictures can't be embedded here: there is no folder {samples.image_root}")
                 break
             settings, dtype = given or _settings_of(config, member, _places(member))

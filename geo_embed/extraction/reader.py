@@ -103,7 +103,7 @@ def read_image(
     if not samples.images[row, view]:
         return ReadImage(0, MISSING, reason="the CSV names no image")
     try:
-        data = images.read_picture(samples.image_root / samples.images[row, view])
+        data = samples.pictures.read(samples.images[row, view])
     except FileNotFoundError as error:
         return ReadImage(0, MISSING, reason=error.strerror or str(error))
     except images.UnreadableImage as error:
@@ -155,8 +155,7 @@ def find_bad_images(
         row, view = place
         if place in named:
             return None
-        path = samples.image_root / samples.images[row, view]
-        reason = images.find_fault(path, accept_damage=accept_damage)
+        reason = samples.pictures.find_fault(samples.images[row, view], accept_damage=accept_damage)
         return bad_image(samples, row, view, reason) if reason else None
 
     with (
@@ -173,6 +172,6 @@ def find_bad_images(
 def bad_image(samples: Samples, row: int, view: int, reason: str, *, damaged: bool = False) -> BadImage:
     """A (row, view) of the samples, for people."""
     name = samples.images[row, view]
-    path = samples.image_root / name if name else samples.image_root
+    path = samples.pictures.where(name) if name else samples.image_root
     kind = DamagedImage if damaged else BadImage
     return kind(samples.sample_id[row], samples.view_names[view], str(path), reason)

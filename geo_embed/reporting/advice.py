@@ -3,7 +3,8 @@
 import shlex
 from typing import Any
 
-from geo_embed.data.samples import missing_images
+from geo_embed.data.samples import Samples, missing_images
+from geo_embed.errors import GeoError
 from geo_embed.reporting.evidence import Evidence
 
 # More near twins than this share of the held-out samples, and a random split says little of new places.
@@ -58,7 +59,7 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
             f"{worst['true']} is taken for {worst['predicted']} most often. Every sample, worst first, as a table",
             f"evaluate {name} --by worst --out {name}-worst.csv",
         )
-    if trainable and evidence.samples is not None and not missing_images(evidence.samples, 1):
+    if trainable and evidence.samples is not None and _has_pictures(evidence.samples):
         suggest("Train the backbone too: slower, mostly better", f"finetune --init {name}")
     if evidence.kind != "ensemble":
         suggest(
@@ -68,3 +69,11 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
         rows[-1]["then"] = f"{geo} ensemble {name} {name}-2 --method average"
     suggest("Write a submission and check it", f"submit {name}")
     return rows
+
+
+def _has_pictures(samples: Samples) -> bool:
+    """Whether the first sample's pictures are at hand."""
+    try:
+        return not missing_images(samples, 1)
+    except GeoError:
+        return False

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from geo_embed.console import harmless
-from geo_embed.data.images import UnreadableImage, decode, read_picture
+from geo_embed.data.images import UnreadableImage, decode
+from geo_embed.data.samples import Samples
+from geo_embed.errors import GeoError
 from geo_embed.prediction.results import worst_first
 from geo_embed.reporting.evidence import Evidence
 from geo_embed.reporting.markup import PICTURE_SIDE, to_url
@@ -69,22 +71,22 @@ def _pictures(evidence: Evidence) -> Any:
             return [["", "", "the train CSV has no such sample"]]
         found = []
         for view, name in zip(samples.view_names, samples.images[rows[sample_id]], strict=True):
-            url, why = _thumbnail(samples.image_root / name) if name else ("", "the CSV names no picture")
+            url, why = _thumbnail(samples, name) if name else ("", "the CSV names no picture")
             found.append([harmless(view), url, why])
         return found
 
     return views
 
 
-def _thumbnail(path: Any) -> tuple[str, str]:
+def _thumbnail(samples: Samples, name: str) -> tuple[str, str]:
     """A picture as a data URL, made small; or "" and why not."""
     from PIL import Image
 
     try:
-        pixels = decode(read_picture(path), accept_damage=True)
+        pixels = decode(samples.pictures.read(name), accept_damage=True)
     except OSError as error:
         return "", f"no picture: {error.strerror}"
-    except UnreadableImage as error:
+    except (GeoError, UnreadableImage) as error:
         return "", f"no picture: {harmless(str(error))}"
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

@@ -12,7 +12,7 @@ from geo_embed.config import Config
 from geo_embed.data import images
 from geo_embed.data.outputs import PAGES, check_output
 from geo_embed.data.samples import Samples
-from geo_embed.errors import disk_errors
+from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 from geo_embed.reporting.dataset import OUTSIDE_KM, Dataset, Ground, Part, findings_by_kind, survey
 from geo_embed.reporting.html import to_plain_html
@@ -396,21 +396,19 @@ def _card(samples: Samples, row: int, names: dict[int, str]) -> str:
         else f": {names.get(int(truth.state_idx[row]), '?')}, {truth.latitude[row]:.3f}, {truth.longitude[row]:.3f}"
     )
     views = "".join(
-        _thumbnail(samples.image_root / str(name), view)
-        if name
-        else f'<span class="none">no {to_text(view)}</span>'
+        _thumbnail(samples, str(name), view) if name else f'<span class="none">no {to_text(view)}</span>'
         for name, view in zip(samples.images[row], samples.view_names, strict=True)
     )
     return f'<figure><figcaption>{to_text(samples.sample_id[row])}{to_text(place)}</figcaption><div class="views scroll">{views}</div></figure>'
 
 
-def _thumbnail(path: Path, view: str) -> str:
+def _thumbnail(samples: Samples, name: str, view: str) -> str:
     """A picture as it is put into the page: decoded and written anew, so that nothing of its file but pixels gets in."""
     from PIL import Image
 
     try:
-        pixels = images.decode(images.read_picture(path), accept_damage=True)
-    except (OSError, images.UnreadableImage):
+        pixels = images.decode(samples.pictures.read(name), accept_damage=True)
+    except (OSError, GeoError, images.UnreadableImage):
         return f'<span class="none">{to_text(view)}: can’t be read</span>'
     image = Image.fromarray(pixels)
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)

@@ -123,7 +123,7 @@ def _part(config: Config, name: str, limit: int | None) -> Part:
     samples, problems = check_samples(config.paths, config.model.view_names, name)
     if samples is None or (problems and not len(samples)):
         return Part(name, None, checked, None)
-    has_pictures = samples.image_root.is_dir() and any(samples.image_root.iterdir())
+    has_pictures = samples.pictures.are_there()
     return Part(name, samples, checked, look_at(samples, config, limit) if has_pictures else None)
 
 

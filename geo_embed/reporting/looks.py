@@ -13,6 +13,7 @@ from geo_embed.config import Config
 from geo_embed.console import progress
 from geo_embed.data import images
 from geo_embed.data.samples import Samples
+from geo_embed.errors import GeoError
 
 _BLOCK = 1024
 # Bits of 128 that two pictures' hashes may differ in and be near duplicates: at most one less than there are bands.
@@ -77,12 +78,11 @@ def look_at(samples: Samples, config: Config, limit: int | None = None) -> Looks
     )
 
     def look(place: tuple[int, int]) -> str:
-        path = samples.image_root / str(samples.images[place])
         try:
-            data = images.read_picture(path)
+            data = samples.pictures.read(str(samples.images[place]))
         except FileNotFoundError:
             return ""
-        except (OSError, ValueError, images.UnreadableImage) as error:
+        except (OSError, ValueError, GeoError, images.UnreadableImage) as error:
             return str(error)
         looks.size[place], looks.content[place] = len(data), hash_content(data)
         fault = ""

@@ -164,10 +164,10 @@ def _read(samples: Samples, name: str) -> NDArray[np.uint8] | str:
     if not name:
         return "the CSV names no image"
     try:
-        pixels = images.decode(images.read_picture(samples.image_root / name), accept_damage=True)
+        pixels = images.decode(samples.pictures.read(name), accept_damage=True)
     except FileNotFoundError:
         return f"no such file: {name}"
-    except (OSError, images.UnreadableImage) as error:
+    except (OSError, GeoError, images.UnreadableImage) as error:
         return f"can't be read: {error}"
     return shrink(pixels, _LONGEST)
 

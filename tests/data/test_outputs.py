@@ -75,3 +75,10 @@ def test_results_may_lie_anywhere_else_and_be_written_again() -> None:
 def test_a_page_is_called_a_page(name: str) -> None:
     with pytest.raises(GeoError, match=r"this is written as \.html"):
         check_output(Paths(), Path(name), PAGES)
+
+
+def test_no_result_is_written_over_a_shard_of_pictures() -> None:
+    shard = Path("pictures.parquet")
+    shard.touch()
+    with pytest.raises(GeoError, match="a file of the dataset"):
+        check_output(Paths(train_images=shard), shard)

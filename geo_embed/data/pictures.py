@@ -1,0 +1,205 @@
+"""The pictures of a split, by the names that its CSV gives them: loose files of a folder, or in tar archives or Parquet files.
+
+A loose file comes first. Where there is none of that name, the shards are looked into: `*.tar` and `*.parquet` in the folder, the
+one file that stands in the folder's place, or one beside it that has its name (`train_images.tar`).
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from geo_embed.data import images
+from geo_embed.data.shards import COMPRESSED, PARQUET, TAR, Shards
+from geo_embed.data.table import look_alike, shown
+from geo_embed.errors import AbsentError, GeoError
+from geo_embed.files import entries, open_regular
+
+_SHARDS = (TAR, PARQUET)
+_JPEG_ENDS = b"\xff\xd8\xff\xd9"
+# Names in shards among which one that looks like a missing one is sought.
+_MOST_COMPARED = 2_000_000
+Answer = TypeVar("Answer")
+
+
+class Pictures:
+    """The pictures of a split. For any number of threads; shards are looked into once, when the first name asks for it.
+
+    Args:
+        root: a folder, or a shard; what lies there is found out.
+        index_dir: where indexes of tar archives are kept; None for nowhere.
+    """
+
+    def __init__(self, root: Path, index_dir: Path | None = None) -> None:
+        self.root, self._index_dir = root, index_dir
+        self._lock = threading.Lock()
+        self._opened: Shards | GeoError | None = None
+
+    def __reduce__(self) -> tuple[type["Pictures"], tuple[Path, Path | None]]:
+        """For other processes: they open the shards themselves."""
+        return Pictures, (self.root, self._index_dir)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            UnreadableImage: it can't be read, is no regular file, too large, or two shards have other bytes under its name.
+            GeoError: a shard can't be read.
+        """
+
+        def from_shard(shards: Shards, places: range) -> bytes:
+            if fault := shards.fault(places):
+                raise images.UnreadableImage(fault)
+            if (size := shards.size(places)) > images.MAX_BYTES:
+                raise images.UnreadableImage(
+                    f"{size:,} bytes are more than a file of this kind may have ({images.MAX_BYTES:,})"
+                )
+            return shards.read(places)
+
+        return self._answer(name, images.read_picture, from_shard)
+
+    def size(self, name: str) -> int:
+        """How many bytes a picture has; 0 for what is no regular file. Raises as `read`."""
+        return self._answer(name, _size, lambda shards, places: shards.size(places))
+
+    def part(self, name: str, first: int, count: int) -> bytes:
+        """`count` bytes of a picture, from `first` on. Raises as `read`."""
+
+        def from_file(path: Path) -> bytes:
+            with open_regular(path) as file:
+                file.seek(first)
+                return file.read(count)
+
+        return self._answer(name, from_file, lambda shards, places: shards.read(places, first, count))
+
+    def find_fault(self, name: str, *, accept_damage: bool = False) -> str:
+        """Why a picture can't be read, looking as little as possible; empty where it seems fine; as `images.find_fault`."""
+        path = self.root / name
+        if self._has_loose:
+            fault = images.find_fault(path, accept_damage=accept_damage)
+            if not fault or os.path.lexists(path):
+                return fault
+
+        def from_shard(shards: Shards, places: range) -> str:
+            if fault := shards.fault(places):
+                return fault
+            size = shards.size(places)
+            ends = shards.read(places, 0, 2) + shards.read(places, max(size - 2, 0), 2)
+            return "" if ends == _JPEG_ENDS else images.why_undecodable(self.read(name), accept_damage)
+
+        try:
+            return self._answer(name, _absent, from_shard)
+        except OSError as error:
+            return error.strerror or str(error)
+        except (GeoError, images.UnreadableImage) as error:
+            return str(error)
+
+    def look_up(self, names: Sequence[str]) -> list[str | None]:
+        """Of names that no loose file has: None where no shard has it either, else why it can't be read, or nothing.
+
+        Raises:
+            GeoError: a shard can't be read.
+        """
+        return self._shards.look_up(names)
+
+    def find_near(self, name: str) -> str:
+        """What to say of a name that no shard has, where one has a name that a person would take for it; else empty."""
+        for near, shard in self._near.get(look_alike(name.rpartition("/")[2]), ()):
+            if look_alike(near) == look_alike(name):
+                return f"{shard.name} has {shown(near)}: the names must be the same"
+            if near.endswith(f"/{name}"):
+                return f"{shard.name} has {shown(near)}: pack inside the folder, tar -C FOLDER -cf {shard.name} ."
+        return ""
+
+    def where(self, name: str) -> Path:
+        """Where a picture lies, or would, for people; one in a shard as if the shard were a folder."""
+        path = self.root / name
+        with suppress(GeoError):
+            if not (self._has_loose and os.path.lexists(path)) and (places := self._shards.find(name)):
+                return self._shards.shard(places) / name
+        return path
+
+    def are_there(self) -> bool:
+        """Whether there is anything at all to look for pictures in."""
+        return self._has_loose or bool(self._paths())
+
+    def _answer(
+        self, name: str, from_file: Callable[[Path], Answer], from_shard: Callable[[Shards, range], Answer]
+    ) -> Answer:
+        """Of the loose file of a name, or of its place in the shards. Raises FileNotFoundError where there is neither."""
+        path = self.root / name
+        if self._has_loose:
+            try:
+                return from_file(path)
+            except (FileNotFoundError, AbsentError):
+                if not self._shards.count:
+                    raise
+        places = self._shards.find(name)
+        if not places:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return from_shard(self._shards, places)
+
+    @cached_property
+    def _has_loose(self) -> bool:
+        """Whether the folder holds anything but shards; the first of a million files says so."""
+        try:
+            with os.scandir(self.root) as entries:
+                return any(not entry.name.endswith((*_SHARDS, *COMPRESSED)) for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
+    @property
+    def _shards(self) -> Shards:
+        """Raises GeoError, each time the same, where a shard can't be read."""
+        with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = Shards(self._paths(), self._index_dir)
+                except GeoError as error:
+                    self._opened = error
+            if isinstance(self._opened, GeoError):
+                raise self._opened
+            return self._opened
+
+    def _paths(self) -> list[Path]:
+        """The shards. Raises GeoError where there is nothing but compressed archives, of which no picture can be read by itself."""
+        if _is_file(self.root):
+            return [self.root]
+        there = entries(self.root)
+        if not os.path.isdir(self.root):  # noqa: PTH112
+            beside = (self.root.with_name(self.root.name + ending) for ending in (*_SHARDS, *COMPRESSED))
+            there = [path for path in beside if _is_file(path)]
+        compressed = [path for path in there if path.name.endswith(COMPRESSED) and _is_file(path)]
+        if compressed and not self._has_loose:
+            return compressed
+        return [path for path in there if path.suffix in _SHARDS and _is_file(path)]
+
+    @cached_property
+    def _near(self) -> dict[str, list[tuple[str, Path]]]:
+        near: dict[str, list[tuple[str, Path]]] = {}
+        if self._shards.count <= _MOST_COMPARED:
+            for name, shard in self._shards.names():
+                near.setdefault(look_alike(name.rpartition("/")[2]), []).append((name, shard))
+        return near
+
+
+def _is_file(path: Path) -> bool:
+    # pathlib raises where the folder may not be looked into.
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def _absent(path: Path) -> NoReturn:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _size(path: Path) -> int:
+    status = path.stat()
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
