@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
+    "adopt": "adoption.adopt",
     "analyze_submission": "reporting.submission_analysis",
     "cache_export": "cache.exchange",
     "cache_import": "cache.exchange",

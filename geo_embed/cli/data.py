@@ -1,7 +1,8 @@
 """`geo data`: the dataset."""
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +17,7 @@ from geo_embed.cli.options import (
 )
 from geo_embed.cli.show import print_next, print_result, print_splits, with_given_options
 from geo_embed.cli.threads import wait_passively
-from geo_embed.console import complain, show
+from geo_embed.console import complain, say, show
 
 if TYPE_CHECKING:
     from geo_embed.data.table import Problem
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # Problems of one kind in one column that a terminal shows.
 _SHOWN = 5
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at the dataset, or make one.")
 
 
 @data_app.command("check", epilog="Example: `geo data check --split train --decode`")
@@ -120,6 +121,121 @@ def _data_explore(
             ("near duplicates", f"{len(dataset.twins):,}"),
         ],
     )
+
+
+@data_app.command(
+    "adopt",
+    epilog="Example: `geo data adopt data/train_ground_truth.csv --images data/train_images --out adopted --test-share 0.2`",
+)
+def _data_adopt(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A folder of pictures, a CSV, Parquet, or the folder of OSV-5M or IM2GPS3k."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A directory that is not there yet.")],
+    kind: Annotated[
+        Literal["auto", "folder", "csv", "parquet", "osv5m", "im2gps3k"],
+        typer.Option("--kind", help="Of the source; auto: by what lies there."),
+    ] = "auto",
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            help="Classes: a column, folder, cells:N, countries, us-states, or FILE.geojson:PROPERTY. Default: the source's own, or cells.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="OURS=THEIRS",
+            help="A column without a usual name, as latitude=phi, image=jpg, image_north=n or sample_id=nr; repeatable.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="A table's pictures; default: the table's folder.")
+    ] = None,
+    coordinates: Annotated[
+        Path | None, typer.Option("--coordinates", help="A CSV with a folder's places; default: EXIF.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern", help="How pictures are called, as {id}_{view}.jpg; {class} and * may be in it."
+        ),
+    ] = None,
+    views: Annotated[
+        str | None, typer.Option("--views", help="The views to take, in order: north,east,south,west.")
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            "--test-share",
+            min=0,
+            max=1,
+            help="Hold out so many as the test split, by whole groups of places.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        Literal["there", "link", "copy"],
+        typer.Option("--pictures", help="there: leave them where they lie; link: hard links; copy."),
+    ] = "there",
+    keep_incomplete: Annotated[
+        bool, typer.Option("--keep-incomplete", help="Keep samples that lack the picture of a view.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the cells and the split: training.split_seed.")
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Make a dataset of other people's files, which are only read: CSVs, a geo.toml, and a list of what was left out."""
+    wait_passively()
+    from geo_embed.adoption.adopt import adopt
+
+    said = {}
+    for entry in column or []:
+        ours, equals, theirs = entry.partition("=")
+        if not (ours and equals and theirs):
+            raise typer.BadParameter(f"--column takes OURS=THEIRS, not {entry!r}")
+        said[ours] = theirs
+    adopted = adopt(
+        GLOBALS.config(inference__workers=workers, training__split_seed=seed),
+        source,
+        out,
+        kind=kind,
+        label=label,
+        columns=said,
+        images=images,
+        coordinates=coordinates,
+        pattern=pattern,
+        views=tuple(view.strip() for view in views.split(",")) if views else (),
+        test_share=test_share,
+        pictures=pictures,
+        keep_incomplete=keep_incomplete,
+    )
+    split = "all" if adopted.train and adopted.test else "train" if adopted.train else "test"
+    single = (
+        f", {adopted.single:,} of them with one sample: none of it can be held out" if adopted.single else ""
+    )
+    print_result(
+        adopted,
+        [
+            ("dataset", adopted.directory),
+            ("source", adopted.kind),
+            ("samples", f"{adopted.train:,} train, {adopted.test:,} test"),
+            ("classes", f"{adopted.classes:,}{single}"),
+            ("views", ", ".join(adopted.views)),
+            *([("test places", adopted.test_truth)] if adopted.test_truth else []),
+            *(("read as", note) for note in adopted.notes),
+            *(
+                ("left out", f"{each['count']:,} {each['reason']}: {each['detail']} ({each['examples'][0]})")
+                for each in adopted.left_out
+            ),
+            *([("all of them", adopted.left_out_csv)] if adopted.left_out_csv else []),
+        ],
+    )
+    if not GLOBALS.as_json:
+        say(f"next: {shlex.join(['cd', str(out)])} && geo data check --split {split}")
 
 
 @data_app.command("leaks", epilog="Example: `geo --set training.validation=spatial data leaks`")

@@ -61,7 +61,7 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
     workers, every = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
     train = check_samples(config.paths, config.model.view_names, "train")[0] if split == "test" else None
-    contents = _contents([samples] if train is None else [samples, train], workers, every)
+    contents = same_contents([samples] if train is None else [samples, train], workers, every)
     contradictions, warnings = _duplicates(samples, contents[0])
     problems += contradictions
     if train is not None:
@@ -72,7 +72,9 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     return Checked(split, len(samples), problems, warnings, leave_out_empty_views(samples))
 
 
-def _contents(splits: Sequence[Samples], workers: int, progress_seconds: float) -> list[NDArray[np.uint64]]:
+def same_contents(
+    splits: Sequence[Samples], workers: int, progress_seconds: float
+) -> list[NDArray[np.uint64]]:
     """For each split (N, V): the same number for the same bytes; 0 for a picture that has no equal, is empty or isn't there."""
     # Few pictures have equals. So files are told apart by their sizes first, those of one size by some bytes from their middle,
     # and only what is still alike is read whole.

@@ -24,6 +24,8 @@ from geo_embed.files import open_regular
 
 # Some ten million samples.
 _MOST_BYTES = 2 << 30
+# Some have many columns that are of no use here: OSV-5M's takes three gigabytes.
+_MOST_FOREIGN_BYTES = 8 << 30
 _LONGEST_LINE = 1 << 20
 _MOST_COLUMNS = 20_000
 # Rows that are held as Python's strings, before they are packed.
@@ -167,11 +169,48 @@ def read_loose_csv(path: Path, columns: Sequence[str], key: str) -> tuple[LooseT
     return loose, problems + refused
 
 
-def _opened(path: Path, read: Callable[[Iterator[str]], Read]) -> tuple[Read | None, list[Problem]]:
+def read_header(path: Path) -> tuple[tuple[list[str], str] | None, list[Problem]]:
+    """The columns' names of a CSV of any separator, and the separator: the one of the usual four that parts the first line most.
+
+    Returns:
+        Names and separator, None where the file is no text; and what is wrong with it.
+    """
+
+    def read(lines: Iterator[str]) -> tuple[list[str], str]:
+        first = next(lines)
+        if first == _END:
+            _refuse("empty", "the file is empty")
+        if _EXCELS_LINE.match(first):
+            first = next(lines)
+        separator = max([",", *_SEPARATORS], key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
+        return [name.strip() for name in next(csv.reader([first], delimiter=separator))], separator
+
+    return _opened(path, read, most_bytes=_MOST_FOREIGN_BYTES)
+
+
+def read_separated(
+    path: Path, columns: Sequence[str], separator: str
+) -> tuple[LooseTable | None, list[Problem]]:
+    """Some columns of a CSV whose columns are parted by `separator`, rows of another length set aside; for tables of strangers, whose
+    names and separator `read_header` tells.
+    """
+
+    def read(lines: Iterator[str]) -> LooseTable:
+        first, row = next(lines), 1
+        if _EXCELS_LINE.match(first):
+            first, row = next(lines), 2
+        return _read_rows(chain([first], lines), columns, separator=separator, first_row=row)
+
+    return _opened(path, read, most_bytes=_MOST_FOREIGN_BYTES)
+
+
+def _opened(
+    path: Path, read: Callable[[Iterator[str]], Read], *, most_bytes: int = _MOST_BYTES
+) -> tuple[Read | None, list[Problem]]:
     """What `read` makes of a file's lines, or why it, or the file, refuses."""
     try:
         with open_regular(path) as file:
-            _check_kind(os.fstat(file.fileno()).st_size, file.peek(8)[:8])
+            _check_kind(os.fstat(file.fileno()).st_size, file.peek(8)[:8], most_bytes)
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             try:
                 return read(_lines(text)), []
@@ -242,10 +281,10 @@ def _refuse(kind: str, message: str) -> NoReturn:
     raise _Refused(kind, message)
 
 
-def _check_kind(size: int, head: bytes) -> None:
+def _check_kind(size: int, head: bytes, most_bytes: int) -> None:
     """Raise _Refused for a file that is no UTF-8 text, or too much of it, by its size in bytes and its first ones."""
-    if size > _MOST_BYTES:
-        _refuse("csv", f"{size:,} bytes are more than a table here may have ({_MOST_BYTES:,})")
+    if size > most_bytes:
+        _refuse("csv", f"{size:,} bytes are more than a table here may have ({most_bytes:,})")
     for magic, (kind, cure) in _OTHER_FILES.items():
         if head.startswith(magic):
             _refuse("encoding", f"this is {kind}, not a CSV: {cure}{_AS_CSV}")

@@ -16,7 +16,7 @@ import pytest
 from geo_embed.config import Config
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import check_samples, load_mapping, load_samples
-from geo_embed.data.table import numbers_of, read_csv, why_no_number
+from geo_embed.data.table import numbers_of, read_csv, read_header, read_separated, why_no_number
 from geo_embed.errors import GeoError
 from geo_embed.settings import get_config
 from geo_embed.submissions.check import validate
@@ -404,3 +404,33 @@ def test_a_hundred_thousand_digits_are_looked_at_once() -> None:
     assert np.array_equal(
         numbers_of(pd.Series(texts, dtype="str")), [np.nan, np.nan, np.nan, 1], equal_nan=True
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "separator"),
+    [
+        ("a,b;c\n1,2\n", ["a", "b;c"], ","),
+        ("\ufeffa;b;c,d\n1;2;3\n", ["a", "b", "c,d"], ";"),
+        ('"a;x"\t b\n1\t2\n', ["a;x", "b"], "\t"),
+        ("sep=|\na|b\n1|2\n", ["a", "b"], "|"),
+        ("alone\n1\n", ["alone"], ","),
+    ],
+)
+def test_a_strangers_header_tells_names_and_separator(
+    tmp_path: Path, text: str, names: list[str], separator: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    assert read_header(path) == ((names, separator), [])
+    loose, problems = read_separated(path, names[:1], separator)
+    assert loose is not None
+    assert (loose.table[names[0]].tolist(), problems) == (["1"], [])
+
+
+def test_a_stranger_that_is_no_table_is_refused_by_kind(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for data, kind in ((b"", "empty"), (b"PK\x03\x04", "encoding"), (b"a\xff", "encoding")):
+        path.write_bytes(data)
+        header, problems = read_header(path)
+        assert (header, problems[0].kind) == (None, kind)
+    assert read_header(tmp_path / "gone.csv")[1][0].kind == "missing-file"

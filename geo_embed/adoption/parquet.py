@@ -1,0 +1,235 @@
+"""Parquet of Hugging Face `datasets` as a source: pictures that lie in the table itself, written out as files."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from geo_embed.adoption.candidates import ONE_VIEW, Candidates, Ledger
+from geo_embed.adoption.columns import find_columns, with_degrees
+from geo_embed.adoption.pictures import list_files
+from geo_embed.console import progress
+from geo_embed.errors import GeoError
+from geo_embed.files import open_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+_ROWS = 64
+_TEST = re.compile(r"(?:^|[^a-z])test(?:[^a-z]|$)")
+_ENDINGS = {
+    b"\xff\xd8": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+
+
+def parquet_files(source: Path) -> list[Path]:
+    """The Parquet files that a source is, or that lie in it."""
+    if source.is_file():
+        return [source] if source.suffix.lower() in (".parquet", ".pq") else []
+    return [source / name for name in list_files(source) if name.lower().endswith((".parquet", ".pq"))]
+
+
+def read_parquet(
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    said: Mapping[str, str],
+    label: str | None,
+    views: tuple[str, ...],
+    progress_seconds: float,
+    ledger: Ledger,
+) -> Candidates:
+    """Samples of Parquet files, their pictures written into `folder`; files called test are the test split.
+
+    A column of pictures is what `datasets` makes of one: bytes, or bytes and path. One of them is the one view; several are views by their
+    names, without `image_`.
+
+    Args:
+        files: of one layout.
+        folder: where pictures go.
+        said: ours to the table's columns, as somebody says it.
+        label: the column of classes, where somebody says it.
+        views: those wanted, in order; empty for all there are.
+        progress_seconds: between two lines of news.
+        ledger: what is left out.
+
+    Raises:
+        GeoError: not Parquet, or without pictures or coordinates.
+    """
+    # 1. The columns that aren't pictures, of all files: which rows are samples is known before a picture is unpacked.
+    pictures = _picture_columns(files[0])
+    if not pictures:
+        raise GeoError(
+            "no column has pictures (bytes, or bytes and path)",
+            where=files[0],
+            hint="save the data set with its pictures, or write the table as CSV beside them",
+        )
+    table = pd.concat(
+        [_texts(path, pictures).assign(file=k) for k, path in enumerate(files)], ignore_index=True
+    )
+    header = [str(name) for name in table if name not in ("file", "row")]
+    of_views = {_view_name(name): name for name in pictures} if len(pictures) > 1 else {ONE_VIEW: pictures[0]}
+    unknown = [view for view in views if view not in of_views]
+    if unknown:
+        raise GeoError(
+            f"there is no view {unknown[0]!r}; the table has {', '.join(of_views)}",
+            where="--views",
+            hint="name some of these",
+        )
+    views = views or tuple(of_views)
+    found = find_columns(header, said, label)
+    if not {"latitude", "longitude"} <= found.keys():
+        raise GeoError(
+            f"no columns of latitude and longitude; it has {', '.join(header[:20])}",
+            where=files[0],
+            hint="name them: --column latitude=NAME --column longitude=NAME",
+        )
+    kept = {ours: theirs for ours, theirs in found.items() if not ours.startswith("image")}
+    frame = table[["file", "row"]].assign(**{ours: table[theirs] for ours, theirs in kept.items()})
+    is_test = (
+        frame["split"].str.lower() == "test"
+        if "split" in kept
+        else frame["file"].map(lambda k: bool(_TEST.search(files[k].stem.lower())))
+    )
+    frame = frame.assign(
+        split=is_test.map({True: "test", False: "train"}),
+        label=frame["state"] if "state" in kept else "",
+        where=[f"{files[k].name}, row {row + 1}" for k, row in zip(frame["file"], frame["row"], strict=True)],
+    )
+    if "sample_id" not in frame:
+        frame["sample_id"] = [str(row) for row in range(len(frame))]
+    frame = with_degrees(frame, ledger)
+    known = frame["latitude"].notna() | (frame["split"] == "test")
+    frame = ledger.leave(frame, ~known, "no-coordinates", "no coordinates")
+
+    # 2. The pictures of these rows, a few at a time.
+    names: dict[str, dict[int, str]] = {view: {} for view in views}
+    with progress("unpack", len(frame), "samples", progress_seconds) as advance:
+        for k, path in enumerate(files):
+            rows = frame["row"][frame["file"] == k]
+            wanted = dict(zip(rows.tolist(), rows.index.tolist(), strict=True))
+            for row, values in _rows(path, [of_views[view] for view in views]):
+                if row not in wanted:
+                    continue
+                for view, value in zip(views, values, strict=True):
+                    data = value.get("bytes") if isinstance(value, dict) else value
+                    if data:
+                        name = f"{wanted[row]:07d}{'' if len(views) == 1 else f'_{view}'}{_ending(data)}"
+                        (folder / name).write_bytes(data)
+                        names[view][wanted[row]] = name
+                advance(1)
+    for view in views:
+        frame = frame.assign(
+            **{f"image_{view}": pd.Series(names[view], dtype=object).reindex(frame.index).fillna("")}
+        )
+    none = (frame[[f"image_{view}" for view in views]] == "").all(axis=1)
+    frame = ledger.leave(
+        frame, none, "missing-picture", "the table has no bytes of its pictures, at most their paths"
+    )
+    return Candidates(frame.drop(columns=["file", "row", *({"state"} & set(frame))]), views, folder)
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[ParquetFile]":
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with open_regular(path) as file:
+        try:
+            yield parquet.ParquetFile(pa.PythonFile(file, mode="r"), pre_buffer=False)
+        except GeoError:
+            raise
+        # Arrow's decoders fail in many ways; the disk's own reasons are OSErrors of a file, which say its name.
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise
+            why = str(error).partition("\n")[0] or type(error).__name__
+            raise GeoError(f"not a readable Parquet file: {why:.200}", where=path) from error
+
+
+def _picture_columns(path: Path) -> list[str]:
+    import pyarrow as pa
+
+    with _opened(path) as opened:
+        return [
+            field.name
+            for field in opened.schema_arrow
+            if pa.types.is_binary(field.type)
+            or pa.types.is_large_binary(field.type)
+            or (pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type])
+        ]
+
+
+def _texts(path: Path, pictures: Sequence[str]) -> pd.DataFrame:
+    """The flat columns of a file but its pictures, as text, "" for null; which `row` of the file each is."""
+    import pyarrow as pa
+
+    with _opened(path) as opened:
+        schema = opened.schema_arrow
+        names = _class_names(schema)
+        flat = [
+            field.name
+            for field in schema
+            if field.name not in pictures and not pa.types.is_nested(field.type)
+        ]
+        columns: dict[str, list[str]] = {}
+        table = opened.read(columns=flat, use_threads=False)
+        for name in flat:
+            values, classes = table[name].to_pylist(), names.get(name)
+            columns[name] = [
+                ""
+                if value is None
+                else classes[value]
+                if classes and 0 <= value < len(classes)
+                else _text(value)
+                for value in values
+            ]
+        frame = pd.DataFrame(columns, dtype="str", index=range(table.num_rows))
+    return frame.assign(row=range(len(frame)))
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value).strip()
+
+
+def _class_names(schema: "pa.Schema") -> dict[str, list[str]]:
+    """The names behind columns of numbers that `datasets` has as ClassLabel; its own JSON in the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(each) for each in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    """The rows of a file by their numbers, of some columns."""
+    with _opened(path) as opened:
+        row = 0
+        for batch in opened.iter_batches(batch_size=_ROWS, columns=list(columns), use_threads=False):
+            for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+                yield row, list(values)
+                row += 1
+
+
+def _view_name(column: str) -> str:
+    return column.removeprefix("image_") or column
+
+
+def _ending(data: bytes) -> str:
+    if data[8:12] == b"WEBP":
+        return ".webp"
+    return next((ending for magic, ending in _ENDINGS.items() if data.startswith(magic)), ".img")
