@@ -138,13 +138,16 @@ def adopt(
         frame = _with_names(frame, samples.images, ledger)
         if not keep_incomplete:
             lacking = (frame[samples.images] == "").any(axis=1)
-            detail = (
-                frame[samples.images].apply(lambda row: "no picture of " + ", ".join(_lacking(row)), axis=1)
-                if len(frame)
-                else ""
+            without = (
+                ", ".join(view for view, name in zip(samples.views, names, strict=True) if not name)
+                for names in frame.loc[lacking, samples.images].to_numpy()
+            )
+            detail = pd.Series(
+                [f"no picture of {names}" for names in without], index=frame.index[lacking], dtype=object
             )
             frame = ledger.leave(frame, lacking, "missing-view", detail)
-        frame = without_faults(frame, samples.images, samples.root, config, ledger)
+        if not samples.looked_at:
+            frame = without_faults(frame, samples.images, samples.root, config, ledger)
         frame = _without_copies(samples.keep(frame), config, ledger)
         if frame.empty:
             raise _nothing(ledger, source)
@@ -329,10 +332,6 @@ def _without_empty_views(samples: Candidates, ledger: Ledger) -> Candidates:
     return replace(
         samples, frame=samples.frame.drop(columns=[f"image_{view}" for view in empty]), views=views
     )
-
-
-def _lacking(row: "pd.Series[str]") -> list[str]:
-    return [str(column).removeprefix("image_") for column, name in row.items() if not name]
 
 
 def _with_names(frame: pd.DataFrame, images: list[str], ledger: Ledger) -> pd.DataFrame:

@@ -25,11 +25,13 @@ class Candidates:
             "" where there is none; and of `AREAS` those that are known.
         views: the V views.
         root: the folder that names of pictures start at.
+        looked_at: whether the pictures have been opened, and those that can't be read left out.
     """
 
     frame: pd.DataFrame
     views: tuple[str, ...]
     root: Path
+    looked_at: bool = False
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -53,12 +55,12 @@ class Ledger:
     def leave(
         self, frame: pd.DataFrame, wrong: ArrayLike, reason: str, detail: "str | pd.Series[str]"
     ) -> pd.DataFrame:
-        """The rows that are not `wrong` (N,); the others are left out, for a reason (a slug), with a detail for people."""
+        """The rows that are not `wrong` (N,); the others are left out, for a reason (a slug), with a detail for people, one for all or by index."""
         mask: NDArray[np.bool_] = np.asarray(wrong, dtype=bool)
         if not mask.any():
             return frame
         out = frame.loc[mask]
-        details = detail if isinstance(detail, str) else detail[mask].to_numpy()
+        details = detail if isinstance(detail, str) else detail.loc[out.index].to_numpy()
         self._parts.append(
             pd.DataFrame(
                 {

@@ -143,7 +143,9 @@ def with_degrees(frame: pd.DataFrame, ledger: Ledger) -> pd.DataFrame:
         values = numbers_of(text)
         frame = frame.assign(**{name: values})
         wrong = np.isnan(values) & ~text.str.lower().isin(_NO_VALUES).to_numpy()
-        detail = text.map(lambda value, name=name: f"{name} {shown(value)} is no number{_advice(value)}")
+        detail = text[wrong].map(
+            lambda value, name=name: f"{name} {shown(value)} is no number{_advice(value)}"
+        )
         frame = ledger.leave(frame, wrong, "not-a-number", detail)
 
     latitude, longitude = frame["latitude"].to_numpy(), frame["longitude"].to_numpy()
@@ -173,19 +175,25 @@ def with_places(frame: pd.DataFrame, ledger: Ledger) -> pd.DataFrame:
     reason = np.select([unknown, outside, nowhere], ["no-coordinates", "out-of-range", "null-island"], "")
     frame = frame.assign(
         reason=reason,
-        said=[f"{a:g}, {b:g} is no place on Earth" for a, b in zip(latitude, longitude, strict=True)],
         latitude=np.where(reason == "", latitude, np.nan),
         longitude=np.where(reason == "", longitude, np.nan),
     )
     details = {
         "no-coordinates": frame.get("why", "no coordinates"),
-        "out-of-range": frame["said"],
+        "out-of-range": pd.Series(
+            [
+                f"{a:g}, {b:g} is no place on Earth"
+                for a, b in zip(latitude[outside], longitude[outside], strict=True)
+            ],
+            index=frame.index[outside],
+            dtype=object,
+        ),
         "null-island": "0, 0 lies in the Gulf of Guinea: programs write it for want of coordinates",
     }
     for kind, detail in details.items():
         wrong = (frame["reason"] == kind) & (frame["split"] == "train")
-        frame = ledger.leave(frame, wrong, kind, detail if isinstance(detail, str) else detail[frame.index])
-    return frame.drop(columns=["reason", "said"])
+        frame = ledger.leave(frame, wrong, kind, detail)
+    return frame.drop(columns="reason")
 
 
 def _advice(value: str) -> str:

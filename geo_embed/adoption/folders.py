@@ -85,7 +85,9 @@ def read_folder(
         frame = _with_exif(frame, [f"image_{view}" for view in views], root, config, ledger)
     else:
         frame = _with_table(frame, coordinates, ledger)
-    return Candidates(frame.drop(columns=["first", "class", "key"]), views, root)
+    return Candidates(
+        frame.drop(columns=["first", "class", "key"]), views, root, looked_at=coordinates is None
+    )
 
 
 def pivot(grouped: pd.DataFrame, views: tuple[str, ...], ledger: Ledger) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geo_embed.adoption.candidates import Ledger
 from geo_embed.errors import GeoError
 from geo_embed.files import read_json
-from geo_embed.geography import to_degrees, to_unit_vectors
+from geo_embed.geography import EARTH_RADIUS_KM, to_degrees, to_unit_vectors
 
 # A class is the rings of its polygons: what an odd number of a polygon's rings holds is inside.
 Polygons = list[list[NDArray[np.float64]]]
@@ -24,6 +24,7 @@ _ATLASES = ("countries", "us-states")
 _NAMES = ("name", "name_en", "admin", "state", "country", "province", "region", "label", "class", "id")
 # Outlines have fewer corners than a coast: what lies no farther outside belongs to the nearest.
 _NEAR_KM = 25.0
+_KM_PER_DEGREE = EARTH_RADIUS_KM * np.pi / 180
 # Without any word of classes: cells of about so many samples, no more than so many of them.
 _CELL_SAMPLES, _MOST_CELLS = 40, 100
 _GEOJSON_BYTES = 512 << 20
@@ -170,25 +171,41 @@ def _inside(
         rows = np.flatnonzero((label == "") & np.isfinite(latitude))
         for polygon in polygons:
             label[rows[contains(polygon, latitude[rows], longitude[rows])]] = name
-    # 2. Points outside all of them: the nearest, looked for among the polygons whose box lies near.
-    boxes = [
-        (name, polygon, corners.min(axis=0), corners.max(axis=0))
-        for name, polygons in shapes.items()
-        for polygon in polygons
-        for corners in [np.concatenate(polygon)]
-    ]
-    for i in np.flatnonzero((label == "") & np.isfinite(latitude)):
-        across, up = _NEAR_KM / 111 / max(np.cos(np.radians(latitude[i])), 0.01), _NEAR_KM / 111
+    # 2. Points outside all of them: the nearest of the few polygons that have an edge near.
+    outside = np.flatnonzero((label == "") & np.isfinite(latitude))
+    every = [(name, polygon) for name, polygons in shapes.items() for polygon in polygons]
+    for i, near in zip(outside, _polygons_near(every, latitude[outside], longitude[outside]), strict=True):
         nearest = _NEAR_KM
-        for name, polygon, (west, south), (east, north) in boxes:
-            if (
-                south - up <= latitude[i] <= north + up
-                and (longitude[i] - west + across) % 360 <= east - west + 2 * across
-            ):
-                km = float(km_outside(polygon, latitude[i : i + 1], longitude[i : i + 1])[0])
-                if km <= nearest:
-                    nearest, label[i] = km, name
+        for name, polygon in (every[k] for k in near):
+            km = float(km_outside(polygon, latitude[i : i + 1], longitude[i : i + 1])[0])
+            if km <= nearest:
+                nearest, label[i] = km, name
     return label
+
+
+def _polygons_near(
+    every: Sequence[tuple[str, Sequence[NDArray[np.float64]]]],
+    latitude: NDArray[np.float64],
+    longitude: NDArray[np.float64],
+) -> list[list[int]]:
+    """For each of N points the polygons that have an edge within `_NEAR_KM`, and perhaps some a little farther."""
+    from scipy.spatial import cKDTree
+
+    corners, owner = [], []
+    for k, (_, polygon) in enumerate(every):
+        for ring in polygon:
+            start, step = ring[:-1], np.diff(ring, axis=0)
+            # Points along the edges, no farther apart than what counts as near.
+            parts = np.ceil(np.hypot(*step.T) * _KM_PER_DEGREE / _NEAR_KM).astype(int) + 1
+            edge = np.repeat(np.arange(len(start)), parts)
+            share = (np.arange(len(edge)) - np.repeat(np.cumsum(parts) - parts, parts)) / parts[edge]
+            corners.append(start[edge] + share[:, None] * step[edge])
+            owner.append(np.full(len(edge), k))
+    longitudes, latitudes = np.concatenate(corners).T
+    tree, owners = cKDTree(to_unit_vectors(latitudes, longitudes)), np.concatenate(owner)
+    reach = 1.5 * _NEAR_KM / EARTH_RADIUS_KM
+    found = tree.query_ball_point(to_unit_vectors(latitude, longitude), reach) if len(latitude) else []
+    return [sorted(set(owners[rows].tolist())) for rows in found]
 
 
 def _cells(frame: pd.DataFrame, known: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.object_]:

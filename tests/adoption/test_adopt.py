@@ -410,6 +410,14 @@ def test_numbers_that_are_none_and_rows_that_are_cut_are_left_out_and_named(tmp_
     assert "write decimal degrees" in listed.loc["not-a-number", "detail"]
 
 
+def test_one_picture_at_two_places_is_a_picture_of_neither(tmp_path: Path) -> None:
+    rows = town_rows(tmp_path)
+    (tmp_path / "Oslo_1.png").write_bytes((tmp_path / "Oslo_0.png").read_bytes())
+    adopted = adopt(Config(), write(tmp_path / "t.csv", rows), tmp_path / "out", label="town")
+    assert (adopted.train, reasons(adopted)) == (10, {"contradicting-picture": 2})
+    sound(adopted)
+
+
 def test_swapped_columns_and_longitudes_from_0_to_360_are_understood_and_said(tmp_path: Path) -> None:
     rows = town_rows(tmp_path)
     swapped = [{**row, "lat": row["lon"], "lon": row["lat"]} for row in rows]
