@@ -14,9 +14,10 @@ import numpy as np
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.backbones.families import quiet_transformers
+from geo_embed.backbones.pace import STREETCLIP
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
-from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
+from geo_embed.bench.towers import VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config, Inference
 from geo_embed.data import images
 from geo_embed.devices import pick_device, pick_dtype

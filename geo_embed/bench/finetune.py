@@ -9,8 +9,9 @@ from typing import Any
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.families import quiet_transformers
+from geo_embed.backbones.pace import STREETCLIP
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, this_machine
-from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image, write_tower
+from geo_embed.bench.towers import VIT_B_32, flop_per_image, write_tower
 from geo_embed.config import Config, Finetune
 from geo_embed.devices import pick_device
 from geo_embed.extraction.extract import extract

@@ -14,15 +14,6 @@ VIT_B_32 = {
     "patch_size": 32,
     "projection_dim": 512,
 }
-STREETCLIP = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "projection_dim": 768,
-}
 
 
 def flop_per_image(vision: Any) -> float:

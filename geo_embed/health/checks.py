@@ -75,6 +75,7 @@ def diagnose(settings: Callable[[], tuple[Config, dict[str, str]]]) -> list[Chec
         ("train data", lambda config: _data(config, "train")),
         ("test data", lambda config: _data(config, "test")),
         ("weights", _weights),
+        ("pace", _pace),
         ("stores", _stores),
         ("runs", _runs),
     ):
@@ -305,6 +306,32 @@ def _weights(config: Config) -> tuple[bool, str, str]:
             return True, f"{name}: not on this machine, and its embeddings are in the cache", ""
         return False, str(error), error.hint
     return True, f"{name} in {directory}, sha256 {hash_weights(directory)[:16]}", ""
+
+
+def _pace(config: Config) -> tuple[bool, str, str]:
+    """How long the backbone takes, and on a CPU in bfloat16, where that is faster."""
+    import torch
+
+    from geo_embed.backbones.pace import seconds_per_picture
+    from geo_embed.console import duration
+    from geo_embed.devices import bfloat16_gain, pick_device, pick_dtype
+
+    model = config.model
+    device, views = pick_device(model.device), len(model.view_names)
+    dtype = pick_dtype(model.dtype, device)
+    try:
+        seconds = seconds_per_picture(model, device, dtype)
+    except GeoError as error:
+        return True, f"not known: {error.what}", ""
+    hint, faster = "", ""
+    if dtype == torch.float32 and bfloat16_gain(device) > 1:
+        other = seconds_per_picture(model, device, torch.bfloat16)
+        if other < seconds:
+            faster = f", {duration(1000 * views * other)} in bfloat16"
+            hint = "--set model.dtype=bfloat16: a store of its own"
+    precision = str(dtype).removeprefix("torch.")
+    times = f"{duration(1000 * views * seconds)} in {precision}{faster}"
+    return True, f"1,000 samples of {views} views by {model.backbone_name}: about {times}", hint
 
 
 def _stores(config: Config) -> tuple[bool, str, str]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from geo_embed.backbones.pace import STREETCLIP
 from geo_embed.bench import commands, finetune, fitting
 from geo_embed.bench.fitting import peak_bytes
 from geo_embed.bench.heads import bench_heads
 from geo_embed.bench.measure import Bench, gemm_rate, in_turn
-from geo_embed.bench.towers import STREETCLIP, VIT_B_32, flop_per_image
+from geo_embed.bench.towers import VIT_B_32, flop_per_image
 from geo_embed.settings import resolve
 
 if TYPE_CHECKING:

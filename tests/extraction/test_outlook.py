@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from small import Small
 
 
+@pytest.fixture(autouse=True)
+def slow_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 0.5)
+
+
 def watched(total: int, monkeypatch: pytest.MonkeyPatch, copied: int = 0) -> None:
     """100 images of 8 in a batch at a second each, `copied` more with each of them at no cost."""
     now = 0.0
@@ -37,6 +42,16 @@ def test_it_is_said_once_by_the_pace_of_the_batches_after_the_first(
     )
     watched(40_000, monkeypatch, copied=3)
     assert "about 2 h 46 min for the 39,904 images that are left, 4.0 images/s" in capsys.readouterr().err
+
+
+def test_a_processor_that_is_faster_in_bfloat16_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 3.0)
+    watched(10_000, monkeypatch)
+    assert "--set model.dtype=bfloat16" in capsys.readouterr().err.splitlines()[1]
+    watched(50, monkeypatch)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_soon_done_says_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,10 @@ def test_where_all_is_there_it_says_so_and_ends_with_0(
     assert {"cache_dir", "runs_dir", "kaggle", "chromium"} <= found.keys()
     assert "128 samples, 4 views, all pictures there" in found["train data"].message
     assert str(country.backbone) in found["weights"].message
+    pace = (
+        rf"1,000 samples of 4 views by {re.escape(str(country.backbone))}: about [\d,]+ (s|min) in float32.*"
+    )
+    assert re.fullmatch(pace, found["pace"].message)
     assert "train by" in found["stores"].message
     assert "128 × 4 × 768, 100% complete" in found["stores"].message
     assert found["runs"].message == f"1 in {tmp_path / 'runs'}: first"
@@ -55,6 +60,9 @@ def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
     found = checks(ran)
     assert {name for name, check in found.items() if not check.ok} == {"train data", "test data", "weights"}
     assert "hf download geolocal/StreetCLIP" in found["weights"].hint
+    # How long it takes needs no weights: two layers of its architecture are timed.
+    pace = r"1,000 samples of 4 views by geolocal/StreetCLIP: about \d+ (min|h \d+ min) in float32.*"
+    assert re.fullmatch(pace, found["pace"].message)
     assert "paths.data_root=DIR" in found["train data"].hint
     assert "not made yet" in found["runs_dir"].message
     assert list(tmp_path.iterdir()) == []
