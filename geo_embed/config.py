@@ -419,6 +419,10 @@ class Inference(_Group):
         le=_MANY,
         description="images per pass through the backbone; default: 256 on CUDA, 32 on CPU",
     )
+    compile: bool = Field(
+        False,
+        description="extract with a backbone that torch.compile compiles first: a minute or more, for speed on a GPU",
+    )
     workers: int | None = Field(None, ge=1, le=4096, description="decoding threads; default: one per core")
     chunk_rows: int = Field(
         512, ge=1, le=_MANY, description="samples per chunk of a new store: the unit of commit"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from geo_embed.config import Model
-from geo_embed.devices import pick_device, pick_dtype, side_by_side, torch_switches
+from geo_embed.devices import bfloat16_gain, pick_device, pick_dtype, side_by_side, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.losses import state_cross_entropy
@@ -148,3 +148,8 @@ def test_an_error_stops_what_runs_beside_it_and_what_has_not_begun() -> None:
         side_by_side(work, range(50), torch.device("cpu"))
     assert torch.get_num_threads() == 4
     assert len(begun) < 50
+
+
+def test_how_fast_bfloat16_is_is_asked_of_cpus_alone() -> None:
+    assert bfloat16_gain(torch.device("cpu")) > 0
+    assert bfloat16_gain(torch.device("cuda")) == 1

@@ -8,6 +8,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.data import images
 from geo_embed.data.variants import AS_THEY_ARE, Variant
+from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class Embedder:
         device: where it runs.
         batch_size: images per pass.
         variant: what is done to every image first.
+        compiled: by torch.compile, which passes one batch through the backbone while it is loaded.
 
     Attributes:
         load_seconds: how long loading took.
@@ -40,10 +42,13 @@ class Embedder:
         device: "torch.device",
         batch_size: int,
         variant: Variant = AS_THEY_ARE,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.batch_size, self.load_seconds, self._variant = batch_size, 0.0, variant
-        self._load, self._spec, self._device = load, spec, device
+        self._load, self._spec, self._device, self._compiled = load, spec, device, compiled
         self._backbone: Backbone | None = None
+        self._forward: Callable[[Backbone, torch.Tensor], torch.Tensor] = backbones.embed
         # Two batches of pixels, and for each the event after which the device has read it.
         self._batches: list[torch.Tensor] = []
         self._read: list[Any] = [None, None]
@@ -80,6 +85,8 @@ class Embedder:
         pinned = self._device.type == "cuda"
         self._batches = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._normal = None if pinned else torch.zeros(shape)
+        if self._compiled:
+            self._forward = _compile(backbone, shape)
         self.load_seconds = time.monotonic() - started
         return backbone
 
@@ -101,7 +108,28 @@ class Embedder:
             shown = torch.ones(len(pixels), 1, dtype=torch.bool, device=pixels.device)
             pixels = change_pictures(pixels[:, None], shown, self._variant)[:, 0]
             normal = images.normalise(pixels, self._spec, backbone.dtype, self._normal)
-            embeddings = backbones.embed(backbone, normal)[: len(self._places)].float()
+            embeddings = self._forward(backbone, normal)[: len(self._places)].float()
         self._chunk.append((self._places, embeddings))
         self._places = []
         self._turn = 1 - self._turn
+
+
+def _compile(
+    backbone: Backbone, shape: tuple[int, ...]
+) -> "Callable[[Backbone, torch.Tensor], torch.Tensor]":
+    """`embed`, compiled for batches of this shape. Raises GeoError where it can't be: before anything is embedded."""
+    import torch
+
+    forward = torch.compile(backbones.embed, dynamic=False)
+    try:
+        with torch.inference_mode():
+            forward(backbone, torch.zeros(shape, dtype=backbone.dtype, device=backbone.device))
+    # A compiler that is missing or too old, and whatever of the backbone it can't take: each has exceptions of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GeoError(
+            f"torch.compile can't compile this backbone: {reason:.200}",
+            where="inference.compile",
+            hint="leave it out: --set inference.compile=false; on Linux it wants a C++ compiler, such as g++",
+        ) from error
+    return forward

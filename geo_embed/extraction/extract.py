@@ -225,6 +225,7 @@ def _update(plan: Plan, store: Store, rows: slice) -> Extraction:
         plan.device,
         plan.batch_size,
         store.variant,
+        compiled=plan.compiled,
     )
     kind = "" if store.variant == AS_THEY_ARE else f", {store.variant}"
     views = len(plan.samples.view_names)

@@ -46,6 +46,7 @@ class Plan:
         spec: how images are resized and normalised.
         chunk_rows: of a new store.
         batch_size: images per pass.
+        compiled: whether torch.compile compiles the backbone first.
         workers: decoding threads.
         skip_bad: record images that can't be read and go on, instead of stopping.
         with_damaged: what to do with images that decode with a loss.
@@ -63,6 +64,7 @@ class Plan:
     spec: Preprocessing
     chunk_rows: int
     batch_size: int
+    compiled: bool
     workers: int
     skip_bad: bool
     with_damaged: OnDamagedImage
@@ -119,6 +121,7 @@ def make_plan(config: Config, split: str, variant: Variant, dtype_name: Dtype | 
         read_preprocessing(directory, exact=model.exact),
         inference.chunk_rows,
         inference.batch_size or default_batch_size(device),
+        inference.compile,
         inference.workers or os.cpu_count() or 1,
         inference.on_bad_image == "skip",
         inference.with_damaged,
