@@ -24,6 +24,7 @@ from geo_embed.config import Config
 from geo_embed.data.check import same_contents
 from geo_embed.data.duplicates import SAME_PLACE_KM, shared_pictures
 from geo_embed.data.holdout import Places, held_out
+from geo_embed.data.image_names import ImageNames
 from geo_embed.data.samples import Samples
 from geo_embed.data.table import composed, read_header
 from geo_embed.errors import GeoError
@@ -364,9 +365,7 @@ def _without_copies(samples: Candidates, config: Config, ledger: Ledger) -> pd.D
     of those whose picture stands for too many places to be of any.
     """
     frame = samples.frame.reset_index(drop=True)
-    pictures = np.empty((len(frame), len(samples.views)), dtype=np.dtypes.StringDType())
-    for v, column in enumerate(samples.images):
-        pictures[:, v] = frame[column].to_numpy(dtype=object)
+    pictures = ImageNames([frame[column] for column in samples.images])
     latitude, longitude = frame["latitude"].to_numpy(), frame["longitude"].to_numpy()
     truth = Truth(np.zeros(len(frame), dtype=np.int64), latitude, longitude)
     listed = Samples(

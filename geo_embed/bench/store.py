@@ -15,6 +15,7 @@ from geo_embed import files
 from geo_embed.bench.measure import Bench, Measurement, at_most, in_turn, seconds, this_machine
 from geo_embed.cache.store import OK, chunks_of, commit_chunk, create_store, open_store, read_store
 from geo_embed.config import Config
+from geo_embed.data.image_names import ImageNames
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.extraction.extract import extract
 from geo_embed.settings import resolve
@@ -69,7 +70,7 @@ def _written_and_read(config: Config, folder: Path, values: NDArray[np.float16])
         Path(),
         config.model.view_names,
         np.array([str(i) for i in range(samples)], dtype=object),
-        np.full((samples, views), "picture.jpg", dtype=object),
+        ImageNames([["picture.jpg"] * samples] * views),
         None,
     )
     plain, path = folder / "plain.npy", folder / "stores" / "train.zarr"

@@ -124,8 +124,7 @@ def manifest_sha256(samples: Samples) -> str:
     digest = hashlib.sha256("\0".join(samples.view_names).encode())
     for start in range(0, len(samples), _MANIFEST_ROWS):
         rows = slice(start, start + _MANIFEST_ROWS)
-        table = np.column_stack([samples.sample_id[rows], samples.images[rows].astype(object)])
-        digest.update("\0".join(table.ravel().tolist()).encode() + b"\0")
+        digest.update(samples.images.joined(samples.sample_id[rows].tolist(), rows))
     return digest.hexdigest()
 
 

@@ -221,7 +221,7 @@ def folds(places: Places, training: Training) -> NDArray[np.int64]:
 
 
 def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
-    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    order = _by_id(places.sample_id)
     by_class = order[shuffle_by_class(places.labels[order], training.split_seed)]
     dealt = by_class[np.bincount(places.labels)[places.labels[by_class]] > 1]
     if len(dealt) < training.folds:
@@ -412,8 +412,13 @@ def shuffle_by_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
+def _by_id(sample_id: NDArray[Any]) -> NDArray[np.int64]:
+    """The order (N,) of ids as text, whichever kind of array they are."""
+    return np.argsort(sample_id.astype(object).astype(str), kind="stable")
+
+
 def stratified_split(
-    sample_id: NDArray[np.object_], labels: NDArray[np.int64], val_split: float, seed: int
+    sample_id: NDArray[Any], labels: NDArray[np.int64], val_split: float, seed: int
 ) -> NDArray[np.bool_]:
     """Choose validation samples so that every class keeps its share, and at least one training sample.
 
@@ -428,7 +433,7 @@ def stratified_split(
     Returns:
         (N,) True for validation.
     """
-    order = np.argsort(sample_id.astype(str), kind="stable")
+    order = _by_id(sample_id)
     by_class = order[shuffle_by_class(labels[order], seed)]
     counts = np.unique(labels, return_counts=True)[1]
 
@@ -493,7 +498,7 @@ class _Groups:
 
 
 def _group(places: Places, km: float) -> _Groups:
-    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    order = _by_id(places.sample_id)
     group = spatial_groups(places.latitude[order], places.longitude[order], km)
     if places.tied is not None:
         group = merge_groups(group, places.tied[order])
@@ -502,7 +507,7 @@ def _group(places: Places, km: float) -> _Groups:
 
 def _grouped(places: Places, group: NDArray[np.int64]) -> _Groups:
     """Groups that are given (N,), whatever their numbers."""
-    order = np.argsort(places.sample_id.astype(str), kind="stable")
+    order = _by_id(places.sample_id)
     return _group_rows(order, number_by_first(group[order]), places.labels[order])
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from geo_embed.data.plain import read_plain
 from geo_embed.errors import GeoError
 from geo_embed.files import open_regular
 
@@ -137,7 +139,8 @@ def read_csv(
     def read(lines: Iterator[str]) -> pd.DataFrame:
         return _read(lines, columns, every_column)
 
-    return _opened(path, read)
+    plain = _read_plain(path, columns, every_column)
+    return _opened(path, read) if plain is None else (plain, [])
 
 
 def read_loose_csv(path: Path, columns: Sequence[str], key: str) -> tuple[LooseTable | None, list[Problem]]:
@@ -204,6 +207,18 @@ def read_separated(
     return _opened(path, read, most_bytes=_MOST_FOREIGN_BYTES)
 
 
+def _read_plain(path: Path, columns: Sequence[str], every_column: bool) -> pd.DataFrame | None:
+    """What `read_csv` gives, where a file is plain and nothing is wrong with it."""
+
+    def find_columns(first: str, header: Sequence[str]) -> dict[str, int]:
+        return _find_columns(first, header, columns, every_column)
+
+    with suppress(_Refused, GeoError), open_regular(path) as file:
+        _check_kind(os.fstat(file.fileno()).st_size, file.peek(8)[:8], _MOST_BYTES)
+        return read_plain(file, find_columns)
+    return None
+
+
 def _opened(
     path: Path, read: Callable[[Iterator[str]], Read], *, most_bytes: int = _MOST_BYTES
 ) -> tuple[Read | None, list[Problem]]:
@@ -228,8 +243,16 @@ def _opened(
 
 def numbers_of(column: "pd.Series[str]") -> NDArray[np.float64]:
     """A column (N,) of text as float64: decimal numbers with a point, also as 1e3; NaN for whatever else it holds."""
-    plain = column.where(column.str.fullmatch(_NUMBER), "")
-    numbers = pd.to_numeric(plain, errors="coerce").to_numpy(dtype=np.float64)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = column.where(column.str.fullmatch(_NUMBER))
+    try:
+        read = pc.cast(pa.array(plain, pa.large_string(), from_pandas=True), pa.float64())
+        numbers = read.to_numpy(zero_copy_only=False)
+    # Earlier versions of Arrow know no plus sign.
+    except pa.ArrowInvalid:
+        numbers = pd.to_numeric(plain, errors="coerce").to_numpy(dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
@@ -260,9 +283,17 @@ def shown(text: str) -> str:
 
 def composed(column: "pd.Series[str]") -> "pd.Series[str]":
     """A column (N,) of text with every accent composed with its letter (Unicode's NFC), as comparisons need it."""
-    if all(map(str.isascii, column)):
+    if is_ascii(column):
         return column
     return column.map(lambda text: unicodedata.normalize("NFC", text)).astype("str")
+
+
+def is_ascii(column: "pd.Series[str]") -> bool:
+    """Whether a column (N,) of text has no other letters than those of ASCII."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.all(pc.string_is_ascii(pa.array(column, pa.large_string()))).as_py() is not False
 
 
 def look_alike(text: str) -> str:

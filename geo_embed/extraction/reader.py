@@ -15,8 +15,8 @@ from geo_embed.data.loader import read_ahead
 from geo_embed.data.samples import Samples, missing_images
 from geo_embed.extraction.reuse import Sources
 
-# Images that are looked at before the next ones are handed out: a million samples need no more memory than a thousand.
-_BLOCK = 8192
+# Samples that are looked at before the next ones are handed out: a million need no more memory than a thousand.
+_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,9 @@ def find_bad_images(
         progress_seconds: between two lines of news.
         accept_damage: images that decode with a loss aren't bad.
     """
-    absent = [
-        (row, view, reason) for row, view, reason in missing_images(samples, rows.stop) if row >= rows.start
-    ]
+    absent = missing_images(samples, rows)
     bad = [bad_image(samples, row, view, reason) for row, view, reason in absent]
     named = {(row, view) for row, view, _ in absent}
-    places = [(rows.start + int(i), int(v)) for i, v in np.argwhere(pending)]
 
     def look(place: tuple[int, int]) -> BadImage | None:
         row, view = place
@@ -159,12 +156,14 @@ def find_bad_images(
         return bad_image(samples, row, view, reason) if reason else None
 
     with (
-        progress("look at pictures", len(places), "images", progress_seconds) as advance,
+        progress("look at pictures", int(pending.sum()), "images", progress_seconds) as advance,
         ThreadPoolExecutor(workers, "look") as pool,
     ):
-        for start in range(0, len(places), _BLOCK):
-            block = places[start : start + _BLOCK]
-            bad += [image for image in pool.map(look, block) if image]
+        for start in range(0, len(pending), _BLOCK):
+            block = np.argwhere(pending[start : start + _BLOCK]).tolist()
+            bad += [
+                image for image in pool.map(look, ((rows.start + start + i, v) for i, v in block)) if image
+            ]
             advance(len(block))
     return bad
 

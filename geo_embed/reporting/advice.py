@@ -74,6 +74,6 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
 def _has_pictures(samples: Samples) -> bool:
     """Whether the first sample's pictures are at hand."""
     try:
-        return not missing_images(samples, 1)
+        return not missing_images(samples, slice(0, 1))
     except GeoError:
         return False

@@ -105,7 +105,7 @@ def _tiles(dataset: Dataset) -> str:
     named = [part.samples for part in dataset.parts if part.samples is not None]
     if named:
         tiles.append(("views", f"{len(named[0].view_names)}: {', '.join(named[0].view_names)}"))
-        tiles.append(("pictures named", f"{sum(int((samples.images != '').sum()) for samples in named):,}"))
+        tiles.append(("pictures named", f"{sum(int(samples.images.named.sum()) for samples in named):,}"))
     looks = [part.looks for part in dataset.parts if part.looks is not None]
     if looks:
         tiles.append(("pictures decoded", f"{sum(count_decoded(look) for look in looks):,}"))
@@ -176,7 +176,7 @@ def _pictures(parts: list[Part]) -> str:
             sizes[(part.name, f"{width} × {height}")] += 1
         for v, view in enumerate(samples.view_names):
             there, size = looks.there[looks.decoded, v], looks.size[:, v][looks.size[:, v] > 0]
-            named = samples.images[:, v] != ""
+            named = samples.images.named[:, v]
             middle = to_bytes(int(np.median(size))) if len(size) else "–"
             spread = f"{to_bytes(int(size.min()))} – {to_bytes(int(size.max()))}" if len(size) else "–"
             files.append(

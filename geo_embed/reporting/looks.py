@@ -105,7 +105,7 @@ def look_at(samples: Samples, config: Config, limit: int | None = None) -> Looks
         looks.likeness[place], looks.blank[place] = likeness_of(pixels)
         return fault
 
-    places = [(int(i), int(v)) for i, v in np.argwhere(samples.images != "")]
+    places = [(int(i), int(v)) for i, v in np.argwhere(samples.images.named)]
     workers = config.inference.workers or os.cpu_count() or 1
     with (
         progress(

@@ -34,6 +34,7 @@ from geo_embed.cache.store import (
     open_store,
     read_store,
 )
+from geo_embed.data.image_names import ImageNames
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
 
@@ -47,7 +48,7 @@ DIM = 3
 
 
 def manifest(ids: list[str], views: list[str]) -> Samples:
-    images = np.full((len(ids), len(views)), "p.jpg", dtype=object)
+    images = ImageNames([["p.jpg"] * len(ids)] * len(views))
     return Samples("train", Path("t.csv"), Path(), tuple(views), np.array(ids, dtype=object), images, None)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from geo_embed.answers import label_encoder
 from geo_embed.config import Config
+from geo_embed.data import samples as data_samples
 from geo_embed.data.check import check_data
 from geo_embed.data.holdout import stratified_split
 from geo_embed.data.samples import (
@@ -147,6 +148,12 @@ def test_a_mapping_with_bom_crlf_and_any_order_is_the_same_mapping(write: Write)
 def test_ids_are_kept_as_they_are_written_and_in_their_order(write: Write, ids: list[str]) -> None:
     config = write([f"{i},{row.split(',', 1)[1]}" for i, row in zip(ids, ROWS, strict=True)])
     assert load_samples(config, "train").sample_id.tolist() == ids
+
+
+def test_ids_in_many_blocks_are_numbers_where_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_samples, "_BLOCK", 2)
+    assert natural_ids(["3", "2", "1", "0", "-1"]).tolist() == [3, 2, 1, 0, -1]
+    assert natural_ids(["3", "2", "1", "0", "x"]).tolist() == ["3", "2", "1", "0", "x"]
 
 
 def test_ids_are_stored_as_numbers_only_where_nothing_is_lost_by_it() -> None:
@@ -413,6 +420,18 @@ def test_every_picture_that_is_no_file_is_listed_with_sample_view_and_reason(wri
         ("missing-image", ["sample 1", "column image_b"]),
         ("missing-image", ["sample 2", "column image_a"]),
     ]
+
+
+def test_only_the_rows_that_are_asked_for_are_looked_at(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_samples, "_BLOCK", 2)
+    config = write([row.replace("1b", "gone") for row in ROWS])
+    (config.paths.images("train") / "2b.jpg").unlink()
+    samples = load_samples(config, "train")
+    assert [place[:2] for place in missing_images(samples)] == [(1, 1), (2, 1)]
+    assert [place[:2] for place in missing_images(samples, slice(2, 3))] == [(2, 1)]
+    assert missing_images(samples, slice(0, 1)) == []
 
 
 def test_a_whole_folder_that_is_missing_is_not_an_exception(write: Write) -> None:

@@ -52,7 +52,7 @@ def test_the_page_counts_what_there_is(small: Small) -> None:
     train, test = load_samples(config, "train"), load_samples(config, "test")
     read = explored(config)
     tiles = read.text
-    pictures = sum(int((part.images != "").sum()) for part in (train, test))
+    pictures = sum(int(part.images.named.sum()) for part in (train, test))
     for said in (
         f"train samples {len(train)}",
         f"test samples {len(test)}",
