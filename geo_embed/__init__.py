@@ -15,6 +15,10 @@ Without a CSV, a cache or a backbone:
     geo_embed.fit_heads(embeddings=x, states=names, latitude=lat, longitude=lon, name="mine")
     geo_embed.load_run("mine").predict(embeddings=y)
 
+And a backbone alone:
+
+    geo_embed.load_backbone("geolocal/StreetCLIP").embed([picture, "a.jpg"])
+
 All of it: docs/python.md.
 """
 
@@ -49,6 +53,7 @@ _VERBS = {
     "fit_heads": "fitting.fit",
     "get_config": "settings",
     "list_runs": "runs.listing",
+    "load_backbone": "prediction.embedding",
     "load_run": "prediction.notebook",
     "load_samples": "data.samples",
     "make_country": "synthetic.demo",

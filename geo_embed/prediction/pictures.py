@@ -1,37 +1,31 @@
 """A run's answer for places from their pictures, in whatever form these are at hand, or from embeddings in memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from geo_embed.answers import Predictions
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.arrays import check_embeddings
 from geo_embed.config import Augment, Config, OnDamagedImage
 from geo_embed.console import progress, warn
-from geo_embed.data import images
 from geo_embed.data.samples import text_ids
 from geo_embed.devices import default_batch_size, pick_device, with_torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
+from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
 from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run
 
-# A PIL image, a file's path, a file's bytes, or pixels (H, W, 3) uint8.
-Picture: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8]
 # One place's V pictures, in the order of a run's views; None where one is missing.
 Place: TypeAlias = Sequence[Picture | None]
 
 # Embeddings (B, V, D), and which are there (B, V).
 _Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
-
-_FORMS = "a PIL image, a path, a file's bytes, or a uint8 array (height, width, 3)"
 
 
 @with_torch_switches
@@ -135,10 +129,10 @@ def arrange(given: Any, views: Sequence[str]) -> list[Place]:
     """
     if isinstance(given, Mapping):
         return [_by_name(given, views, "")]
-    items = _items(given, "")
+    items = as_items(given, "")
     if not items:
-        raise GeoError(f"0 pictures, where the run looks at {_counted(views)}", hint=f"a picture is {_FORMS}")
-    if all(item is None or _is_picture(item) for item in items):
+        raise GeoError(f"0 pictures, where the run looks at {_counted(views)}", hint=f"a picture is {FORMS}")
+    if all(item is None or is_picture(item) for item in items):
         return [[item] for item in items] if len(views) == 1 else [_in_order(items, views, "")]
     places: list[Place] = []
     for number, item in enumerate(items):
@@ -146,25 +140,8 @@ def arrange(given: Any, views: Sequence[str]) -> list[Place]:
         if isinstance(item, Mapping):
             places.append(_by_name(item, views, where))
         else:
-            places.append(_in_order([item] if item is None else _items(item, where), views, where))
+            places.append(_in_order([item] if item is None else as_items(item, where), views, where))
     return places
-
-
-def _is_picture(item: object) -> bool:
-    if isinstance(item, np.ndarray):
-        return item.dtype.kind not in "OSU" and item.ndim < 4
-    return isinstance(item, Image.Image | str | Path | bytes | bytearray | memoryview)
-
-
-def _items(given: Any, where: str) -> list[Any]:
-    """What there is to be looked through: pictures or places."""
-    if _is_picture(given):
-        return [given]
-    # A table's names would pass for paths.
-    rows = given.to_numpy() if hasattr(given, "to_numpy") else given
-    if not isinstance(rows, Iterable):
-        raise GeoError(f"a {type(given).__name__} is no picture", where=where, hint=f"a picture is {_FORMS}")
-    return list(rows)
 
 
 def _in_order(pictures: list[Any], views: Sequence[str], where: str) -> Place:
@@ -209,54 +186,15 @@ def _read_places(
         for view, picture in enumerate(place):
             if picture is None:
                 continue
-            is_file = isinstance(picture, str | Path)
-            where = str(picture) if is_file else f"place {first + row}, view {views[view]}"
-            try:
-                read = _read(picture, where, with_damaged)
-                if read is not None:
-                    pixels[row, view] = images.resize(read, spec)
-                    present[row, view] = True
-            except OSError as error:
-                raise GeoError(f"can't read the picture: {error.strerror or error}", where=where) from error
-            except images.UnreadableImage as error:
-                raise GeoError(f"can't read the picture: {error}", where=where) from error
+            read = read_pixels(picture, f"place {first + row}, view {views[view]}", spec, with_damaged)
+            if read is not None:
+                pixels[row, view] = read
+                present[row, view] = True
         if not present[row].any() and any(picture is not None for picture in place):
             raise GeoError(
                 "every picture is damaged", where=f"place {first + row}", hint="--on-damaged-image accept"
             )
     return pixels, present
-
-
-def _read(picture: Picture, where: str, with_damaged: OnDamagedImage) -> images.Pixels | None:
-    """RGB (H, W, 3); None for a damaged picture that is to be left out."""
-    if isinstance(picture, Image.Image):
-        return images.of_pil(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise GeoError(
-                f"an array of {picture.dtype} and shape {picture.shape} is no picture",
-                where=where,
-                hint="give uint8 (height, width, 3), red first; or let PIL make a picture of it",
-            )
-        return np.ascontiguousarray(picture)
-    if isinstance(picture, str | Path):
-        data = images.read_picture(Path(picture))
-    elif isinstance(picture, bytes | bytearray | memoryview):
-        data = bytes(picture)
-    else:
-        raise GeoError(
-            f"a {type(picture).__name__} is no picture",
-            where=where,
-            hint=f"a picture is {_FORMS}; None where a view is missing",
-        )
-    try:
-        return images.decode(data)
-    except images.DamagedImage as error:
-        if with_damaged == "fail":
-            hint = "--on-damaged-image accept takes it as it is, skip does without it"
-            raise GeoError(f"the picture is {error}", where=where, hint=hint) from error
-        warn(f"{where} is {error}; it is {'left out' if with_damaged == 'skip' else 'taken as it is'}")
-        return None if with_damaged == "skip" else images.decode(data, accept_damage=True)
 
 
 def _embed(
@@ -279,13 +217,6 @@ def _embed(
     embeddings = []
     with torch.inference_mode():
         for changed, seen in variants:
-            normal = images.normalise(changed.flatten(0, 1), tower.preprocessing, tower.dtype)
-            embedded = backbones.embed(tower, normal).float().cpu().numpy()
+            embedded = embed_pixels(tower, changed.flatten(0, 1))
             embeddings.append((embedded.reshape(*present.shape, -1), seen.cpu().numpy()))
-    if not all(np.isfinite(values).all() for values, _ in embeddings):
-        raise GeoError(
-            "the backbone gave NaN or infinity",
-            where=tower.name,
-            hint="try --set model.dtype=float32; if that gives the same, the weights are damaged",
-        )
     return embeddings
