@@ -129,6 +129,12 @@ class Pictures:
         """Whether there is anything at all to look for pictures in."""
         return self._has_loose or bool(self._paths())
 
+    def dear_at_random(self) -> int:
+        """How many bytes of pictures, unpacked, lie in groups of rows that are unpacked again for every picture read at random; 0 where
+        there are only loose files, or where all groups can be kept. Raises GeoError where a shard can't be read.
+        """
+        return 0 if self._opened is None and self._has_loose else self._shards.dear_at_random()
+
     def _answer(
         self, name: str, from_file: Callable[[Path], Answer], from_shard: Callable[[Shards, range], Answer]
     ) -> Answer:
@@ -177,9 +183,13 @@ class Pictures:
         if not os.path.isdir(self.root):  # noqa: PTH112
             beside = (self.root.with_name(self.root.name + ending) for ending in (*_SHARDS, *COMPRESSED))
             there = [path for path in beside if _is_file(path)]
-        compressed = [path for path in there if path.name.endswith(COMPRESSED) and _is_file(path)]
-        if compressed and not self._has_loose:
-            return compressed
+        if not self._has_loose:
+            names = {path.name for path in there}
+            compressed = [
+                path for path in there if _unpacked_name(path) not in {"", *names} and _is_file(path)
+            ]
+            if compressed:
+                return compressed
         return [path for path in there if path.suffix in _SHARDS and _is_file(path)]
 
     @cached_property
@@ -189,6 +199,12 @@ class Pictures:
             for name, shard in self._shards.names():
                 near.setdefault(look_alike(name.rpartition("/")[2]), []).append((name, shard))
         return near
+
+
+def _unpacked_name(path: Path) -> str:
+    """What a compressed archive is called once it is unpacked; empty for all else."""
+    ending = next((ending for ending in COMPRESSED if path.name.endswith(ending)), "")
+    return path.name.removesuffix(ending) + TAR if ending else ""
 
 
 def _is_file(path: Path) -> bool:

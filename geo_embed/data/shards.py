@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ MOST_OF_GROUP = 512 << 20
 _KEPT_BYTES, _KEPT = 1 << 30, 2
 # In a place within Parquet: the group of rows, and the row in it.
 _ROW_BITS = 32
+_ROW_MASK = (1 << _ROW_BITS) - 1
 _BYTES_TYPES = ("binary", "large_binary")
 _PATH_COLUMNS, _BYTES_COLUMNS = ("path", "file_name"), ("bytes", "image")
 _AS_HERE = "its pictures lie in columns path (or file_name) and bytes (or image), or in ones of {bytes, path}"
@@ -108,15 +109,7 @@ class Tar:
         Raises:
             GeoError: the file can't be read, or is another one by now.
         """
-        count = size - first if count is None else max(min(count, size - first), 0)
-        with open_regular(self.path) as file:
-            if _stamp(file) != self._stamp:
-                raise _changed(self.path)
-            file.seek(start + first)
-            data = file.read(count)
-        if len(data) < count:
-            raise _changed(self.path)
-        return data
+        return _read_part(self.path, self._stamp, start, size, first, count)
 
 
 class Groups:
@@ -148,12 +141,26 @@ class _Group:
         self.values: pa.ChunkedArray | None = None
 
 
+class _Chunk(NamedTuple):
+    """A column's part of a group of rows: where it begins in the file, its bytes there and unpacked, and whether both are the same."""
+
+    rows: int
+    begin: int
+    stored: int
+    unpacked: int
+    is_plain: bool
+
+
 class Parquet:
     """A Parquet file of pictures. Rows are unpacked by groups: cheap in the file's order, dear at random.
+
+    Where the file isn't compressed, the pictures lie in it byte by byte. Once a group was unpacked it is known where, and they are read
+    there.
 
     Attributes:
         path: the file.
         names: what it holds.
+        packed: bytes of its pictures, unpacked, that can't be read in their place.
 
     Args:
         path: the file.
@@ -171,7 +178,7 @@ class Parquet:
             self._meta = opened.metadata
             try:
                 self._columns = _picture_columns(opened.schema_arrow)
-                self._unpacked = [_unpacked_bytes(self._meta, leaf) for _, leaf in self._columns]
+                self._chunks = [_chunks_of(self._meta, leaf) for _, leaf in self._columns]
             # A damaged head claims anything.
             except Exception as error:
                 raise _unreadable(error, path) from error
@@ -182,11 +189,17 @@ class Parquet:
                     hint=_AS_HERE,
                 )
             self._check_groups()
+            self.packed = sum(
+                each.unpacked for chunks in self._chunks for each in chunks if not each.is_plain
+            )
+            # Of groups that were unpacked once and aren't compressed: (2, rows) where each picture starts in the file, and its size.
+            self._places: dict[tuple[int, int], NDArray[np.int64]] = {}
             self.names = self._read_names(opened)
 
     def size(self, start: int, size: int) -> int:
         """How many bytes the picture has that `names` places there; its group of rows is unpacked for it."""
-        return int(self._value(start, size).as_buffer().size)
+        place = self._find_place(start, size)
+        return place[1] if place else int(self._value(start, size).as_buffer().size)
 
     def read(self, start: int, size: int, first: int = 0, count: int | None = None) -> bytes:
         """The bytes of a picture, or `count` of them from `first` on.
@@ -195,13 +208,25 @@ class Parquet:
             UnreadableImage: the row has none.
             GeoError: the file can't be read, is damaged, or is another one by now.
         """
+        if place := self._find_place(start, size):
+            return _read_part(self.path, self._stamp, *place, first, count)
         view = memoryview(self._value(start, size).as_buffer())[first:]
         return bytes(view if count is None else view[:count])
 
+    def _find_place(self, start: int, column: int) -> tuple[int, int] | None:
+        """Where a picture's bytes start in the file, and how many there are; None where that isn't known, or they don't lie there as such."""
+        places = self._places.get((start >> _ROW_BITS, column))
+        if places is None:
+            return None
+        begin, size = places[:, start & _ROW_MASK].tolist()
+        return (begin, size) if begin else None
+
     def _value(self, start: int, column: int) -> "pa.BinaryScalar":
-        group, row = start >> _ROW_BITS, start & ((1 << _ROW_BITS) - 1)
+        group, row = start >> _ROW_BITS, start & _ROW_MASK
         values = self._groups.get(
-            (self.path, group, column), self._unpacked[column][group], partial(self._unpack, group, column)
+            (self.path, group, column),
+            self._chunks[column][group].unpacked,
+            partial(self._unpack, group, column),
         )
         value = values[row]
         if not value.is_valid:
@@ -209,11 +234,18 @@ class Parquet:
         return value
 
     def _unpack(self, group: int, column: int) -> "pa.ChunkedArray":
-        names = self._columns[column]
+        leaf, chunk = self._columns[column][1], self._chunks[column][group]
         with open_regular(self.path) as file:
             if _stamp(file) != self._stamp:
                 raise _changed(self.path)
-            return _read_leaf(_open_parquet(file, self.path, self._meta), group, names[1], self.path)
+            values = _read_leaf(_open_parquet(file, self.path, self._meta), group, leaf, self.path)
+            if len(values) != chunk.rows:
+                raise _unreadable(
+                    ValueError(f"{len(values):,} of {chunk.rows:,} values in a group"), self.path
+                )
+            if chunk.is_plain and (group, column) not in self._places:
+                self._places[group, column] = _places_of(values, file, chunk)
+        return values
 
     def _read_names(self, opened: "parquet.ParquetFile") -> Names:
         import pyarrow as pa
@@ -235,10 +267,11 @@ class Parquet:
         )
 
     def _check_groups(self) -> None:
-        for (_, leaf), sizes in zip(self._columns, self._unpacked, strict=True):
-            if sizes and max(sizes) > MOST_OF_GROUP:
+        for (_, leaf), chunks in zip(self._columns, self._chunks, strict=True):
+            largest = max((chunk.unpacked for chunk in chunks), default=0)
+            if largest > MOST_OF_GROUP:
                 raise GeoError(
-                    f"a group of its rows has {max(sizes) / 1e6:,.0f} MB in column {leaf}, and to read one picture all of them "
+                    f"a group of its rows has {largest / 1e6:,.0f} MB in column {leaf}, and to read one picture all of them "
                     f"are unpacked: up to {MOST_OF_GROUP / 1e6:,.0f} MB can be",
                     where=self.path,
                     hint="write it with smaller ones, to_parquet(…, row_group_size=100), or pack a tar archive",
@@ -345,6 +378,11 @@ class Shards:
             for name in shard.names.names:
                 yield os.fsdecode(_clean(name.as_py())), shard.path
 
+    def dear_at_random(self) -> int:
+        """How many bytes have to be unpacked in groups, where they are more than are kept; else 0."""
+        size = sum(shard.packed for shard in self._shards if isinstance(shard, Parquet))
+        return size if size > _KEPT_BYTES else 0
+
     def _shard_at(self, place: int) -> Tar | Parquet:
         return self._shards[int(self._of[place])]
 
@@ -379,8 +417,9 @@ def _walk(file: BufferedReader, size: int, path: Path) -> Names:
     import pyarrow as pa
 
     def read(start: int, count: int) -> bytes:
-        file.seek(start)
-        return file.read(count)
+        # Past the buffer, which would be filled anew for every header.
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        return os.read(file.fileno(), count)
 
     found: dict[bytes, tuple[int, int, int]] = {}
     for member in tar.members(read, size, path):
@@ -389,6 +428,42 @@ def _walk(file: BufferedReader, size: int, path: Path) -> Names:
     return Names(
         pa.array(list(found), pa.large_binary()), columns[:, 0], columns[:, 1], columns[:, 2].astype(np.uint8)
     )
+
+
+def _read_part(
+    path: Path, stamp: tuple[int, int], start: int, size: int, first: int, count: int | None
+) -> bytes:
+    """`count` of the `size` bytes that start somewhere in a shard, from `first` on; all of the rest if left out."""
+    count = max(size - first if count is None else min(count, size - first), 0)
+    with open_regular(path) as file:
+        if _stamp(file) != stamp:
+            raise _changed(path)
+        file.seek(start + first)
+        data = file.read(count)
+    if len(data) < count:
+        raise _changed(path)
+    return data
+
+
+def _places_of(values: "pa.ChunkedArray", file: BufferedReader, chunk: _Chunk) -> NDArray[np.int64]:
+    """(2, n) where each of n values starts in a file, 0 where it isn't found, and its size, in a column that isn't compressed."""
+    # Plain values follow one another, each after its length in four bytes, with heads of pages between them; what is repeated may lie
+    # there once. What is found is the value, byte by byte, whatever the format has between them.
+    file.seek(chunk.begin)
+    raw, after = file.read(chunk.stored), 0
+    places = np.zeros((2, len(values)), dtype=np.int64)
+    for row, value in enumerate(values):
+        if not value.is_valid:
+            continue
+        data = value.as_buffer().to_pybytes()
+        plain = len(data).to_bytes(4, "little") + data
+        found = raw.find(plain, after)
+        if found < 0:
+            found = raw.find(plain)
+        if found >= 0:
+            places[:, row] = chunk.begin + found + 4, len(data)
+            after = found + len(plain)
+    return places
 
 
 def _stamp(file: BufferedReader) -> tuple[int, int]:
@@ -486,14 +561,19 @@ def _picture_columns(schema: "pa.Schema") -> list[tuple[str, str]]:
     return pairs
 
 
-def _unpacked_bytes(meta: "parquet.FileMetaData", leaf: str) -> list[int]:
-    """How many bytes a column has in each group of rows, as the file says."""
-    groups = (meta.row_group(group) for group in range(meta.num_row_groups))
-    return [
-        sum(
-            group.column(i).total_uncompressed_size
-            for i in range(group.num_columns)
-            if group.column(i).path_in_schema == leaf
-        )
-        for group in groups
-    ]
+def _chunks_of(meta: "parquet.FileMetaData", leaf: str) -> list[_Chunk]:
+    """A column's part of each group of rows."""
+    chunks = []
+    for number in range(meta.num_row_groups):
+        group = meta.row_group(number)
+        columns = (group.column(i) for i in range(group.num_columns))
+        (column,) = (column for column in columns if column.path_in_schema == leaf)
+        begin = column.data_page_offset
+        if column.has_dictionary_page and column.dictionary_page_offset:
+            begin = min(begin, column.dictionary_page_offset)
+        stored, unpacked = column.total_compressed_size, column.total_uncompressed_size
+        if min(begin, stored, unpacked) < 0:
+            raise ValueError("its head gives a negative size")
+        is_plain = column.compression == "UNCOMPRESSED" and stored <= MOST_OF_GROUP
+        chunks.append(_Chunk(group.num_rows, begin, stored, unpacked, is_plain))
+    return chunks

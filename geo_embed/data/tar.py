@@ -140,9 +140,9 @@ def _is_sound(header: bytes, checksum: bytes) -> bool:
         stated = int(checksum.strip(b" \0") or b"x", 8)
     except ValueError:
         return False
-    rest = header[:148] + header[156:]
-    total = sum(rest) + 8 * ord(" ")
-    return stated in (total, total - 256 * sum(byte > 127 for byte in rest))
+    # The checksum's own bytes count as spaces.
+    total = sum(header) - sum(checksum) + len(checksum) * ord(" ")
+    return stated == total or stated == total - 256 * sum(byte > 127 for byte in header)
 
 
 def _number(field: bytes, where: Path) -> int:

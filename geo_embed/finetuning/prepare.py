@@ -120,6 +120,11 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             hint="fit heads again: geo fit-heads",
         )
     _check_images(data, np.concatenate([train_rows, val_rows]))
+    if team.first and (dear := samples.pictures.dear_at_random()):
+        warn(
+            f"{dear / 1e9:,.1f} GB of the pictures lie in compressed Parquet files: for each that is drawn a whole group of rows is "
+            "unpacked. From tar archives, or written with compression=None, they are read in their place"
+        )
     return Task(
         run,
         config.finetune,

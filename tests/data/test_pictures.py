@@ -227,6 +227,10 @@ def test_a_compressed_archive_alone_is_refused_and_beside_pictures_ignored(
     (tmp_path / place).parent.mkdir(exist_ok=True)
     write_tar(tmp_path / place, {"a.jpg": b"1"}, "w:gz")
     assert "gunzip" in refused(root).hint
+    unpacked = tmp_path / place.replace(".gz", "").replace(".tgz", ".tar")
+    write_tar(unpacked, {"a.jpg": b"1"})
+    assert Pictures(root).read("a.jpg") == b"1"
+    unpacked.unlink()
     root.mkdir(exist_ok=True)
     (root / "b.jpg").write_bytes(b"2")
     assert Pictures(root).look_up(["a.jpg"]) == [None]
@@ -278,6 +282,34 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(tmp_path: Path) ->
         with pytest.raises(GeoError, match="replaced while it was read"):
             pictures.read("a.jpg")
         assert Pictures(path.parent).read("a.jpg") == b"1" * 600
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_pictures_that_are_not_compressed_are_read_in_their_place_once_a_group_was_unpacked(
+    tmp_path: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    pictures = {f"{k}.jpg": draw.bytes(int(draw.integers(1, 90_000))) for k in range(60)}
+    # One that is there twice, an empty one, and those that hold others.
+    pictures |= {"twice.jpg": pictures["3.jpg"], "empty.jpg": b"", "in.jpg": pictures["0.jpg"] + b"x"}
+    pictures["last.jpg"] = pictures["in.jpg"][1:]
+    write_parquet(
+        tmp_path / "some.parquet", pictures, row_group_size=20, compression="none" if plain else "snappy"
+    )
+    unpacked = []
+    unpack = shards.Parquet._unpack
+    monkeypatch.setattr(shards, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(
+        shards.Parquet, "_unpack", lambda shard, *which: unpacked.append(which) or unpack(shard, *which)
+    )
+    found = Pictures(tmp_path)
+    names = [list(pictures)[k] for k in draw.permutation(len(pictures))]
+    for name in names * 2:
+        assert found.read(name) == pictures[name]
+        assert found.size(name) == len(pictures[name])
+        assert found.part(name, 1, 5) == pictures[name][1:6]
+    assert (len(unpacked) == 4) == plain
+    assert len(unpacked) == 4 or len(unpacked) > 40
 
 
 # The index

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shards import pack
+from shards import pack, write_parquet
 from small import Ran, Small, command, content
 
+from geo_embed.data import shards
 from geo_embed.extraction.extract import Extraction, extract
 from geo_embed.fitting.fit import fit_heads
 
@@ -182,6 +184,22 @@ def test_fine_tuning_learns_the_same_weights(pair: Pair) -> None:
     pair.run(*how, "finetune", "--init", "first", "--name", "tuned")
     weights = "runs/tuned/backbone/model.safetensors"
     assert (pair.packed.root / weights).read_bytes() == (pair.loose.root / weights).read_bytes()
+
+
+@pytest.mark.parametrize("codec", ["snappy", "none"])
+def test_fine_tuning_says_where_pictures_are_dear_to_read_at_random(
+    small: Small, codec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(small.config(), "train")
+    fit_heads(small.config(), name="first")
+    pictures = {path.name: path.read_bytes() for path in small.images().iterdir()}
+    write_parquet(small.data / "train_images.parquet", pictures, compression=codec)
+    shutil.rmtree(small.images())
+    monkeypatch.setattr(shards, "_KEPT_BYTES", 20_000)
+    how = ("--set", "finetune.epochs=1", "--set", "finetune.batch_size=4")
+    said = command(capsys, *small.options(), *how, "finetune", "--init", "first", "--name", "tuned")
+    assert said.code == 0, said.err
+    assert ("a whole group of rows is unpacked" in said.err) == (codec == "snappy")
 
 
 def test_fine_tuning_refuses_before_it_begins_where_pictures_are_gone(pair: Pair) -> None:
