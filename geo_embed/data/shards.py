@@ -274,7 +274,7 @@ class Parquet:
                     f"a group of its rows has {largest / 1e6:,.0f} MB in column {leaf}, and to read one picture all of them "
                     f"are unpacked: up to {MOST_OF_GROUP / 1e6:,.0f} MB can be",
                     where=self.path,
-                    hint="write it with smaller ones, to_parquet(…, row_group_size=100), or pack a tar archive",
+                    hint="write it with smaller ones, to_parquet(…, row_group_size=100, compression=None), or pack a tar archive",
                 )
 
 
