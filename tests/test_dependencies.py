@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LOWEST = runpy.run_path(str(ROOT / "tools" / "lowest.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Modules of what the tests' own environment may lack.
-OPTIONAL_MODULES = {"timm": "timm", "peft": "peft", "wandb": "wandb", "trackio": "trackio"}
+OPTIONAL_MODULES = {"timm": "timm", "peft": "peft", "wandb": "wandb", "trackio": "trackio", "ray": "ray"}
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from geo_embed.cache.storage import clear_leftovers, folders
 from geo_embed.data.samples import SPLITS
-from geo_embed.errors import GeoError
+from geo_embed.errors import BusyError
 from geo_embed.files import is_locked, lock, lock_holder, restore_replaced
 
 _HINT = "wait until it is done, or stop it; it loses nothing"
@@ -30,7 +30,7 @@ def only_writer(path: Path, rows: slice | None = None) -> Iterator[None]:
         rows: the range; all of the store if left out, and whatever is to take its place. An empty one excludes nobody.
 
     Raises:
-        GeoError: somebody else writes to some of these rows, by process, host and time.
+        BusyError: somebody else writes to some of these rows, by process, host and time.
     """
     if rows is not None and rows.start == rows.stop:
         yield
@@ -79,7 +79,7 @@ def put_right(cache_dir: Path) -> None:
 
 
 def refuse_other_writers(path: Path, rows: slice | None) -> None:
-    """Raise GeoError where somebody beside the writer of `rows` is writing. To be asked under `changing_layout`."""
+    """Raise BusyError where somebody beside the writer of `rows` is writing. To be asked under `changing_layout`."""
     for file, _ in _locked(path):
         if file != _lock_file(path, rows):
             raise _busy(path, file)
@@ -88,8 +88,8 @@ def refuse_other_writers(path: Path, rows: slice | None) -> None:
 _BUSY = "another extraction is writing to this store"
 
 
-def _busy(path: Path, file: Path) -> GeoError:
-    return GeoError(f"{_BUSY}: {lock_holder(file)}", where=path, hint=_HINT)
+def _busy(path: Path, file: Path) -> BusyError:
+    return BusyError(f"{_BUSY}: {lock_holder(file)}", where=path, hint=_HINT)
 
 
 def _lock_file(path: Path, rows: slice | None) -> Path:

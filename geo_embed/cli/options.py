@@ -15,6 +15,7 @@ from geo_embed.settings import resolve
 FAULT, CHECK_FAILED, PIPE_CLOSED = 1, 3, 141
 
 Split = Literal["train", "test", "all"]
+Engine = Literal["local", "ray"]
 
 SplitOption = Annotated[Split, typer.Option("--split", help="Which samples.")]
 
@@ -72,6 +73,18 @@ TtaOption = Annotated[
     ),
 ]
 
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="In this process, or on Ray: `pip install 'geo-embed[ray]'`.")
+]
+
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The Ray cluster that this machine belongs to, or `auto`; with --engine ray. A local one if left out.",
+    ),
+]
+
 NoExtractOption = Annotated[
     bool,
     typer.Option("--no-extract", help="Refuse where embeddings are missing, instead of making them first."),
@@ -124,3 +137,10 @@ def splits_of(split: str) -> list[str]:
     from geo_embed.data.samples import SPLITS
 
     return list(SPLITS) if split == "all" else [split]
+
+
+def chosen_engine(engine: Engine, ray_address: str | None) -> Engine:
+    """The engine, once what goes with it is there alone."""
+    if ray_address is not None and engine != "ray":
+        raise typer.BadParameter("goes together with --engine ray", param_hint="--ray-address")
+    return engine

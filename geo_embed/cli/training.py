@@ -15,13 +15,16 @@ from geo_embed.cli.options import (
     DamagedOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     LimitOption,
     NameOption,
     OverwriteOption,
+    RayAddressOption,
     SeedOption,
     SplitOption,
     TrackOption,
     WorkersOption,
+    chosen_engine,
     splits_of,
 )
 from geo_embed.cli.show import (
@@ -74,6 +77,8 @@ def _extract(
             help="Also the variants of each picture that finetune.augment allows for, as submit --tta needs them; stores of their own.",
         ),
     ] = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
     seed: SeedOption = None,
 ) -> None:
     """Stage 1: images to the embedding store. Run it again at any time: what is there is not computed twice.
@@ -98,11 +103,22 @@ def _extract(
     )
     # `inference.tta` alone is about answers.
     variants = variants_of(config.finetune.augment, config.model.view_names) if tta else [AS_THEY_ARE]
-    extractions = [
-        extract(config, name, part=parse_part(part), limit=limit, variant=variant)
-        for name in splits_of(split)
-        for variant in variants
-    ]
+    todo = [(name, variant) for name in splits_of(split) for variant in variants]
+    if chosen_engine(engine, ray_address) == "ray":
+        from geo_embed.scale.cluster import ray_cluster
+        from geo_embed.scale.extract_on_ray import extract_on_ray
+
+        if part is not None:
+            raise typer.BadParameter("Ray deals out parts by itself", param_hint="--part")
+        with ray_cluster(ray_address) as cluster:
+            extractions = [
+                extract_on_ray(config, name, cluster, limit=limit, variant=variant) for name, variant in todo
+            ]
+    else:
+        extractions = [
+            extract(config, name, part=parse_part(part), limit=limit, variant=variant)
+            for name, variant in todo
+        ]
     if GLOBALS.as_json or not is_quiet():
         print_splits("all" if tta else split, extractions, _extraction_rows)
     if not GLOBALS.as_json:

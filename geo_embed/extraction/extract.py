@@ -6,12 +6,11 @@ fingerprint, is copied, not computed.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.locks import only_writer
@@ -50,7 +49,7 @@ from geo_embed.extraction.reader import (
     find_bad_images,
     read_images,
 )
-from geo_embed.extraction.reuse import gather_sources
+from geo_embed.extraction.reuse import Sources, gather_sources
 from geo_embed.extraction.writer import Chunk, Writer
 
 # Images read ahead of the model, in batches: enough to ride out a slow disk, few enough to fit in memory.
@@ -83,7 +82,7 @@ class Extraction:
     variant: str = str(AS_THEY_ARE)
 
 
-class _ImageChanged(Exception):
+class ImageChanged(Exception):
     """An image is not the one that the store's committed embedding was made from."""
 
 
@@ -125,15 +124,7 @@ def extract(
         )
 
     with only_writer(plan.path, None if part is None else range_rows):
-        # Nothing is made or moved before the images have been looked at.
-        store = existing_store(plan)
-        if store is None and plan.path.exists():
-            say(
-                f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
-            )
-        if not plan.skip_bad:
-            _refuse_bad_images(plan, store, rows)
-        store = lay_out_store(plan, None if part is None else range_rows)
+        store = prepare_store(plan, rows, None if part is None else range_rows)
         if part_rows(count, store.chunk_rows, part) != range_rows:
             raise GeoError(
                 "another command laid the store out just now, with other chunks",
@@ -142,7 +133,7 @@ def extract(
             )
         try:
             result = _run(plan, store, rows)
-        except _ImageChanged as change:
+        except ImageChanged as change:
             if part is not None:
                 raise GeoError(
                     f"{change} after it was embedded",
@@ -152,12 +143,53 @@ def extract(
             say(f"{change}; what is the same is copied into a new store")
             store = lay_out_store(plan, None, anew=True)
             result = _run(plan, store, rows)
-        refused = [image for image in result.skipped if not _may_skip(plan, isinstance(image, DamagedImage))]
-        if refused:
-            raise _bad_images(refused, plan.samples)
+        refuse_skipped(plan, result)
     discard_superseded(store)
     result.seconds = time.monotonic() - started
     return result
+
+
+def prepare_store(plan: Plan, rows: slice, writer_rows: slice | None) -> Store:
+    """The store to write to, once the images of the rows have been looked at: nothing is made or moved before.
+
+    Args:
+        plan: what it is of.
+        rows: that are to be embedded.
+        writer_rows: what the caller is the writer of; None for all.
+
+    Raises:
+        GeoError: bad images that may not be skipped; a store is to be moved aside while somebody else writes to it.
+    """
+    store = existing_store(plan)
+    if store is None and plan.path.exists():
+        say(
+            f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
+        )
+    if not plan.skip_bad:
+        _refuse_bad_images(plan, store, rows)
+    return lay_out_store(plan, writer_rows)
+
+
+def refuse_skipped(plan: Plan, result: Extraction) -> None:
+    """Raise GeoError where images were found to be bad that may not be skipped."""
+    refused = [image for image in result.skipped if not _may_skip(plan, isinstance(image, DamagedImage))]
+    if refused:
+        raise _bad_images(refused, plan.samples)
+
+
+def combined(parts: Sequence[Extraction]) -> Extraction:
+    """What several extractions of one split did together, in the order of their rows; they ran at once, for as long as the longest."""
+    first, *_ = parts
+    whole = replace(first, skipped=[], damaged=[])
+    for name in ("computed", "reused"):
+        setattr(whole, name, sum(getattr(part, name) for part in parts))
+    for name in ("working_seconds", "seconds"):
+        setattr(whole, name, max(getattr(part, name) for part in parts))
+    for part in parts:
+        whole.skipped += part.skipped
+        whole.damaged += part.damaged
+    whole.images_per_second = whole.computed / max(whole.working_seconds, 1e-9)
+    return whole
 
 
 def _refuse_bad_images(plan: Plan, store: Store | None, rows: slice) -> None:
@@ -201,40 +233,64 @@ def _may_skip(plan: Plan, damaged: bool) -> bool:
 def _run(plan: Plan, store: Store, rows: slice) -> Extraction:
     """Bring rows of `store` to what the images on disk are now, and say how far where interrupted."""
     try:
-        return _update(plan, store, rows)
+        return embed_rows(plan, store, rows, new_embedder(plan), gather_sources(store.path))
     except KeyboardInterrupt:
-        done = int((read_status(store) != PENDING).all(axis=1).sum())
-        warn(
-            f"interrupted: {done:,} of {len(plan.samples):,} {store.split} samples are done and stay; "
-            "the same command goes on from there"
-        )
+        say_interrupted(store)
         raise
 
 
-def _update(plan: Plan, store: Store, rows: slice) -> Extraction:
-    # What the store holds of the rows, and what other embeddings there are to be copied.
-    content_hash, status = read_content_hash(store), read_status(store)
-    force_committed(store, rows)
-    sources = gather_sources(store.path)
-
-    started = time.monotonic()
-    result = Extraction(store.split, store.path, store.fingerprint, *store.shape, variant=str(store.variant))
-    embedder = Embedder(
-        lambda: _load(plan),
-        plan.spec,
-        plan.device,
-        plan.batch_size,
-        store.variant,
-        compiled=plan.compiled,
+def say_interrupted(store: Store) -> None:
+    """How far an extraction came that is interrupted."""
+    done = int((read_status(store) != PENDING).all(axis=1).sum())
+    warn(
+        f"interrupted: {done:,} of {store.shape[0]:,} {store.split} samples are done and stay; "
+        "the same command goes on from there"
     )
+
+
+def new_embedder(plan: Plan) -> Embedder:
+    """An embedder by the plan. Its backbone is loaded once, however many ranges of rows it embeds."""
+    variant = Variant.model_validate(plan.attrs.get("variant") or {})
+    return Embedder(
+        lambda: _load(plan), plan.spec, plan.device, plan.batch_size, variant, compiled=plan.compiled
+    )
+
+
+def progress_label(store: Store) -> str:
+    """What the extraction of a store is called while it lasts."""
     kind = "" if store.variant == AS_THEY_ARE else f", {store.variant}"
+    return f"extract {store.split}{kind}"
+
+
+def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, sources: Sources) -> Extraction:
+    """Bring rows of a store to what the images on disk are now.
+
+    Args:
+        plan: what the store is of.
+        store: opened for writing, by the only writer of the rows.
+        rows: beginning with a chunk.
+        embedder: by the same plan.
+        sources: embeddings to be copied where images are the same.
+
+    Raises:
+        ImageChanged: a committed embedding was made from another image.
+        GeoError: what `write_chunk` says, and a backbone that changed on disk.
+    """
+    # What the store holds of the chunks that the rows lie in.
+    covered = slice(rows.start, min(-(-rows.stop // store.chunk_rows) * store.chunk_rows, store.shape[0]))
+    content_hash, status = read_content_hash(store, covered), read_status(store, covered)
+    force_committed(store, rows)
+
+    started, loaded_before = time.monotonic(), embedder.load_seconds
+    result = Extraction(store.split, store.path, store.fingerprint, *store.shape, variant=str(store.variant))
     views = len(plan.samples.view_names)
     places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
-    label, total = f"extract {store.split}{kind}", (rows.stop - rows.start) * views
+    label, total = progress_label(store), (rows.stop - rows.start) * views
     outlook = Outlook(label, total, plan.batch_size, plan.device, plan.dtype)
 
     def committed(row: int, view: int) -> int | None:
-        return int(content_hash[row, view]) if status[row, view] == OK else None
+        place = (row - covered.start, view)
+        return int(content_hash[place]) if status[place] == OK else None
 
     # Chunk by chunk: the reader's images in order; pixels to the embedder; what came of them to the writer, which works
     # on while the next chunk is read. A chunk that is as it was is not written again.
@@ -253,16 +309,18 @@ def _update(plan: Plan, store: Store, rows: slice) -> Extraction:
         ) as read,
     ):
         for chunk_rows in chunks_of(store, rows):
-            chunk = Chunk(chunk_rows, content_hash[chunk_rows].copy(), status[chunk_rows].copy())
+            before = slice(chunk_rows.start - covered.start, chunk_rows.stop - covered.start)
+            chunk = Chunk(chunk_rows, content_hash[before].copy(), status[before].copy())
             for row in range(chunk_rows.start, min(chunk_rows.stop, rows.stop)):
                 for view in range(views):
                     _take(plan, next(read), row, view, committed, chunk, embedder, result)
                     advance(1)
                     outlook.look(result.computed + result.reused + len(result.skipped), result.computed)
             chunk.computed = embedder.finish_chunk()
-            if _differs(chunk, content_hash, status):
+            if (chunk.content_hash != content_hash[before]).any() or (chunk.status != status[before]).any():
                 writer.write(chunk)
-    result.working_seconds = max(time.monotonic() - started - embedder.load_seconds, 1e-9)
+    load_seconds = embedder.load_seconds - loaded_before
+    result.working_seconds = max(time.monotonic() - started - load_seconds, 1e-9)
     result.images_per_second = result.computed / result.working_seconds
     return result
 
@@ -299,7 +357,7 @@ def _take(
     hash_before = committed(row, view)
     if hash_before is not None and image.content_hash != hash_before:
         name = f"sample {plan.samples.sample_id[row]}, view {plan.samples.view_names[view]}"
-        raise _ImageChanged(f"the picture of {name} changed on disk")
+        raise ImageChanged(f"the picture of {name} changed on disk")
     place = (row - chunk.rows.start, view)
     chunk.content_hash[place] = image.content_hash
     kept = image.status == OK or _may_skip(plan, image.damaged)
@@ -315,8 +373,3 @@ def _take(
         result.reused += 1
         if image.source is not None:
             chunk.copies.append((*place, image.source))
-
-
-def _differs(chunk: Chunk, content_hash: NDArray[np.uint64], status: NDArray[np.uint8]) -> bool:
-    before = content_hash[chunk.rows], status[chunk.rows]
-    return bool((chunk.content_hash != before[0]).any() or (chunk.status != before[1]).any())

@@ -91,7 +91,13 @@ def check_part(part: tuple[int, int] | None, limit: int | None) -> None:
         raise GeoError("a part and a limit don't go together", where="limit", hint="leave one of them out")
 
 
-def make_plan(config: Config, split: str, variant: Variant, dtype_name: Dtype | None) -> Plan:
+def make_plan(
+    config: Config,
+    split: str,
+    variant: Variant,
+    dtype_name: Dtype | None,
+    device: "torch.device | None" = None,
+) -> Plan:
     """Read the samples, find the backbone, choose the store; one of an earlier version that agrees is taken over.
 
     Args:
@@ -99,13 +105,14 @@ def make_plan(config: Config, split: str, variant: Variant, dtype_name: Dtype | 
         split: `train` or `test`.
         variant: what is done to every picture first.
         dtype_name: the backbone's precision, in place of the settings'.
+        device: where it runs, in place of the settings', which ask for one of this machine.
 
     Raises:
         GeoError: bad data, no weights, somebody else at work on a store of an earlier version.
     """
     samples = load_samples(config, split)
     model, inference = config.model, config.inference
-    device = pick_device(model.device)
+    device = device or pick_device(model.device)
     dtype = pick_dtype(dtype_name or model.dtype, device)
     directory = find_backbone(model.backbone_name)
     attrs = store_attributes(model, directory, dtype, variant)

@@ -1,0 +1,266 @@
+"""On Ray, with workers that die, a store holds the bytes that one process would have written."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from small import Nursery, Small, chunk_files, command, content
+
+from geo_embed.cache.store import PENDING, open_store, read_status
+from geo_embed.errors import GeoError
+from geo_embed.extraction.extract import extract
+from geo_embed.scale.cluster import Cluster
+from geo_embed.scale.extract_on_ray import extract_on_ray
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+ROWS = 40
+# Workers import this file as a plugin.
+DYING = """
+import os, pathlib, signal
+from geo_embed.extraction import writer
+
+def commit(store, rows, *others, commit=writer.commit_chunk):
+    died = pathlib.Path({folder!r}, f"died-{{rows.start}}")
+    if rows.start in {starts} and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(store, rows, *others)
+
+writer.commit_chunk = commit
+"""
+
+
+@pytest.fixture
+def small(country: Country, tmp_path: Path) -> Small:
+    """Forty places; two pictures occur twice, in another part."""
+    made = Small.cut(country, tmp_path / "small", train=ROWS)
+    table = made.table()
+    table.loc[30, ["image_north", "image_east"]] = table.loc[3, ["image_north", "image_east"]].to_list()
+    made.write(table)
+    return made
+
+
+def assert_equals_one_run(small: Small) -> None:
+    """Byte for byte, and nobody at work."""
+    whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
+    assert chunk_files(small.store()) == chunk_files(whole)
+    assert content(small.store()) == content(whole)
+    left = {path.name for path in small.store().parent.iterdir()}
+    assert {name for name in left if not name.startswith("train.rows-")} <= {"train.zarr", "train.lock"}
+
+
+def plugin(small: Small, code: str) -> dict[str, list[str]]:
+    """The setting that has workers run Python first."""
+    (small.root / "plugin.py").write_text(code)
+    return {"model__plugins": [str(small.root / "plugin.py")]}
+
+
+def test_workers_that_die_at_random_leave_the_bytes_of_one_run(
+    small: Small, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts = sorted(random.Random(4).sample(range(0, ROWS, 2), 3))
+    changes = plugin(small, DYING.format(folder=str(small.root), starts=set(starts)))
+    done = extract_on_ray(small.config(**changes), "train", cluster)
+    assert sorted(small.root.glob("died-*")) == sorted(small.root / f"died-{start}" for start in starts)
+    assert (done.samples, done.skipped, done.damaged) == (ROWS, [], [])
+    # What a dead worker had committed of its part was found there by the next.
+    assert 4 * (ROWS - 8) <= done.computed <= 4 * ROWS
+    assert done.computed + done.reused == 4 * ROWS
+    told = capsys.readouterr().err
+    assert told.count("is begun again elsewhere") == 3
+    assert "a worker died" in told
+    assert_equals_one_run(small)
+    again = extract(small.config(), "train")
+    assert (again.computed, again.reused) == (0, 4 * ROWS)
+    assert asdict(again).keys() == asdict(done).keys()
+
+
+def test_a_part_whose_workers_all_die_ends_the_command_and_leaves_the_store_valid(
+    small: Small, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = small.root / "begun"
+    code = f"import os\nwith open({str(count)!r}, 'a') as f: f.write('x')\nos.kill(os.getpid(), 9)\n"
+    with pytest.raises(
+        GeoError, match=r"the part of rows 0–1 was begun 3 times in vain: a worker died"
+    ) as refused:
+        extract_on_ray(small.config(**plugin(small, code)), "train", cluster, limit=2)
+    assert "the same command goes on" in refused.value.hint
+    assert count.read_text() == "xxx"
+    assert (read_status(open_store(small.store())) == PENDING).all()
+
+
+def test_bad_pictures_are_refused_before_anything_is_made(small: Small, cluster: Cluster) -> None:
+    small.picture(39).write_bytes(b"no image")
+    with pytest.raises(GeoError, match="1 picture can't be read"):
+        extract_on_ray(small.config(), "train", cluster)
+    assert list(small.cache.glob("*/*.zarr")) == []
+
+
+def test_a_picture_that_changed_makes_the_store_anew_as_in_one_process(
+    small: Small, cluster: Cluster
+) -> None:
+    extract(small.config(), "train")
+    small.picture(1, "west").write_bytes(small.other_picture(0))
+    done = extract_on_ray(small.config(inference__on_bad_image="skip"), "train", cluster)
+    assert (done.computed, done.reused) == (1, 4 * ROWS - 1)
+    assert_equals_one_run(small)
+
+
+def test_the_command_prints_what_it_prints_without_ray_and_keeps_stdout_clean(
+    small: Small, nursery: Nursery, ray_address: str
+) -> None:
+    """Workers' folder is not the command's: its paths are relative. One of them dies, of which Ray tells on stdout."""
+    small.write_toml()
+    (small.root / "plugin.py").write_text(DYING.format(folder=str(small.root), starts={2}))
+    settings = ["--set", "paths.cache_dir=cache", "--set", "paths.data_root=data"]
+    settings += ["--set", 'model.plugins=["plugin.py"]']
+    options = ["--json", *settings, "extract", "--split", "test"]
+    ran = nursery.start_in(small.root, *options, "--engine", "ray", "--ray-address", ray_address).end()
+    assert ran.code == 0, ran.err
+    alone = nursery.start_in(small.root, *options).end()
+    assert (ran.json["computed"], alone.json["computed"], alone.json["reused"]) == (16, 0, 16)
+    differing = {"computed", "reused", "images_per_second", "working_seconds", "seconds"}
+    for key in ran.json.keys() | alone.json.keys():
+        assert key in differing or ran.json[key] == alone.json[key], key
+    lines = ran.err.splitlines()
+    assert sum(line.startswith("warning: a worker died (") for line in lines) == 1
+    told = ("look at pictures", "extract test: ", "waiting for", "warning: a worker died (")
+    assert [line for line in lines if not line.startswith(told)] == []
+
+
+def ray_processes(folder: str) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if folder in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_local_ray_and_its_folder_and_leaves_the_store_valid(
+    small: Small, nursery: Nursery
+) -> None:
+    (small.root / "tmp").mkdir()
+    # Too long a path for sockets: the folder comes to lie in /tmp itself.
+    before = set(Path("/tmp").glob("geo-ray-*"))
+    code = f"""
+import pathlib, time
+from geo_embed.extraction import writer
+
+def commit(store, rows, *others, commit=writer.commit_chunk):
+    commit(store, rows, *others)
+    pathlib.Path({str(small.root)!r}, "held").touch()
+    time.sleep(60)
+
+writer.commit_chunk = commit
+"""
+    (file,) = plugin(small, code)["model__plugins"]
+    arguments = ["--set", f'model.plugins=["{file}"]', "extract", "--split", "train", "--engine", "ray"]
+    # As a user's environment: without what the tests' own cluster is known by.
+    before_it = f"import tempfile; tempfile.tempdir = {str(small.root / 'tmp')!r}\n"
+    before_it += "for name in [name for name in os.environ if name.startswith('RAY_')]: del os.environ[name]"
+    running = nursery.start(small, *arguments, before=before_it)
+    assert running.wait_for(lambda: (small.root / "held").exists()), running.err()
+    (folder,) = set(Path("/tmp").glob("geo-ray-*")) - before
+    assert ray_processes(str(folder))
+    running.signal(signal.SIGTERM)
+    ended = running.end()
+    assert ended.code == 130
+    assert "the same command goes on from there" in ended.err
+    assert "Traceback" not in ended.err
+    assert ray_processes(str(folder)) == []
+    assert not folder.exists()
+    assert list((small.root / "tmp").iterdir()) == []
+    status = (read_status(open_store(small.store())) != PENDING).all(axis=1)
+    assert 0 < status.sum() < ROWS
+    extract(small.config(), "train")
+    assert_equals_one_run(small)
+
+
+@contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_address_that_is_none_or_does_not_answer_is_one_line_soon(
+    small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("geo_embed.scale.cluster._ANSWER_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    with silent_port() as silent:
+        for address in (f"127.0.0.1:{closed}", f"127.0.0.1:{silent}", "127.0.0.1:99999"):
+            refused = command(
+                capsys,
+                *small.options(),
+                "extract",
+                "--split",
+                "train",
+                "--engine",
+                "ray",
+                "--ray-address",
+                address,
+            )
+            assert (refused.code, refused.out) == (1, "")
+            first, hint = refused.err.splitlines()
+            assert first == f"error: no Ray cluster answers at this address (--ray-address {address})"
+            assert hint.startswith("hint: ")
+    for address in ("ray://127.0.0.1:10001", "localhost", "host:port"):
+        refused = command(
+            capsys,
+            *small.options(),
+            "extract",
+            "--split",
+            "train",
+            "--engine",
+            "ray",
+            "--ray-address",
+            address,
+        )
+        assert (refused.code, refused.err.splitlines()[0]) == (
+            1,
+            f"error: not the address of a Ray cluster (--ray-address {address})",
+        )
+    assert not small.cache.exists()
+
+
+def test_without_ray_the_command_says_how_to_install_it(small: Small, nursery: Nursery) -> None:
+    ran = nursery.run(
+        small,
+        "extract",
+        "--split",
+        "train",
+        "--engine",
+        "ray",
+        before="import sys; sys.modules['ray'] = None",
+    )
+    assert (ran.code, ran.err) == (
+        1,
+        "error: Ray isn't installed (--engine ray)\nhint: pip install 'geo-embed[ray]'\n",
+    )
+
+
+def test_what_does_not_go_with_ray_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    extraction = ["extract", "--split", "train"]
+    refused = command(capsys, *small.options(), *extraction, "--engine", "ray", "--part", "1/2")
+    assert (refused.code, "Ray deals out parts by itself" in refused.err) == (2, True)
+    refused = command(capsys, *small.options(), *extraction, "--ray-address", "auto")
+    assert (refused.code, "goes together with --engine ray" in refused.err) == (2, True)
