@@ -85,6 +85,7 @@ def test_the_python_of_the_docs_runs_as_it_is_written(country: Country, tmp_path
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     assert isinstance(names["run"].predictions(), pd.DataFrame)
+    np.testing.assert_allclose(names["places_again"], [[40.7, -74.0], [34.1, -118.2]], rtol=1e-6)
     heads = [load_file(names[name].heads_path) for name in ("run", "mine")]
     assert all(np.array_equal(heads[0][name], heads[1][name]) for name in heads[0])
 
@@ -93,7 +94,15 @@ def test_verbs_are_listed_and_nothing_heavy_is_imported_before_one_is_used() -> 
     code = "import json, sys, geo_embed; print(json.dumps([dir(geo_embed), sorted(sys.modules)]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     listed, imported = json.loads(done.stdout)
-    assert {"extract", "fit_heads", "load_run", "cache_import", "cache_export", "submit"} <= set(listed)
+    assert {
+        "extract",
+        "fit_heads",
+        "load_run",
+        "cache_import",
+        "cache_export",
+        "denormalize",
+        "submit",
+    } <= set(listed)
     assert set(geo_embed.__all__) <= set(listed)
     assert {"torch", "pandas", "numpy", "pydantic", "transformers", "zarr"}.isdisjoint(imported)
 

@@ -34,6 +34,7 @@ from geo_embed.cli.show import (
     print_splits,
     print_table,
     sample_rows,
+    twin_rows,
 )
 from geo_embed.cli.threads import wait_passively
 from geo_embed.config import Config, EnsembleMethod, PointChoice
@@ -182,6 +183,7 @@ def _ensemble(
             *members,
             ("point", f"{ensembled.point} of the runs' points{chosen}"),
             *metric_rows(ensembled.val),
+            *twin_rows(ensembled.twins, ensembled.val["samples"]),
             *sample_rows(config.paths.runs_dir / ensembled.run, ensembled.val["samples"]),
         ],
         *("submit", ensembled.run),

@@ -141,9 +141,9 @@ def sample_rows(directory: Path, samples: int, run: str | None = None) -> list[t
     ]
 
 
-def twin_rows(twins: dict[str, Any], samples: int) -> list[tuple[str, str]]:
-    """How many of the held-out samples have a near twin in training, and the score of the others."""
-    if not samples:
+def twin_rows(twins: dict[str, Any] | None, samples: int) -> list[tuple[str, str]]:
+    """How many of the held-out samples have a near twin in training, and the score of the others; nothing where that isn't known."""
+    if not samples or twins is None:
         return []
     without = twins["score_without"]
     which = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""

@@ -39,6 +39,7 @@ from geo_embed.runs.run import (
     unfinished_runs,
     writing_run,
 )
+from geo_embed.runs.twins import remembered_twins
 from geo_embed.tracking import require_tracker, tracked
 
 
@@ -49,6 +50,7 @@ class Finetuned:
     Attributes:
         samples_per_second: of the steps since this start, without the first, in which memory is found and code compiled, and
             without validations and checkpoints; None where there was no second.
+        twins: as of a `Fit`, by what the initial run was fitted on; None where that run doesn't know.
     """
 
     run: str
@@ -58,6 +60,7 @@ class Finetuned:
     backbone: Path
     frozen_score: float | None
     samples_per_second: float | None
+    twins: dict[str, Any] | None
 
 
 @with_torch_switches
@@ -109,7 +112,7 @@ def finetune(
             ):
                 team.wait()
                 model, state = train_unfrozen(task, settings, log)
-                val = _write_run(merged, task, model, state, started, command)
+                val, twins = _write_run(merged, task, model, state, started, command)
                 log(None, val)
     except torch.OutOfMemoryError as error:
         raise GeoError(
@@ -125,6 +128,7 @@ def finetune(
         backbone_dir(directory),
         state.progress.frozen_score,
         state.samples / state.seconds if state.samples else None,
+        twins,
     )
 
 
@@ -211,8 +215,8 @@ def _unfinished(config: Config, runs: Path, init: str | None, limit: int | None)
 
 def _write_run(
     config: Config, task: Task, model: GeoModel, state: TrainingState, started: float, command: Sequence[str]
-) -> dict[str, Any]:
-    """The run, in place of its checkpoints; returns its scores.
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The run, in place of its checkpoints; returns its scores, and those without near twins where the initial run knows these.
 
     Args:
         config: as `merge_config` gives it.
@@ -231,6 +235,7 @@ def _write_run(
     truth, run = task.val_truth, task.run
     groups = resampling_groups(truth.latitude, truth.longitude, task.training)
     scores = final_metrics(predictions, truth, groups=groups)
+    twins = remembered_twins([run], predictions, truth)
     if task.team.first:
         backbone_name = str(backbone_dir(task.directory))
         own_backbone = config.model.model_copy(update={"backbone_name": backbone_name, "fingerprint": None})
@@ -258,9 +263,11 @@ def _write_run(
             }
             if len(truth):
                 described["chosen"] = {"score": metrics(chosen, truth)["score"], "by": CHOSEN_BY}
+            if twins is not None:
+                described["twins"] = twins
             writer.write_metrics({"val": scores, **described})
             writer.write_history(pd.DataFrame(progress.history))
             writer.write_predictions("val", predictions, truth)
             writer.write_description(tuned, run.labels, task.train_counts, run.prior, provenance)
     task.team.wait()
-    return scores
+    return scores, twins

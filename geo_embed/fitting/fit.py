@@ -38,6 +38,7 @@ from geo_embed.metrics import final_metrics, metrics
 from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, split_path, writing_run
+from geo_embed.runs.twins import score_without
 from geo_embed.settings import get_config
 from geo_embed.tracking import require_tracker, tracked
 
@@ -53,7 +54,8 @@ class Fit:
     Attributes:
         val: metrics of the held-out samples, which had no say in how they were answered: neither in an epoch, nor in how points
             are refined, nor in a calibration.
-        parts: one entry per set of heads: seed, fold, epochs and, where its own samples were held out, their score.
+        parts: one entry per set of heads: seed, fold, epochs; of `best` also `state_labels`, how much of what its race chose learnt
+            the states from `hard` labels, and from `soft` ones where such took part; and, of several sets, their score.
         chosen_score: where held-out samples chose an epoch or a refinement, what the heads as they were chosen score on these
             very samples: too good, and what is published of such a recipe; else None.
         twins: `samples`, how many held-out samples have a near twin among those that were trained on (leaks.py); and
@@ -123,6 +125,7 @@ class FittedHeads:
         epochs: how many were run.
         predictions: for the split's validation samples, each by a choice that it had no say in.
         chosen: theirs by these very heads; None where they chose nothing, and both are the same.
+        state_labels: of a `Race`; None of the plain recipe.
     """
 
     heads: Heads | Mixture
@@ -130,6 +133,7 @@ class FittedHeads:
     epochs: int
     predictions: Predictions
     chosen: Predictions | None = None
+    state_labels: dict[str, float] | None = None
 
 
 @overload
@@ -358,8 +362,8 @@ def _without_twins(
     """What n held-out samples score without those (n,) that have a near twin in training; a warning where those are many, with the
     table that is going to name them.
     """
-    count, others = int(twins.sum()), ~twins
-    score = metrics(predictions.take(others), truth.take(others))["score"] if others.any() else None
+    found = score_without(predictions, truth, twins)
+    count, score = found["samples"], found["score_without"]
     if count > _MOST_TWINS * len(twins):
         without = "" if score is None else f"; without them the score is {score:.4f}"
         cure = (
@@ -371,7 +375,7 @@ def _without_twins(
             f"{count:,} of {len(twins):,} held-out samples have a near twin among the training samples{without}{cure} "
             f"(near_twin in {table})"
         )
-    return {"samples": count, "score_without": score}
+    return found
 
 
 def plan(places: Places, training: Training) -> list[Split]:
@@ -409,8 +413,8 @@ def fit_splits(
     alone = len(splits) == 1
     fitted = []
     with progress("fit-heads", 0 if alone else len(splits), "fits", every) as advance:
-        for split in splits:
-            fitted.append(_fit_best(dataset, split, model, training, every))
+        for place, split in enumerate(splits):
+            fitted.append(_fit_best(dataset, split, model, training, every, place=place, of=len(splits)))
             advance(1)
     return fitted
 
@@ -488,7 +492,21 @@ def _parts(examples: Examples, split: Split, training: Training) -> NDArray[np.i
     return parts_of(examples.truth.take(split.val), tied, training)
 
 
-def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training, every: float) -> FittedHeads:
+def _fit_best(
+    dataset: Dataset,
+    split: Split,
+    model: Model,
+    training: Training,
+    every: float,
+    *,
+    place: int = 0,
+    of: int = 1,
+) -> FittedHeads:
+    """The fit of one split, in the given place of so many: the first one's race is told in full, those that follow in a line."""
+
+    def ignore(text: str) -> None:
+        pass
+
     best, race = fit_best(
         dataset.rows(split.train),
         len(dataset.examples.encoder),
@@ -496,10 +514,30 @@ def _fit_best(dataset: Dataset, split: Split, model: Model, training: Training, 
         training,
         seed=split.seed,
         every=every,
+        tell=ignore if place else say,
     )
-    say(f"chosen: {', '.join(race.chosen)}")
+    chosen = f"chosen: {', '.join(race.chosen)}; {_describe_labels(race.state_labels)}"
+    if of > 1:
+        leads = f"; best candidate {race.best_score:.4f}" if race.trials else ""
+        say(f"fit {place + 1} of {of}, fold {split.fold}, seed {split.seed}: {chosen}{leads}")
+    else:
+        say(chosen)
     history = pd.DataFrame([asdict(trial) for trial in race.trials])
-    return FittedHeads(best.cpu(), history, race.epochs, dataset.predict(best, split.val))
+    predictions = dataset.predict(best, split.val)
+    return FittedHeads(best.cpu(), history, race.epochs, predictions, state_labels=race.state_labels)
+
+
+def _describe_labels(shares: Mapping[str, float]) -> str:
+    """Which kind of state labels won a race, or that no other took part.
+
+    >>> _describe_labels({"hard": 0.44, "soft": 0.56}), _describe_labels({"hard": 1.0})
+    ('state labels: soft (haversine) won, 0.56 to 0.44', 'state labels: hard, no others raced')
+    """
+    called = {"hard": "hard", "soft": "soft (haversine)"}
+    winner, *losers = sorted(shares, key=lambda kind: -shares[kind])
+    if not losers:
+        return f"state labels: {called[winner]}, no others raced"
+    return f"state labels: {called[winner]} won, {shares[winner]:.2f} to {shares[losers[0]]:.2f}"
 
 
 def _finish(dataset: Dataset, split: Split, job: TrainingJob, trained: TrainedHeads) -> FittedHeads:
@@ -576,6 +614,8 @@ def _describe_parts(
     parts = []
     for split, part in zip(splits, fitted, strict=True):
         described: dict[str, Any] = {"seed": split.seed, "fold": split.fold, "epochs": part.epochs}
+        if part.state_labels is not None:
+            described["state_labels"] = part.state_labels
         if len(splits) > 1 and split.val.any():
             described["score"] = dataset.score(part.predictions, split.val)["score"]
         parts.append(described)

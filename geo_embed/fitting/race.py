@@ -16,6 +16,7 @@ their number n:
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -102,20 +103,43 @@ class Trial:
 
 @dataclass
 class Race:
-    """The trials of a race, what it chose, and the epochs of the final fit; inner scores serve to choose, not to report."""
+    """The trials of a race, what it chose, and the epochs of the final fit; inner scores serve to choose, not to report.
+
+    Attributes:
+        state_labels: kinds of labels that members learnt the states from, `hard` and `soft` (by haversine distance), as far as they
+            took part; and how much of what was chosen is of each kind.
+        tell: takes lines of news.
+    """
 
     trials: list[Trial] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     epochs: int = 0
+    state_labels: dict[str, float] = field(default_factory=dict)
+    tell: Callable[[str], None] = field(default=say, compare=False)
 
     @property
     def best_score(self) -> float:
         """Of the trials so far."""
         return max(trial.score for trial in self.trials)
 
+    def choose(self, members: Iterable[Member], weights: Iterable[float]) -> None:
+        """Note what all members that took part weigh in what is chosen; those that weigh nothing are left out of it."""
+        for member, weight in zip(members, weights, strict=True):
+            if weight:
+                self.chosen.append(f"{member.name} × {weight:.2f}")
+            kind = "hard" if member.training.state_loss == "cross_entropy" else "soft"
+            self.state_labels[kind] = self.state_labels.get(kind, 0.0) + weight
+
 
 def fit_best(
-    rows: Rows, classes: int, model: Model, training: Training, *, seed: int, every: float | None = None
+    rows: Rows,
+    classes: int,
+    model: Model,
+    training: Training,
+    *,
+    seed: int,
+    every: float | None = None,
+    tell: Callable[[str], None] = say,
 ) -> tuple[Mixture, Race]:
     """Race members on inner validation, then fit the winner on all rows, or mix the best.
 
@@ -126,14 +150,16 @@ def fit_best(
         training: `budget_seconds`, about what it may cost on a two-core machine, bounds the race and the epochs.
         seed: of everything random but the inner folds, which are `training.split_seed`'s.
         every: seconds between lines of progress; default `tracking.progress_seconds`.
+        tell: takes lines of news.
     """
     base = Member("", model.model_copy(update=_MODEL), training.model_copy(update=_TRAINING))
     budget = training.budget_seconds
-    say(outlook(len(rows), budget))
-    race, refiner = Race(), None
+    tell(outlook(len(rows), budget))
+    race, refiner = Race(tell=tell), None
     if len(rows) < TOO_FEW:
         candidates = _small_members(base, model.fusion or "average", *rows.present.shape)
         member = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
+        race.choose([member], [1.0])
     elif len(rows) <= SMALL:
         region = _region(rows, base, classes, seed)
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
@@ -141,7 +167,6 @@ def fit_best(
         member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
         budget = budget_for(len(rows), budget) - spent
     region = _region(rows, member, classes, seed)
-    race.chosen = [f"{member.name} × 1.00"]
     each, usual = epoch_seconds(member, rows, region), member.training.epochs
     # Views that are mixed can't be learnt by heart: more epochs of them pay.
     longer = training.budget_seconds is not None and member.training.view_swap > 0
@@ -151,7 +176,7 @@ def fit_best(
     member = member.variant("", {"dropout": dropout}, epochs=race.epochs)
     if each:
         about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
-        say(f"training: {member.name} on {len(rows):,} samples, {about}")
+        tell(f"training: {member.name} on {len(rows):,} samples, {about}")
     with progress("training", race.epochs if each else 0, "epochs", every) as advance:
         heads = _train(rows, region, member.model, member.training, seed, advance)
     if refiner is not None:
@@ -246,7 +271,7 @@ def _race_small(
     cells, device = region.cells, rows.labels.device
     assert cells is not None
     members = _affordable(_small_members(base, fusion, *rows.present.shape), rows, region, budget)
-    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS)]
+    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, race)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
         cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
@@ -274,6 +299,7 @@ def _race_small(
 
     # Their mixture, and what answers for each member from now on.
     decision = _mix(answers, inner)
+    race.choose(members, decision.weights)
     fitted: list[Member] = []
     parts: list[CellHeads] = []
     weights: list[float] = []
@@ -282,7 +308,6 @@ def _race_small(
     ):
         if not weight:
             continue
-        race.chosen.append(f"{member.name} × {weight:.2f}")
         if HEADS[member.model.head].make.by_steps:
             race.epochs = max(race.epochs, member.training.epochs)
             for heads in fold_heads:
@@ -333,7 +358,7 @@ def _race_large(
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
     """
     # A tenth is held out; of it, and of a shuffle of the rest, the first rows take part.
-    val_part, *train_parts = _folds(rows, base.training, 10)
+    val_part, *train_parts = _folds(rows, base.training, 10, race)
     shuffled = torch.cat(train_parts)[
         torch.randperm(sum(map(len, train_parts)), generator=torch.Generator().manual_seed(seed))
     ]
@@ -369,7 +394,9 @@ def _race_large(
             run(member)
             advance(1, f"best {race.best_score:.4f}")
     assert winner is not None
-    return members[int(np.argmax(scores))], find_refiner(*winner, train_rows, val_rows), sum(costs)
+    best = int(np.argmax(scores))
+    race.choose(members, [float(k == best) for k in range(len(members))])
+    return members[best], find_refiner(*winner, train_rows, val_rows), sum(costs)
 
 
 def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
@@ -522,18 +549,20 @@ def _mix(answers: list[Answer], inner: _InnerValidation) -> Decision:
     return options[best] if scores[best] > scores[0] + 0.025 / math.sqrt(len(inner.rows)) else even
 
 
-def _folds(rows: Rows, training: Training, count: int) -> list[Tensor]:
+def _folds(rows: Rows, training: Training, count: int, race: Race) -> list[Tensor]:
     """The rows of each fold, ascending; a place, and a picture, are in one fold alone: else who remembers best would win."""
     latitude, longitude = unit_to_degrees(rows.points.cpu()).numpy().T
     labels = rows.labels.cpu().numpy()
     tied = None if rows.tied is None else rows.tied.cpu().numpy()
     places = Places(np.arange(len(rows)).astype(object), labels, latitude, longitude, tied)
     groups, km = inner_groups(places, training, count)
-    say(f"race: places closer than {km:.3g} km are held out together")
+    race.tell(f"race: places closer than {km:.3g} km are held out together")
     fold = class_folds(labels, count, training.split_seed, groups)
     return [torch.from_numpy(np.flatnonzero(fold == k)) for k in range(count)]
 
 
 def _note(race: Race, member: Member, score: tuple[float, float, float], of: int) -> None:
     race.trials.append(Trial(member.name, *score))
-    say(f"race {len(race.trials)} of {of}: {member.name} {score[0]:.4f}, best so far {race.best_score:.4f}")
+    race.tell(
+        f"race {len(race.trials)} of {of}: {member.name} {score[0]:.4f}, best so far {race.best_score:.4f}"
+    )

@@ -69,7 +69,8 @@ class Sweep:
     """What `sweep` found.
 
     Attributes:
-        best: the winner: trial, settings, its last `Result`, run, and val, the metrics on samples that chose nothing.
+        best: the winner: trial, settings, its last `Result`, run; val, the metrics on samples that chose nothing, and
+            twins, as of a `Fit`.
         trials: each configuration with its settings and last result, the best first.
         command: makes the winner's run again.
         computed, reused: trainings made now, and found in the state file.
@@ -219,13 +220,13 @@ def _search(
         )
     described = [{"settings": drawn[result.trial], **asdict(result)} for result in ranking]
     winner = with_changes(base, drawn[best.trial])
-    val = _finish(winner, name, limit, state, store, command)
+    val, twins = _finish(winner, name, limit, state, store, command)
     if state.replace:
         # Only the run that was there before.
         state.replace = False
         state.add([])
     return Sweep(
-        {**described[0], "run": name, "val": val},
+        {**described[0], "run": name, "val": val, "twins": twins},
         described,
         rerun_command(config, winner, drawn[best.trial], name, limit),
         len(state.results) - reused,
@@ -411,8 +412,8 @@ def _ranking(state: _State) -> list[Result]:
 
 def _finish(
     winner: Config, name: str, limit: int | None, state: _State, store: Store, command: Sequence[str]
-) -> dict[str, Any]:
-    """The winner's metrics on the run's validation samples; makes the run where it isn't there yet."""
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The winner's metrics on the run's validation samples, and its near twins among them as of a `Fit`; makes the run where it isn't there yet."""
     runs_dir = winner.paths.runs_dir
     if (runs_dir / name).exists():
         try:
@@ -423,7 +424,7 @@ def _finish(
                 and run.provenance["store"]["fingerprint"] == store.fingerprint
             )
             if same:
-                return run.read_metrics()
+                return run.read_metrics(), run.read_all_metrics().get("twins")
         except GeoError as error:
             say(f"sweep: the run of this name is damaged: {error}")
         if not state.replace:
@@ -433,7 +434,8 @@ def _finish(
                 hint="move it away and run the same command again: nothing that was tried is lost",
             )
     say(f"sweep: fitting the winner as {name}")
-    return fit_run(winner, name, limit=limit, overwrite=state.replace, command=command).val
+    fit = fit_run(winner, name, limit=limit, overwrite=state.replace, command=command)
+    return fit.val, fit.twins
 
 
 def _header(

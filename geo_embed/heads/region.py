@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from geo_embed.config import GpsBox, Model
@@ -89,7 +89,7 @@ def make_region(
     )
 
 
-def normalize(points: Tensor, origin: Tensor | float, spans: Tensor | float) -> Tensor:
+def normalize(points: Tensor | ArrayLike, origin: Tensor | ArrayLike, spans: Tensor | ArrayLike) -> Tensor:
     """Points in degrees as shares of a box: (points − origin) / spans, longitudes the short way round from the origin.
 
     From a box's centre and half extent it is [−1, 1] inside; from its south-western corner and whole extent [0, 1], where the box
@@ -99,14 +99,26 @@ def normalize(points: Tensor, origin: Tensor | float, spans: Tensor | float) -> 
         points: (..., 2) latitudes and longitudes in degrees, longitudes not wrapped.
         origin: (..., 2) degrees.
         spans: (2,) degrees of one unit, > 0.
+
+    >>> normalize([[40.0, -75.0]], origin=[25.0, -125.0], spans=[30.0, 100.0]).tolist()
+    [[0.5, 0.5]]
     """
-    latitude, longitude = (points - origin).unbind(dim=-1)
-    return torch.stack([latitude, longitude - 360 * torch.round(longitude / 360)], dim=-1) / spans
+    latitude, longitude = (torch.as_tensor(points) - torch.as_tensor(origin)).unbind(dim=-1)
+    around = torch.stack([latitude, longitude - 360 * torch.round(longitude / 360)], dim=-1)
+    return around / torch.as_tensor(spans)
 
 
-def denormalize(scaled: Tensor, origin: Tensor, spans: Tensor) -> Tensor:
-    """The inverse of `normalize`: shares of a box (..., 2) to latitudes and longitudes in degrees, longitudes not wrapped."""
-    return origin + spans * scaled
+def denormalize(scaled: Tensor | ArrayLike, origin: Tensor | ArrayLike, spans: Tensor | ArrayLike) -> Tensor:
+    """The inverse of `normalize`: shares of a box (..., 2) to latitudes and longitudes in degrees, longitudes not wrapped.
+
+    Args:
+        scaled: (..., 2).
+        origin, spans: as in `normalize`.
+
+    >>> denormalize([[0.5, 0.5]], origin=[25.0, -125.0], spans=[30.0, 100.0]).tolist()
+    [[40.0, -75.0]]
+    """
+    return torch.as_tensor(origin) + torch.as_tensor(spans) * torch.as_tensor(scaled)
 
 
 def _box(latitude: NDArray[np.float64], longitude: NDArray[np.float64], box: GpsBox) -> tuple[Tensor, Tensor]:

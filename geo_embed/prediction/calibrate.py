@@ -37,6 +37,7 @@ from geo_embed.runs.run import (
 from geo_embed.runs.store import find_store_of
 from geo_embed.runs.table import read_predictions
 from geo_embed.runs.tags import changing_tags
+from geo_embed.runs.twins import remembered_twins
 
 # A run keeps what it said before, so that it can be calibrated anew: of earlier calibrations nothing is left.
 _BEFORE = "val_uncalibrated"
@@ -234,6 +235,8 @@ def _write(
     calibrated = recipe["calibration"] is not None
     groups = resampling_groups(truth.latitude, truth.longitude, run.config.training)
     scores = run.read_all_metrics() | {"val": final_metrics(said, truth, groups=groups)}
+    if (twins := remembered_twins([run], said, truth)) is not None:
+        scores["twins"] = twins
     scores.pop("calibration", None)
     if calibrated:
         scores["calibration"] = measured

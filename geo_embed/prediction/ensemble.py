@@ -26,6 +26,7 @@ from geo_embed.runs.run import (
     writing_run,
 )
 from geo_embed.runs.table import read_predictions
+from geo_embed.runs.twins import remembered_twins
 
 _FOLDS = 5
 # A place as two machines read it from the same text.
@@ -47,13 +48,18 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensembled:
-    """What `ensemble` made: the run's name, its members' weights in the order given, what its point is of theirs, and its metrics."""
+    """What `ensemble` made: the run's name, its members' weights in the order given, what its point is of theirs, and its metrics.
+
+    Attributes:
+        twins: as of a `Fit`, of samples with a near twin in the training of any member; None where no member knows.
+    """
 
     run: str
     weights: list[float]
     point: EnsemblePoint
     members: list[Member]
     val: dict[str, Any]
+    twins: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def _ensemble(
         method, [member.predictions for member in validated], truth, asked, groups
     )
     val = final_metrics(predictions, truth, groups=groups)
+    twins = remembered_twins([member.run for member in validated], predictions, truth)
     members = [
         Member(
             member.run.path.resolve().name,
@@ -172,6 +179,7 @@ def _ensemble(
                 "point": point,
                 "point_chosen": point_from,
                 "members": [asdict(member) for member in members],
+                **({} if twins is None else {"twins": twins}),
             }
         )
         writer.copy_places(first)
@@ -183,7 +191,7 @@ def _ensemble(
         writer.write_description(settings, predictions.labels, counts[order], prior, provenance)
         for run in runs:
             check_not_replaced(run)
-    return Ensembled(name, weights.tolist(), point, members, val)
+    return Ensembled(name, weights.tolist(), point, members, val, twins)
 
 
 def _load_runs(runs_dir: Path, names: Sequence[str]) -> list[Run]:

@@ -187,7 +187,8 @@ class Run:
         return None if chosen is None else chosen.score
 
     def read_split(self) -> "pd.DataFrame":
-        """Which samples it learnt from and which it held out: `sample_id`, `part` (train, val), and `fold` if there were some.
+        """Which samples it learnt from and which it held out: `sample_id`, `part` (train, val), `fold` if there were some, and, but in
+        runs of earlier versions, `near_twin`: whether one that it held out has a near twin among those that it learnt from.
 
         Raises:
             GeoError: the table can't be read.
@@ -197,7 +198,7 @@ class Run:
         with of_run():
             columns = ("sample_id", "part")
             path = split_path(self.path)
-            table = read_columns(path, columns, optional=("fold",), most_rows=_MOST_ROWS)
+            table = read_columns(path, columns, optional=("fold", "near_twin"), most_rows=_MOST_ROWS)
             return pd.DataFrame({name: table[name].to_pylist() for name in table.column_names})
 
     def read_classes(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -115,6 +115,11 @@ def test_the_pictures_score_what_the_cache_scored(config: Config, run: Run) -> N
     recorded = scores(config, "first")["chosen"]["score"]
     assert done.frozen_score == pytest.approx(recorded, abs=0.002)
     assert scores(config)["frozen_score"] == done.frozen_score
+    # Which held-out samples have a near twin in training is the initial run's to say.
+    near = load_run(config.paths.runs_dir, "first").read_split()["near_twin"]
+    assert done.twins is not None
+    assert done.twins == scores(config)["twins"]
+    assert done.twins["samples"] == near.sum()
 
 
 def refused(config: Config, **how: Any) -> GeoError:

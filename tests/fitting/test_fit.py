@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from geo_embed.data.holdout import Places, folds, stratified_split
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Examples, find_prior, open_training_data
-from geo_embed.fitting.fit import Dataset, fit_heads, fit_splits, plan
+from geo_embed.fitting.fit import Dataset, _describe_labels, fit_heads, fit_splits, plan
 from geo_embed.geography import class_centroids, distance_matrix_km, haversine_km, soft_labels
 from geo_embed.heads.predictor import Panel, averaged
 from geo_embed.metrics import metrics
@@ -494,6 +495,37 @@ def test_the_score_of_the_run_is_that_of_its_predictions(config: Config, trainin
     assert evaluate(config, saved.run) == saved.metrics["val"]
     low, high = saved.metrics["val"]["score_interval"]
     assert low <= saved.metrics["val"]["score"] <= high
+
+
+def test_of_many_fits_the_first_race_is_told_in_full_and_each_in_one_line(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, saved, _ = fitted_as(config, preset="best", budget_seconds=1e-6, folds=2, seeds=2)
+    lines = capsys.readouterr().err.splitlines()
+    raced = [line for line in lines if line.startswith("race ")]
+    told = [line for line in lines if line.startswith("fit ")]
+    assert len(raced) == int(raced[0].split(":")[0].split()[-1])
+    assert len([line for line in lines if line.startswith(("best: ", "race: places"))]) == 2
+    assert [line.split(": ")[0] for line in told] == [
+        f"fit {place} of 4, fold {fold}, seed {seed}"
+        for place, (fold, seed) in enumerate(itertools.product((0, 1), (0, 1)), start=1)
+    ]
+    assert all("chosen: " in line and "state labels: hard" in line for line in told)
+    leads = [float(line.split("best candidate ")[1]) for line in told]
+    assert leads[0] == max(float(line.split(",")[0].split()[-1]) for line in raced)
+    assert all(part["state_labels"] == pytest.approx({"hard": 1.0}) for part in saved.metrics["parts"])
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({"hard": 0.44, "soft": 0.56}, "soft (haversine) won, 0.56 to 0.44"),
+        ({"hard": 1.0, "soft": 0.0}, "hard won, 1.00 to 0.00"),
+        ({"hard": 1.0}, "hard, no others raced"),
+    ],
+)
+def test_which_state_labels_won_is_said(shares: dict[str, float], said: str) -> None:
+    assert _describe_labels(shares) == f"state labels: {said}"
 
 
 def test_other_seeds_are_the_next_ones(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from geo_embed.fitting.examples import open_training_data
 from geo_embed.fitting.leaks import CachedViews, Leak, check_leaks, leaks
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import competition_score
+from geo_embed.runs.run import load_run
 
 # Along a meridian.
 KM = 1 / 111.19492664455873
@@ -260,6 +262,15 @@ def test_a_store_of_another_csv_is_an_error_and_one_that_cannot_be_compared_a_wa
         check_leaks(own.config())
 
 
+def score_of_others(table: pd.DataFrame, held_out: str) -> float:
+    """The score of a prediction table without one sample."""
+    others = table[table.sample_id.astype(str) != held_out]
+    assert len(others) == len(table) - 1
+    ranked = others[[f"state_idx_{rank}" for rank in range(1, 6)]].to_numpy()
+    km = haversine_km(*others[["latitude", "longitude", "true_latitude", "true_longitude"]].to_numpy(float).T)
+    return competition_score(ranked, others.true_state_idx.to_numpy(), km)[0]
+
+
 def test_a_fit_says_how_many_held_out_samples_have_a_near_twin_and_what_the_others_score(
     own: Country, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,11 +278,7 @@ def test_a_fit_says_how_many_held_out_samples_have_a_near_twin_and_what_the_othe
     ran = command(capsys, *own.options(), "--json", "fit-heads", "--preset", "pigeon", "--name", "fit")
 
     table = pd.read_parquet(own.config().paths.runs_dir / "fit" / "val_predictions.parquet")
-    others = table[table.sample_id.astype(str) != held_out]
-    assert len(others) == len(table) - 1
-    ranked = others[[f"state_idx_{rank}" for rank in range(1, 6)]].to_numpy()
-    km = haversine_km(*others[["latitude", "longitude", "true_latitude", "true_longitude"]].to_numpy(float).T)
-    score = competition_score(ranked, others.true_state_idx.to_numpy(), km)[0]
+    score = score_of_others(table, held_out)
     assert ran.json["twins"] == {"samples": 1, "score_without": pytest.approx(score)}
     # One of thirteen is many.
     assert f"1 of {len(table)} held-out samples have a near twin" in ran.err
@@ -285,3 +292,47 @@ def test_a_fit_says_how_many_held_out_samples_have_a_near_twin_and_what_the_othe
     by_place = command(capsys, *options, "fit-heads", "--preset", "pigeon", "--name", "by-place")
     assert "near twins" in by_place.out
     assert "0 held-out samples" in by_place.out
+
+
+def test_sweeps_ensembles_and_calibrated_runs_say_it_as_well(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out, _ = move_next_to_a_training_sample(own)
+    runs_dir, options = own.config().paths.runs_dir, own.options()
+    quick = [*options, "--set", "training.epochs=2"]
+
+    def check(twins: dict[str, Any], run: str) -> None:
+        table = pd.read_parquet(runs_dir / run / "val_predictions.parquet")
+        assert twins == {"samples": 1, "score_without": pytest.approx(score_of_others(table, held_out))}
+        assert load_run(runs_dir, run).read_all_metrics()["twins"] == twins
+
+    swept = command(capsys, *quick, "--json", "sweep", "--trials", "1", "--name", "first").json
+    check(swept["best"]["twins"], "first")
+    again = command(capsys, *quick, "sweep", "--trials", "1", "--name", "first")
+    assert "1 held-out sample has one in training; score without them" in again.out
+    command(capsys, *quick, "--quiet", "fit-heads", "--preset", "pigeon", "--seed", "1", "--name", "second")
+    # What a run's own copy of the split forgets, another one's tells.
+    forgetful = runs_dir / "first" / "split.parquet"
+    pd.read_parquet(forgetful).drop(columns="near_twin").to_parquet(forgetful, index=False)
+    both = command(capsys, *options, "--json", "ensemble", "first", "second", "--name", "both").json
+    check(both["twins"], "both")
+    said = command(capsys, *options, "ensemble", "first", "second", "--name", "again")
+    assert "1 held-out sample has one in training; score without them" in said.out
+    command(capsys, *options, "--quiet", "calibrate", "second", "--kind", "vector")
+    check(load_run(runs_dir, "second").read_all_metrics()["twins"], "second")
+
+
+def test_of_runs_of_earlier_versions_nothing_is_said(
+    own: Country, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs_dir = own.config().paths.runs_dir
+    for seed in ("0", "1"):
+        command(
+            capsys, *own.options(), "-q", "fit-heads", "--preset", "pigeon", "--seed", seed, "--name", seed
+        )
+        split = runs_dir / seed / "split.parquet"
+        pd.read_parquet(split).drop(columns="near_twin").to_parquet(split, index=False)
+    said = command(capsys, *own.options(), "ensemble", "0", "1", "--name", "both")
+    assert said.code == 0
+    assert "near twins" not in said.out
+    assert "twins" not in load_run(runs_dir, "both").read_all_metrics()

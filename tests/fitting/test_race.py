@@ -216,6 +216,19 @@ def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -
     assert not any(HEADS[member.model.head].make.by_steps for member in stingy.members)
 
 
+def test_of_one_view_soft_and_hard_state_labels_race_and_what_each_won_is_told(narrow: None) -> None:
+    rows = rows_of(60)
+    single = Rows(rows.views[:, :1], rows.present[:, :1], rows.labels, rows.points)
+    single = single.take(single.present[:, 0])
+    made, race = room.fit_best(single, 4, *settings(), seed=0)
+    assert "cell-probe-tau200" in [trial.member for trial in race.trials]
+    by_name = dict(zip([member.name for member in made.members], made.decision.weights, strict=True))
+    soft = by_name.get("cell-probe-tau200", 0.0)
+    assert race.state_labels == pytest.approx({"hard": 1 - soft, "soft": soft})
+    _, several = room.fit_best(rows, 4, *settings(), seed=0)
+    assert several.state_labels == pytest.approx({"hard": 1.0})
+
+
 def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
     made, race = room.fit_best(rows_of(60), 4, *settings(1000.0, fusion="attention"), seed=0)
     assert [trial.member for trial in race.trials] == ["attention-tau200", "attention-tau75"]
@@ -353,7 +366,7 @@ def test_folds_cover_everything_once_and_share_every_class() -> None:
     # Places a degree apart.
     points = torch.from_numpy(geography.to_unit_vectors(np.zeros(68), np.arange(68.0)))
     rows = Rows(torch.zeros(68, 1, 3), torch.ones(68, 1, dtype=torch.bool), torch.from_numpy(labels), points)
-    parts = room._folds(rows, Training(split_seed=1), 4)
+    parts = room._folds(rows, Training(split_seed=1), 4, room.Race())
     assert torch.cat(parts).sort().values.tolist() == list(range(68))
     assert [np.bincount(labels[part.numpy()]).tolist() for part in parts] == [[10, 5, 2]] * 4
 
@@ -393,7 +406,7 @@ def test_places_and_pictures_are_in_one_inner_fold_alone_whatever_the_run_itself
         torch.from_numpy(tied),
     )
     for validation in ("random", "spatial"):
-        folds = room._folds(rows, Training.model_validate({"validation": validation}), 4)
+        folds = room._folds(rows, Training.model_validate({"validation": validation}), 4, room.Race())
 
         fold_of = torch.empty(5 * n, dtype=torch.int64)
         for k, members in enumerate(folds):
