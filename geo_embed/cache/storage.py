@@ -163,6 +163,20 @@ class Storage:
         if not complete or google_crc32c.value(raw).to_bytes(_CHECKSUM_BYTES, "little") != checksum:
             raise ValueError(f"the checksum of {name} does not match")
 
+    def read_parts(self, name: str, starts: Sequence[int], block: NDArray[Any]) -> None:
+        """Read some bytes of a chunk, no checksum compared: into each `block[k]` as many as it has, from byte `starts[k]` on.
+
+        Raises:
+            ValueError: the chunk ends before.
+            GeoError: it can't be read.
+        """
+        with open_regular(self.root / name) as file:
+            for start, part in zip(starts, block, strict=True):
+                file.seek(start)
+                raw = part.reshape(-1).view(np.uint8)
+                if file.readinto(raw.data) != len(raw):
+                    raise ValueError(f"{name} ends before byte {start + len(raw):,}")
+
     def usage(self) -> tuple[int, float]:
         """Bytes in all, and when the last of them was written (seconds since 1970)."""
         files = []

@@ -397,6 +397,22 @@ def read_chunk(store: Store, rows: slice) -> NDArray[Any]:
     return whole[: store.shape[0] - rows.start]
 
 
+def read_single_rows(store: Store, chunk: slice, rows: Sequence[int]) -> NDArray[Any]:
+    """The embeddings (K, V, D) of K rows of a chunk, counted from its first, and no others: what `is_whole` has read before.
+
+    Raises:
+        GeoError: they are gone.
+    """
+    if not has_chunk(store, "embeddings", chunk):
+        raise _gone(store, chunk)
+    block = np.empty((len(rows), *store.shape[1:]), _empty_chunk(store, "embeddings").dtype)
+    with damaged_chunks(store.path):
+        _check_size(store, "embeddings", chunk)
+        starts = [row * block[0].nbytes for row in rows]
+        store.storage.read_parts(_chunk_name(store, "embeddings", chunk), starts, block)
+    return block
+
+
 def is_whole(store: Store, start: int) -> bool:
     """Whether the embeddings of the chunk that starts at row `start` are on disk, as they were written."""
     try:

@@ -7,6 +7,7 @@ stores of other views that were made by the same in everything else.
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,22 @@ from numpy.typing import NDArray
 
 from geo_embed.cache.find import is_made_alike, is_of_old_kind
 from geo_embed.cache.storage import sibling_paths, store_paths
-from geo_embed.cache.store import OK, Store, is_whole, open_store, read_chunk, read_content_hash, read_status
+from geo_embed.cache.store import (
+    OK,
+    Store,
+    is_whole,
+    open_store,
+    read_chunk,
+    read_content_hash,
+    read_single_rows,
+    read_status,
+)
 from geo_embed.errors import GeoError
+
+# Of a chunk's rows: from so many on, reading all of it is no dearer than reading them one by one.
+_MANY = 1 / 4
+# Room for the images of a store (layout.MOST_PICTURES).
+_PLACES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Sources:
     Attributes:
         stores: what they lie in.
         hashes: (M,) uint64 of the image files' bytes, ascending.
-        places: (M, 3) number of the store, row, view.
+        places: (M,) where they lie, for `place`: the number of the store · 2³² + row · V + view, with the V views of that store.
         whole: what is known so far of chunks, by (number of the store, first row).
     """
 
@@ -33,21 +48,31 @@ class Sources:
     hashes: NDArray[np.uint64]
     places: NDArray[np.int64]
     whole: dict[tuple[int, int], bool] = field(default_factory=dict)
+    _looking: dict[tuple[int, int], Lock] = field(default_factory=dict)
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Number of the store, row and view of an embedding."""
+        number, place = divmod(int(self.places[index]), _PLACES)
+        return number, *divmod(place, self.stores[number].shape[1])
 
     def find(self, content_hash: int) -> int | None:
         """Index of an image with this content, if there is one in a chunk that is whole. Called from many threads."""
         index = int(np.searchsorted(self.hashes, np.uint64(content_hash)))
         # A picture may have been embedded in several places, one of them damaged since.
         while index < len(self.hashes) and self.hashes[index] == content_hash:
-            number, row, _ = self.places[index].tolist()
-            store = self.stores[number]
-            start = row - row % store.chunk_rows
-            if (number, start) not in self.whole:
-                self.whole[number, start] = is_whole(store, start)
-            if self.whole[number, start]:
+            number, row, _ = self.place(index)
+            if self._is_whole(number, row - row % self.stores[number].chunk_rows):
                 return index
             index += 1
         return None
+
+    def _is_whole(self, number: int, start: int) -> bool:
+        """Whether a chunk is whole: it is read once, whichever thread comes first."""
+        chunk = (number, start)
+        with self._looking.setdefault(chunk, Lock()):
+            if chunk not in self.whole:
+                self.whole[chunk] = is_whole(self.stores[number], start)
+        return self.whole[chunk]
 
 
 def gather_sources(path: Path) -> Sources:
@@ -75,18 +100,24 @@ def gather_sources(path: Path) -> Sources:
             content = read_content_hash(store)
         except GeoError:
             continue
-        rows, views = np.nonzero(embedded)
         hashes.append(content[embedded])
-        places.append(np.stack([np.full(len(rows), len(stores)), rows, views], axis=1))
+        places.append(np.flatnonzero(embedded) + len(stores) * _PLACES)
         stores.append(store)
-    joined = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
-    place = np.concatenate(places) if places else np.zeros((0, 3), dtype=np.int64)
+    joined = np.concatenate([np.zeros(0, dtype=np.uint64), *hashes])
+    place = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+    # With tens of millions of embeddings, each of these is as large as all that is kept.
+    hashes.clear()
+    places.clear()
     order = np.argsort(joined, kind="stable")
     return Sources(tuple(stores), joined[order], place[order])
 
 
 def copy_embeddings(sources: Sources, copies: list[tuple[int, int, int]], values: NDArray[Any]) -> None:
-    """Copy embeddings into a chunk, reading each chunk of a source once.
+    """Copy embeddings into a chunk.
+
+    Of a source's chunk of which many rows are wanted, all is read, and its checksum compared. Of one of which few are, as in a manifest
+    that was shuffled, these rows alone, if `find` has read it before: else each chunk of a store would be read for every chunk of
+    the other.
 
     Args:
         sources: where they lie.
@@ -96,13 +127,18 @@ def copy_embeddings(sources: Sources, copies: list[tuple[int, int, int]], values
     Raises:
         GeoError: a source is damaged or gone.
     """
-    wanted = np.array([index for *_, index in copies], dtype=np.int64)
-    for number, store in enumerate(sources.stores):
-        taken = np.flatnonzero(sources.places[wanted, 0] == number)
-        places = sources.places[wanted[taken]]
-        for chunk in np.unique(places[:, 1] // store.chunk_rows):
-            start = chunk * store.chunk_rows
-            block = read_chunk(store, slice(start, start + store.chunk_rows))
-            for k, (_, row, view) in zip(taken, places, strict=True):
-                if row // store.chunk_rows == chunk:
-                    values[copies[k][0], copies[k][1]] = block[row - start, view]
+    # By the source's chunk: (row and view there, row and view here) of each copy.
+    wanted: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for row, view, index in copies:
+        number, source_row, source_view = sources.place(index)
+        start = source_row - source_row % sources.stores[number].chunk_rows
+        wanted.setdefault((number, start), []).append((source_row - start, source_view, row, view))
+    for (number, start), places in sorted(wanted.items()):
+        store = sources.stores[number]
+        chunk = slice(start, start + store.chunk_rows)
+        from_row, from_view, to_row, to_view = np.array(places).T
+        rows, at = np.unique(from_row, return_inverse=True)
+        if sources.whole.get((number, start)) and len(rows) < _MANY * store.chunk_rows:
+            values[to_row, to_view] = read_single_rows(store, chunk, rows.tolist())[at, from_view]
+        else:
+            values[to_row, to_view] = read_chunk(store, chunk)[from_row, from_view]

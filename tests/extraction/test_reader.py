@@ -28,9 +28,9 @@ def having(content_hash: int) -> Sources:
     """One embedding at hand, in a chunk that is known to be whole."""
 
     class Chunks:
-        chunk_rows = 1
+        chunk_rows, shape = 1, (1, 1, 1)
 
-    hashes, places = np.array([content_hash], dtype=np.uint64), np.zeros((1, 3), dtype=np.int64)
+    hashes, places = np.array([content_hash], dtype=np.uint64), np.zeros(1, dtype=np.int64)
     return Sources((Chunks(),), hashes, places, {(0, 0): True})  # type: ignore[arg-type]
 
 

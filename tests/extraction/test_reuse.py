@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from small import Small
 
-from geo_embed.cache.storage import supersede
+from geo_embed.cache.storage import Storage, supersede
 from geo_embed.cache.store import MISSING, OK, Store, chunks_of, commit_chunk, create_store, open_store
-from geo_embed.data.samples import load_samples
+from geo_embed.data.image_names import ImageNames
+from geo_embed.data.samples import Samples, load_samples
 from geo_embed.errors import GeoError
 from geo_embed.extraction.reuse import copy_embeddings, gather_sources
 
@@ -57,7 +63,7 @@ def test_every_committed_embedding_of_every_store_is_at_hand(path: Path) -> None
     for content in (100, 119, 900, 907):
         index = sources.find(content)
         assert index is not None
-        number, row, view = sources.places[index]
+        number, row, view = sources.place(index)
         assert np.asarray(sources.stores[number].content_hash[:])[row, view] == content
     for content in (99, 106, 120, 906, 2**64 - 1):
         assert sources.find(content) is None
@@ -94,7 +100,7 @@ def test_a_picture_with_one_embedding_damaged_and_another_whole_is_at_hand(path:
         sources = gather_sources(path)
         index = sources.find(7)
         assert index is not None
-        assert sources.stores[sources.places[index][0]].path.stem != split
+        assert sources.stores[sources.place(index)[0]].path.stem != split
         chunk.write_bytes(data)
 
 
@@ -125,3 +131,71 @@ def test_without_any_store_nothing_is_at_hand(tmp_path: Path) -> None:
     copy_embeddings(sources, [], np.zeros((1, 4, DIM)))
     with pytest.raises(GeoError):
         open_store(tmp_path / "train.zarr")
+
+
+@pytest.mark.parametrize("order", ["as it was", "shuffled"])
+def test_no_chunk_is_read_again_and_again_however_the_rows_are_ordered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """64 chunks of 64 rows copied into another order: by whole chunks each of them would be read for nearly every other."""
+    rows, chunk_rows = 4096, 64
+    path = tmp_path / "train.zarr"
+    ids = [str(row) for row in range(rows)]
+    samples = Samples(
+        "train", Path("t.csv"), Path(), ("a", "b"), np.array(ids, dtype=object), ImageNames([ids, ids]), None
+    )
+    attrs = {"fingerprint": "f", "backbone": "made-up"}
+    store = create_store(path, samples, dim=DIM, dtype="float16", chunk_rows=chunk_rows, attrs=attrs)
+    rng = np.random.default_rng(0)
+    content = rng.permutation(2 * rows).astype(np.uint64).reshape(rows, 2)
+    values = rng.normal(size=(rows, 2, DIM)).astype(np.float16)
+    for chunk in chunks_of(store):
+        commit_chunk(
+            store, chunk, values[chunk], content[chunk], np.full((chunk_rows, 2), OK, dtype=np.uint8)
+        )
+    reads: Counter[str] = Counter()
+    read_chunk, read_parts = Storage.read_chunk, Storage.read_parts
+
+    def count_chunk(self: Storage, name: str, block: NDArray[Any]) -> None:
+        reads[name] += block.nbytes
+        read_chunk(self, name, block)
+
+    def count_parts(self: Storage, name: str, starts: Sequence[int], block: NDArray[Any]) -> None:
+        reads[name] += block.nbytes
+        read_parts(self, name, starts, block)
+
+    sources = gather_sources(path)
+    monkeypatch.setattr(Storage, "read_chunk", count_chunk)
+    monkeypatch.setattr(Storage, "read_parts", count_parts)
+    taken = rng.permutation(rows) if order == "shuffled" else np.arange(rows)
+    for first in range(0, rows, chunk_rows):
+        now = taken[first : first + chunk_rows]
+        found = {(k, v): sources.find(int(content[row, v])) for k, row in enumerate(now) for v in range(2)}
+        copies = [(*place, index) for place, index in found.items() if index is not None]
+        assert len(copies) == 2 * chunk_rows
+        copied = np.zeros((chunk_rows, 2, DIM), dtype=np.float16)
+        copy_embeddings(sources, copies, copied)
+        assert (copied == values[now]).all()
+    # Once to see that it is whole, and each row once.
+    size = chunk_rows * 2 * DIM * 2
+    assert len(reads) == rows / chunk_rows
+    assert set(reads.values()) == {2 * size}
+
+
+def test_threads_that_look_for_pictures_of_one_chunk_read_it_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    read_chunk = Storage.read_chunk
+
+    def count(self: Storage, name: str, block: NDArray[Any]) -> None:
+        reads[name] += 1
+        time.sleep(0.05)
+        read_chunk(self, name, block)
+
+    sources = gather_sources(path)
+    monkeypatch.setattr(Storage, "read_chunk", count)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(sources.find, [100, 101, 102, 103, 104, 105, 107, 100]))
+    assert None not in found
+    assert list(reads.values()) == [1]
