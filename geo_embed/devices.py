@@ -1,5 +1,6 @@
 """Where tensors live and in which precision: devices, dtypes, and how many parameters a module has."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,11 @@ def pick_device(name: str, *, float64: bool = False) -> "torch.device":
     if name == "auto":
         name = next((device for device, is_there in there.items() if is_there), "cpu")
     return torch.device("cpu" if name == "mps" and float64 else name)
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def default_batch_size(device: "torch.device") -> int:

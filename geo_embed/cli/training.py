@@ -87,6 +87,7 @@ def _extract(
     """
     wait_passively()
     from geo_embed.data.variants import AS_THEY_ARE, variants_of
+    from geo_embed.devices import is_torchrun
     from geo_embed.extraction.extract import extract
     from geo_embed.extraction.plan import parse_part
 
@@ -114,6 +115,17 @@ def _extract(
             extractions = [
                 extract_on_ray(config, name, cluster, limit=limit, variant=variant) for name, variant in todo
             ]
+    elif is_torchrun():
+        from geo_embed.finetuning.team import speaks
+        from geo_embed.scale.extract_in_team import extract_in_team
+
+        if part is not None or limit is not None:
+            raise typer.BadParameter(
+                "each process of torchrun takes its part of all samples", param_hint="--part, --limit"
+            )
+        extractions = extract_in_team(config, todo)
+        if not speaks():
+            return
     else:
         extractions = [
             extract(config, name, part=parse_part(part), limit=limit, variant=variant)
