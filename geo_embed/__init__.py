@@ -46,6 +46,7 @@ _VERBS = {
     "draw": "reporting.plot",
     "ensemble": "prediction.ensemble",
     "evaluate": "prediction.evaluate",
+    "evaluate_protocol": "prediction.protocol",
     "explore_data": "reporting.data_page",
     "extract": "extraction.extract",
     "extract_for_run": "extraction.for_run",
@@ -78,7 +79,7 @@ _VERBS = {
 }
 
 # These embed what a run needs and the cache lacks first, as their commands do; `embed=None` has them refuse.
-_EMBEDDING = {"predict_split", "submit"}
+_EMBEDDING = {"evaluate_protocol", "predict_split", "submit"}
 
 __all__ = sorted(_VERBS)
 

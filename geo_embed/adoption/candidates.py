@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-# The administrative areas that OSV-5M names of each place, the largest first; kept as further columns where a source has them.
-AREAS = ("country", "region", "sub-region", "city")
 # Of a source with one picture a place.
 ONE_VIEW = "picture"
 _EXAMPLES = 3

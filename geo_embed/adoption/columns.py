@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from geo_embed.adoption.candidates import AREAS, Ledger
+from geo_embed.adoption.candidates import Ledger
+from geo_embed.data.samples import AREAS
 from geo_embed.data.table import numbers_of, shown, why_no_number
 from geo_embed.errors import GeoError
 

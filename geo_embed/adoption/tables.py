@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from geo_embed.adoption.candidates import AREAS, ONE_VIEW, Candidates, Ledger
+from geo_embed.adoption.candidates import ONE_VIEW, Candidates, Ledger
 from geo_embed.adoption.columns import find_columns, views_of, with_degrees
 from geo_embed.adoption.pictures import Pattern, group_pictures, is_picture, list_files, order_views
+from geo_embed.data.samples import AREAS
 from geo_embed.data.table import Problem, composed, read_header, read_separated
 from geo_embed.errors import GeoError
 

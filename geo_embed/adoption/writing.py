@@ -7,10 +7,10 @@ from typing import Literal
 
 import pandas as pd
 
-from geo_embed.adoption.candidates import AREAS, Candidates
+from geo_embed.adoption.candidates import Candidates
 from geo_embed.config import Paths
 from geo_embed.console import progress
-from geo_embed.data.samples import PREDICTED_POINT, PREDICTED_STATES
+from geo_embed.data.samples import AREAS, PREDICTED_POINT, PREDICTED_STATES
 from geo_embed.errors import GeoError
 from geo_embed.settings import DEFAULT_FILE
 

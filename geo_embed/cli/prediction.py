@@ -33,6 +33,7 @@ from geo_embed.cli.show import (
     print_result,
     print_splits,
     print_table,
+    protocol_rows,
     sample_rows,
     twin_rows,
 )
@@ -79,9 +80,29 @@ def _evaluate(
             "--out", help="A file for the whole table: .csv, .parquet, or a map of the samples, .geojson."
         ),
     ] = None,
+    protocol: Annotated[
+        Literal["im2gps3k", "osv5m"] | None,
+        typer.Option("--protocol", help="Instead a benchmark's own table, to stand beside published ones."),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth",
+            help="With --protocol: answer the test split, whose places are in this CSV (sample_id, latitude, longitude).",
+        ),
+    ] = None,
 ) -> None:
     """Print the metrics of a run, and tables of where it errs."""
     wait_passively()
+    if protocol is not None:
+        if by or limit or out or split != "val":
+            raise typer.BadParameter(
+                "--protocol has a table of its own: no --by, --limit, --out or --split goes with it"
+            )
+        _print_protocol(run, protocol, truth)
+        return
+    if truth is not None:
+        raise typer.BadParameter("--truth goes with --protocol")
     from geo_embed.prediction.evaluate import evaluate
     from geo_embed.runs.run import Run, use_run
 
@@ -121,6 +142,30 @@ def _evaluate(
         if out is not None:
             show()
             print_result({}, [("table", out)])
+
+
+def _print_protocol(run: str | None, protocol: Literal["im2gps3k", "osv5m"], truth: Path | None) -> None:
+    """A benchmark's table of a run."""
+    from geo_embed.extraction.for_run import extract_for_run
+    from geo_embed.prediction.protocol import BENCHMARK_SAMPLES, evaluate_protocol
+    from geo_embed.runs.run import use_run
+
+    config = GLOBALS.config()
+    result = use_run(
+        config.paths.runs_dir,
+        run,
+        lambda loaded: evaluate_protocol(config, loaded, protocol, truth=truth, embed=extract_for_run),
+    )
+    count = f"{result['samples']:,} {result['rows']}; {protocol} itself has {BENCHMARK_SAMPLES[protocol]:,}"
+    print_result(result, [("run", result["run"]), ("samples", count)])
+    if not GLOBALS.as_json and result["samples"]:
+        show()
+        print_table(protocol_rows(result))
+        if protocol == "osv5m" and not result["areas"]:
+            show()
+            show(
+                "no areas: training CSV and truth have none of the columns country, region, sub-region, city"
+            )
 
 
 def _as_line(row: dict[str, Any]) -> dict[str, Any]:

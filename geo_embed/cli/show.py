@@ -186,6 +186,34 @@ def detailed_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows[:calibration], ("spread", spread), ("true rank", ranks), *rows[calibration:]]
 
 
+def protocol_rows(result: dict[str, Any]) -> list[dict[str, str]]:
+    """A benchmark's table for people: each measure, its value, and between what it lies."""
+
+    def row(name: str, value: float, interval: list[float | None], form: str, of: str = "") -> dict[str, str]:
+        low, high = interval
+        between = "–" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+        return {"measure": name, "value": f"{value:{form}}", "95 %": between} | (
+            {"samples": of} if of else {}
+        )
+
+    intervals = result["intervals"]
+    if result["protocol"] == "im2gps3k":
+        rows = [
+            row(f"within {int(km):,} km", share, intervals["within_km"][km], ".1%")
+            for km, share in result["within_km"].items()
+        ]
+        return [*rows, row("median km", result["median_km"], [None, None], ",.1f")]
+    return [
+        row("geoscore", result["geoscore"], intervals["geoscore"], ",.0f", f"{result['samples']:,}"),
+        row("mean km", result["mean_km"], intervals["mean_km"], ",.1f", f"{result['samples']:,}"),
+        *(
+            row(name.replace("_", " "), area["accuracy"], area["interval"], ".1%", f"{area['samples']:,}")
+            for name, area in result["areas"].items()
+            if area["samples"]
+        ),
+    ]
+
+
 def readable_size(count: float) -> str:
     from rich.filesize import decimal
 

@@ -31,6 +31,9 @@ _TRUTH_COLUMNS = ("state", "state_idx", "latitude", "longitude")
 PREDICTED_STATES = tuple(f"predicted_state_idx_{rank}" for rank in range(1, 6))
 PREDICTED_POINT = ("predicted_latitude", "predicted_longitude")
 
+# Further columns that a CSV may have: the administrative areas that OSV-5M names of each place, the largest first.
+AREAS = ("country", "region", "sub-region", "city")
+
 _VIEW_SETTING = "model.view_names"
 
 # Problems of one column of one file that are listed one by one; more than that are counted.
