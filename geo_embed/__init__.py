@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
+    "UnreachableError": "errors",
     "adopt": "adoption.adopt",
     "analyze_submission": "reporting.submission_analysis",
     "cache_export": "cache.exchange",

@@ -9,12 +9,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 
+from geo_embed.buckets import Address
 from geo_embed.console import PROGRESS_SECONDS
-from geo_embed.locations import local_path
+from geo_embed.locations import local_path, located
 from geo_embed.registry import CALIBRATIONS, FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES
 
 DEFAULT_BACKBONE = "geolocal/StreetCLIP"
@@ -46,6 +48,10 @@ RunOrder = Literal["age", "score", "name", "km"]
 _MANY, _WIDEST, _LONGEST = 10_000_000, 65_536, 1e9
 
 
+# Of the paths, what may lie in a bucket.
+_IN_BUCKETS = ("cache_dir",)
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -59,17 +65,27 @@ class Paths(_Group):
     state_mapping_csv: Path | None = Field(None, description="default: state_mapping.csv under the data root")
     train_images: Path | None = Field(None, description="default: train_images under the data root")
     test_images: Path | None = Field(None, description="default: test_images under the data root")
-    cache_dir: Path = Field(Path("cache"), description="embedding stores")
+    cache_dir: Path = Field(
+        Path("cache"), description="embedding stores; a folder, or s3://, gs://, az://BUCKET/PREFIX"
+    )
     runs_dir: Path = Field(Path("runs"), description="trained runs")
     submissions_dir: Path = Field(Path("submissions"), description="submission files")
     reports_dir: Path = Field(Path("reports"), description="reports: HTML files")
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _of_this_machine(cls, location: object, field: ValidationInfo) -> object:
-        # As text: what is validated from JSON may be no `Path` yet.
+    def _where_it_may_lie(
+        cls, location: object, as_path: ValidatorFunctionWrapHandler, field: ValidationInfo
+    ) -> object:
         where = f"paths.{field.field_name}"
-        return str(local_path(location, where=where)) if isinstance(location, str | Path) else location
+        if isinstance(location, str | Path):
+            find = located if field.field_name in _IN_BUCKETS else local_path
+            found = find(location, where=where)
+            if isinstance(found, Address):
+                return found
+            # As text: what is validated from JSON may be no `Path` yet.
+            location = str(found)
+        return as_path(location)
 
     def csv(self, split: str) -> Path:
         """The CSV of a split: the ground truth for `train`, the submission template for `test`."""

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read, and what the disk says as one."""
+"""The exceptions that a person is meant to read, and what the disk says as one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from pathlib import Path
 from geo_embed.console import harmless
 
 
-class GeoError(Exception):
-    """Input, data or environment at fault.
+class PlainError(Exception):
+    """What a person is meant to read.
 
     The command line prints it as `error: WHAT (WHERE)` and `hint: HINT`, and exits with 1.
 
@@ -30,6 +30,17 @@ class GeoError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: what the command line prints."""
         return [harmless(line) for line in (f"error: {self}", *([f"hint: {self.hint}"] if self.hint else []))]
+
+
+class GeoError(PlainError):
+    """Input, data or environment at fault."""
+
+
+class UnreachableError(PlainError):
+    """A bucket that doesn't answer, or refuses: whether something is there, or whole, isn't known.
+
+    No `GeoError`: whoever goes on without what is absent or damaged must take this for neither.
+    """
 
 
 class BusyError(GeoError):

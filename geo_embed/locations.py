@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from geo_embed import buckets
 from geo_embed.errors import GeoError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -24,23 +25,52 @@ def local_path(location: str | Path, *, where: str = "") -> Path:
         GeoError: another scheme, by name, or another machine's files: they would silently become a folder called `s3:`. What follows
             the scheme is not repeated, since it may hold a password.
     """
+    scheme, rest = _divide(location)
+    if not scheme:
+        return Path(rest)
+    if scheme in buckets.SCHEMES:
+        raise GeoError(
+            f"{scheme}:// can't be read or written here: only a cache may lie in a bucket",
+            where=where,
+            hint=_HINT,
+        )
+    return _of_file(scheme, rest, where)
+
+
+def located(location: str | Path, *, where: str = "") -> Path:
+    """As `local_path`, but that an address in a bucket stands for that place.
+
+    Raises:
+        GeoError: as `local_path`; or an address that names no bucket, or holds what is no part of one.
+    """
+    scheme, rest = _divide(location)
+    if scheme in buckets.SCHEMES:
+        return buckets.parse(scheme, rest, where=where)
+    return local_path(location, where=where)
+
+
+def _divide(location: str | Path) -> tuple[str, str]:
+    """The scheme of an address in lower case, and what follows its slashes; of what is none, no scheme and itself."""
+    if isinstance(location, buckets.Address):
+        return location.scheme, "/".join(location.parts[1:])
     if isinstance(location, Path):
         # A folder that has such a name, as any may here, is one.
         first = location.parts[0] if location.parts else ""
         collapsed = _COLLAPSED.fullmatch(first)
         if collapsed is None or Path(first).exists():
-            return location
-        scheme, rest = collapsed[1].lower(), "/".join(location.parts[1:])
+            return "", str(location)
+        rest = "/".join(location.parts[1:])
         # How many slashes there were is forgotten: three, or two and this machine's name, are what people write.
-        rest = rest if rest.startswith("localhost/") else f"/{rest}"
-    else:
-        written = _SCHEME.match(location)
-        if written is None:
-            return Path(location)
-        scheme, rest = written[1].lower(), location[written.end() :]
+        is_whole = collapsed[1].lower() in buckets.SCHEMES or rest.startswith("localhost/")
+        return collapsed[1].lower(), rest if is_whole else f"/{rest}"
+    written = _SCHEME.match(location)
+    return (written[1].lower(), location[written.end() :]) if written else ("", location)
+
+
+def _of_file(scheme: str, rest: str, where: str) -> Path:
     if scheme != "file":
         raise GeoError(
-            f"{scheme}:// can't be read or written: only paths of this machine and file:// can",
+            f"{scheme}:// can't be read or written: only paths of this machine, file://, and for a cache s3://, gs:// and az:// can",
             where=where,
             hint=_HINT,
         )

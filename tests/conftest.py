@@ -9,6 +9,7 @@
 - `geo`: runs a command in a process of its own, in the test's directory.
 - `geo_in`: the same, in any directory; for fixtures that live longer than a test.
 - `nursery`: processes that run a command and can be killed.
+- `bucket`: an empty place in a bucket of an S3 server on this machine; `s3` is the server, which can be told what is to go wrong.
 - `copy_country`: a copy of the country at any place; for fixtures that live longer than a test.
 
 Every test runs in an empty directory, without `GEO_*` and without a network, so that no geo.toml, run or model of
@@ -22,6 +23,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,9 +40,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # No test cuts the power but those that say so (`recorded`): waiting for the disk, thousands of times, is left out.
 os.fsync = lambda _handle: None
 
+from s3 import BUCKET, KEY_ID, SECRET, Server, serving  # noqa: E402
 from small import Country, Nursery, Ran, Small  # noqa: E402
 
 from geo_embed.backbones.preprocessing import read_preprocessing  # noqa: E402
+from geo_embed.buckets import Address  # noqa: E402
 from geo_embed.config import Config  # noqa: E402
 from geo_embed.data.images import Preprocessing  # noqa: E402
 from geo_embed.data.samples import Samples, load_samples  # noqa: E402
@@ -180,6 +184,30 @@ def geo_in(nursery: Nursery) -> Geo:
 @pytest.fixture
 def geo(geo_in: Geo, tmp_path: Path) -> Geo:
     return partial(geo_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "10")
+    _server.reset()
+    yield _server
+    _server.reset()
+
+
+@pytest.fixture
+def bucket(s3: Server) -> Address:
+    return Address("s3:", BUCKET, uuid.uuid4().hex[:12])
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from geo_embed import buckets
 from geo_embed.backbones import families, function, preprocessing
 from geo_embed.backbones.families import GEOCLIP, family_of
 from geo_embed.backbones.function import read_function
@@ -45,12 +46,14 @@ def describe(directory: Path, cache_dir: Path, *, exact: bool) -> dict[str, dict
 
     Args:
         directory: the model's.
-        cache_dir: where the answer is remembered; where nothing can be written, it isn't.
+        cache_dir: where the answer is remembered, on this machine where that is in a bucket; where nothing can be written, it isn't.
         exact: resize with PIL instead of torch.
 
     Raises:
         GeoError: as `read_function` and `read_preprocessing`.
     """
+    if isinstance(cache_dir, buckets.Address):
+        cache_dir = buckets.kept_dir()
     path, digest = cache_dir / NAME, _digest(directory, exact)
     known: dict[str, _Description] = {}
     # Where it is absent, damaged or of another version, it is made anew.

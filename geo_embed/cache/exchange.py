@@ -11,7 +11,7 @@ from geo_embed.cache.find import find_store, import_attributes
 from geo_embed.cache.formats import FORMAT_HINT, FORMATS, Vectors, check_holds, read_vectors, write_vectors
 from geo_embed.cache.layout import MOST_LETTERS
 from geo_embed.cache.locks import only_writer
-from geo_embed.cache.storage import creating, store_path
+from geo_embed.cache.storage import creating, has_store, store_path
 from geo_embed.cache.store import (
     OK,
     Embeddings,
@@ -111,7 +111,7 @@ def cache_import(
                 block = values.astype(stored)
                 commit_chunk(store, rows, block, hash_embeddings(block), status)
                 advance(rows.stop - rows.start)
-        replaces = path.exists() and not _is_same(path, store, overwrite)
+        replaces = has_store(path) and not _is_same(path, store, overwrite)
         if replaces and not overwrite:
             raise GeoError(
                 "an import of this name holds other embeddings",

@@ -5,14 +5,14 @@ zarr.json asks for (another codec, other chunks, a shape beyond the bounds below
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from geo_embed.cache.storage import Storage
+from geo_embed.cache.medium import Storage
 from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError
-from geo_embed.files import read_json, validated
+from geo_embed.files import JSON_BYTES, parse_json, validated
 
 FORMAT_VERSION = 1
 # Bounds of a store, each far beyond any dataset of street views: pictures (N · V), numbers in an embedding (D), chunks.
@@ -101,22 +101,25 @@ class _Array(_Strict):
     storage_transformers: Annotated[list[Any], Field(max_length=0)] = []
 
 
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+
 def check_layout(storage: Storage) -> dict[str, Any]:
     """The attributes of a store whose metadata is in order.
 
     Raises:
         GeoError: the first thing in a zarr.json that is not as this package writes it, by file and key.
     """
-    attributes = read_json(storage.root / "zarr.json", _Group).attributes
+    attributes = _read(storage, "zarr.json", _Group).attributes
     version = attributes.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise GeoError(f"store format {version!r:.40}, where this version reads {FORMAT_VERSION}")
     views = validated(Attributes, attributes, storage.root / "zarr.json").view_names
     lengths: dict[str, int] = {}
     for name, (dimensions, codecs) in ARRAYS.items():
-        path = storage.root / name / "zarr.json"
-        array = read_json(path, _Array)
-        _check_array(array, dimensions, codecs, lengths, where=str(path))
+        file = f"{name}/zarr.json"
+        array = _read(storage, file, _Array)
+        _check_array(array, dimensions, codecs, lengths, where=str(storage.root / file))
     n, v = lengths["N"], lengths["V"]
     # An id takes four bytes or more: what few bytes claim to be millions of pictures are not.
     if n * v > _UNPROVEN_PICTURES and storage.size("sample_id/c/0") < 4 * n:
@@ -126,6 +129,11 @@ def check_layout(storage: Storage) -> dict[str, Any]:
             f"view_names: {len(set(views))} names for {lengths['V']} views", where=storage.root / "zarr.json"
         )
     return attributes
+
+
+def _read(storage: Storage, name: str, schema: type[_Schema]) -> _Schema:
+    where = storage.root / name
+    return validated(schema, parse_json(storage.read(name, limit=JSON_BYTES), where), where)
 
 
 def _check_array(

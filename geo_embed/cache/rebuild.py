@@ -18,9 +18,11 @@ import numpy as np
 
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import attributes_with, import_attributes, store_attributes
+from geo_embed.cache.folder import FolderStorage
 from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, MOST_CHUNKS, MOST_NUMBERS, Attributes
 from geo_embed.cache.locks import only_writer
-from geo_embed.cache.storage import Storage, sibling_paths
+from geo_embed.cache.medium import Storage
+from geo_embed.cache.storage import sibling_paths, storage_at
 from geo_embed.cache.store import (
     OK,
     Store,
@@ -41,7 +43,7 @@ from geo_embed.console import progress
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.errors import GeoError
-from geo_embed.files import JSON_BYTES, parse_json, read_bytes, read_json, validated
+from geo_embed.files import JSON_BYTES, parse_json, validated
 
 _HEAD, _IDS = "zarr.json", "sample_id/c/0"
 _CHECKSUM_BYTES = 4
@@ -82,7 +84,7 @@ def rebuild_metadata(config: Config, path: Path) -> Rebuilt:
         GeoError: why it can't be; or somebody is writing to the store.
     """
     with only_writer(path):
-        storage = Storage(path)
+        storage = storage_at(path)
         attrs = _intact_attributes(storage)
         # 1. Whose samples: as the store says, or as the settings do.
         views = config.model.view_names if attrs is None else tuple(attrs["view_names"])
@@ -104,7 +106,7 @@ def rebuild_metadata(config: Config, path: Path) -> Rebuilt:
         with tempfile.TemporaryDirectory(prefix="geo-rebuild-") as folder:
             # 4. What a new store of the same would say, and whether its samples are these.
             new = lay_out(
-                Storage(Path(folder)),
+                FolderStorage(Path(folder)),
                 samples,
                 dim=width // _ITEM_BYTES[stored],
                 dtype=stored,
@@ -181,7 +183,7 @@ def _impossible(path: Path, why: str) -> GeoError:
 def _intact_attributes(storage: Storage) -> dict[str, Any] | None:
     """The attributes of a store as they were written; None where they are damaged. Raises GeoError for another format."""
     try:
-        head = read_json(storage.root / _HEAD)
+        head = parse_json(storage.read(_HEAD, limit=JSON_BYTES), storage.root / _HEAD)
         attrs = head["attributes"]
         version = attrs["format_version"]
         checksums = attrs["checksums"]
@@ -283,11 +285,11 @@ def _check_samples(storage: Storage, new: Store, attrs: dict[str, Any] | None) -
     if attrs is not None:
         same = attrs["manifest_sha256"] == new.attrs["manifest_sha256"]
     else:
-        ids = read_bytes(new.storage.root / _IDS, limit=new.storage.size(_IDS))
+        ids = new.storage.read(_IDS, limit=new.storage.size(_IDS))
         same = (
             storage.exists(_IDS)
             and storage.size(_IDS) == len(ids)
-            and read_bytes(storage.root / _IDS, limit=len(ids)) == ids
+            and storage.read(_IDS, limit=len(ids)) == ids
         )
     if not same:
         raise GeoError(
@@ -302,9 +304,9 @@ def _write_arrays(storage: Storage, new: Storage, attrs: dict[str, Any] | None) 
     recorded = (attrs or {}).get("checksums", {})
     for array in ARRAYS:
         name = f"{array}/{_HEAD}"
-        content = read_bytes(new.root / name, limit=JSON_BYTES)
+        content = new.read(name, limit=JSON_BYTES)
         with suppress(GeoError):
-            here = read_bytes(storage.root / name, limit=JSON_BYTES)
+            here = storage.read(name, limit=JSON_BYTES)
             as_recorded = recorded.get(name) == hashlib.sha256(here).hexdigest()
             if as_recorded or parse_json(here, name) == parse_json(content, name):
                 continue

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +24,15 @@ from numpy.typing import NDArray
 
 from geo_embed import __version__
 from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout
-from geo_embed.cache.locks import is_busy, put_right
-from geo_embed.cache.storage import Storage, creating, store_paths
+from geo_embed.cache.locks import give_back, put_right
+from geo_embed.cache.medium import Storage
+from geo_embed.cache.storage import creating, has_store, storage_at, store_paths
 from geo_embed.config import DEFAULT_BACKBONE
 from geo_embed.console import progress
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.data.variants import Variant
-from geo_embed.errors import GeoError, disk_errors
-from geo_embed.files import read_json, restore_replaced
+from geo_embed.errors import GeoError, UnreachableError, disk_errors
+from geo_embed.files import JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
     import zarr
@@ -175,7 +175,7 @@ def create_store(
     Raises:
         GeoError: the directory can't be written.
     """
-    with creating(path) as storage:
+    with creating(path, replace=False) as storage:
         lay_out(storage, samples, dim=dim, dtype=dtype, chunk_rows=chunk_rows, attrs=attrs)
     return open_store(path)
 
@@ -230,11 +230,11 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
     """Open a store. Raises GeoError where there is none, or one whose metadata is not as this package writes it."""
     import zarr
 
-    if not os.path.lexists(path):
-        restore_replaced(path.parent, is_busy, only=[path.name])
-    if not os.path.lexists(path):
+    if not has_store(path):
+        give_back(path)
+    if not has_store(path):
         raise GeoError("there is no such store", where=path, hint="`geo cache ls` lists the stores")
-    storage = Storage(path)
+    storage = storage_at(path)
     try:
         attrs = check_layout(storage)
     except GeoError as error:
@@ -252,6 +252,8 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
             use_consolidated=False,
         )
         arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
+    except UnreachableError:
+        raise
     # Zarr, its codecs and the file system have exceptions of their own for what is not as it should be.
     except Exception as error:
         raise GeoError(f"not a readable store: {error}".splitlines()[0], where=path, hint=_RESTORE) from error
@@ -275,7 +277,11 @@ def rewrite_attributes(store: Store, attrs: dict[str, Any]) -> None:
     Raises:
         GeoError: the disk is full or read-only; the store stays as it was.
     """
-    write_metadata(store.storage, attrs, head=read_json(store.path / "zarr.json"))
+    write_metadata(
+        store.storage,
+        attrs,
+        head=parse_json(store.storage.read("zarr.json", limit=JSON_BYTES), store.path / "zarr.json"),
+    )
 
 
 def write_metadata(storage: Storage, attrs: dict[str, Any], *, head: Mapping[str, Any] = _GROUP) -> None:
@@ -524,12 +530,6 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
             where=store.path,
             hint=rebuild_hint(store.path, store.attrs),
         )
-    # The bytes must be there before memory is taken for them.
-    for chunk in _touched(store, rows):
-        if not has_chunk(store, "embeddings", chunk):
-            raise _gone(store, chunk)
-        with damaged_chunks(store.path):
-            _check_size(store, "embeddings", chunk)
     present = status == OK
 
     def check(first: int, block: NDArray[Any]) -> None:
@@ -542,8 +542,15 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
                 f"the embedding of row {first + int(wrong.any(axis=1).argmax())} is NaN or infinite"
             )
 
-    with progress(f"read {store.split}", len(status), "samples") as advance:
-        values = read_rows(store, "embeddings", rows, check)
+    with store.storage.listed("embeddings"):
+        # The bytes must be there before memory is taken for them.
+        for chunk in _touched(store, rows):
+            if not has_chunk(store, "embeddings", chunk):
+                raise _gone(store, chunk)
+            with damaged_chunks(store.path):
+                _check_size(store, "embeddings", chunk)
+        with progress(f"read {store.split}", len(status), "samples") as advance:
+            values = read_rows(store, "embeddings", rows, check)
     if not present.all():
         values[~present] = 0
     return Embeddings(read_ids(store)[rows], values, present, store)
@@ -640,8 +647,10 @@ def read_rows(
         if check is not None:
             check(first, place)
 
-    with damaged_chunks(store.path), ThreadPoolExecutor() as pool:
-        list(pool.map(read, _touched(store, rows)))
+    touched = _touched(store, rows)
+    once = store.storage.listed(name) if len(touched) > 1 else contextlib.nullcontext()
+    with damaged_chunks(store.path), once, ThreadPoolExecutor() as pool:
+        list(pool.map(read, touched))
     return values
 
 
@@ -686,6 +695,8 @@ def damaged_chunks(path: Path) -> Iterator[None]:
     """Turn whatever is wrong with a chunk into one line: its bytes, its length, or what lies in its place."""
     try:
         yield
+    except UnreachableError:
+        raise
     # Zarr and its codecs have exceptions of their own for bytes that are none of theirs.
     except Exception as error:
         why = error.what if isinstance(error, GeoError) else str(error)

@@ -1,6 +1,5 @@
 """The stores of a cache at a glance, and what of it nothing needs any more."""
 
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -10,7 +9,8 @@ from typing import Any
 
 from geo_embed.cache.find import find_store, fingerprints_of, fitting_stores
 from geo_embed.cache.locks import changing_layout, is_busy, put_right
-from geo_embed.cache.storage import all_superseded, is_inside, leftovers, usage
+from geo_embed.cache.objects import unread
+from geo_embed.cache.storage import all_superseded, is_inside, leftovers, lexists, usage
 from geo_embed.cache.storage import delete as delete_files
 from geo_embed.cache.store import PENDING, Store, list_stores, open_store, read_status
 from geo_embed.cache.verify import StoreProblem
@@ -145,11 +145,13 @@ def collect_garbage(
             continue
         garbage.stores.append({"path": path, "reason": reason, "bytes": size})
         garbage.bytes += size
-    for path in _litter_elsewhere(config.paths):
+    elsewhere = [(path, "left by an interrupted command") for path in _litter_elsewhere(config.paths)]
+    elsewhere += [(path, "a chunk kept from a bucket, not read for thirty days") for path in unread()]
+    for path, reason in elsewhere:
         size, _ = usage(path)
         if delete:
             delete_files(path)
-        garbage.stores.append({"path": path, "reason": "left by an interrupted command", "bytes": size})
+        garbage.stores.append({"path": path, "reason": reason, "bytes": size})
         garbage.bytes += size
     return garbage
 
@@ -158,7 +160,7 @@ def _delete(path: Path, store: Path) -> bool:
     """Delete what belongs to a store, unless somebody has begun to write to it, or it can't be deleted, which is said."""
     try:
         with changing_layout(store):
-            if is_busy(store) or not os.path.lexists(path):
+            if is_busy(store) or not lexists(path):
                 return False
             delete_files(path)
     except GeoError as error:

@@ -21,7 +21,7 @@ from geo_embed.cli.complete import complete_setting
 from geo_embed.cli.options import FAULT, GLOBALS, PIPE_CLOSED
 from geo_embed.cli.show import with_given_options
 from geo_embed.console import complain, forget_stream, never_fail_at_letters, news_lost, set_quiet
-from geo_embed.errors import GeoError
+from geo_embed.errors import PlainError
 
 app = typer.Typer(
     cls=Commands,
@@ -89,7 +89,7 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         code = PIPE_CLOSED if isinstance(end.__context__, BrokenPipeError) else end.code
     except BrokenPipeError:
         code = PIPE_CLOSED
-    except GeoError as error:
+    except PlainError as error:
         _complain(str(error), error.hint)
     except MemoryError:
         _complain(

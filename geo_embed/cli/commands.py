@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from geo_embed.locations import local_path
+from geo_embed.locations import local_path, located
 
 # What people type for a command that has another name, as other tools call it; an option of `geo` itself is one, too.
 _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
@@ -41,6 +41,8 @@ _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
 }
 # Of options and arguments, those that take a name as well as a directory.
 _NAMES_OR_PATHS = frozenset({"backbone", "first", "init", "run", "runs", "second"})
+# Of paths, those that may be of a bucket.
+_IN_BUCKETS = frozenset({"store"})
 
 
 class Commands(TyperGroup):
@@ -119,7 +121,9 @@ def _of_this_machine(name: str, value: Any) -> Any:
     is_address = name in _NAMES_OR_PATHS and isinstance(value, str) and value.lower().startswith("file://")
     if is_address:
         return str(local_path(value, where=name))
-    return local_path(value, where=name) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return (located if name in _IN_BUCKETS else local_path)(value, where=name)
+    return value
 
 
 def _show_flags_alone(command: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.locks import only_writer
+from geo_embed.cache.storage import has_store
 from geo_embed.cache.store import (
     OK,
     PENDING,
@@ -161,7 +162,7 @@ def prepare_store(plan: Plan, rows: slice, writer_rows: slice | None) -> Store:
         GeoError: bad images that may not be skipped; a store is to be moved aside while somebody else writes to it.
     """
     store = existing_store(plan)
-    if store is None and plan.path.exists():
+    if store is None and has_store(plan.path):
         say(
             f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
         )

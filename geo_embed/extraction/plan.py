@@ -11,7 +11,7 @@ from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
 from geo_embed.cache.locks import changing_layout, is_busy, refuse_other_writers
-from geo_embed.cache.storage import delete, store_path, supersede, superseded_paths
+from geo_embed.cache.storage import delete, has_store, store_path, supersede, superseded_paths
 from geo_embed.cache.store import (
     PENDING,
     Store,
@@ -146,7 +146,7 @@ def planned_rows(plan: Plan, part: tuple[int, int] | None) -> slice:
 
 def existing_store(plan: Plan) -> Store | None:
     """The store of these samples; None where there is none yet, or one of other samples."""
-    if not plan.path.exists():
+    if not has_store(plan.path):
         return None
     store = open_store(plan.path)
     return store if store.attrs["manifest_sha256"] == plan.manifest else None
@@ -168,7 +168,7 @@ def lay_out_store(plan: Plan, rows: slice | None, *, anew: bool = False) -> Stor
         if store is not None:
             write_ids(store, plan.samples)
             return store
-        if plan.path.exists():
+        if has_store(plan.path):
             refuse_other_writers(plan.path, rows)
             supersede(plan.path)
         return create_store(

@@ -14,8 +14,8 @@ import numpy as np
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.find import is_of_old_kind, stores_made_by
-from geo_embed.cache.locks import only_writer
-from geo_embed.cache.storage import superseded_paths
+from geo_embed.cache.locks import exclusive, only_writer
+from geo_embed.cache.storage import has_store, superseded_paths
 from geo_embed.cache.store import (
     OK,
     Store,
@@ -30,7 +30,6 @@ from geo_embed.config import Model
 from geo_embed.console import say
 from geo_embed.data.samples import SPLITS, Samples
 from geo_embed.errors import GeoError
-from geo_embed.files import lock
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +70,7 @@ def settle(wanted: Wanted) -> tuple[Path, str]:
         GeoError: somebody writes to such a store, or the disk says no.
     """
     split, fingerprint = wanted.path.stem, wanted.attrs["fingerprint"]
-    if wanted.path.exists():
+    if has_store(wanted.path):
         return wanted.path, fingerprint
     store = _complete_store(wanted, split)
     if store is None:
@@ -83,7 +82,7 @@ def settle(wanted: Wanted) -> tuple[Path, str]:
         beside = _complete_store(wanted, other)
         if beside is not None and not wanted.path.parent.exists():
             path = beside.path.with_name(wanted.path.name)
-            if not path.exists():
+            if not has_store(path):
                 return path, beside.fingerprint
     return wanted.path, fingerprint
 
@@ -98,7 +97,7 @@ def _take_over(wanted: Wanted) -> Store | None:
     """The first store of the old kind whose pictures, embedded again, agree with it, once its attributes are complete."""
     backbone = None
     for store in stores_made_by(wanted.path.parents[1], wanted.path.stem, wanted.attrs):
-        with lock(
+        with exclusive(
             store.path.with_suffix(".takeover.lock"),
             busy="another command has been checking this store for an hour",
             where=store.path,
@@ -108,7 +107,7 @@ def _take_over(wanted: Wanted) -> Store | None:
         ):
             # Another part of the same extraction may have done it meanwhile, or found that it can't be done.
             done = _complete_store(wanted, wanted.path.stem)
-            if done is not None or wanted.path.exists():
+            if done is not None or has_store(wanted.path):
                 return done
             backbone = backbone or backbones.load_backbone(wanted.model, wanted.device, wanted.dtype)
             with only_writer(store.path):

@@ -17,8 +17,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from geo_embed.buckets import Address
 from geo_embed.config import Config
-from geo_embed.errors import GeoError
+from geo_embed.errors import GeoError, PlainError
 
 _PACKAGE = "geo-embed"
 # Imported, since what is installed may still not load: a library of the system can be missing.
@@ -92,7 +93,7 @@ def _guarded(name: str, look: Callable[[], tuple[bool, str, str]]) -> Check:
 
 
 def _failed(name: str, error: Exception, hint: str = "") -> Check:
-    if isinstance(error, GeoError):
+    if isinstance(error, PlainError):
         return Check(name, False, str(error), error.hint or hint)
     if isinstance(error, ImportError):
         return Check(
@@ -251,7 +252,9 @@ def _memory(config: Config) -> tuple[bool, str, str]:
 
 
 def _folder(path: Path) -> tuple[bool, str, str]:
-    """A folder that commands write into, or will make."""
+    """A folder that commands write into, or will make; or a place in a bucket, which is asked."""
+    if isinstance(path, Address):
+        return True, f"{path}: the bucket answers{'' if path.exists() else ', nothing there yet'}", ""
     there = next((parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent)), path)
     if not there.is_dir():
         return False, f"{there} is no folder", "name another one: geo config show"

@@ -20,7 +20,8 @@ from small import Small, command
 
 from geo_embed.cache.exchange import cache_export
 from geo_embed.cache.find import check_fits, choose_store
-from geo_embed.cache.storage import Storage, superseded_paths
+from geo_embed.cache.folder import FolderStorage
+from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import (
     MISSING,
     OK,
@@ -130,7 +131,7 @@ def drop(name: str, *keys: str) -> Change:
 
 def chunk(name: str, block: NDArray[Any]) -> Change:
     """A chunk with a valid checksum."""
-    return lambda root: Storage(root).write_chunk(name, np.ascontiguousarray(block))
+    return lambda root: FolderStorage(root).write_chunk(name, np.ascontiguousarray(block))
 
 
 def ids(*texts: bytes, count: int = ROWS) -> Change:

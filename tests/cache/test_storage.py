@@ -9,8 +9,8 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from geo_embed.cache.folder import FolderStorage
 from geo_embed.cache.storage import (
-    Storage,
     all_superseded,
     creating,
     leftovers,
@@ -30,16 +30,16 @@ def test_a_chunk_is_the_bytes_that_zarr_writes(tmp_path: Path, dtype: str) -> No
         tmp_path / "theirs", shape=(3, 4), chunks=(3, 4), dtype=dtype, compressors=[Crc32cCodec()]
     )
     array[:] = block
-    Storage(tmp_path / "ours").write_chunk("c/0/0", block)
+    FolderStorage(tmp_path / "ours").write_chunk("c/0/0", block)
     assert (tmp_path / "ours/c/0/0").read_bytes() == (tmp_path / "theirs/c/0/0").read_bytes()
     again = np.empty_like(block)
-    Storage(tmp_path / "theirs").read_chunk("c/0/0", again)
+    FolderStorage(tmp_path / "theirs").read_chunk("c/0/0", again)
     assert (again == block).all()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "grown"])
 def test_a_damaged_chunk_is_not_read(tmp_path: Path, damage: str) -> None:
-    storage, block = Storage(tmp_path), np.arange(12, dtype="<f4")
+    storage, block = FolderStorage(tmp_path), np.arange(12, dtype="<f4")
     storage.write_chunk("c/0", block)
     data = bytearray((tmp_path / "c/0").read_bytes())
     data[5] ^= damage == "flipped"
@@ -53,12 +53,12 @@ def test_a_chunk_takes_with_it_what_a_killed_writer_left_of_it(tmp_path: Path) -
     (tmp_path / "c").mkdir()
     for name in (".0.0123abcd.writing", "0.partial"):
         (tmp_path / "c" / name).write_text("half")
-    Storage(tmp_path).write_chunk("c/0", np.zeros(3, dtype=np.uint8))
+    FolderStorage(tmp_path).write_chunk("c/0", np.zeros(3, dtype=np.uint8))
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["0"]
 
 
 def test_a_chunk_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = FolderStorage(tmp_path)
     (tmp_path / "c").write_text("a file where a folder has to be")
     with pytest.raises(GeoError, match="can't write"):
         storage.write_chunk("c/0", np.zeros(3, dtype=np.uint8))
@@ -79,7 +79,7 @@ def test_a_root_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
     with creating(path) as storage:
         storage.write_chunk("c/0", np.zeros(3, dtype=np.uint8))
-    assert Storage(path).exists("c/0")
+    assert FolderStorage(path).exists("c/0")
 
 
 def test_superseded_roots_are_sources_in_the_order_of_their_age(tmp_path: Path) -> None:

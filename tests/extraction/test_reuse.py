@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from small import Small
 
-from geo_embed.cache.storage import Storage, supersede
+from geo_embed.cache.folder import FolderStorage
+from geo_embed.cache.storage import supersede
 from geo_embed.cache.store import MISSING, OK, Store, chunks_of, commit_chunk, create_store, open_store
 from geo_embed.data.image_names import ImageNames
 from geo_embed.data.samples import Samples, load_samples
@@ -154,19 +155,19 @@ def test_no_chunk_is_read_again_and_again_however_the_rows_are_ordered(
             store, chunk, values[chunk], content[chunk], np.full((chunk_rows, 2), OK, dtype=np.uint8)
         )
     reads: Counter[str] = Counter()
-    read_chunk, read_parts = Storage.read_chunk, Storage.read_parts
+    read_chunk, read_parts = FolderStorage.read_chunk, FolderStorage.read_parts
 
-    def count_chunk(self: Storage, name: str, block: NDArray[Any]) -> None:
+    def count_chunk(self: FolderStorage, name: str, block: NDArray[Any]) -> None:
         reads[name] += block.nbytes
         read_chunk(self, name, block)
 
-    def count_parts(self: Storage, name: str, starts: Sequence[int], block: NDArray[Any]) -> None:
+    def count_parts(self: FolderStorage, name: str, starts: Sequence[int], block: NDArray[Any]) -> None:
         reads[name] += block.nbytes
         read_parts(self, name, starts, block)
 
     sources = gather_sources(path)
-    monkeypatch.setattr(Storage, "read_chunk", count_chunk)
-    monkeypatch.setattr(Storage, "read_parts", count_parts)
+    monkeypatch.setattr(FolderStorage, "read_chunk", count_chunk)
+    monkeypatch.setattr(FolderStorage, "read_parts", count_parts)
     taken = rng.permutation(rows) if order == "shuffled" else np.arange(rows)
     for first in range(0, rows, chunk_rows):
         now = taken[first : first + chunk_rows]
@@ -186,15 +187,15 @@ def test_threads_that_look_for_pictures_of_one_chunk_read_it_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: Counter[str] = Counter()
-    read_chunk = Storage.read_chunk
+    read_chunk = FolderStorage.read_chunk
 
-    def count(self: Storage, name: str, block: NDArray[Any]) -> None:
+    def count(self: FolderStorage, name: str, block: NDArray[Any]) -> None:
         reads[name] += 1
         time.sleep(0.05)
         read_chunk(self, name, block)
 
     sources = gather_sources(path)
-    monkeypatch.setattr(Storage, "read_chunk", count)
+    monkeypatch.setattr(FolderStorage, "read_chunk", count)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(sources.find, [100, 101, 102, 103, 104, 105, 107, 100]))
     assert None not in found

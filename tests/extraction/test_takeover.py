@@ -194,11 +194,11 @@ def test_of_two_stores_of_one_name_that_were_made_by_different_settings_a_run_ge
 
 
 STOPS = {
-    "before the attributes": "storage.Storage.write_durably = lambda *_: os.kill(os.getpid(), 9)",
+    "before the attributes": "folder.FolderStorage.write_durably = lambda *_: os.kill(os.getpid(), 9)",
     "after the attributes": (
-        "write = storage.Storage.write_durably\n"
+        "write = folder.FolderStorage.write_durably\n"
         "def once(*words):\n    write(*words)\n    os.kill(os.getpid(), 9)\n"
-        "storage.Storage.write_durably = once"
+        "folder.FolderStorage.write_durably = once"
     ),
     "within the attributes": (
         "import pathlib\nrename = pathlib.Path.replace\n"
@@ -213,7 +213,7 @@ STOPS = {
 @pytest.mark.parametrize("stop", STOPS)
 def test_killed_on_the_way_the_same_command_goes_on(small: Small, nursery: Nursery, stop: str) -> None:
     old = age(extract(small.config(), "train").store)
-    before = f"import os\nfrom geo_embed.cache import storage\n{STOPS[stop]}"
+    before = f"import os\nfrom geo_embed.cache import folder\n{STOPS[stop]}"
     killed = nursery.run(small, "--json", "extract", "--split", "train", before=before)
     assert killed.code == -signal.SIGKILL
     assert find_store(small.config(), "train").path == old

@@ -424,7 +424,7 @@ def test_where_an_fsync_is_left_out_this_is_seen(
             whole(*filter(kept, paths))
 
     monkeypatch.setattr(files_module, name, less)
-    monkeypatch.setattr("geo_embed.cache.storage.force_to_disk", files_module.force_to_disk)
+    monkeypatch.setattr("geo_embed.cache.folder.force_to_disk", files_module.force_to_disk)
     disk, look, go_on = recorded_extraction(small, tmp_path, monkeypatch, say_commits)
     with pytest.raises(AssertionError):
         try_all(disk, tmp_path, look, go_on, looks=10_000, goes=0)
