@@ -106,7 +106,8 @@ class Pictures:
         Raises:
             GeoError: a shard can't be read.
         """
-        return self._shards.look_up(names)
+        # A cell that names no picture is no reason to look for shards.
+        return self._shards.look_up(names) if any(names) else [None] * len(names)
 
     def find_near(self, name: str) -> str:
         """What to say of a name that no shard has, where one has a name that a person would take for it; else empty."""

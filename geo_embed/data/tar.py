@@ -73,7 +73,6 @@ def members(read: Callable[[int, int], bytes], size: int, where: Path) -> Iterat
     # Header by header: those that only tell of the next one (a long name, records of pax) are kept until it comes; a member's
     # content is stepped over. An archive ends with a block of zeros, or where the file does.
     place, long_name, records = 0, b"", dict[bytes, bytes]()
-    for_all: dict[bytes, bytes] = {}
     last = b""
     while place < size:
         header = read(place, BLOCK)
@@ -99,11 +98,8 @@ def members(read: Callable[[int, int], bytes], size: int, where: Path) -> Iterat
                 long_name = payload.rstrip(b"\0")
             elif kind in b"xX":
                 records = _records(payload, where)
-            elif kind == b"g":
-                for_all |= _records(payload, where)
             place = start + _padded(content)
             continue
-        records = for_all | records
         name = name.partition(b"\0")[0]
         if magic == b"ustar\x0000" and prefix[0]:
             name = prefix.partition(b"\0")[0] + b"/" + name

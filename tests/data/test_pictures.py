@@ -292,13 +292,14 @@ def test_pictures_that_are_not_compressed_are_read_in_their_place_once_a_group_w
     pictures = {f"{k}.jpg": draw.bytes(int(draw.integers(1, 90_000))) for k in range(60)}
     # One that is there twice, an empty one, and those that hold others.
     pictures |= {"twice.jpg": pictures["3.jpg"], "empty.jpg": b"", "in.jpg": pictures["0.jpg"] + b"x"}
-    pictures["last.jpg"] = pictures["in.jpg"][1:]
+    pictures |= {"last.jpg": pictures["in.jpg"][1:], "again.jpg": pictures["3.jpg"]}
     write_parquet(
         tmp_path / "some.parquet", pictures, row_group_size=20, compression="none" if plain else "snappy"
     )
     unpacked = []
     unpack = shards.Parquet._unpack
     monkeypatch.setattr(shards, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(shards, "_KEPT", 0)
     monkeypatch.setattr(
         shards.Parquet, "_unpack", lambda shard, *which: unpacked.append(which) or unpack(shard, *which)
     )
@@ -394,6 +395,18 @@ def test_a_name_that_no_shard_has_is_missing_as_a_file_is(small: Small) -> None:
     assert missing[0][2] == "no such file: absent.jpg"
     assert missing[1][2].endswith("the names must be the same")
     assert ".tar has 'img_" in missing[1][2]
+
+
+def test_a_cell_that_names_no_picture_has_no_shard_opened(small: Small) -> None:
+    (small.images() / "backup.tar").write_bytes(b"cut short")
+    table = small.table()
+    table.loc[2, "image_east"] = None
+    small.write(table)
+    missing = missing_images(load_samples(small.config(), "train"))
+    assert missing == [(2, 1, "the CSV names no image")]
+    small.picture(0).unlink()
+    with pytest.raises(GeoError, match="cut short"):
+        missing_images(load_samples(small.config(), "train"))
 
 
 def test_an_archive_of_the_folder_itself_says_how_to_pack_it(small: Small) -> None:

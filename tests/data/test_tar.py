@@ -56,6 +56,16 @@ def test_files_lie_where_each_format_says(form: str) -> None:
     assert contents(packed(files, FORMATS[form])) == files
 
 
+def test_records_for_a_whole_archive_and_sizes_of_links_shift_nothing() -> None:
+    link = tarfile.TarInfo("link.jpg")
+    link.type, link.linkname, link.size = tarfile.LNKTYPE, "a.jpg", 700
+    head, end = packed({"a.jpg": b"1" * 700}, pax_headers={"comment": "who packed it"}), bytes(1024)
+    tail = packed({"b.jpg": b"2"})
+    data = head[: walked(head)[0].start + 1024] + link.tobuf() + tail[: walked(tail)[0].start + 512] + end
+    assert b"who packed it" in data
+    assert contents(data) == {"a.jpg": b"1" * 700, "b.jpg": b"2"}
+
+
 @pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
 def test_what_tar_itself_packs_is_read(tmp_path: Path, form: str) -> None:
     files = {"one.jpg": b"1" * 700, "sub/two.jpg": b"22"}
