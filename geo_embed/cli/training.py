@@ -253,6 +253,8 @@ def _sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what was tried, and replace a run of this name.")
     ] = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Try many heads of the plain recipe, the good ones longer; then fit the best as a run.
 
@@ -268,16 +270,23 @@ def _sweep(
         training__seed=seed,
         tracking__tracker=track,
     )
-    result = sweep(
-        config,
-        space=None if space is None else read_space(space, config),
-        trials=trials,
-        eta=eta,
-        name=name,
-        limit=limit,
-        fresh=fresh,
-        command=GLOBALS.command,
-    )
+    options: dict[str, Any] = {
+        "space": None if space is None else read_space(space, config),
+        "trials": trials,
+        "eta": eta,
+        "name": name,
+        "limit": limit,
+        "fresh": fresh,
+        "command": GLOBALS.command,
+    }
+    if chosen_engine(engine, ray_address) == "ray":
+        from geo_embed.scale.cluster import ray_cluster
+        from geo_embed.scale.sweep_on_ray import sweep_on_ray
+
+        with ray_cluster(ray_address) as cluster:
+            result = sweep_on_ray(config, cluster, **options)
+    else:
+        result = sweep(config, **options)
     winner = result.best
     print_made(
         result,

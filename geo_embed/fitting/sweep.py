@@ -109,20 +109,26 @@ class _State:
 
 
 # Of a configuration.
-_Settings = tuple[Model, Training]
+Settings = tuple[Model, Training]
+# Trials that are trained together, with the jobs that told so.
+Group = dict[int, TrainingJob | None]
 
 
 @dataclass(frozen=True)
-class _InnerTask:
+class InnerTask:
     """What every configuration is tried on: the examples, their inner split, and its training rows."""
 
     dataset: Dataset
     split: Split
     rows: Rows
 
-    def job(self, settings: _Settings) -> TrainingJob:
+    def job(self, settings: Settings) -> TrainingJob:
         """The training of a configuration."""
         return make_job(self.dataset, self.split, *settings, self.rows, cross_fit=False)
+
+
+# Trains the groups of a rung: of the task, the settings of each trial, the groups, the rung and its epochs; gives each group's results.
+Train = Callable[[InnerTask, Mapping[int, Settings], Sequence[Group], int, int], Iterator[list[Result]]]
 
 
 @with_torch_switches
@@ -136,6 +142,7 @@ def sweep(
     limit: int | None = None,
     fresh: bool = False,
     command: Sequence[str] = (),
+    train: Train | None = None,
 ) -> Sweep:
     """Search a space of plain heads on the cached train split, and write the winner as a run.
 
@@ -151,6 +158,7 @@ def sweep(
         limit: use the first samples only.
         fresh: forget what was tried, and replace a run of this name.
         command: the command line that asks for it, for the run's provenance.
+        train: trains the groups of a rung, in any order; by default one after the other, here.
 
     Raises:
         GeoError: a run of this name exists; what was tried was tried with other settings; too few samples to choose by;
@@ -159,7 +167,7 @@ def sweep(
     """
     require_tracker(config)
     with only_run_writer(config.paths.runs_dir, name, overwrite=True):
-        return _search(config, space, trials, eta, name, limit, fresh, command)
+        return _search(config, space, trials, eta, name, limit, fresh, command, train or train_here)
 
 
 def _search(
@@ -171,6 +179,7 @@ def _search(
     limit: int | None,
     fresh: bool,
     command: Sequence[str],
+    train: Train,
 ) -> Sweep:
     """As `sweep`, for whoever holds the name: of the state file and of the run."""
     started = time.monotonic()
@@ -204,9 +213,9 @@ def _search(
     reused = len(state.results)
     if reused:
         say(f"sweep: going on after {reused:,} trainings, from {state.path}")
-    task = _set_up(data.examples, base.training, pick_device(base.model.device, float64=True))
+    task = set_up(data.examples, base.training, pick_device(base.model.device, float64=True))
     with tracked(base, f"{name}.sweep", ("model", "training")) as log:
-        _climb(task, base, drawn, eta, state, log)
+        _climb(task, base, drawn, eta, state, log, train)
         log(None, {"score": _ranking(state)[0].score})
     # The winner's fit reads the embeddings again: they are not to be in memory twice.
     del data, task
@@ -297,14 +306,20 @@ def rerun_command(
     return shlex.join(words if limit is None else [*words, "--limit", str(limit)])
 
 
-def _set_up(examples: Examples, training: Training, device: torch.device) -> _InnerTask:
+def set_up(examples: Examples, training: Training, device: torch.device) -> InnerTask:
     split = inner_split(examples, plan(examples.places, training)[0].train, training)
     dataset = Dataset(examples, find_prior(examples, split.train), device)
-    return _InnerTask(dataset, split, dataset.rows(split.train))
+    return InnerTask(dataset, split, dataset.rows(split.train))
 
 
 def _climb(
-    task: _InnerTask, base: Config, drawn: Sequence[dict[str, Any]], eta: int, state: _State, log: Log
+    task: InnerTask,
+    base: Config,
+    drawn: Sequence[dict[str, Any]],
+    eta: int,
+    state: _State,
+    log: Log,
+    train: Train,
 ) -> None:
     """Train what the state doesn't have, rung by rung; what was tried before is logged first."""
     # Rung 0:    all of them,            1/η^k of the epochs
@@ -331,25 +346,25 @@ def _climb(
             remaining = remaining[:count]
             if rung == len(steps) - 1:
                 remaining += [trial for trial, stepping in enumerate(by_steps) if not stepping]
-            settings: dict[int, _Settings] = {}
+            settings: dict[int, Settings] = {}
             for trial in remaining:
                 config = with_changes(base, {**drawn[trial], "training.epochs": epochs})
                 settings[trial] = config.model, config.training
-            for group in _groups(task, settings, stack=task.dataset.device.type == "cuda"):
-                # A group is done or not: shared, a training's last bits depend on its company.
-                if all((trial, rung) in state.results for trial in group):
-                    continue
+            groups = _groups(task, settings, stack=task.dataset.device.type == "cuda")
+            # A group is done or not: shared, a training's last bits depend on its company.
+            groups = [group for group in groups if not all((trial, rung) in state.results for trial in group)]
+            results = train(task, settings, groups, rung, epochs)
+            for group in groups:
+                # Of those that are trained elsewhere, any may be next.
                 show(list(group), rung)
-                state.add(_train_group(task, settings, group, rung, epochs))
+                state.add(next(results))
                 show([], rung)
                 track()
             ranked = sorted((state.results[trial, rung] for trial in remaining), key=_rank)
             remaining = [result.trial for result in ranked if result.error is None]
 
 
-def _groups(
-    task: _InnerTask, settings: Mapping[int, _Settings], *, stack: bool
-) -> list[dict[int, TrainingJob | None]]:
+def _groups(task: InnerTask, settings: Mapping[int, Settings], *, stack: bool) -> list[Group]:
     """Trials to train together: stacked those of one shape, with the jobs that told their shape; else each alone."""
     if not stack:
         return [{trial: None} for trial in settings]
@@ -365,9 +380,17 @@ def _groups(
     return [dict(group) for group in groups]
 
 
-def _train_group(
-    task: _InnerTask,
-    settings: Mapping[int, _Settings],
+def train_here(
+    task: InnerTask, settings: Mapping[int, Settings], groups: Sequence[Group], rung: int, epochs: int
+) -> Iterator[list[Result]]:
+    """Each group's results, one after the other, in this process."""
+    for group in groups:
+        yield train_group(task, settings, group, rung, epochs)
+
+
+def train_group(
+    task: InnerTask,
+    settings: Mapping[int, Settings],
     group: Mapping[int, TrainingJob | None],
     rung: int,
     epochs: int,
@@ -378,7 +401,7 @@ def _train_group(
         trained = train_all([job or task.job(settings[trial]) for trial, job in group.items()])
     except (GeoError, torch.OutOfMemoryError) as error:
         if len(group) > 1:
-            alone = [_train_group(task, settings, {trial: job}, rung, epochs) for trial, job in group.items()]
+            alone = [train_group(task, settings, {trial: job}, rung, epochs) for trial, job in group.items()]
             return [result for results in alone for result in results]
         why = str(error).splitlines()[0]
         seconds = time.monotonic() - started

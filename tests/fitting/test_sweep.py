@@ -351,7 +351,7 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     split = room.inner_split(data, fit.plan(data.places, config.training)[0].train, config.training)
     tensors = to_rows(data, split.train, torch.device("cpu"))
     prior = find_prior(data, split.train)
-    task = room._InnerTask(fit.Dataset(data, prior, torch.device("cpu")), split, tensors)
+    task = room.InnerTask(fit.Dataset(data, prior, torch.device("cpu")), split, tensors)
     changes: list[dict[str, Any]] = [
         {"training.learning_rate": 1e-3},
         {"model.head": "dual"},
@@ -366,7 +366,7 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     together = room._groups(task, settings, stack=True)
     assert [list(group) for group in together] == [[0, 2, 3], [1]]
     expected = {
-        result.trial: result for group in alone for result in room._train_group(task, settings, group, 0, 2)
+        result.trial: result for group in alone for result in room.train_group(task, settings, group, 0, 2)
     }
 
     stacked = []
@@ -378,15 +378,13 @@ def test_trials_of_one_shape_share_a_program_on_a_gpu_and_end_where_they_would_a
     monkeypatch.setattr(room, "train_all", train_all)
     del together[0][3]
     got = {
-        result.trial: result
-        for group in together
-        for result in room._train_group(task, settings, group, 0, 2)
+        result.trial: result for group in together for result in room.train_group(task, settings, group, 0, 2)
     }
     assert stacked == [2, 1]
     for trial, result in got.items():
         assert result.score == pytest.approx(expected[trial].score, abs=0.02)
     with_a_wild_one = room._groups(task, settings, stack=True)[0]
-    results = room._train_group(task, settings, with_a_wild_one, 0, 2)
+    results = room.train_group(task, settings, with_a_wild_one, 0, 2)
     assert [result.error is None for result in results] == [True, True, False]
     assert expected[3].error is not None
 
