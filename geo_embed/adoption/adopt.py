@@ -16,7 +16,7 @@ from geo_embed.adoption.columns import with_places
 from geo_embed.adoption.folders import read_folder
 from geo_embed.adoption.labels import is_column, with_labels
 from geo_embed.adoption.parquet import parquet_files, read_parquet
-from geo_embed.adoption.pictures import read_pattern, without_faults
+from geo_embed.adoption.pictures import is_text, read_pattern, without_faults
 from geo_embed.adoption.tables import read_table, samples_of_table
 from geo_embed.adoption.writing import LEFT_OUT, TEST_TRUTH, Pictures, write_dataset
 from geo_embed.answers import Truth
@@ -195,7 +195,7 @@ def _check_places(source: Path, out: Path) -> None:
 
 def _kind_of(source: Path) -> Kind:
     """What a source is, by the files that lie there."""
-    if source.is_file():
+    if not source.is_dir():
         return (
             "parquet"
             if parquet_files(source)
@@ -236,7 +236,7 @@ def _read(
     parsed = None if pattern is None else read_pattern(pattern, views)
     column = label if is_column(label) else None
     if kind == "folder":
-        if source.is_file():
+        if not source.is_dir():
             raise GeoError(
                 "this is a file, where a folder of pictures is wanted",
                 where=source,
@@ -289,14 +289,21 @@ def _read(
 
 def _tables(source: Path, kind: str, test_share: float) -> tuple[Path, list[tuple[Path, str | None]]]:
     """The folder of pictures and the tables of a source, each with the split that all of its rows are of."""
-    if source.is_file():
+    if not source.is_dir():
         return source.parent, [(source, None)]
     if kind == "osv5m":
         tables: list[tuple[Path, str | None]] = [
             (source / f"{split}.csv", split) for split in ("train", "test")
         ]
         folder = source / "images"
-        return folder if folder.is_dir() else source, [each for each in tables if each[0].is_file()]
+        there = [each for each in tables if each[0].is_file()]
+        if not there:
+            raise GeoError(
+                "neither train.csv nor test.csv lies here",
+                where=source,
+                hint="name the folder of OSV-5M's files",
+            )
+        return folder if folder.is_dir() else source, there
     found = sorted(path for path in source.iterdir() if path.suffix.lower() in _TABLES)
     if kind == "im2gps3k":
         found = [path for path in found if path.name.lower().startswith("im2gps3k")]
@@ -315,9 +322,13 @@ def _nothing(ledger: Ledger, source: Path) -> GeoError:
         f"{each['count']:,} {each['reason']}: {each['detail']} ({each['examples'][0]})" for each in counts[:3]
     )
     reasons = {each["reason"] for each in counts}
-    hint = "correct what is named first"
+    hint = "correct what is named first" if counts else "the table has no rows"
     if "no-coordinates" in reasons:
-        hint = "name a table that has the places: --coordinates FILE.csv, with columns image, latitude, longitude"
+        tables = (
+            [] if not source.is_dir() else sorted(p for p in source.iterdir() if p.suffix.lower() in _TABLES)
+        )
+        named = "FILE.csv, with columns image, latitude, longitude" if not tables else str(tables[0])
+        hint = f"--coordinates {named}"
     if "missing-picture" in reasons:
         hint = "name the folder of the pictures: --images DIR"
     return GeoError(f"nothing here is a sample{': ' if why else ''}{why}", where=source, hint=hint)
@@ -343,21 +354,13 @@ def _with_names(frame: pd.DataFrame, images: list[str], ledger: Ledger) -> pd.Da
     frame = ledger.leave(frame, again, "duplicate-id", "an earlier sample has this id")
     odd = pd.Series(False, index=frame.index)
     for column in ("sample_id", "label", *images):
-        odd |= frame[column].map(lambda text: text != text.strip() or not _is_text(text)).astype(bool)
+        odd |= frame[column].map(lambda text: text != text.strip() or not is_text(text)).astype(bool)
     return ledger.leave(
         frame,
         odd,
         "unusable-name",
         "a name that a CSV can't hold: spaces around it, or bytes that are no text",
     )
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeError:
-        return False
-    return "\0" not in text and "\r" not in text
 
 
 def _without_copies(samples: Candidates, config: Config, ledger: Ledger) -> pd.DataFrame:

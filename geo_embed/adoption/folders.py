@@ -55,7 +55,7 @@ def read_folder(
     Raises:
         GeoError: there is no picture, or no table of places.
     """
-    files = list_files(root)
+    files = list_files(root, ledger)
     pictures = [name for name in files if is_picture(name)]
     ledger.leave_files(
         [name for name in files if not is_picture(name)], "no-picture", "its name doesn't end as a picture's"

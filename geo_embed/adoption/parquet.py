@@ -34,9 +34,11 @@ _ENDINGS = {
 
 def parquet_files(source: Path) -> list[Path]:
     """The Parquet files that a source is, or that lie in it."""
-    if source.is_file():
+    if not source.is_dir():
         return [source] if source.suffix.lower() in (".parquet", ".pq") else []
-    return [source / name for name in list_files(source) if name.lower().endswith((".parquet", ".pq"))]
+    return [
+        source / name for name in list_files(source, Ledger()) if name.lower().endswith((".parquet", ".pq"))
+    ]
 
 
 def read_parquet(

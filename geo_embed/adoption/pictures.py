@@ -86,8 +86,10 @@ def read_pattern(text: str, views: Sequence[str]) -> Pattern:
     return Pattern(text, re.compile(expression, re.IGNORECASE))
 
 
-def list_files(root: Path) -> list[str]:
+def list_files(root: Path, ledger: Ledger) -> list[str]:
     """Every file below a folder by its path there, parts joined by `/`, sorted; hidden ones left out, links followed, none twice.
+
+    Names that are no text can't stand in a CSV: these are left out, and entered as such.
 
     Raises:
         GeoError: the folder can't be read.
@@ -111,7 +113,19 @@ def list_files(root: Path) -> list[str]:
                         folders.append(name)
                     elif entry.is_file():
                         names.append(name)
-    return sorted(names)
+    odd = [name for name in names if not is_text(name)]
+    shown = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in odd]
+    ledger.leave_files(shown, "unusable-name", "its name is no text: rename it")
+    return sorted(set(names).difference(odd))
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can stand in a CSV as it is."""
+    try:
+        name.encode("utf-8")
+    except UnicodeError:
+        return False
+    return "\0" not in name and "\r" not in name
 
 
 def is_picture(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Tables as a source: CSVs of any separator, and Parquet, read as text under our names; the pictures that their rows mean."""
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def samples_of_table(
             where=root,
             hint="name its column: --column image=NAME, --column image_VIEW=NAME for each view, or --column sample_id=NAME",
         )
-    names = [name for name in list_files(root) if is_picture(name)]
+    names = [name for name in list_files(root, ledger) if is_picture(name)]
     if pattern is not None and named in ((), (ONE_VIEW,)):
         frame, views = _by_pattern(frame, names, pattern, views, ledger)
     else:
@@ -163,8 +164,8 @@ def _by_names(
     """Rows whose pictures are there, by the paths that they have."""
     paths = set(names)
     by_name, by_stem = (
-        _only(names, lambda path: path.rpartition("/")[2]),
-        _only(names, lambda path: Path(path).stem),
+        _only(names, _composed_name),
+        _only(names, lambda path: Path(_composed_name(path)).stem),
     )
     above = f"{root.absolute().as_posix()}/"
     for view in views:
@@ -174,13 +175,18 @@ def _by_names(
             value = value.strip().replace("\\", "/").removeprefix(above).removeprefix("./")
             if not value or value in paths:
                 return value
-            name = value.rpartition("/")[2]
+            name = _composed_name(value)
             return by_name.get(name) or by_stem.get(name) or by_stem.get(Path(name).stem) or "?"
 
         found = frame[column].map(resolve).astype(object)
         detail = "no picture of this name, or several: " + frame[column].astype(object)
         frame = ledger.leave(frame.assign(**{column: found}), found == "?", "missing-picture", detail)
     return frame
+
+
+def _composed_name(path: str) -> str:
+    """A file's name, accents composed with their letters: macOS and Linux write them otherwise."""
+    return unicodedata.normalize("NFC", path.rpartition("/")[2])
 
 
 def _only(names: list[str], key: Callable[[str], str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from geo_embed.adoption.candidates import Candidates
+from geo_embed.adoption.pictures import is_text
 from geo_embed.config import Paths
 from geo_embed.console import progress
 from geo_embed.data.samples import AREAS, PREDICTED_POINT, PREDICTED_STATES
@@ -121,7 +122,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    table.to_csv(path, index=False, lineterminator="\n", errors="surrogateescape")
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def _settings(samples: Candidates, pictures: Pictures | None, keeps_incomplete: bool) -> str:
@@ -134,16 +135,13 @@ def _settings(samples: Candidates, pictures: Pictures | None, keeps_incomplete: 
     paths: dict[str, str] = {"data_root": "."}
     if pictures == "there":
         root = str(samples.root.resolve())
+        if not is_text(root):
+            raise GeoError(
+                "the folder's name is no text", where=repr(root), hint="rename it, or take --pictures copy"
+            )
         paths |= {"train_images": root, "test_images": root}
     document.add("paths", paths)
     document.add("model", {"view_names": list(samples.views)})
     if keeps_incomplete:
         document.add("inference", {"on_bad_image": "skip"})
-    try:
-        return tomlkit.dumps(document)
-    except UnicodeError as error:
-        raise GeoError(
-            "the folder's name is no text",
-            where=repr(str(samples.root)),
-            hint="rename it, or take --pictures copy",
-        ) from error
+    return tomlkit.dumps(document)

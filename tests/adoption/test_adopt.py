@@ -192,8 +192,13 @@ def test_places_of_a_folder_may_come_from_a_table(classes: Path, tmp_path: Path)
         Image.open(io.BytesIO(path.read_bytes())).save(path)
     with pytest.raises(GeoError, match="no coordinates in its EXIF") as refused:
         adopt(Config(), classes, tmp_path / "out")
-    assert "--coordinates" in refused.value.hint
+    assert "--coordinates FILE.csv" in refused.value.hint
     assert not (tmp_path / "out").exists()
+    (classes / "metadata.csv").write_text("file_name,lat,lon\n")
+    with pytest.raises(GeoError) as refused:
+        adopt(Config(), classes, tmp_path / "out")
+    assert refused.value.hint == f"--coordinates {classes}/metadata.csv"
+    (classes / "metadata.csv").unlink()
     rows = [
         {"filename": f"{name}{k}.jpg", "y": near(name, k)[0], "x": near(name, k)[1]}
         for name in PLACES
@@ -577,6 +582,63 @@ def test_nothing_is_written_over_nor_into_the_source_nor_half(classes: Path, tmp
     with pytest.raises(GeoError, match="there is no picture in this folder"):
         adopt(Config(), tmp_path / "empty", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes", "empty", "out"]
+
+
+def test_odd_names_are_kept_where_a_csv_can_hold_them_and_left_out_where_not(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    rows = []
+    for k, name in enumerate(["a\nb", 'q"uo,te', "e\u0301", " lead", "plain"]):
+        paint(root / f"{name}.jpg", k)
+        # A Mac's CSV of a Linux disk's file.
+        written = "\u00e9" if name == "e\u0301" else name
+        rows.append({"image": f"{written}.jpg", "lat": k + 1.0, "lon": 2.0, "class": "AB"[k % 2]})
+    os.mkfifo(root / "pipe.jpg")
+    paint(root / "odd.jpg", 9).rename(Path(os.fsdecode(os.fsencode(root) + b"/\xff\xfe.jpg")))
+    adopted = adopt(Config(), write(tmp_path / "t.csv", rows), tmp_path / "out", images=root)
+    assert (adopted.train, reasons(adopted)) == (4, {"unusable-name": 1, "missing-picture": 1})
+    sound(adopted)
+    assert table(adopted.directory)["image_picture"].tolist()[:3] == [
+        "a\nb.jpg",
+        'q"uo,te.jpg',
+        "e\u0301.jpg",
+    ]
+    assert pd.read_csv(tmp_path / "out" / "left_out.csv")["where"].tolist()[0] == "\\xff\\xfe.jpg"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "why"),
+    [
+        ("pipe.csv", {}, "this is a named pipe"),
+        ("latin.csv", {}, "not UTF-8 text"),
+        ("twice.csv", {}, "columns 2 and 3 have the same name"),
+        ("rows.csv", {}, "nothing here is a sample"),
+        ("good.csv", {"label": "town"}, "there is no column 'town'"),
+        ("good.csv", {"columns": {"up": "lat"}}, "'up' is no column of ours"),
+        ("good.csv", {"views": ("north",)}, "the table has no view 'north'"),
+        ("good.csv", {"images": Path("nowhere")}, "this is no folder"),
+        ("good.csv", {"label": "gone.geojson"}, "there is no such file"),
+        ("good.csv", {"kind": "folder"}, "this is a file, where a folder"),
+        (".", {"kind": "osv5m"}, r"neither train\.csv nor test\.csv"),
+        (".", {"kind": "parquet"}, "there is no Parquet file"),
+        (".", {"kind": "csv"}, "tables lie here, where one is wanted"),
+        (".", {"label": "town"}, "a folder of pictures has no column"),
+        (".", {"pattern": "{id}_{view}.png"}, "none of 1 pictures is of the pattern"),
+    ],
+)
+def test_every_fault_is_one_line_and_nothing_is_left_behind(
+    tmp_path: Path, source: str, options: Any, why: str
+) -> None:
+    root = tmp_path / "src"
+    paint(root / "0.jpg", 0)
+    os.mkfifo(root / "pipe.csv")
+    (root / "latin.csv").write_bytes("image,lat,lon,class\n0.jpg,1,2,Zürich\n".encode("latin-1"))
+    (root / "twice.csv").write_text("image,lat,lat,lon\n0.jpg,1,2,3\n")
+    (root / "rows.csv").write_text("image,lat,lon\n")
+    (root / "good.csv").write_text("image,lat,lon\n0.jpg,1,2\n")
+    with pytest.raises(GeoError, match=why) as refused:
+        adopt(Config(), root / source, tmp_path / "out", **options)
+    assert "\n" not in str(refused.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
 
 
 def test_the_command_says_what_it_made_and_what_comes_next(

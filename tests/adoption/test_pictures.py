@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from geo_embed.adoption.candidates import Ledger
 from geo_embed.adoption.pictures import list_files, order_views, read_pattern
 from geo_embed.errors import GeoError
 
@@ -52,4 +53,4 @@ def test_files_are_found_through_links_but_never_in_circles(tmp_path: Path) -> N
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "data" / ".hidden.jpg").write_bytes(b"b")
     (tmp_path / "data" / "gone.jpg").symlink_to(tmp_path / "nothing")
-    assert list_files(tmp_path / "data") == ["linked/a.jpg"]
+    assert list_files(tmp_path / "data", Ledger()) == ["linked/a.jpg"]
