@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import Nursery, Ran
+from small import Nursery, Ran, dying
 
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint
 from geo_embed.finetuning.finetune import Finetuned, finetune
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from conftest import Country, Geo
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+DOCS = Path(__file__).parents[2] / "docs" / "finetuning.md"
 HOW = {
     "finetune.epochs": 2,
     "finetune.batch_size": 7,
@@ -274,6 +277,44 @@ def test_a_training_killed_while_divided_goes_on_in_any_number_of_processes(
     whole = weights(work, "parts")
     for key, value in weights(work, "lost-parts").items():
         assert torch.equal(value, whole[key]), key
+
+
+@pytest.mark.slow
+def test_a_training_killed_in_one_process_goes_on_in_two(
+    tune: Any, options: Any, nursery: Nursery, work: Path, alone: Finetuned
+) -> None:
+    """Each sample's draws are those of its place in the step; sums are in another order, which is rounding."""
+    often = options("grows", checkpoint_minutes=1e-9)
+    code = dying("finetuning.loop.accumulate_gradients", 3)
+    assert nursery.start_in(work, *often, before=code).end().code == -9
+    again = tune("grows")
+    assert again.code == 0, again.err
+    assert again.err.count("going on from step 2, epoch 1") == 1
+    np.testing.assert_allclose(history(work, "grows"), history(work, "one"), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_machines_that_meet_at_an_address_learn_what_one_learns(
+    options: Any, work: Path, alone: Finetuned
+) -> None:
+    """Both are this one, each with its own torchrun, as docs/finetuning.md begins them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (line,) = re.findall(
+        r"^    (torchrun --nnodes 2 .*) -m geo_embed", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    words = line.replace("--nproc-per-node 8", "--nproc-per-node 1").split()[1:]
+    words[words.index("--rdzv-endpoint") + 1] = f"127.0.0.1:{port}"
+    begin = [sys.executable, "-m", "torch.distributed.run", *words, "-m", "geo_embed"]
+    command = [*begin, *map(str, options("machines"))]
+    nodes = [
+        subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert sum('"run": "machines"' in out for out, _ in said) == 1
+    np.testing.assert_allclose(history(work, "machines"), history(work, "one"), rtol=1e-3)
 
 
 @pytest.mark.slow
