@@ -20,7 +20,9 @@ _ROWS = 4096
 _TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
 _MOST_KM = (25.0, 50.0, 100.0, 250.0, 1000.0)
 # A gain below so many standard errors is luck, the more so as it is the best of a grid.
-_ERRORS = 2.0
+_ERRORS, _NEAR_ERRORS = 2.0, 3.0
+# Nearness is exp(−km / this).
+_NEAR_KM = 100.0
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ def fit_refiner(
     cells: int = 5,
     neighbours: int = 8,
 ) -> Refiner | None:
-    """The temperature and `max_km` of least mean distance over a small grid, or None where refinement doesn't help.
+    """The temperature and `max_km` that help most, over a small grid, or None where refinement doesn't help.
 
-    Helping means that the mean distance falls by more than twice the standard error of the fall.
+    Helping means that points come near, the mean of exp(−km / 100) rising by more than three standard errors of the rise, while
+    the mean distance doesn't grow; or, where none do so, that the mean distance falls by more than two of its fall's. Of heads that
+    are short of training, whose far misses drown everything else in the mean distance, nearness tells what it will do in the end.
 
     Args:
         gallery, queries, cell_probabilities, guess: as in `refine`, of samples that the network wasn't fitted on.
@@ -140,19 +144,28 @@ def fit_refiner(
     if n < 2:
         return None
     # For every temperature the candidates' median is found once; what the limit on the way does is then a matter of
-    # leaving some of the moves out. Of all pairs the one with the largest mean gain is taken, if it is more than luck.
+    # leaving some of the moves out. Of all pairs that don't add to the mean distance the one with the largest gain is taken, by
+    # nearness and then by distance, if it is more than luck.
     guess, truth = guess.double(), truth.double()
     candidates = _look_up(gallery, queries, cell_probabilities, cells, neighbours)
     before = great_circle_km(guess, truth)
-    best, gain = None, torch.zeros_like(before)
+    near: list[tuple[Refiner, Tensor]] = []
+    far: list[tuple[Refiner, Tensor]] = []
     for temperature in _TEMPERATURES:
         moved = _weigh(candidates, guess, temperature)
         after, way = great_circle_km(moved, truth), great_circle_km(moved, guess)
         for max_km in _MOST_KM:
-            gains = torch.where(way <= max_km, before - after, 0.0)
-            if float(gains.mean()) > float(gain.mean()):
-                best, gain = Refiner(cells, neighbours, temperature, max_km), gains
-    return best if float(gain.mean()) > _ERRORS * float(gain.std()) / n**0.5 else None
+            reached = torch.where(way <= max_km, after, before)
+            fall = before - reached
+            if float(fall.mean()) >= 0:
+                refiner = Refiner(cells, neighbours, temperature, max_km)
+                near.append((refiner, torch.exp(-reached / _NEAR_KM) - torch.exp(-before / _NEAR_KM)))
+                far.append((refiner, fall))
+    for gains, errors in ((near, _NEAR_ERRORS), (far, _ERRORS)):
+        best, gain = max(gains, key=lambda tried: float(tried[1].mean()), default=(None, before))
+        if best is not None and float(gain.mean()) > errors * float(gain.std()) / n**0.5:
+            return best
+    return None
 
 
 def _look_up(
