@@ -364,7 +364,7 @@ def _with_names(frame: pd.DataFrame, images: list[str], ledger: Ledger) -> pd.Da
 
 
 def _without_copies(samples: Candidates, config: Config, ledger: Ledger) -> pd.DataFrame:
-    """Samples without those whose pictures are another's: of one place the first stays, of places or classes that differ none, and none
+    """Samples without those of training whose pictures are another's: of one place the first stays, of places or classes that differ none, and none
     of those whose picture stands for too many places to be of any.
     """
     frame = samples.frame.reset_index(drop=True)
@@ -383,7 +383,9 @@ def _without_copies(samples: Candidates, config: Config, ledger: Ledger) -> pd.D
     (content,) = same_contents(
         [listed], config.inference.workers or os.cpu_count() or 1, config.tracking.progress_seconds
     )
-    known = (content != 0) & np.isfinite(latitude)[:, None]
+    # A benchmark's test split stays what it is.
+    train = (frame["split"] == "train").to_numpy()
+    known = (content != 0) & (train & np.isfinite(latitude))[:, None]
     reason: NDArray[np.object_] = np.full(len(frame), "", dtype=object)
     other: NDArray[np.object_] = np.full(len(frame), "", dtype=object)
     labels = frame["label"].to_numpy()

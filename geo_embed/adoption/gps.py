@@ -1,9 +1,8 @@
 """Where a picture was taken, by its EXIF; never an exception, whatever the file holds."""
 
-import io
 import math
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -12,13 +11,13 @@ _GPS = 0x8825
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 
 
-def read_gps(data: bytes) -> tuple[float, float] | str:
-    """Latitude and longitude in degrees of a picture's file, or why there are none."""
+def read_gps(file: BinaryIO) -> tuple[float, float] | str:
+    """Latitude and longitude in degrees of a picture, or why there are none. Of its file, opened, what is needed is read."""
     # PIL reads tags on demand and fails at damaged ones in many ways: IndexError, KeyError, struct.error, TypeError, ZeroDivisionError.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(file) as image:
                 tags = image.getexif().get_ifd(_GPS)
     except Exception:
         return "its EXIF can't be read"

@@ -15,8 +15,9 @@ from geo_embed.adoption.candidates import ONE_VIEW, Ledger
 from geo_embed.adoption.gps import read_gps
 from geo_embed.config import Config
 from geo_embed.console import progress
-from geo_embed.data.images import UnreadableImage, find_fault, read_picture
+from geo_embed.data.images import find_fault
 from geo_embed.errors import GeoError, reading_errors
+from geo_embed.files import open_regular
 
 # Names of picture files. Some of these kinds can't be read here: that is said of each, with what converts it.
 _ENDINGS = frozenset(
@@ -194,9 +195,10 @@ def look_at_pictures(
         if fault or not places:
             return fault, ""
         try:
-            return "", read_gps(read_picture(path))
-        except (OSError, UnreadableImage) as error:
-            return str(error), ""
+            with open_regular(path) as file:
+                return "", read_gps(file)
+        except GeoError as error:
+            return error.what, ""
 
     found: list[tuple[str, tuple[float, float] | str]] = []
     with (

@@ -509,12 +509,17 @@ def test_im2gps3k_is_a_test_split_without_classes(tmp_path: Path) -> None:
         rows.append(
             {"IMG_ID": picture.name, "AUTHOR": "1@N00", "LAT": latitude, "LON": longitude, "S3_Label": 2}
         )
+    # A picture twice is the benchmark's own business: all of it counts.
+    twin = tmp_path / "src" / "images" / "9_twin_1@N00.jpg"
+    twin.write_bytes((tmp_path / "src" / "images" / rows[0]["IMG_ID"]).read_bytes())
+    rows.append({**rows[1], "IMG_ID": twin.name})
     write(tmp_path / "src" / "im2gps3k_places365.csv", rows)
     adopted = adopt(Config(), tmp_path / "src", tmp_path / "out")
-    assert (adopted.kind, adopted.train, adopted.test, adopted.classes) == ("im2gps3k", 0, 3, 0)
+    assert (adopted.kind, adopted.train, adopted.test, adopted.classes) == ("im2gps3k", 0, 4, 0)
     sound(adopted)
     assert table(adopted.directory, "test_ground_truth.csv")["latitude"].tolist() == [
-        place[0] for place in PLACES.values()
+        *(place[0] for place in PLACES.values()),
+        PLACES["Oslo"][0],
     ]
 
 

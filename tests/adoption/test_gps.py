@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from typing import Any
@@ -10,7 +11,12 @@ import pytest
 from pictures import encoded, scene
 from PIL import Image
 
-from geo_embed.adoption.gps import read_gps
+from geo_embed.adoption import gps
+
+
+def read_gps(data: bytes) -> tuple[float, float] | str:
+    return gps.read_gps(io.BytesIO(data))
+
 
 NONE, NO_PAIR = "no coordinates in its EXIF", "its EXIF has a place that is no pair of coordinates"
 
