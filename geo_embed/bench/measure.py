@@ -1,5 +1,6 @@
 """What a benchmark says, and how things are timed."""
 
+import json
 import os
 import platform
 import statistics
@@ -71,6 +72,14 @@ def apart(module: str, function: str, *arguments: str) -> float:
     """The number that a function of strings returns in a process of its own, without the settings that `geo` makes for itself."""
     code = f"from {module} import {function}; print({function}({', '.join(map(repr, arguments))}))"
     return float(_run(function, "-c", code).splitlines()[-1])
+
+
+def figures_apart(module: str, function: str, *arguments: str) -> dict[str, float]:
+    """The same of a function that returns several figures, by name."""
+    call = f"{function}({', '.join(map(repr, arguments))})"
+    code = f"import json; from {module} import {function}; print(json.dumps({call}))"
+    figures: dict[str, float] = json.loads(_run(function, "-c", code).splitlines()[-1])
+    return figures
 
 
 def command_seconds(*arguments: str) -> float:

@@ -156,7 +156,7 @@ def _pictures_per_second(config: Config, folder: Path, samples: int) -> float:
         "inference.workers": config.inference.workers,
     }
     settings = resolve(overrides=overrides)[0]
-    _multiply(settings, samples)
+    multiply_pictures(settings, samples)
 
     def run() -> float:
         shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -166,7 +166,7 @@ def _pictures_per_second(config: Config, folder: Path, samples: int) -> float:
     return pace
 
 
-def _multiply(settings: Config, samples: int) -> None:
+def multiply_pictures(settings: Config, samples: int) -> None:
     """Make a train split of so many samples from the pictures that are there: no two have the same bytes, and none is another picture."""
     import pandas as pd
 

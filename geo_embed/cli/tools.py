@@ -121,7 +121,8 @@ def _doctor() -> None:
 @app.command("bench", epilog="Example: `geo bench store`, or `geo bench real my-embeddings`")
 def _bench(
     name: Annotated[
-        Literal["store", "extract", "heads", "finetune", "real"], typer.Argument(help="What to measure.")
+        Literal["store", "extract", "heads", "finetune", "scale", "real"],
+        typer.Argument(help="What to measure."),
     ],
     folder: Annotated[
         Path | None,
@@ -161,6 +162,7 @@ def _bench(
     from geo_embed.bench.extract import bench_extract
     from geo_embed.bench.finetune import bench_finetune
     from geo_embed.bench.heads import bench_heads
+    from geo_embed.bench.scale import bench_scale
     from geo_embed.bench.store import bench_store
 
     size = {} if samples is None else {"count" if name == "extract" else "samples": samples}
@@ -169,6 +171,7 @@ def _bench(
         "extract": bench_extract,
         "heads": bench_heads,
         "finetune": bench_finetune,
+        "scale": bench_scale,
     }
     bench = benches[name](config, **size)
     print_result(_with_headline(bench), [("machine", bench.machine)])
