@@ -60,7 +60,7 @@ class Address(PosixPath):
 
     def __fspath__(self) -> str:
         raise GeoError(
-            f"{self.scheme}:// can't be read or written here: only a cache may lie in a bucket",
+            f"{self.scheme}:// can't be read or written here: only a cache and pictures may lie in a bucket",
             where=str(self),
             hint="copy it to a folder of this machine, and name that folder",
         )
@@ -153,6 +153,26 @@ def get(address: Address) -> tuple[bytes, str] | None:
 
         found = obstore.get(store, address.key)
         return bytes(found.bytes()), str(found.meta["e_tag"])
+
+    return _absent_as_none(address, "read", request)
+
+
+def get_part(address: Address, start: int, count: int, e_tag: str) -> bytes | None:
+    """Of an object `count` bytes, one or more, from `start` on, fewer where it ends; None where it is gone or has another tag by now.
+
+    Raises:
+        UnreachableError: the bucket doesn't answer.
+    """
+
+    def request(store: "ObjectStore") -> bytes | None:
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        try:
+            part: Any = {"range": (start, start + count), "if_match": e_tag}
+            return bytes(obstore.get(store, address.key, options=part).bytes())
+        except PreconditionError:
+            return None
 
     return _absent_as_none(address, "read", request)
 

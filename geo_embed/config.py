@@ -49,7 +49,7 @@ _MANY, _WIDEST, _LONGEST = 10_000_000, 65_536, 1e9
 
 
 # Of the paths, what may lie in a bucket.
-_IN_BUCKETS = ("cache_dir",)
+_IN_BUCKETS = ("cache_dir", "train_images", "test_images")
 
 
 class _Group(BaseModel):
@@ -63,8 +63,11 @@ class Paths(_Group):
     train_csv: Path | None = Field(None, description="default: train_ground_truth.csv under the data root")
     test_csv: Path | None = Field(None, description="default: sample_submission.csv under the data root")
     state_mapping_csv: Path | None = Field(None, description="default: state_mapping.csv under the data root")
-    train_images: Path | None = Field(None, description="default: train_images under the data root")
-    test_images: Path | None = Field(None, description="default: test_images under the data root")
+    train_images: Path | None = Field(
+        None,
+        description="folder, archive or s3://, gs://, az://BUCKET/PREFIX; default: train_images under the data root",
+    )
+    test_images: Path | None = Field(None, description="the same; default: test_images under the data root")
     cache_dir: Path = Field(
         Path("cache"), description="embedding stores; a folder, or s3://, gs://, az://BUCKET/PREFIX"
     )

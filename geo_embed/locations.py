@@ -30,7 +30,7 @@ def local_path(location: str | Path, *, where: str = "") -> Path:
         return Path(rest)
     if scheme in buckets.SCHEMES:
         raise GeoError(
-            f"{scheme}:// can't be read or written here: only a cache may lie in a bucket",
+            f"{scheme}:// can't be read or written here: only a cache and pictures may lie in a bucket",
             where=where,
             hint=_HINT,
         )
@@ -70,7 +70,7 @@ def _divide(location: str | Path) -> tuple[str, str]:
 def _of_file(scheme: str, rest: str, where: str) -> Path:
     if scheme != "file":
         raise GeoError(
-            f"{scheme}:// can't be read or written: only paths of this machine, file://, and for a cache s3://, gs:// and az:// can",
+            f"{scheme}:// can't be read or written: only paths of this machine, file://, and for a cache or pictures s3://, gs:// and az:// can",
             where=where,
             hint=_HINT,
         )

@@ -8,12 +8,14 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from geo_embed import buckets
+from geo_embed.buckets import Address
 from geo_embed.data import images
 from geo_embed.data.shards import COMPRESSED, PARQUET, TAR, Shards
 from geo_embed.data.table import look_alike, shown
@@ -31,7 +33,7 @@ class Pictures:
     """The pictures of a split. For any number of threads; shards are looked into once, when the first name asks for it.
 
     Args:
-        root: a folder, or a shard; what lies there is found out.
+        root: a folder, or a shard, also in a bucket; what lies there is found out.
         index_dir: where indexes of tar archives are kept; None for nowhere.
     """
 
@@ -53,25 +55,39 @@ class Pictures:
             GeoError: a shard can't be read.
         """
 
+        def from_file(path: Path) -> bytes:
+            if not isinstance(path, Address):
+                return images.read_picture(path)
+            _refuse_size(self._entry(name).size)
+            found = buckets.get(path)
+            return _absent(path) if found is None else found[0]
+
         def from_shard(shards: Shards, places: range) -> bytes:
             if fault := shards.fault(places):
                 raise images.UnreadableImage(fault)
-            if (size := shards.size(places)) > images.MAX_BYTES:
-                raise images.UnreadableImage(
-                    f"{size:,} bytes are more than a file of this kind may have ({images.MAX_BYTES:,})"
-                )
+            _refuse_size(shards.size(places))
             return shards.read(places)
 
-        return self._answer(name, images.read_picture, from_shard)
+        return self._answer(name, from_file, from_shard)
 
     def size(self, name: str) -> int:
         """How many bytes a picture has; 0 for what is no regular file. Raises as `read`."""
-        return self._answer(name, _size, lambda shards, places: shards.size(places))
+
+        def from_file(path: Path) -> int:
+            if isinstance(path, Address):
+                return self._entry(name).size
+            status = path.stat()
+            return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+        return self._answer(name, from_file, lambda shards, places: shards.size(places))
 
     def part(self, name: str, first: int, count: int) -> bytes:
         """`count` bytes of a picture, from `first` on. Raises as `read`."""
 
         def from_file(path: Path) -> bytes:
+            if isinstance(path, Address):
+                entry = self._entry(name)
+                return buckets.get_part(path, first, count, entry.e_tag) or b""
             with open_regular(path) as file:
                 file.seek(first)
                 return file.read(count)
@@ -79,16 +95,23 @@ class Pictures:
         return self._answer(name, from_file, lambda shards, places: shards.read(places, first, count))
 
     def find_fault(self, name: str, *, accept_damage: bool = False) -> str:
-        """Why a picture can't be read, looking as little as possible; empty where it seems fine; as `images.find_fault`."""
-        path = self.root / name
-        if self._has_loose:
-            fault = images.find_fault(path, accept_damage=accept_damage)
-            if not fault or os.path.lexists(path):
+        """Why a picture can't be read, looking as little as possible; empty where it seems fine; as `images.find_fault`.
+
+        In a bucket no picture is looked at: each would cost a request or two.
+        """
+        if self._has_loose and isinstance(self.root, Address):
+            if name in self._listing:
+                return ""
+        elif self._has_loose:
+            fault = images.find_fault(self.root / name, accept_damage=accept_damage)
+            if not fault or self._is_loose(name):
                 return fault
 
         def from_shard(shards: Shards, places: range) -> str:
             if fault := shards.fault(places):
                 return fault
+            if isinstance(self.root, Address):
+                return ""
             size = shards.size(places)
             ends = shards.read(places, 0, 2) + shards.read(places, max(size - 2, 0), 2)
             return "" if ends == _JPEG_ENDS else images.why_undecodable(self.read(name), accept_damage)
@@ -122,7 +145,7 @@ class Pictures:
         """Where a picture lies, or would, for people; one in a shard as if the shard were a folder."""
         path = self.root / name
         with suppress(GeoError):
-            if not (self._has_loose and os.path.lexists(path)) and (places := self._shards.find(name)):
+            if not (self._has_loose and self._is_loose(name)) and (places := self._shards.find(name)):
                 return self._shards.shard(places) / name
         return path
 
@@ -152,9 +175,48 @@ class Pictures:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return from_shard(self._shards, places)
 
+    def files_in(self, folder: str) -> Iterator[str]:
+        """The names of the files in a folder below the root, or of the root itself; none where it can't be listed."""
+        if isinstance(self.root, Address):
+            yield from self._folders.get(folder, ())
+            return
+        with suppress(OSError), os.scandir(self.root / folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file())
+
+    def is_folder(self, name: str) -> bool:
+        """Whether a folder has this name."""
+        if isinstance(self.root, Address):
+            return name in self._folders
+        return os.path.isdir(self.root / name)  # noqa: PTH112
+
+    def _is_loose(self, name: str) -> bool:
+        """Whether anything outside the shards has this name."""
+        if isinstance(self.root, Address):
+            return name in self._listing
+        return os.path.lexists(self.root / name)
+
+    def _entry(self, name: str) -> buckets.Entry:
+        return self._listing.get(name) or _absent(self.root / name)
+
+    @cached_property
+    def _listing(self) -> dict[str, buckets.Entry]:
+        """What lies in the bucket below the root, asked for once."""
+        assert isinstance(self.root, Address)
+        return buckets.listing(self.root)
+
+    @cached_property
+    def _folders(self) -> dict[str, list[str]]:
+        folders: dict[str, list[str]] = {}
+        for name in self._listing:
+            folder, _, base = name.rpartition("/")
+            folders.setdefault(folder, []).append(base)
+        return folders
+
     @cached_property
     def _has_loose(self) -> bool:
         """Whether the folder holds anything but shards; the first of a million files says so."""
+        if isinstance(self.root, Address):
+            return any(not name.endswith((*_SHARDS, *COMPRESSED)) for name in self._listing)
         try:
             with os.scandir(self.root) as entries:
                 return any(not entry.name.endswith((*_SHARDS, *COMPRESSED)) for entry in entries)
@@ -180,8 +242,12 @@ class Pictures:
         """The shards. Raises GeoError where there is nothing but compressed archives, of which no picture can be read by itself."""
         if _is_file(self.root):
             return [self.root]
-        there = entries(self.root)
-        if not os.path.isdir(self.root):  # noqa: PTH112
+        if isinstance(self.root, Address):
+            there: list[Path] = [self.root / name for name in self._listing if "/" not in name]
+            is_folder = bool(self._listing)
+        else:
+            there, is_folder = entries(self.root), os.path.isdir(self.root)  # noqa: PTH112
+        if not is_folder:
             beside = (self.root.with_name(self.root.name + ending) for ending in (*_SHARDS, *COMPRESSED))
             there = [path for path in beside if _is_file(path)]
         if not self._has_loose:
@@ -209,14 +275,18 @@ def _unpacked_name(path: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
+    if isinstance(path, Address):
+        return path.is_file()
     # pathlib raises where the folder may not be looked into.
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def _refuse_size(size: int) -> None:
+    if size > images.MAX_BYTES:
+        raise images.UnreadableImage(
+            f"{size:,} bytes are more than a file of this kind may have ({images.MAX_BYTES:,})"
+        )
+
+
 def _absent(path: Path) -> NoReturn:
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _size(path: Path) -> int:
-    status = path.stat()
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0

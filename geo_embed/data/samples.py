@@ -4,12 +4,10 @@ Rows are counted as a spreadsheet shows them: the header is row 1.
 """
 
 import json
-import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import Truth
+from geo_embed.buckets import Address, kept_dir
 from geo_embed.config import Config, Paths
 from geo_embed.data.image_names import ImageNames
 from geo_embed.data.pictures import Pictures
@@ -205,7 +204,7 @@ def _hashes(names: Iterable[str]) -> NDArray[np.int64]:
 
 def _hashes_in(samples: Samples, folder: str) -> NDArray[np.int64]:
     """Hashes of the files in a folder, by such names as a CSV would give them."""
-    return _hashes(f"{folder}/{name}" if folder else name for name in _files_in(samples.image_root / folder))
+    return _hashes(f"{folder}/{name}" if folder else name for name in samples.pictures.files_in(folder))
 
 
 def _is_among(values: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -220,8 +219,8 @@ def _why_missing(samples: Samples, name: str, alike: dict[str, dict[str, str]]) 
     folder, _, base = name.rpartition("/")
     parent = samples.image_root / folder
     if folder not in alike:
-        alike[folder] = {look_alike(other): other for other in _files_in(parent)}
-    what = "is a directory" if os.path.isdir(samples.image_root / name) else "no such file"  # noqa: PTH112
+        alike[folder] = {look_alike(other): other for other in samples.pictures.files_in(folder)}
+    what = "is a directory" if samples.pictures.is_folder(name) else "no such file"
     near = alike[folder].get(look_alike(base))
     if near is not None and near != base:
         hint = _describe_near(base, near, parent)
@@ -301,7 +300,7 @@ def check_samples(paths: Paths, views: tuple[str, ...], split: str) -> tuple[Sam
             sample_id=_compact(table["sample_id"]),
             images=ImageNames([table[column] for column in image_columns]),
             truth=truth,
-            index_dir=paths.cache_dir / ".pictures",
+            index_dir=_index_dir(paths),
         ),
         problems,
     )
@@ -316,10 +315,10 @@ def _compact(column: "pd.Series[str]") -> NDArray[Any]:
     return texts
 
 
-def _files_in(folder: Path) -> Iterator[str]:
-    """The names of the files in a folder; none where it can't be listed."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if entry.is_file())
+def _index_dir(paths: Paths) -> Path:
+    """Where indexes of shards are kept: in the cache, or of one in a bucket on this machine."""
+    in_bucket = isinstance(paths.cache_dir, Address)
+    return kept_dir() / "pictures" if in_bucket else paths.cache_dir / ".pictures"
 
 
 def _check_ids(path: Path, ids: "pd.Series[str]") -> list[Problem]:

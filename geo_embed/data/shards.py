@@ -5,6 +5,7 @@ share nothing, and one that was replaced meanwhile is noticed.
 """
 
 import hashlib
+import io
 import json
 import os
 import threading
@@ -12,20 +13,22 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geo_embed import buckets
+from geo_embed.buckets import Address
 from geo_embed.console import progress
 from geo_embed.data import tar
 from geo_embed.data.images import UnreadableImage
-from geo_embed.errors import GeoError
+from geo_embed.errors import AbsentError, GeoError, PlainError
 from geo_embed.files import TEXT_TYPES, open_regular, read_columns, replacing
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ _INDEX_COLUMNS = ("name", "start", "size", "kind")
 # Of what an index says; one more whenever that changes.
 _INDEX_VERSION = 1
 _ABOUT = b"geo_embed"
+# Of an object in a bucket, at once: what lies between two headers of an archive is mostly less, and a request costs as much as megabytes.
+_RANGE_BYTES = 4 << 20
 # At once, while they are opened.
 _LOOKED_INTO = 8
 # Once unpacked: what a group of rows may take, and what all that are kept may. Two are always kept, since threads that read in
@@ -52,6 +57,10 @@ _ROW_MASK = (1 << _ROW_BITS) - 1
 _BYTES_TYPES = ("binary", "large_binary")
 _PATH_COLUMNS, _BYTES_COLUMNS = ("path", "file_name"), ("bytes", "image")
 _AS_HERE = "its pictures lie in columns path (or file_name) and bytes (or image), or in ones of {bytes, path}"
+
+
+# Of a file its bytes and when it was written; of an object in a bucket its bytes and its tag.
+Stamp = tuple[int, int | str]
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,7 @@ class Tar:
 
     def __init__(self, path: Path, index_dir: Path | None = None) -> None:
         self.path = path
-        with open_regular(path) as file:
-            self._stamp = _stamp(file)
+        with _open_shard(path) as (file, self._stamp):
             kept = None if index_dir is None else index_dir / _index_name(path)
             names = None if kept is None else _read_index(kept, self._stamp)
             if names is None:
@@ -172,8 +180,7 @@ class Parquet:
 
     def __init__(self, path: Path, groups: Groups) -> None:
         self.path, self._groups = path, groups
-        with open_regular(path) as file:
-            self._stamp = _stamp(file)
+        with _open_shard(path) as (file, self._stamp):
             opened = _open_parquet(file, path)
             self._meta = opened.metadata
             try:
@@ -235,8 +242,8 @@ class Parquet:
 
     def _unpack(self, group: int, column: int) -> "pa.ChunkedArray":
         leaf, chunk = self._columns[column][1], self._chunks[column][group]
-        with open_regular(self.path) as file:
-            if _stamp(file) != self._stamp:
+        with _open_shard(self.path) as (file, stamp):
+            if stamp != self._stamp:
                 raise _changed(self.path)
             values = _read_leaf(_open_parquet(file, self.path, self._meta), group, leaf, self.path)
             if len(values) != chunk.rows:
@@ -417,6 +424,9 @@ def _walk(file: BufferedReader, size: int, path: Path) -> Names:
     import pyarrow as pa
 
     def read(start: int, count: int) -> bytes:
+        if isinstance(path, Address):
+            file.seek(start)
+            return file.read(count)
         # Past the buffer, which would be filled anew for every header.
         os.lseek(file.fileno(), start, os.SEEK_SET)
         return os.read(file.fileno(), count)
@@ -430,17 +440,19 @@ def _walk(file: BufferedReader, size: int, path: Path) -> Names:
     )
 
 
-def _read_part(
-    path: Path, stamp: tuple[int, int], start: int, size: int, first: int, count: int | None
-) -> bytes:
+def _read_part(path: Path, stamp: Stamp, start: int, size: int, first: int, count: int | None) -> bytes:
     """`count` of the `size` bytes that start somewhere in a shard, from `first` on; all of the rest if left out."""
     count = max(size - first if count is None else min(count, size - first), 0)
-    with open_regular(path) as file:
-        if _stamp(file) != stamp:
-            raise _changed(path)
-        file.seek(start + first)
-        data = file.read(count)
-    if len(data) < count:
+    data: bytes | None = b""
+    if isinstance(path, Address):
+        data = buckets.get_part(path, start + first, count, str(stamp[1])) if count else b""
+    else:
+        with open_regular(path) as file:
+            if _stamp(file) != stamp:
+                raise _changed(path)
+            file.seek(start + first)
+            data = file.read(count)
+    if data is None or len(data) < count:
         raise _changed(path)
     return data
 
@@ -466,7 +478,52 @@ def _places_of(values: "pa.ChunkedArray", file: BufferedReader, chunk: _Chunk) -
     return places
 
 
-def _stamp(file: BufferedReader) -> tuple[int, int]:
+@contextmanager
+def _open_shard(path: Path) -> Iterator[tuple[BufferedReader, Stamp]]:
+    """A file, or an object in a bucket, which is read by ranges; and what tells it from others that had its name.
+
+    Raises:
+        GeoError: there is none, or it can't be read.
+    """
+    if not isinstance(path, Address):
+        with open_regular(path) as file:
+            yield file, _stamp(file)
+        return
+    entry = buckets.head(path)
+    if entry is None:
+        raise AbsentError("there is no such object", where=path)
+    yield BufferedReader(_Object(path, entry), _RANGE_BYTES), (entry.size, entry.e_tag)
+
+
+class _Object(io.RawIOBase):
+    """An object in a bucket as a file."""
+
+    def __init__(self, address: Address, entry: buckets.Entry) -> None:
+        self._address, self._entry, self._place = address, entry, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._entry.size)[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._entry.size - self._place)
+        if count <= 0:
+            return 0
+        data = buckets.get_part(self._address, self._place, count, self._entry.e_tag)
+        if data is None:
+            raise _changed(self._address)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _stamp(file: BufferedReader) -> Stamp:
     """What tells a file from the one that had its name before: its size in bytes, and when it was written (ns)."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
@@ -477,11 +534,11 @@ def _changed(path: Path) -> GeoError:
 
 
 def _index_name(path: Path) -> str:
-    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(str(path.resolve()))).hexdigest()[:16]
     return f"{path.name[:100]}-{place}{PARQUET}"
 
 
-def _read_index(path: Path, stamp: tuple[int, int]) -> Names | None:
+def _read_index(path: Path, stamp: Stamp) -> Names | None:
     """The index of a tar archive with this stamp; None where there is none, of an earlier one, or a damaged one."""
     with suppress(GeoError, KeyError, ValueError):
         table = read_columns(path, _INDEX_COLUMNS, most_rows=_MOST_PICTURES)
@@ -491,7 +548,7 @@ def _read_index(path: Path, stamp: tuple[int, int]) -> Names | None:
     return None
 
 
-def _write_index(path: Path, names: Names, stamp: tuple[int, int]) -> None:
+def _write_index(path: Path, names: Names, stamp: Stamp) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -513,6 +570,8 @@ def _open_parquet(
         return parquet.ParquetFile(
             pa.PythonFile(file, mode="r"), metadata=meta, pre_buffer=False, page_checksum_verification=True
         )
+    except PlainError:
+        raise
     except Exception as error:
         raise _unreadable(error, path) from error
 
@@ -528,6 +587,8 @@ def _read_leaf(opened: "parquet.ParquetFile", group: int, leaf: str, path: Path)
             column = pc.struct_field(column, leaf.rpartition(".")[2])
         # Text that isn't UTF-8 passes the reader.
         column.validate(full=True)
+    except PlainError:
+        raise
     # Arrow's decoders fail in many ways.
     except Exception as error:
         raise _unreadable(error, path) from error

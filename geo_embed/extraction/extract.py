@@ -221,7 +221,7 @@ def _bad_images(bad: list[BadImage], samples: Samples) -> GeoError:
         hint += "; --on-damaged-image accept takes damaged ones as they are"
     return GeoError(
         f"{count} can't be read, {listed} above",
-        where=Path(bad[0].path).parent,
+        where=bad[0].path.rpartition("/")[0],
         hint=hint,
     )
 
