@@ -132,10 +132,10 @@ class Extractor:
                 os.chdir(job.folder)
             except OSError as error:
                 raise _unseen(job.folder) from error
+            load_plugins(job.plugins)
             for path in job.seen:
                 if not path.exists():
                     raise _unseen(path)
-            load_plugins(job.plugins)
             if job.threads is not None:
                 torch.set_num_threads(job.threads)
             self._job = job

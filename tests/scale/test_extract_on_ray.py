@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from small import Nursery, Small, chunk_files, command, content
 
+from geo_embed.buckets import Address
 from geo_embed.cache.store import PENDING, open_store, read_status
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
@@ -138,6 +141,19 @@ def test_the_command_prints_what_it_prints_without_ray_and_keeps_stdout_clean(
     assert [line for line in lines if not line.startswith(told)] == []
 
 
+def test_workers_share_a_store_in_a_bucket_and_take_over_the_lease_of_one_that_died(
+    small: Small, cluster: Cluster, bucket: Address
+) -> None:
+    """The cluster was begun before there was a bucket: its workers get to know of it by a plugin."""
+    known = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GEO_BUCKET"))}
+    code = f"import os\nos.environ |= {known!r}\n" + DYING.format(folder=str(small.root), starts={6})
+    changes = {"paths__cache_dir": str(bucket / "cache"), **plugin(small, code)}
+    done = extract_on_ray(small.config(**changes), "train", cluster)
+    assert (small.root / "died-6").exists()
+    assert done.computed + done.reused == 4 * ROWS
+    assert content(done.store) == content(extract(small.config(), "train").store)
+
+
 def ray_processes(folder: str) -> list[str]:
     """Command lines of processes that name a folder."""
     found = []
@@ -156,8 +172,6 @@ def test_sigterm_ends_a_local_ray_and_its_folder_and_leaves_the_store_valid(
     small: Small, nursery: Nursery
 ) -> None:
     (small.root / "tmp").mkdir()
-    # Too long a path for sockets: the folder comes to lie in /tmp itself.
-    before = set(Path("/tmp").glob("geo-ray-*"))
     code = f"""
 import pathlib, time
 from geo_embed.extraction import writer
@@ -170,13 +184,18 @@ def commit(store, rows, *others, commit=writer.commit_chunk):
 writer.commit_chunk = commit
 """
     (file,) = plugin(small, code)["model__plugins"]
-    arguments = ["--set", f'model.plugins=["{file}"]', "extract", "--split", "train", "--engine", "ray"]
+    arguments = ["--set", f'model.plugins=["{file}"]', "extract", "--split", "train", "--limit", 2]
     # As a user's environment: without what the tests' own cluster is known by.
     before_it = f"import tempfile; tempfile.tempdir = {str(small.root / 'tmp')!r}\n"
     before_it += "for name in [name for name in os.environ if name.startswith('RAY_')]: del os.environ[name]"
-    running = nursery.start(small, *arguments, before=before_it)
-    assert running.wait_for(lambda: (small.root / "held").exists()), running.err()
-    (folder,) = set(Path("/tmp").glob("geo-ray-*")) - before
+    running = nursery.start(small, *arguments, "--engine", "ray", before=before_it)
+    deadline = time.monotonic() + 400
+    while not (small.root / "held").exists():
+        assert time.monotonic() < deadline, running.err()
+        time.sleep(0.05)
+    # Too long a path for sockets: the folder came to lie in /tmp itself, where other tests' may lie as well.
+    (session,) = Path("/tmp").glob(f"geo-ray-*/session_*_{running.pid}")
+    folder = session.parent
     assert ray_processes(str(folder))
     running.signal(signal.SIGTERM)
     ended = running.end()
