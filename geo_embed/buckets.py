@@ -39,6 +39,8 @@ _BODY_SECONDS = 3600.0
 _SAY_AFTER = 3
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+_NO_ANSWER = "the server can't be reached"
+_GO_ON = "what is committed stays, and the same command goes on from there once the bucket answers"
 _METADATA = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role; AWS_REGION names the bucket's region",
@@ -325,13 +327,18 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
     store = _client(address.scheme, address.bucket, os.getpid(), timeout_seconds(), server())
     tries = int(_number(_TRIES_VARIABLE, _TRIES))
     for done in range(1, tries + 1):
-        fault: Exception
+        fault: BaseException
         try:
             return request(store)
         except FileNotFoundError:
             raise FileNotFoundError from None
         # obstore has a dozen kinds, and one for all that it has no kind for.
         except Exception as error:
+            fault = error
+        # obstore's panics are no Exception, so that nobody goes on; here it is the one request that is in doubt.
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
             fault = error
         reason = _reason(fault)
         if not reason.passes or done >= (2 if reason.is_credentials else tries):
@@ -354,7 +361,7 @@ class _Reason:
     is_credentials: bool = False
 
 
-def _reason(error: Exception) -> _Reason:
+def _reason(error: BaseException) -> _Reason:
     """What is said of a failure: its kind, its number and its code alone, whatever else the library says."""
     text, kind = str(error), type(error).__name__
     found = re.search(r"status: (\d{3})|status code: (\d{3})", text)
@@ -379,14 +386,14 @@ def _reason(error: Exception) -> _Reason:
     for word, what in (
         ("Timeout", "the server doesn't answer in time"),
         ("TimedOut", "the server doesn't answer in time"),
-        ("Connect", "the server can't be reached"),
+        ("Connect", _NO_ANSWER),
         ("Interrupted", "the connection was cut"),
         ("Decode", "the connection was cut"),
         ("Body", "the connection was cut"),
     ):
         if word in text:
             return _Reason(what, passes=True)
-    if kind in ("NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError"):
+    if kind in ("PanicException", "NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError"):
         return _Reason(f"obstore refuses it ({kind})")
     return _Reason(f"the request failed ({kind})", passes=True)
 
@@ -394,13 +401,13 @@ def _reason(error: Exception) -> _Reason:
 def _fail(address: Address, verb: str, reason: _Reason, tries: int) -> NoReturn:
     again = f", {tries} times" if tries > 1 and not reason.is_credentials else ""
     hint = _CREDENTIALS[address.scheme] if reason.hint == "credentials" or reason.is_credentials else ""
+    if reason.what == _NO_ANSWER and address.scheme == "s3" and server():
+        hint = f"is AWS_ENDPOINT_URL right? {_GO_ON}"
     # Nothing that the library said is chained to it: tracebacks are shown with -v.
     raise UnreachableError(
         f"can't {verb}: {reason.what}{again}",
         where=address,
-        hint=hint
-        or reason.hint
-        or "what is committed stays, and the same command goes on from there once the bucket answers",
+        hint=hint or reason.hint or _GO_ON,
     ) from None
 
 
@@ -431,14 +438,52 @@ def _client(scheme: str, bucket: str, process: int, seconds: float, endpoint: st
             return stores.GCSStore(bucket, **options)
         if scheme == "az":
             return stores.AzureStore(bucket, **options)
-        if urlsplit(endpoint).hostname in _LOOPBACK:
+        _check_credentials()
+        if _host_of(endpoint) in _LOOPBACK:
             client["allow_http"] = True
         return stores.S3Store(bucket, **options, **_profile())
+    except UnreachableError:
+        raise
     except Exception as error:
         reason = "no account is named" if "MissingAccount" in str(error) else f"{type(error).__name__}"
     raise UnreachableError(
         f"{scheme}:// can't be opened: {reason}", where=f"{scheme}://{bucket}", hint=_CREDENTIALS[scheme]
     )
+
+
+def _check_credentials() -> None:
+    """Raise UnreachableError where the environment's have what no request may hold: obstore would panic over it."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        value = os.environ.get(variable, "")
+        if not (value.isascii() and value.isprintable()):
+            raise UnreachableError(
+                "there is something in it that isn't printable ASCII, such as the end of a line",
+                where=variable,
+                hint="set it anew, as it was given to you",
+            )
+
+
+def _host_of(endpoint: str) -> str | None:
+    """The host of a server other than Amazon's, where one is named.
+
+    Raises:
+        UnreachableError: obstore would panic over it, or take it for another. It may hold a password, and is not repeated.
+    """
+    if not endpoint:
+        return None
+    host = None
+    # A port that is no number below 65,536 raises.
+    with suppress(ValueError):
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and parts.port != 0 and not re.search(r"\s", endpoint)
+        host = parts.hostname if is_address else None
+    if host is None:
+        raise UnreachableError(
+            "this is no address of a server",
+            where="AWS_ENDPOINT_URL",
+            hint="such as https://minio.example.org:9000; without it, Amazon's own are asked",
+        )
+    return host
 
 
 def _profile() -> dict[str, Any]:

@@ -203,6 +203,39 @@ def test_without_obstore_one_line_says_what_to_install(geo: Geo, scheme: str, s3
     assert len(ran.err.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "what"),
+    [
+        *(("AWS_ENDPOINT_URL", value, "no address of a server") for value in (
+            "minio:9000", "http://", "ftp://me:hunter2@minio", "http://me:hunter2@minio:99999", " ", "http://a b/",
+        )),
+        ("AWS_ACCESS_KEY_ID", "hunter2\r", "the end of a line"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2\n", "the end of a line"),
+        ("AWS_SESSION_TOKEN", "hunter2\u00f6", "printable ASCII"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_no_request_can_be_made_of_is_told_by_the_variable(
+    bucket: Address, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, what: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "8")
+    with pytest.raises(UnreachableError, match=what) as refused:
+        buckets.listing(bucket)
+    assert refused.value.where == variable
+    assert "hunter2" not in str(refused.value) + refused.value.hint
+
+
+def test_where_nothing_listens_the_variable_is_named_that_says_where(
+    bucket: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("GEO_BUCKET_TRIES", "1")
+    with pytest.raises(UnreachableError, match="can't be reached") as refused:
+        buckets.listing(bucket)
+    assert "AWS_ENDPOINT_URL" in refused.value.hint
+    assert "hunter2" not in str(refused.value) + refused.value.hint
+
+
 def test_credentials_of_a_profile_are_taken_where_boto3_is_there(
     bucket: Address, s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
