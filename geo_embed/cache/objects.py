@@ -41,8 +41,6 @@ _CHECKSUM_BYTES = 4
 _AT_ONCE = 16
 # What a fit hasn't read for thirty days may go from this machine.
 _UNREAD_SECONDS = 30 * 86_400
-# Of these a fit reads all.
-_KEPT = "embeddings/"
 
 
 class ObjectStorage(Storage):
@@ -93,7 +91,8 @@ class ObjectStorage(Storage):
             return {name: got[0] for name, got in zip(names, found, strict=True) if got is not None}
 
     def checksum(self, name: str) -> str:
-        return hashlib.sha256(self._get(name)[0]).hexdigest()
+        """As `Storage`; of metadata, that of the bytes that were read when the store was opened."""
+        return hashlib.sha256(self._metadata.get(name) or self._get(name)[0]).hexdigest()
 
     def write_chunks(self, blocks: Mapping[str, NDArray[Any]]) -> None:
         """As `Storage`; nor does any reach the bucket after a lease on the store was lost."""
@@ -118,7 +117,7 @@ class ObjectStorage(Storage):
         """Nothing: once a bucket has answered, it has them."""
 
     def read_chunk(self, name: str, block: NDArray[Any]) -> None:
-        entry = self._entry(name, ask=False) if name.startswith(_KEPT) else None
+        entry = self._entry(name, ask=False)
         if entry is not None and _read_kept(self.root, name, entry.e_tag, block):
             return
         data, tag = self._get(name)
@@ -337,10 +336,10 @@ def _read_kept(root: Address, name: str, e_tag: str, block: NDArray[Any]) -> boo
     """Read a chunk from this machine; False where it isn't there, or damaged."""
     path = _kept_path(root, name, e_tag)
     try:
-        _fill(name, path.read_bytes(), block)
+        FolderStorage(path.parent).read_chunk(path.name, block)
         # What wasn't used for long may go.
         os.utime(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, GeoError):
         return False
     return True
 

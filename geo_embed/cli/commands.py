@@ -42,7 +42,7 @@ _ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
 # Of options and arguments, those that take a name as well as a directory.
 _NAMES_OR_PATHS = frozenset({"backbone", "first", "init", "run", "runs", "second"})
 # Of paths, those that may be of a bucket.
-_IN_BUCKETS = frozenset({"store"})
+_IN_BUCKETS = frozenset({"address", "store", "written"})
 
 
 class Commands(TyperGroup):

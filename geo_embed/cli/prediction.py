@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from geo_embed import buckets
+from geo_embed.buckets import Address
 from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     CHECK_FAILED,
@@ -316,7 +318,13 @@ def _predict(
 @app.command("submit", epilog="Example: `geo submit first --out first.csv`")
 def _submit(
     run: RunArgument = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: submissions/RUN.csv")] = None,
+    written: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Default: submissions/RUN.csv; for s3://, gs:// and az:// a copy goes into the bucket.",
+        ),
+    ] = None,
     tta: TtaOption = None,
     calibrated: Annotated[
         bool,
@@ -343,6 +351,8 @@ def _submit(
     from geo_embed.runs.run import use_run
 
     config = _config_of_answers(device, tta, on_bad_image, on_damaged_image, batch_size, workers)
+    address = written if isinstance(written, Address) else None
+    out = config.paths.submissions_dir / address.name if address is not None else written
     if calibrated and not is_calibrated(config, run):
         done = calibrate(config, run, command=GLOBALS.command)
         run = run or done.run
@@ -350,14 +360,28 @@ def _submit(
     path, verdict = use_run(
         config.paths.runs_dir, run, lambda loaded: submit(config, loaded, out, embed=embed)
     )
-    result = {"submission": path, "rows": verdict.rows, "valid": verdict.valid, "warnings": verdict.warnings}
+    if address is not None:
+        buckets.put(address, path.read_bytes())
+    result: dict[str, Any] = {
+        "submission": path,
+        "rows": verdict.rows,
+        "valid": verdict.valid,
+        "warnings": verdict.warnings,
+    }
+    if address is not None:
+        result["copy"] = address
     file = str(path)
     # Without a competition's name there is nowhere to send it to.
     look = ["submission", "analyze", file]
     then = ["submission", "send", file, "-m", path.stem] if config.inference.competition else look
     print_made(
         result,
-        [("submission", path), ("rows", f"{verdict.rows:,}"), ("valid", "yes" if verdict.valid else "no")],
+        [
+            ("submission", path),
+            *([("copy", address)] if address is not None else []),
+            ("rows", f"{verdict.rows:,}"),
+            ("valid", "yes" if verdict.valid else "no"),
+        ],
         *(then if verdict.valid else []),
     )
     print_findings(verdict.errors, verdict.warnings)

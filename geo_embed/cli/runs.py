@@ -1,6 +1,7 @@
 """`geo runs`: look at all runs, compare two, and say what is to be kept of them."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from geo_embed.errors import GeoError
 if TYPE_CHECKING:
     from geo_embed.prediction.difference import Compared, Comparison
     from geo_embed.runs.listing import Listing
+    from geo_embed.runs.transfer import Transferred
 
 
 class ListsByDefault(Commands):
@@ -280,6 +282,37 @@ def _rm(
             raise GeoError("nothing was deleted", where=runs_dir)
     gone = remove_runs(runs_dir, names, force=force)
     print_result(gone, [("removed", ", ".join(gone.removed)), ("freed", readable_size(gone.bytes))])
+
+
+@runs_app.command("push", epilog="Example: `geo runs push first s3://my-bucket/runs`")
+def _push(
+    run: NamedRun,
+    address: Annotated[Path, typer.Argument(help="Where runs lie: s3://BUCKET/PREFIX, gs://… or az://…")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
+) -> None:
+    """Copy a run into a bucket, without its checkpoints."""
+    from geo_embed.runs.run import load_run
+    from geo_embed.runs.transfer import push_run
+
+    pushed = push_run(load_run(GLOBALS.config().paths.runs_dir, run), address, overwrite=overwrite)
+    _show_transferred(pushed)
+
+
+@runs_app.command("pull", epilog="Example: `geo runs pull s3://my-bucket/runs/first`")
+def _pull(
+    address: Annotated[Path, typer.Argument(help="Of the run: s3://BUCKET/PREFIX/RUN, gs://… or az://…")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it here; default its own.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
+) -> None:
+    """Copy a run from a bucket into the runs of this machine."""
+    from geo_embed.runs.transfer import pull_run
+
+    runs_dir = GLOBALS.config().paths.runs_dir
+    _show_transferred(pull_run(address, runs_dir, name=name, overwrite=overwrite))
+
+
+def _show_transferred(run: "Transferred") -> None:
+    print_result(run, [("run", run.place), ("files", f"{run.files:,}, {readable_size(run.bytes)}")])
 
 
 def _confirmed(question: str) -> bool:

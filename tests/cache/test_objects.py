@@ -45,6 +45,7 @@ from geo_embed.cache.store import (
     read_store,
     write_ids,
 )
+from geo_embed.cache.verify import verify
 from geo_embed.data.samples import Samples
 from geo_embed.errors import BusyError, GeoError, UnreachableError
 
@@ -129,6 +130,26 @@ def test_a_chunk_that_is_gone_cut_or_flipped_is_damage_and_a_bucket_that_fails_i
     for use in (lambda: read_store(store), lambda: list_stores(path.parents[1]), lambda: open_store(path)):
         with pytest.raises(UnreachableError, match="access is denied"):
             use()
+
+
+def test_what_cannot_be_read_just_now_is_neither_passed_over_nor_repaired(
+    path: Address, samples: Samples, s3: Server
+) -> None:
+    fill(create(path, samples))
+    before = objects(path)
+    s3.faults = lambda request: (
+        "403" if request.key.endswith("zarr.json") and request.method == "GET" else None
+    )
+    with pytest.raises(UnreachableError):
+        list_stores(path.parents[1])
+    s3.reset()
+    store = open_store(path)
+    for name in ("embeddings", "status", "sample_id"):
+        s3.faults = lambda request, name=name: "403" if f"{name}/c/" in request.key else None  # type: ignore[misc]
+        with pytest.raises(UnreachableError):
+            verify(store, repair=True)
+    s3.reset()
+    assert objects(path) == before
 
 
 def test_of_two_that_make_one_the_second_stops_and_the_first_ones_stands(
@@ -250,11 +271,15 @@ def test_a_store_is_read_from_this_machine_unless_it_changed_there_or_was_damage
     def fetched() -> list[str]:
         s3.reset()
         values.append(read_store(open_store(path)).values)
-        return [r.key[-18:] for r in s3.requests if r.method == "GET" and "embeddings/c/" in r.key]
+        return [
+            r.key.partition("zarr/")[2]
+            for r in s3.requests
+            if r.method == "GET" and "/c/" in r.key and "_id" not in r.key
+        ]
 
     values: list[Any] = []
     names = [f"embeddings/c/{k}/0/0" for k in range(3)]
-    assert sorted(fetched()) == names
+    assert sorted(fetched()) == [*names, *(f"status/c/{k}/0" for k in range(3))]
     assert fetched() == []
     assert (values[0] == values[1]).all()
     # Another's commit: that chunk alone is fetched.
@@ -269,7 +294,7 @@ def test_a_store_is_read_from_this_machine_unless_it_changed_there_or_was_damage
     assert (values[-1][:3] == values[0][:3]).all()
     # Damage of what is kept here, and what can't be kept: fetched again.
     (kept,) = {file.parent for file in kept_dir().rglob("embeddings*")}
-    assert len(list(kept.iterdir())) == 3, "an earlier state isn't kept"
+    assert len(list(kept.glob("embeddings*"))) == 3, "an earlier state isn't kept"
     first = next(kept.glob("embeddings-c-0-*"))
     first.write_bytes(first.read_bytes()[:-3] + b"xyz")
     assert fetched() == [names[0]]
