@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from geo_embed.backbones.pace import STREETCLIP
+from geo_embed.bench.bucket import from_a_bucket
 from geo_embed.bench.fitting import peak_bytes
 from geo_embed.bench.measure import Bench, Measurement, figures_apart, seconds, this_machine
 from geo_embed.bench.store import multiply_pictures
@@ -35,6 +36,8 @@ _DIM = 768
 _PARTS = (1, 7, 64, 1000)
 # Samples that are extracted, painted from as many places, in chunks of so many rows.
 _EXTRACTED, _PAINTED, _CHUNK_ROWS = 1536, 40, 64
+# Samples that are read from a bucket, 50 MB.
+_READ = 8192
 _ROUNDS = 3
 # A dense bfloat16 product on an H100, as it was measured.
 _H100_FLOP_PER_SECOND = 798e12
@@ -53,7 +56,9 @@ def bench_scale(config: Config, *, samples: int = 1_000_000) -> Bench:
         root = Path(folder)
         planned = _planned(root, samples)
         written = _written(config, root, samples)
-        return Bench("scale", this_machine(), [*planned, written, *_processes(root)])
+        (root / "read").mkdir()
+        bucket = from_a_bucket(root / "read", min(samples, _READ))
+        return Bench("scale", this_machine(), [*planned, written, *_processes(root), *bucket])
 
 
 def write_manifest(folder: Path, samples: int, views: tuple[str, ...]) -> Path:

@@ -91,6 +91,7 @@ def test_every_row_is_there_and_its_ratio_is_that_of_its_figures(
         monkeypatch.setattr(scale, name, value)
     # Starting Ray takes longer than all of this; tests/scale runs it.
     monkeypatch.setattr(scale, "has_ray", lambda: False)
+    monkeypatch.setattr(scale, "from_a_bucket", lambda folder, samples: [])
     monkeypatch.setattr(scale.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     config = resolve(overrides={"paths.cache_dir": tmp_path / "cache", "inference.chunk_rows": 8})[0]
     bench = bench_scale(config, samples=200)
