@@ -50,6 +50,7 @@ def tried(config: Config, name: str = "sweep") -> dict[tuple[int, int], dict[str
     return {(r["trial"], r["rung"]): {k: v for k, v in r.items() if k != "seconds"} for r in saved}
 
 
+@pytest.mark.slow
 def test_trials_on_ray_come_to_the_numbers_of_a_local_sweep_though_a_worker_dies(
     country: Country, tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -67,6 +68,7 @@ def test_trials_on_ray_come_to_the_numbers_of_a_local_sweep_though_a_worker_dies
     assert (divided.computed, divided.reused) == (alone.computed, 0)
 
 
+@pytest.mark.slow
 def test_a_local_sweep_that_was_interrupted_goes_on_on_ray(
     country: Country, tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -92,6 +94,7 @@ def test_a_local_sweep_that_was_interrupted_goes_on_on_ray(
     assert after == tried(whole)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_json_of_a_local_one(
     country: Country, tmp_path: Path, nursery: Nursery, ray_address: str
 ) -> None:
