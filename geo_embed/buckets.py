@@ -120,11 +120,14 @@ class Address(PosixPath):
 
 @dataclass(frozen=True)
 class Entry:
-    """An object: its bytes in all, the tag that another content would change, and when it was written, by the server's clock."""
+    """An object: its bytes in all, the tag that another content would change, when it was written, by the server's clock, and what
+    `put_over` knows it by.
+    """
 
     size: int
     e_tag: str
     modified: datetime
+    state: str
 
 
 def parse(scheme: str, rest: str, *, where: str = "") -> Address:
@@ -191,14 +194,14 @@ def head(address: Address) -> Entry | None:
 
 
 def put(address: Address, data: bytes | memoryview) -> str:
-    """Write an object in one step, over whatever has its name; gives its tag. Raises UnreachableError where it can't be written."""
+    """Write an object in one step, over whatever has its name; gives its state. Raises UnreachableError where it can't be written."""
     tag = _put(address, data, "overwrite")
     assert tag is not None
     return tag
 
 
 def put_new(address: Address, data: bytes) -> str | None:
-    """Write an object that nothing has the name of, and give its tag; None where something has it: of several writers one succeeds.
+    """Write an object that nothing has the name of, and give its state; None where something has it: of several writers one succeeds.
 
     Where the answer to a try was lost, the next one finds an object: it is ours if it has our bytes, so these should be nobody else's.
 
@@ -208,9 +211,10 @@ def put_new(address: Address, data: bytes) -> str | None:
     return _put(address, data, "create")
 
 
-def put_over(address: Address, data: bytes, e_tag: str) -> str | None:
-    """Write an object over the one that has a tag, and give the new tag; None where it has another by now, or is gone. See `put_new`."""
-    return _put(address, data, {"e_tag": e_tag})
+def put_over(address: Address, data: bytes, state: str) -> str | None:
+    """Write an object over the one in a state, and give the new state; None where it has another by now, or is gone. See `put_new`."""
+    e_tag, _, version = state.partition("\n")
+    return _put(address, data, {"e_tag": e_tag, "version": version} if version else {"e_tag": e_tag})
 
 
 def delete(addresses: Sequence[Address]) -> None:
@@ -290,14 +294,16 @@ def _put(address: Address, data: bytes | memoryview, mode: Any) -> str | None:
 
         try:
             # In one request: parts would have to be put together by another, and may be left over.
-            return str(obstore.put(store, address.key, data, mode=mode, use_multipart=False)["e_tag"])
+            return _state(obstore.put(store, address.key, data, mode=mode, use_multipart=False))
         except (AlreadyExistsError, PreconditionError):
             return None
 
     try:
         tag = _tried(address, "write", request)
-        if tag is None and (found := get(address)) is not None and found[0] == data:
-            return found[1]
+        # In this order: what is read later may be another's, and its state another's, too.
+        entry = head(address) if tag is None else None
+        if entry is not None and (found := get(address)) is not None and found == (data, entry.e_tag):
+            return entry.state
     except FileNotFoundError:
         raise UnreachableError(
             f"there is no bucket {address.bucket}", where=address, hint="make it, or correct its name"
@@ -306,7 +312,12 @@ def _put(address: Address, data: bytes | memoryview, mode: Any) -> str | None:
 
 
 def _entry(meta: Any) -> Entry:
-    return Entry(int(meta["size"]), str(meta["e_tag"]), meta["last_modified"])
+    return Entry(int(meta["size"]), str(meta["e_tag"]), meta["last_modified"], _state(meta))
+
+
+def _state(meta: Any) -> str:
+    """The tag, and the version, where the server keeps any: Google's buckets go by that."""
+    return "\n".join(filter(None, (str(meta["e_tag"]), meta["version"])))
 
 
 def _absent_as_none(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) -> _T | None:

@@ -124,7 +124,7 @@ def test_a_request_that_fails_twice_is_done_at_the_third_try(
     }[how]()
     assert done
     # Whether a conditional write was ours is read, where the answer was lost, and that may be tried again as well.
-    assert s3.met[fault] == 2 or (how in ("put_new", "put_over") and s3.met[fault] == 4)
+    assert s3.met[fault] == 2 or (how in ("put_new", "put_over") and s3.met[fault] in (4, 6))
     s3.reset()
     left = {"copy": ["a", "there"], "delete": [], "put": ["a", "there"], "put_new": ["a", "there"]}
     assert list(buckets.listing(bucket)) == left.get(how, ["there"])

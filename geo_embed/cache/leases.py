@@ -154,7 +154,7 @@ class _Lease:
 
     def __init__(self, address: Address, where: Path) -> None:
         self.address, self.where = address, where
-        self.e_tag = ""
+        self.state = ""
         self.renewed = 0.0
         self.lost = ""
         # The answer to a write may be lost: by this, its writer knows it again.
@@ -178,10 +178,10 @@ class _Lease:
         if entry is None:
             tag = buckets.put_new(self.address, self._bytes())
         elif not entry.size or _is_dead(self.address, entry):
-            tag = buckets.put_over(self.address, self._bytes(), entry.e_tag)
+            tag = buckets.put_over(self.address, self._bytes(), entry.state)
         else:
             tag = None
-        self.e_tag, self.renewed = tag or "", began
+        self.state, self.renewed = tag or "", began
         return tag is not None
 
     def start(self) -> None:
@@ -193,7 +193,7 @@ class _Lease:
         self._thread.join()
         with suppress(UnreachableError):
             if not self.lost:
-                buckets.put_over(self.address, b"", self.e_tag)
+                buckets.put_over(self.address, b"", self.state)
 
     def renew(self) -> None:
         with self._renewing:
@@ -201,11 +201,11 @@ class _Lease:
                 return
             began = time.monotonic()
             self._content["renewals"] += 1
-            tag = buckets.put_over(self.address, self._bytes(), self.e_tag)
+            tag = buckets.put_over(self.address, self._bytes(), self.state)
             if tag is None:
                 self.lost = holder(self.address)
             else:
-                self.e_tag, self.renewed = tag, began
+                self.state, self.renewed = tag, began
 
     def check(self) -> None:
         if not self.lost and time.monotonic() - self.renewed > lease_seconds():
