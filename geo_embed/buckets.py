@@ -36,7 +36,7 @@ _TRIES_VARIABLE, _TRIES = "GEO_BUCKET_TRIES", 8
 _FIRST_WAIT, _LONGEST_WAIT = 1 / 100, 1 / 3
 # A body may take long, if only it keeps coming.
 _BODY_SECONDS = 3600.0
-_SAY_AFTER = 3
+_SAY_AFTER, _SAY_SECONDS = 3, 5.0
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 _NO_ANSWER = "the server can't be reached"
@@ -337,6 +337,7 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
     # A process that was forked has none of the threads that a client works with.
     store = _client(address.scheme, address.bucket, os.getpid(), timeout_seconds(), server())
     tries = int(_number(_TRIES_VARIABLE, _TRIES))
+    started = time.monotonic()
     for done in range(1, tries + 1):
         fault: BaseException
         try:
@@ -354,7 +355,9 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
         reason = _reason(fault)
         if not reason.passes or done >= (2 if reason.is_credentials else tries):
             _fail(address, verb, reason, done)
-        if done == _SAY_AFTER:
+        # A server that is silent uses up its time-out, and whoever waits for it that long wants to know.
+        is_slow = done < _SAY_AFTER and time.monotonic() - started > _SAY_SECONDS
+        if done == _SAY_AFTER or is_slow:
             _say_trying(address.scheme, address.bucket, reason.what)
         # Waits of several writers differ, or they would all come back at once.
         longest = min(_FIRST_WAIT * 2 ** (done - 1), _LONGEST_WAIT) * timeout_seconds()

@@ -10,6 +10,7 @@ from geo_embed.errors import GeoError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 # What pathlib makes of such an address: two slashes are one to it.
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_ONE_SLASH = rf"({'|'.join(buckets.SCHEMES)}):/[^/]"
 _HERE = ("", "localhost")
 _HINT = "copy it to a folder of this machine, or mount it there, and name that folder"
 
@@ -63,6 +64,9 @@ def _divide(location: str | Path) -> tuple[str, str]:
         # How many slashes there were is forgotten: three, or two and this machine's name, are what people write.
         is_whole = collapsed[1].lower() in buckets.SCHEMES or rest.startswith("localhost/")
         return collapsed[1].lower(), rest if is_whole else f"/{rest}"
+    if re.match(_ONE_SLASH, location, re.IGNORECASE):
+        # As other tools print an address that went through a path of theirs.
+        return _divide(Path(location))
     written = _SCHEME.match(location)
     return (written[1].lower(), location[written.end() :]) if written else ("", location)
 

@@ -28,14 +28,20 @@ BODY = bytes(range(256)) * 4000
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_an_address_is_a_path_that_keeps_its_slashes(scheme: str) -> None:
     text = f"{scheme}://my-bucket/a/b c"
-    for address in (located(text), located(f"{scheme.upper()}://my-bucket/a/b c/"), located(Path(text))):
+    for address in (
+        located(text),
+        located(f"{scheme.upper()}://my-bucket/a/b c/"),
+        located(Path(text)),
+        located(str(Path(text))),
+    ):
         assert isinstance(address, Address)
         assert str(address) == text
         assert (address.bucket, address.key, address.name) == ("my-bucket", "a/b c", "b c")
         assert str(address.parent / "train.zarr") == f"{scheme}://my-bucket/a/train.zarr"
         assert str(address.with_name("x.zarr").with_suffix(".lock")) == f"{scheme}://my-bucket/a/x.lock"
         assert str(pickle.loads(pickle.dumps(address))) == text
-    assert isinstance(located("s3:/b"), Path)
+    Path(f"{scheme}:").mkdir()
+    assert not isinstance(located(f"{scheme}:/my-bucket"), Address)
     assert not isinstance(located("12:30/cache"), Address)
 
 
@@ -133,6 +139,19 @@ def test_a_request_that_fails_twice_is_done_at_the_third_try(
         found = buckets.get(written)
         assert found is not None
         assert found[0] == BODY
+
+
+def test_a_silent_server_is_told_of_after_its_first_time_out(
+    bucket: Address, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(buckets, "_SAY_SECONDS", 0.1)
+    monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "0.3")
+    monkeypatch.setenv("GEO_BUCKET_TRIES", "2")
+    buckets._say_trying.cache_clear()
+    s3.faults = lambda _: STALL
+    with pytest.raises(UnreachableError, match="doesn't answer in time, 2 times"):
+        buckets.listing(bucket)
+    assert "the server doesn't answer in time; trying again" in capsys.readouterr().err
 
 
 def test_a_slow_body_is_waited_for_as_long_as_it_comes(
