@@ -1,6 +1,6 @@
 """`geo data leaks`: held-out samples that training samples give away."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,7 @@ def leaks(
         return []
     all_leaks = _same_place(val_rows, train_rows, latitude, longitude, km)
     if views is not None:
-        all_leaks += _alike(val_rows, train_rows, _directions(views.values, views.present), cosine)
+        all_leaks += _alike(val_rows, train_rows, _Directions(views.values, views.present), cosine)
         all_leaks += _same_image(val_rows, train_rows, views)
     return all_leaks
 
@@ -162,7 +162,7 @@ def near_twins(examples: Examples, masks: Sequence[NDArray[np.bool_]]) -> NDArra
         masks: (N,) each, True for those that one set of heads holds out.
     """
     twins = np.zeros(len(examples), dtype=bool)
-    truth, directions = examples.truth, _directions(examples.values, examples.present)
+    truth, directions = examples.truth, _Directions(examples.values, examples.present)
     for val in masks:
         val_rows, train_rows = np.flatnonzero(val), np.flatnonzero(~val)
         if len(val_rows) and len(train_rows):
@@ -211,30 +211,59 @@ def _same_place(
     return [Leak("place", int(val[k]), int(nearest[k]), float(away[k])) for k in close]
 
 
-def _directions(values: NDArray[Any], present: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The mean of each sample's views, about the mean of all samples, as a unit vector (N, D); 0 of one without views."""
-    means = np.empty((len(present), values.shape[2]), dtype=np.float32)
-    for start in range(0, len(means), _MEAN_ROWS):
-        part = slice(start, start + _MEAN_ROWS)
-        summed = (values[part].astype(np.float32) * present[part, :, None]).sum(axis=1)
-        means[part] = summed / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
-    seen = np.asarray(present.any(axis=1))
-    means -= means[seen].mean(axis=0)
-    # A sample without a view resembles nothing.
-    means[~seen] = 0
-    lengths = np.sqrt(np.einsum("nd,nd->n", means, means))
-    means /= np.maximum(lengths, 1e-12)[:, None]
-    return means
+class _Directions:
+    """Where samples look in the space of embeddings: the mean of each one's views about the mean of all samples, as a unit vector (D,).
+
+    Made a block at a time, whenever asked for: all N together would take a quarter of what the split takes as float32.
+
+    Args:
+        values: (N, V, D) floats.
+        present: (N, V) True where a view is there. A sample without any resembles nothing: its vector is 0.
+    """
+
+    def __init__(self, values: NDArray[Any], present: NDArray[np.bool_]) -> None:
+        self._values, self._present = values, present
+        total, count = np.zeros(values.shape[2]), 0
+        for part in self._parts():
+            means, seen = self._mean_views(part)
+            total += means[seen].sum(axis=0, dtype=np.float64)
+            count += int(seen.sum())
+        self._middle = (total / max(count, 1)).astype(np.float32)
+
+    def of(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+        """Those of some samples (n, D)."""
+        vectors, seen = self._mean_views(rows)
+        vectors -= self._middle
+        vectors[~seen] = 0
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        vectors /= np.maximum(lengths, 1e-12)[:, None]
+        return vectors
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """All of them, in order."""
+        for part in self._parts():
+            yield part, self.of(part)
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, len(self._values), _MEAN_ROWS):
+            yield slice(start, start + _MEAN_ROWS)
+
+    def _mean_views(self, rows: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        present = self._present[rows]
+        summed = np.zeros((len(present), self._values.shape[2]), dtype=np.float32)
+        for view in range(present.shape[1]):
+            summed += self._values[rows, view] * present[:, view, None]
+        counts = present.sum(axis=1)
+        return summed / np.maximum(counts, 1).astype(np.float32)[:, None], counts > 0
 
 
 def _alike(
-    val: NDArray[np.int64], train: NDArray[np.int64], means: NDArray[np.float32], cosine: float
+    val: NDArray[np.int64], train: NDArray[np.int64], directions: _Directions, cosine: float
 ) -> list[Leak]:
     # 1. Twins stay near in any projection: |Pu − Pv|² ≤ |u − v|² = 2 − 2 cos(u, v) for orthonormal axes P. In the few axes along which
     # samples vary most hardly any other pair is as near, so that a small part of the held-out samples needs whole cosines.
-    # All means are projected and compared, and of that those of the split taken: a copy of the means would be as large as they are.
-    axes = _main_axes(means[train[:: max(1, len(train) // _AXES_ROWS)]])
-    all_near = means @ axes
+    axes = _main_axes(directions.of(train[:: max(1, len(train) // _AXES_ROWS)]))
+    all_near = np.concatenate([vectors @ axes for _, vectors in directions.blocks()])
     near, train_near = all_near[val], all_near[train]
     square, most = np.square(train_near).sum(axis=1), 2 - 2 * cosine + _ROUNDING
     block = max(1, _BLOCK // len(train))
@@ -246,15 +275,23 @@ def _alike(
     ]
     candidates = val[np.concatenate(doubtful)]
 
-    # 2. Of each of those the most similar training sample, block by block of the matrix of cosines.
+    # 2. Of each of those the most similar training sample: a block of the matrix of cosines after the other.
+    is_train = np.zeros(len(all_near), dtype=bool)
+    is_train[train] = True
     alike: list[Leak] = []
-    for start in range(0, len(candidates), block):
-        rows = candidates[start : start + block]
-        similar = (means[rows] @ means.T)[:, train]
-        nearest = similar.argmax(axis=1)
-        best = similar[np.arange(len(rows)), nearest]
+    for start in range(0, len(candidates), _BLOCK // _MEAN_ROWS):
+        rows = candidates[start : start + _BLOCK // _MEAN_ROWS]
+        vectors = directions.of(rows)
+        best, nearest = np.full(len(rows), -np.inf, dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+        for part, others in directions.blocks():
+            similar = vectors @ others.T
+            similar[:, ~is_train[part]] = -np.inf
+            closest = similar.argmax(axis=1)
+            largest = similar[np.arange(len(rows)), closest]
+            nearest = np.where(largest > best, part.start + closest, nearest)
+            best = np.maximum(best, largest)
         alike += [
-            Leak("embedding", int(rows[k]), int(train[nearest[k]]), min(float(best[k]), 1.0))
+            Leak("embedding", int(rows[k]), int(nearest[k]), min(float(best[k]), 1.0))
             for k in np.flatnonzero(best >= cosine)
         ]
     return alike
