@@ -143,4 +143,11 @@ def chosen_engine(engine: Engine, ray_address: str | None) -> Engine:
     """The engine, once what goes with it is there alone."""
     if ray_address is not None and engine != "ray":
         raise typer.BadParameter("goes together with --engine ray", param_hint="--ray-address")
+    from geo_embed.devices import is_torchrun
+
+    if engine == "ray" and is_torchrun():
+        # Each of its processes would begin a cluster, and they would take the parts from each other.
+        raise typer.BadParameter(
+            "under torchrun every process would begin Ray: leave one of the two out", param_hint="--engine"
+        )
     return engine

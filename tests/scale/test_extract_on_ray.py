@@ -284,9 +284,15 @@ def test_without_ray_the_command_says_how_to_install_it(small: Small, nursery: N
     )
 
 
-def test_what_does_not_go_with_ray_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_go_with_ray_is_refused(
+    small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     extraction = ["extract", "--split", "train"]
     refused = command(capsys, *small.options(), *extraction, "--engine", "ray", "--part", "1/2")
     assert (refused.code, "Ray deals out parts by itself" in refused.err) == (2, True)
     refused = command(capsys, *small.options(), *extraction, "--ray-address", "auto")
     assert (refused.code, "goes together with --engine ray" in refused.err) == (2, True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for several in (extraction, ["sweep"]):
+        refused = command(capsys, *small.options(), *several, "--engine", "ray")
+        assert (refused.code, "every process would begin Ray" in refused.err) == (2, True)
