@@ -36,6 +36,9 @@ _TRIES_VARIABLE, _TRIES = "GEO_BUCKET_TRIES", 8
 _FIRST_WAIT, _LONGEST_WAIT = 1 / 100, 1 / 3
 # A body may take long, if only it keeps coming.
 _BODY_SECONDS = 3600.0
+# Where there are no credentials, or nothing has ever answered.
+_FEW_TRIES = 2
+_SILENCE = "the server doesn't answer in time"
 _SAY_AFTER, _SAY_SECONDS = 3, 5.0
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
@@ -49,6 +52,9 @@ _CREDENTIALS = {
 }
 
 _T = TypeVar("_T")
+
+# Buckets that answered this process, whatever they said.
+_answered: set[str] = set()
 
 
 class Address(PosixPath):
@@ -341,8 +347,11 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
     for done in range(1, tries + 1):
         fault: BaseException
         try:
-            return request(store)
+            answer = request(store)
+            _answered.add(address.bucket)
+            return answer
         except FileNotFoundError:
+            _answered.add(address.bucket)
             raise FileNotFoundError from None
         # obstore has a dozen kinds, and one for all that it has no kind for.
         except Exception as error:
@@ -353,7 +362,11 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
                 raise
             fault = error
         reason = _reason(fault)
-        if not reason.passes or done >= (2 if reason.is_credentials else tries):
+        # Whoever never answered this process is probably not there: its silence lasts a whole time-out each time.
+        is_stranger = reason.is_silence and address.bucket not in _answered
+        if not reason.passes or done >= (
+            min(_FEW_TRIES, tries) if reason.is_credentials or is_stranger else tries
+        ):
             _fail(address, verb, reason, done)
         # A server that is silent uses up its time-out, and whoever waits for it that long wants to know.
         is_slow = done < _SAY_AFTER and time.monotonic() - started > _SAY_SECONDS
@@ -367,12 +380,13 @@ def _tried(address: Address, verb: str, request: Callable[["ObjectStore"], _T]) 
 
 @dataclass(frozen=True)
 class _Reason:
-    """Why a request failed; whether it may succeed later; whether no credentials were found."""
+    """Why a request failed; whether it may succeed later; whether no credentials were found; whether nothing was answered."""
 
     what: str
     passes: bool = False
     hint: str = ""
     is_credentials: bool = False
+    is_silence: bool = False
 
 
 def _reason(error: BaseException) -> _Reason:
@@ -398,15 +412,15 @@ def _reason(error: BaseException) -> _Reason:
     if status:
         return _Reason(f"the server answers {status}{code}", passes=status >= 500 or status in (408, 429))
     for word, what in (
-        ("Timeout", "the server doesn't answer in time"),
-        ("TimedOut", "the server doesn't answer in time"),
+        ("Timeout", _SILENCE),
+        ("TimedOut", _SILENCE),
         ("Connect", _NO_ANSWER),
         ("Interrupted", "the connection was cut"),
         ("Decode", "the connection was cut"),
         ("Body", "the connection was cut"),
     ):
         if word in text:
-            return _Reason(what, passes=True)
+            return _Reason(what, passes=True, is_silence=what == _SILENCE)
     if kind in ("PanicException", "NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError"):
         return _Reason(f"obstore refuses it ({kind})")
     return _Reason(f"the request failed ({kind})", passes=True)
@@ -459,7 +473,12 @@ def _client(scheme: str, bucket: str, process: int, seconds: float, endpoint: st
     except UnreachableError:
         raise
     except Exception as error:
-        reason = "no account is named" if "MissingAccount" in str(error) else f"{type(error).__name__}"
+        if "MissingAccount" in str(error):
+            reason = "no account is named"
+        elif bool(os.environ.get("AWS_ACCESS_KEY_ID")) != bool(os.environ.get("AWS_SECRET_ACCESS_KEY")):
+            reason = "of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY one is set and the other isn't"
+        else:
+            reason = f"obstore refuses the environment's settings ({type(error).__name__})"
     raise UnreachableError(
         f"{scheme}:// can't be opened: {reason}", where=f"{scheme}://{bucket}", hint=_CREDENTIALS[scheme]
     )

@@ -154,6 +154,31 @@ def test_a_silent_server_is_told_of_after_its_first_time_out(
     assert "the server doesn't answer in time; trying again" in capsys.readouterr().err
 
 
+def test_a_server_that_never_answered_is_given_up_after_two_time_outs_not_eight(
+    bucket: Address, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "_answered", set())
+    monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "0.3")
+    monkeypatch.setenv("GEO_BUCKET_TRIES", "8")
+    s3.reset()
+    s3.faults = lambda _: STALL
+    with pytest.raises(UnreachableError, match="doesn't answer in time, 2 times"):
+        buckets.listing(bucket)
+    # One that is only busy is tried on.
+    s3.reset()
+    s3.faults = lambda request: BUSY if request.earlier < 4 else None
+    assert buckets.listing(bucket) == {}
+
+
+def test_half_of_a_key_is_told_by_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "half-a-secret")
+    with pytest.raises(UnreachableError, match="one is set and the other isn't") as failed:
+        buckets.listing(Address("s3:", "half-a-key"))
+    assert "half-a-secret" not in str(failed.value)
+
+
 def test_a_slow_body_is_waited_for_as_long_as_it_comes(
     bucket: Address, s3: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,12 @@ def _refuse_bad_images(plan: Plan, store: Store | None, rows: slice) -> None:
     """Look for bad images before anything is paid for: cheaply, at those without an embedding only."""
     shape = (rows.stop - rows.start, len(plan.samples.view_names))
     pending = np.ones(shape, dtype=bool) if store is None else read_status(store)[rows] != OK
+    if pending.any() and not plan.samples.pictures.are_there():
+        raise GeoError(
+            f"there are no pictures of the {plan.path.stem} split: no such folder or archive, or nothing in it",
+            where=plan.samples.image_root,
+            hint=f"put them there, or name where they are: --set paths.{plan.path.stem}_images=FOLDER",
+        )
     bad = find_bad_images(
         plan.samples,
         rows,

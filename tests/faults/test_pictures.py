@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +292,20 @@ def test_an_image_folder_without_permission_is_said(small: Small, nursery: Nurse
     assert ran.code == 1
     assert len(complaints(ran)) == 48
     assert "error: 48 pictures can't be read" in ran.err
+
+
+def test_where_there_are_no_pictures_at_all_one_line_says_so(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(small.images())
+    ran = command(capsys, *small.options(), "extract", "--split", "train")
+    assert ran.code == 1
+    (line, hint) = ran.err.splitlines()[-2:]
+    assert line.startswith("error: there are no pictures of the train split")
+    assert str(small.images()) in line
+    assert "paths.train_images=" in hint
+    assert len(complaints(ran)) == 0
+    assert not any(small.config().paths.cache_dir.rglob("zarr.json"))
 
 
 def damaged() -> bytes:
