@@ -298,7 +298,7 @@ def _push(
     _show_transferred(pushed)
 
 
-@runs_app.command("pull", epilog="Example: `geo runs pull s3://my-bucket/runs/first`")
+@runs_app.command("pull", epilog="Example: `geo runs pull s3://my-bucket/runs/first --name theirs`")
 def _pull(
     address: Annotated[Path, typer.Argument(help="Of the run: s3://BUCKET/PREFIX/RUN, gs://… or az://…")],
     name: Annotated[str | None, typer.Option("--name", help="What to call it here; default its own.")] = None,

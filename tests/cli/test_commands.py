@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from s3 import KEY_ID, SECRET, Server
 from small import Small, command
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -33,7 +35,7 @@ ELSEWHERE = {
     "explore": "serves until it is stopped",
     "submission send": "tests with a program of their own",
 }
-FIRST = ("config init", "extract", "fit-heads", "submit", "cache export")
+FIRST = ("config init", "extract", "fit-heads", "submit", "cache export", "runs push")
 
 
 def groups(group: Any) -> list[Any]:
@@ -70,7 +72,9 @@ def test_an_example_is_understood_and_calls_the_command_that_it_explains(example
 
 
 @pytest.fixture(scope="module")
-def typed(country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+def typed(
+    country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactory, _server: Server
+) -> dict[str, Ran]:
     """Every example, typed where a user would type it: a folder with data, a geo.toml, and what the examples before it have made."""
     few = Small.cut(country, tmp_path_factory.mktemp("examples"), train=64, test=8)
     settings = (
@@ -80,11 +84,19 @@ def typed(country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactor
     for view in ("north", "east", "south", "west"):
         picture = few.images("test") / f"img_000003_{view}.jpg"
         shutil.copy(picture, few.root / f"{view[0]}.jpg")
+    urllib.request.urlopen(urllib.request.Request(f"{_server.url}/my-bucket", method="PUT"))
+    environment = {
+        "AWS_ENDPOINT_URL": _server.url,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(few.root / "kept"),
+    }
     ran = {}
     for first in FIRST:
         for example, name in EXAMPLES.items():
             if name == first:
-                ran[example] = geo_in(few.root, *shlex.split(example))
+                ran[example] = geo_in(few.root, *shlex.split(example), env=environment)
         if first == "config init":
             (few.root / "geo.toml").write_text(settings)
         if first == "extract":
@@ -96,7 +108,7 @@ def typed(country: Country, geo_in: Geo, tmp_path_factory: pytest.TempPathFactor
             geo_in(few.root, "submit", "second", "--out", "second.csv")
     for example, name in EXAMPLES.items():
         if name not in (*FIRST, *ELSEWHERE):
-            ran[example] = geo_in(few.root, *shlex.split(example))
+            ran[example] = geo_in(few.root, *shlex.split(example), env=environment)
     return ran
 
 
