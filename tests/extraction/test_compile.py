@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_backbone_gives_the_same_embeddings(small: Small, geo: Geo, tmp_path: Path) -> None:
     arguments = (*small.options(), "--set", "inference.compile=true", "extract", "--split", "test")
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    environment = {
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
     # A process of its own: torch asks for the compiler's name when it is imported.
     command = (sys.executable, "-m", "geo_embed")
     ran = geo(*arguments, env=environment | {"CXX": "no-such-compiler"}, command=command)
