@@ -16,8 +16,8 @@ from geo_embed.cli.options import (
     StoreOption,
 )
 from geo_embed.cli.show import after_embedding, print_made, print_result, readable_size, with_given_options
-from geo_embed.cli.threads import wait_passively
 from geo_embed.console import say, show, warn
+from geo_embed.threads import wait_passively
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
 

@@ -16,8 +16,8 @@ from geo_embed.cli.options import (
     splits_of,
 )
 from geo_embed.cli.show import print_next, print_result, print_splits, with_given_options
-from geo_embed.cli.threads import wait_passively
 from geo_embed.console import complain, say, show
+from geo_embed.threads import wait_passively
 
 if TYPE_CHECKING:
     from geo_embed.data.table import Problem

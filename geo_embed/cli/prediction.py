@@ -39,9 +39,9 @@ from geo_embed.cli.show import (
     sample_rows,
     twin_rows,
 )
-from geo_embed.cli.threads import wait_passively
 from geo_embed.config import Config, EnsembleMethod, PointChoice
 from geo_embed.console import is_quiet, show
+from geo_embed.threads import wait_passively
 
 app = typer.Typer()
 

@@ -9,7 +9,7 @@ import typer
 from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, DeviceOption, RunArgument
 from geo_embed.cli.show import given_options, print_result
-from geo_embed.cli.threads import wait_passively
+from geo_embed.threads import wait_passively
 
 app = typer.Typer()
 

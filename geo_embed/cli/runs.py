@@ -10,10 +10,10 @@ from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, RunArgument
 from geo_embed.cli.show import metric_rows, print_result, print_table, readable_size
-from geo_embed.cli.threads import wait_passively
 from geo_embed.config import RunOrder
 from geo_embed.console import harmless, show
 from geo_embed.errors import GeoError
+from geo_embed.threads import wait_passively
 
 if TYPE_CHECKING:
     from geo_embed.prediction.difference import Compared, Comparison

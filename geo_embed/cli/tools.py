@@ -26,12 +26,12 @@ from geo_embed.cli.show import (
     print_table,
     with_given_options,
 )
-from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Config
 from geo_embed.console import show
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing
 from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
+from geo_embed.threads import spin_briefly, wait_passively
 
 app = typer.Typer()
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")

@@ -37,11 +37,11 @@ from geo_embed.cli.show import (
     sample_rows,
     twin_rows,
 )
-from geo_embed.cli.threads import spin_briefly, wait_passively
 from geo_embed.config import Preset
 from geo_embed.console import is_quiet, say, show
 from geo_embed.fitting.outlook import command_outlook
 from geo_embed.registry import FUSIONS
+from geo_embed.threads import spin_briefly, wait_passively
 
 if TYPE_CHECKING:
     from geo_embed.extraction.extract import Extraction

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from geo_embed.console import say, warn
+from geo_embed.console import say, set_quiet, warn
 from geo_embed.errors import BusyError, GeoError
+from geo_embed.plugins import load_plugins
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -104,6 +105,38 @@ def room_of(cluster: Cluster, *, gpus: bool, threads: int) -> Room:
     if not workers:
         raise GeoError("the Ray cluster has no CPUs to compute on", where="--ray-address", hint="ray status")
     return Room(workers, cpus, int(gpus))
+
+
+def begin_worker(folder: Path, plugins: Sequence[str], threads: int | None) -> None:
+    """Make an actor's process, which Ray began with nothing of the command, like the command's own.
+
+    Args:
+        folder: that relative paths start from.
+        plugins: as `model.plugins` has them.
+        threads: of torch; None for as many as it takes by itself.
+
+    Raises:
+        GeoError: this machine doesn't see the folder, or a plugin can't be loaded.
+    """
+    import torch
+
+    set_quiet(True)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise unseen(folder) from error
+    load_plugins(plugins)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def unseen(path: Path) -> GeoError:
+    """What to say of a path that should be on every machine of a cluster, and isn't on this one."""
+    return GeoError(
+        f"a worker on {socket.gethostname()} doesn't see this path",
+        where=path,
+        hint="every machine of the cluster has to see the same files under the same names",
+    )
 
 
 @contextmanager

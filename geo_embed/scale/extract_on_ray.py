@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.store import Store, open_store
 from geo_embed.config import Config, Dtype
-from geo_embed.console import progress, say, set_quiet
+from geo_embed.console import progress, say
 from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import pick_device, pick_dtype, torch_switches, with_torch_switches
 from geo_embed.errors import BusyError, GeoError
@@ -36,11 +36,8 @@ from geo_embed.extraction.extract import (
 )
 from geo_embed.extraction.plan import Plan, discard_superseded, lay_out_store, make_plan
 from geo_embed.extraction.reuse import Sources, gather_sources
-from geo_embed.plugins import load_plugins
-from geo_embed.scale.cluster import Cluster, Room, Workers, room_of
-
-if TYPE_CHECKING:
-    pass
+from geo_embed.scale.cluster import Cluster, Room, Workers, begin_worker, room_of, unseen
+from geo_embed.threads import wait_passively
 
 # Of a part at most: a dead worker costs the chunk that it was at, a part costs a filling of the pipeline.
 _PART_CHUNKS = 8
@@ -103,9 +100,7 @@ class Extractor:
     """
 
     def __init__(self, jobs: list[Any]) -> None:
-        # Read when torch is first imported. Threads that wait are not to take the cores from those that decode.
-        if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        wait_passively()
         self._jobs = jobs
         self._job: Job | None = None
         self._name = f"{socket.gethostname()}, process {os.getpid()}"
@@ -124,20 +119,12 @@ class Extractor:
     def _set_up(self) -> Plan:
         if self._job is None:
             import ray
-            import torch
 
-            set_quiet(True)
             job: Job = ray.get(self._jobs[0])
-            try:
-                os.chdir(job.folder)
-            except OSError as error:
-                raise _unseen(job.folder) from error
-            load_plugins(job.plugins)
+            begin_worker(job.folder, job.plugins, job.threads)
             for path in job.seen:
                 if not path.exists():
-                    raise _unseen(path)
-            if job.threads is not None:
-                torch.set_num_threads(job.threads)
+                    raise unseen(path)
             self._job = job
         return self._job.plan
 
@@ -153,14 +140,6 @@ class Extractor:
                 self._embedder = None
                 return Embedded(None, self._name, str(change))
             return Embedded(extraction, self._name)
-
-
-def _unseen(path: Path) -> GeoError:
-    return GeoError(
-        f"a worker on {socket.gethostname()} doesn't see this path",
-        where=path,
-        hint="every machine of the cluster has to see the same files under the same names",
-    )
 
 
 @with_torch_switches

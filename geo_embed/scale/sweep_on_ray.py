@@ -6,14 +6,13 @@
 Which trials share a training, and the threads that one computes with, are those of one process.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geo_embed.config import Config
-from geo_embed.console import say, set_quiet
+from geo_embed.console import say
 from geo_embed.devices import pick_device, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import open_training_data
@@ -29,8 +28,8 @@ from geo_embed.fitting.sweep import (
     sweep,
     train_group,
 )
-from geo_embed.plugins import load_plugins
-from geo_embed.scale.cluster import Cluster, Workers, room_of
+from geo_embed.scale.cluster import Cluster, Workers, begin_worker, room_of
+from geo_embed.threads import spin_briefly
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, limit: int | None, folder: Path, threads: int | None) -> None:
-        # Read when torch is first imported, as of a command that trains.
-        if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-            os.environ["GOMP_SPINCOUNT"] = "1000"
+        spin_briefly()
         self._config, self._limit, self._folder, self._threads = config, limit, folder, threads
         self._task: InnerTask | None = None
 
@@ -78,16 +75,7 @@ class Trainer:
 
     def _open(self) -> InnerTask:
         if self._task is None:
-            import torch
-
-            set_quiet(True)
-            try:
-                os.chdir(self._folder)
-            except OSError as error:
-                raise GeoError("a worker doesn't see this folder", where=self._folder) from error
-            load_plugins(self._config.model.plugins)
-            if self._threads is not None:
-                torch.set_num_threads(self._threads)
+            begin_worker(self._folder, self._config.model.plugins, self._threads)
             data = open_training_data(self._config, limit=self._limit)
             self._task = set_up(
                 data.examples, self._config.training, pick_device(self._config.model.device, float64=True)

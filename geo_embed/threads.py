@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other. OpenMP reads it when torch is first imported: a command says it before that.
+"""How torch's threads wait for each other. OpenMP reads it when torch is first imported: a command, or a worker elsewhere, says it before that.
 
 Waiting threads that spin take the cores from threads that decode: 0.89 of the bare model's speed, 0.96 without. Where little
 or nothing decodes, a few microseconds of it save up to a fifth of training's time; more would lose it on shared cores.
@@ -11,12 +11,12 @@ _WAIT, _SPIN = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
 def wait_passively() -> None:
-    """For commands whose images are decoded while a model runs, and for those that train nothing."""
+    """For work whose images are decoded while a model runs, and for what trains nothing."""
     _choose(_WAIT, "PASSIVE")
 
 
 def spin_briefly() -> None:
-    """For commands that train."""
+    """For training."""
     _choose(_SPIN, "1000")
 
 
