@@ -40,7 +40,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # No test cuts the power but those that say so (`recorded`): waiting for the disk, thousands of times, is left out.
 os.fsync = lambda _handle: None
 
-from s3 import BUCKET, KEY_ID, SECRET, Server, serving  # noqa: E402
+from s3 import BUCKET, Server, serving  # noqa: E402
 from small import Country, Nursery, Ran, Small  # noqa: E402
 
 from geo_embed.backbones.preprocessing import read_preprocessing  # noqa: E402
@@ -194,10 +194,8 @@ def _server() -> Iterator[Server]:
 
 @pytest.fixture
 def s3(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", _server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in _server.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "10")
     _server.reset()

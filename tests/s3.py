@@ -54,6 +54,16 @@ class Server:
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _released: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which a process finds it, and is known to it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
     def reset(self) -> None:
         """No faults, nothing seen; and let go of those who wait for an answer."""
         self.faults = lambda _: None

@@ -30,6 +30,7 @@ from geo_embed.cache.store import open_store, read_ids, rewrite_attributes
 from geo_embed.cli import main
 from geo_embed.config import Config
 from geo_embed.console import set_quiet
+from geo_embed.extraction.extract import extract
 from geo_embed.runs.run import Run, load_run
 from geo_embed.runs.table import read_predictions, read_stores, write_predictions
 
@@ -228,6 +229,22 @@ def files(path: Path) -> dict[str, str]:
 def chunk_files(store: Path) -> dict[str, str]:
     """Every file of a store and what is in it, but for its attributes, which say when it was made."""
     return {name: digest for name, digest in files(store).items() if name != "zarr.json"}
+
+
+def assert_equals_one_run(small: Small, split: str = "train") -> None:
+    """The store of a split has what one process makes of it, byte for byte."""
+    whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), split).store
+    assert chunk_files(small.store(split)) == chunk_files(whole)
+    assert content(small.store(split)) == content(whole)
+
+
+def forty_places(country: Country, root: Path) -> Small:
+    """Two of them have images that occur twice, in another part."""
+    made = Small.cut(country, root, train=40)
+    table = made.table()
+    table.loc[30, ["image_north", "image_east"]] = table.loc[3, ["image_north", "image_east"]].to_list()
+    made.write(table)
+    return made
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3 import KEY_ID, SECRET, Server
+from s3 import Server
 from small import Small, command
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -85,13 +85,7 @@ def typed(
         picture = few.images("test") / f"img_000003_{view}.jpg"
         shutil.copy(picture, few.root / f"{view[0]}.jpg")
     urllib.request.urlopen(urllib.request.Request(f"{_server.url}/my-bucket", method="PUT"))
-    environment = {
-        "AWS_ENDPOINT_URL": _server.url,
-        "AWS_ACCESS_KEY_ID": KEY_ID,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(few.root / "kept"),
-    }
+    environment = _server.environment | {"XDG_CACHE_HOME": str(few.root / "kept")}
     ran = {}
     for first in FIRST:
         for example, name in EXAMPLES.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, chunk_files, command, content, files, holding
+from small import Nursery, Small, assert_equals_one_run, command, files, forty_places, holding
 
 from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import PENDING, open_store, part_rows, read_status
@@ -30,23 +30,12 @@ ROWS = 40
 
 @pytest.fixture
 def small(country: Country, tmp_path: Path) -> Small:
-    """Forty places; two of them have images that occur twice, in another part."""
-    made = Small.cut(country, tmp_path / "small", train=ROWS)
-    table = made.table()
-    table.loc[30, ["image_north", "image_east"]] = table.loc[3, ["image_north", "image_east"]].to_list()
-    made.write(table)
-    return made
+    return forty_places(country, tmp_path / "small")
 
 
-def one_run(small: Small) -> Path:
-    return extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
-
-
-def assert_equals_one_run(small: Small) -> None:
-    """Byte for byte, nothing beside it, and nobody at work."""
-    whole = one_run(small)
-    assert chunk_files(small.store()) == chunk_files(whole)
-    assert content(small.store()) == content(whole)
+def assert_one_run_and_nothing_beside(small: Small) -> None:
+    """Byte for byte, and nobody at work."""
+    assert_equals_one_run(small)
     assert {path.name for path in small.store().parent.iterdir()} <= {"train.zarr", "train.lock"}
 
 
@@ -70,14 +59,14 @@ def test_parts_in_any_order_make_the_bytes_of_one_run(small: Small, order: tuple
         computed, reused, left = computed + done.computed, reused + done.reused, left - {k}
         assert missing_parts(open_store(done.store), 3) == sorted(left)
     assert (computed, reused) == (4 * ROWS - 2, 2), "an image that another part embedded is copied"
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 def test_more_parts_than_chunks_and_other_divisions_of_what_is_left_do_no_harm(small: Small) -> None:
     extract(small.config(), "train", part=(2, 2))
     for k in range(1, 31):
         extract(small.config(), "train", part=(k, 30))
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 # An embedding takes a moment longer, so that parts overlap in time and a kill finds one at work.
@@ -138,7 +127,7 @@ def test_three_processes_at_once_with_one_killed_and_begun_again_make_the_bytes_
                 assert (process.wait(), process.stderr.read()) == (0, "")
     assert missing_parts(open_store(small.store()), 3) == []
     assert extract(small.config(), "train").computed == 0
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 HOLD = holding("extraction.writer.commit_chunk")
@@ -179,7 +168,7 @@ def test_parts_over_changed_samples_copy_from_the_earlier_store_until_the_last_o
         done = extract(small.config(), "train", part=(k, 3))
         assert done.computed == 0
         assert len(superseded_paths(earlier)) == (k != 1)
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 def test_the_last_part_to_end_discards_not_the_last_to_begin(small: Small, nursery: Nursery) -> None:
@@ -194,7 +183,7 @@ def test_the_last_part_to_end_discards_not_the_last_to_begin(small: Small, nurse
     ended = held.end()
     assert ended.code == 0, ended.err
     assert ended.json["computed"] == 0
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 def test_a_source_stays_while_a_part_copies_from_it_though_no_row_is_pending(
@@ -218,7 +207,7 @@ def test_a_source_stays_while_a_part_copies_from_it_though_no_row_is_pending(
     ended = held.end()
     assert ended.code == 0, ended.err
     assert ended.json["computed"] == 0
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 def test_samples_that_change_under_another_part_move_no_store(small: Small, nursery: Nursery) -> None:
@@ -245,7 +234,7 @@ def test_an_image_that_changed_is_refused_by_a_part_and_mended_by_all(small: Sma
     # The other part has nothing to do with it.
     extract(small.config(), "train", part=(2, 2))
     assert extract(small.config(), "train").computed == 1
-    assert_equals_one_run(small)
+    assert_one_run_and_nothing_beside(small)
 
 
 def test_a_bad_image_stops_its_own_part_alone(small: Small) -> None:

@@ -7,10 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from small import Nursery, Ran, Small, chunk_files, content
+from small import Nursery, Ran, Small, assert_equals_one_run
 
 from geo_embed.cache.store import PENDING, open_store, read_status
-from geo_embed.extraction.extract import extract
 
 if TYPE_CHECKING:
     from conftest import Geo
@@ -34,12 +33,6 @@ def in_two(nursery: Nursery, small: Small, *arguments: object) -> list[Ran]:
         for rank in range(2)
     ]
     return [process.end() for process in processes]
-
-
-def assert_equals_one_run(small: Small, split: str) -> None:
-    whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), split).store
-    assert chunk_files(small.store(split)) == chunk_files(whole)
-    assert content(small.store(split)) == content(whole)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small import Nursery, Small, chunk_files, command, content
+from small import Nursery, Small, assert_equals_one_run, command, content, forty_places
 
 from geo_embed.buckets import Address
 from geo_embed.cache.store import PENDING, open_store, read_status
@@ -45,21 +45,7 @@ writer.commit_chunk = commit
 
 @pytest.fixture
 def small(country: Country, tmp_path: Path) -> Small:
-    """Forty places; two pictures occur twice, in another part."""
-    made = Small.cut(country, tmp_path / "small", train=ROWS)
-    table = made.table()
-    table.loc[30, ["image_north", "image_east"]] = table.loc[3, ["image_north", "image_east"]].to_list()
-    made.write(table)
-    return made
-
-
-def assert_equals_one_run(small: Small) -> None:
-    """Byte for byte, and nobody at work."""
-    whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), "train").store
-    assert chunk_files(small.store()) == chunk_files(whole)
-    assert content(small.store()) == content(whole)
-    left = {path.name for path in small.store().parent.iterdir()}
-    assert {name for name in left if not name.startswith("train.rows-")} <= {"train.zarr", "train.lock"}
+    return forty_places(country, tmp_path / "small")
 
 
 def plugin(small: Small, code: str) -> dict[str, list[str]]:
@@ -232,35 +218,16 @@ def test_an_address_that_is_none_or_does_not_answer_is_one_line_soon(
     monkeypatch.setattr("geo_embed.scale.cluster._ANSWER_SECONDS", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
+    options = (*small.options(), "extract", "--split", "train", "--engine", "ray", "--ray-address")
     with silent_port() as silent:
         for address in (f"127.0.0.1:{closed}", f"127.0.0.1:{silent}", "127.0.0.1:99999"):
-            refused = command(
-                capsys,
-                *small.options(),
-                "extract",
-                "--split",
-                "train",
-                "--engine",
-                "ray",
-                "--ray-address",
-                address,
-            )
+            refused = command(capsys, *options, address)
             assert (refused.code, refused.out) == (1, "")
             first, hint = refused.err.splitlines()
             assert first == f"error: no Ray cluster answers at this address (--ray-address {address})"
             assert hint.startswith("hint: ")
     for address in ("ray://127.0.0.1:10001", "localhost", "host:port"):
-        refused = command(
-            capsys,
-            *small.options(),
-            "extract",
-            "--split",
-            "train",
-            "--engine",
-            "ray",
-            "--ray-address",
-            address,
-        )
+        refused = command(capsys, *options, address)
         assert (refused.code, refused.err.splitlines()[0]) == (
             1,
             f"error: not the address of a Ray cluster (--ray-address {address})",
