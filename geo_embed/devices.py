@@ -153,6 +153,11 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return torch.float16 if device.type == "mps" else _half_precision()
 
 
+def dtype_name(dtype: "torch.dtype") -> str:
+    """`float32` of `torch.float32`: as the settings, stores and people have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def bfloat16_gain(device: "torch.device") -> float:
     """How many times as fast as float32 this CPU multiplies bfloat16 matrices, measured in milliseconds; 1 for other devices.
 

@@ -18,6 +18,7 @@ from geo_embed.console import say
 from geo_embed.data.images import PICTURE_SEMANTICS, Preprocessing
 from geo_embed.data.samples import Samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant
+from geo_embed.devices import dtype_name
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def store_attributes(
         "preprocessing": preprocessing.to_dict(),
         "feature": model.feature,
         "view_names": list(model.view_names),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "stored": stored_dtype(model.dtype),
     }
     if variant != AS_THEY_ARE:

@@ -10,7 +10,7 @@ from geo_embed.config import Config, Dtype, Model
 from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant, variants_of
-from geo_embed.devices import pick_device, pick_dtype
+from geo_embed.devices import dtype_name, pick_device, pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import Extraction, extract
 from geo_embed.runs.recipe import answering_runs
@@ -136,7 +136,7 @@ def _precisions(model: Model, device: "torch.device") -> list[tuple[Dtype, str]]
     """Precisions of a backbone and of its store, the likeliest first."""
     every: list[tuple[Dtype, str]] = [(name, "float16") for name in get_args(Dtype) if name != "auto"]
     every.append(("float32", "float32"))
-    usual = str(pick_dtype(model.dtype, device)).removeprefix("torch."), stored_dtype(model.dtype)
+    usual = dtype_name(pick_dtype(model.dtype, device)), stored_dtype(model.dtype)
     return sorted(every, key=lambda precision: precision != usual)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from geo_embed.console import duration, say
-from geo_embed.devices import bfloat16_gain
+from geo_embed.devices import bfloat16_gain, dtype_name
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Outlook:
         per_second = (done - done_before) / (now - began)
         left = (self.total - done) / per_second
         if left >= _LONG:
-            precision = str(self.dtype).removeprefix("torch.")
+            precision = dtype_name(self.dtype)
             pace = f"{per_second:,.{0 if per_second >= 10 else 1}f} images/s"
             say(
                 f"{self.label}: about {duration(left)} for the {self.total - done:,} images that are left, "

@@ -207,10 +207,10 @@ def _program(name: str) -> tuple[bool, str, str]:
 def _device(config: Config) -> tuple[bool, str, str]:
     import torch
 
-    from geo_embed.devices import pick_device, pick_dtype
+    from geo_embed.devices import dtype_name, pick_device, pick_dtype
 
     device = pick_device(config.model.device)
-    precision = str(pick_dtype(config.model.dtype, device)).removeprefix("torch.")
+    precision = dtype_name(pick_dtype(config.model.dtype, device))
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return True, f"cuda: {card.name}, {_size(card.total_memory)}; backbones in {precision}", ""
@@ -317,7 +317,7 @@ def _pace(config: Config) -> tuple[bool, str, str]:
 
     from geo_embed.backbones.pace import seconds_per_picture
     from geo_embed.console import duration
-    from geo_embed.devices import bfloat16_gain, pick_device, pick_dtype
+    from geo_embed.devices import bfloat16_gain, dtype_name, pick_device, pick_dtype
 
     model = config.model
     device, views = pick_device(model.device), len(model.view_names)
@@ -332,7 +332,7 @@ def _pace(config: Config) -> tuple[bool, str, str]:
         if other < seconds:
             faster = f", {duration(1000 * views * other)} in bfloat16"
             hint = "--set model.dtype=bfloat16: a store of its own"
-    precision = str(dtype).removeprefix("torch.")
+    precision = dtype_name(dtype)
     times = f"{duration(1000 * views * seconds)} in {precision}{faster}"
     return True, f"1,000 samples of {views} views by {model.backbone_name}: about {times}", hint
 

@@ -14,7 +14,7 @@ from geo_embed.backbones.backbone import Backbone
 from geo_embed.config import Config, OnDamagedImage
 from geo_embed.console import progress, warn
 from geo_embed.data import images
-from geo_embed.devices import default_batch_size, pick_device, pick_dtype
+from geo_embed.devices import default_batch_size, dtype_name, pick_device, pick_dtype
 from geo_embed.errors import GeoError
 from geo_embed.settings import get_config
 
@@ -73,7 +73,7 @@ class NotebookBackbone(Backbone):
         return embedded
 
     def __repr__(self) -> str:
-        precision = str(self.dtype).removeprefix("torch.")
+        precision = dtype_name(self.dtype)
         return f"<backbone {self.name}: {self.feature} of {self.dim} numbers, {precision} on {self.device}>"
 
 

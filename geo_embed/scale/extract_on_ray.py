@@ -20,7 +20,7 @@ from geo_embed.cache.store import Store, open_store
 from geo_embed.config import Config, Dtype
 from geo_embed.console import progress, say
 from geo_embed.data.variants import AS_THEY_ARE, Variant
-from geo_embed.devices import pick_device, pick_dtype, torch_switches, with_torch_switches
+from geo_embed.devices import dtype_name, pick_device, pick_dtype, torch_switches, with_torch_switches
 from geo_embed.errors import BusyError, GeoError
 from geo_embed.extraction.embedder import Embedder
 from geo_embed.extraction.extract import (
@@ -224,7 +224,7 @@ def _plan(
 def _seen_device(device: str, dtype: Dtype) -> tuple[str, Dtype]:
     """The device that a worker with a GPU computes on, and in which precision."""
     seen = pick_device(device)
-    precision = str(pick_dtype(dtype, seen)).removeprefix("torch.")
+    precision = dtype_name(pick_dtype(dtype, seen))
     return seen.type, precision  # type: ignore[return-value]
 
 
