@@ -239,10 +239,9 @@ def _is_dead(address: Address, entry: Entry) -> bool:
     """Whether a lease has been the same for as long as one lasts, as far as this process saw; or its holder ran on this machine and is gone."""
     now, seen = time.monotonic(), _seen.get(address)
     if seen is None or seen.e_tag != entry.e_tag:
-        is_gone = _is_here(_read(address)) is False
-        seen = _Sight(entry.e_tag, float("-inf") if is_gone else now, changed=seen is not None)
-        _seen[address] = seen
-    return now - seen.since > lease_seconds()
+        seen = _seen[address] = _Sight(entry.e_tag, now, changed=seen is not None)
+    # It may have died since it was seen at work.
+    return now - seen.since > lease_seconds() or _is_here(_read(address)) is False
 
 
 def _is_old(entry: Entry) -> bool:

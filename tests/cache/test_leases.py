@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from contextlib import ExitStack
@@ -150,6 +151,27 @@ def test_a_dead_process_of_this_machine_is_known_at_once(path: Address) -> None:
     leave(path.with_suffix(".lock"), process=[*here[:3], "1"])
     with only_writer(path):
         pass
+
+
+def test_a_process_of_this_machine_that_was_seen_at_work_and_then_died_is_known_at_once(
+    path: Address,
+) -> None:
+    here = leases._this_process()
+    if not here:
+        pytest.skip("this system can't tell")
+    file = path.with_suffix(".lock")
+    with subprocess.Popen(["sleep", "60"]) as holder:
+        process = [*here[:2], holder.pid, leases._started(holder.pid)]
+        for renewals in range(2):
+            leave(file, process=process, renewals=renewals)
+            assert is_alive(file)
+        with pytest.raises(BusyError), only_writer(path):
+            pass
+        holder.kill()
+    assert not is_alive(file)
+    began = time.monotonic()
+    with only_writer(path):
+        assert time.monotonic() - began < lease_seconds() / 2
 
 
 def test_the_holder_renews_and_the_lost_answer_to_a_renewal_is_no_loss(
