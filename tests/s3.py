@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import threading
 import urllib.request
@@ -122,12 +123,13 @@ def _parts(body: bytes, fault: str | None) -> Iterator[bytes]:
 
 
 def seeded(seed: int, share: float, kinds: tuple[str, ...]) -> Callable[[Request], str | None]:
-    """Faults for a share of all requests, by the seed and the request; none that comes back for the third time fails."""
+    """Faults for a share of all requests, by the seed and the request, each kind in its turn, so that eight faults meet eight kinds; none that comes back for the third time fails."""
+    turn = itertools.cycle(kinds)
 
     def fault(request: Request) -> str | None:
         place = f"{seed} {request.method} {request.key} {request.query} {request.earlier}"
         draw = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") / 2**64
-        return kinds[int(draw / share * len(kinds))] if draw < share and request.earlier % 3 < 2 else None
+        return next(turn) if draw < share and request.earlier % 3 < 2 else None
 
     return fault
 
