@@ -106,7 +106,7 @@ def _settings_of(config: Config, member: Run, places: list[str]) -> tuple[Config
     """
     device = pick_device(config.model.device)
     fingerprint = member.provenance["store"]["fingerprint"]
-    train_stores = list_stores(config.paths.cache_dir, "train")
+    train_stores = list_stores(member.config.paths.cache_dir, "train")
     differs: GeoError | None = None
     for name in places:
         model = member.config.model.model_copy(update={"backbone_name": name, "fingerprint": None})
@@ -118,7 +118,7 @@ def _settings_of(config: Config, member: Run, places: list[str]) -> tuple[Config
                 model = model.model_copy(
                     update={"dtype": "float32" if stored == "float32" else "auto", **switches}
                 )
-                return config.model_copy(update={"model": model}), dtype
+                return config.model_copy(update={"model": model, "paths": member.config.paths}), dtype
         differs = differs or _differs(member, name, attrs)
     assert differs is not None
     raise differs

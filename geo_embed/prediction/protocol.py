@@ -81,6 +81,7 @@ def evaluate_protocol(
         GeoError: the truth can't be read or names a sample that the test split hasn't; or as `predict_split`.
     """
     run = on_this_machine(run, config.paths, config.model.device)
+    config = config.model_copy(update={"paths": run.config.paths})
     rows = _held_out(run, config) if truth is None else _of_test(run, config, truth, embed)
     km = haversine_km(rows.predictions.latitude, rows.predictions.longitude, rows.latitude, rows.longitude)
     groups = resampling_groups(rows.latitude, rows.longitude, run.config.training) if len(km) else None

@@ -42,6 +42,7 @@ def submit(
         check_output(config.paths, out)
     run = on_this_machine(run, config.paths, config.model.device)
     check_has_csv(run)
+    config = config.model_copy(update={"paths": run.config.paths})
     template = read_template(config.paths.csv("test"), run.config.model.view_names)
     predictions = predictions_of_test(config, run, samples=template["sample_id"], embed=embed)
     return write_submission(config, run, fill_template(template, predictions), out)

@@ -57,6 +57,7 @@ _CONFIG, _LABELS, _PROVENANCE = "config.toml", "labels.json", "provenance.json"
 _RECIPE, _HEADS, _MEMBERS = "recipe.json", "heads.safetensors", "members"
 _CENTROIDS, _DISTANCES, _SPLIT = "state_centroids.json", "haversine_matrix.npy", "split.parquet"
 _METRICS, _HISTORY, _PREDICTIONS = "metrics.json", "history.parquet", "_predictions.parquet"
+_DATA_PATHS = {"data_root", "train_csv", "test_csv", "state_mapping_csv", "train_images", "test_images"}
 _BACKBONE, _CHECKPOINTS, _TAGS = "backbone", "checkpoints", "tags.json"
 # Of a run that becomes a member of an ensemble.
 _NOT_COPIED = shutil.ignore_patterns(f"*{_PREDICTIONS}", _CHECKPOINTS, _TAGS, ".*")
@@ -237,9 +238,22 @@ def of_run() -> Iterator[None]:
 
 
 def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
-    """A run, wherever it was made, with the paths and the device of this machine in its settings."""
+    """A run, wherever it was made, with the paths and the device of this machine in its settings.
+
+    Data and cache that nobody named and that don't lie where they do by default are where the run had them, if they are still there.
+    """
+    own, update = run.config.paths, dict[str, Any]()
+    if _lacks_data(paths) and not paths.model_fields_set & _DATA_PATHS and not _lacks_data(own):
+        update |= {name: getattr(own, name) for name in _DATA_PATHS}
+    if "cache_dir" not in paths.model_fields_set and not paths.cache_dir.exists():
+        update |= {"cache_dir": own.cache_dir}
     model = run.config.model.model_copy(update={"device": device})
+    paths = paths.model_copy(update=update)
     return replace(run, config=run.config.model_copy(update={"paths": paths, "model": model}))
+
+
+def _lacks_data(paths: Paths) -> bool:
+    return not any(paths.csv(split).is_file() for split in ("train", "test"))
 
 
 def is_run(directory: Path) -> bool:

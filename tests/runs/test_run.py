@@ -15,7 +15,9 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.files import write_json
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.runs.run import Run, check_new_name, load_run, new_run_name, writing_run
+from geo_embed.prediction.submission import submit
+from geo_embed.runs.run import Run, check_new_name, load_run, new_run_name, on_this_machine, writing_run
+from geo_embed.settings import get_config
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -75,6 +77,35 @@ def test_a_run_whose_writer_was_killed_between_two_renames_is_there_again(config
 
 def test_a_run_can_be_named_by_its_directory(tmp_path: Path, run: Run) -> None:
     assert load_run(tmp_path / "no-such-folder", str(run.path)).path == run.path
+
+
+def test_a_run_finds_its_own_data_and_cache_where_none_were_named(
+    tmp_path: Path, config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, verdict = submit(get_config(), run)
+    assert path == Path("submissions") / "first.csv"
+    assert verdict.valid
+    assert on_this_machine(run, get_config().paths, "cpu").config.paths.cache_dir == config.paths.cache_dir
+
+
+@pytest.mark.parametrize("named", ["data_root", "test_csv"])
+def test_data_that_were_named_are_never_replaced_by_those_that_a_run_had(
+    tmp_path: Path, run: Run, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GeoError, match="elsewhere"):
+        submit(get_config(paths={named: "elsewhere"}), run)
+
+
+def test_data_that_lie_where_they_do_by_default_come_before_those_that_a_run_had(
+    tmp_path: Path, config: Config, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(config.paths.data_root, tmp_path / "data" / "raw", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    assert on_this_machine(run, get_config().paths, "cpu").config.paths.csv("test") == Path(
+        "data/raw/sample_submission.csv"
+    )
 
 
 def test_an_unknown_run_lists_the_newest_ones(config: Config, run: Run) -> None:
