@@ -31,6 +31,7 @@ from geo_embed.runs.recipe import load_ensemble
 from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.table import read_predictions
+from geo_embed.submissions.write import check_not_submitted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +67,14 @@ def evaluate(
 
     Raises:
         GeoError: the predictions are absent or damaged, or name states the run doesn't know; or `out` is for no table, for several,
-            or can't be written.
+            was noted or sent as a submission, or can't be written.
     """
     if out is not None:
         if len(by) != 1:
             raise GeoError("a file takes one table", where=out, hint="name it: geo evaluate --by worst --out")
         writer_for(out)
         check_output(config.paths, out)
+        check_not_submitted(config.paths.submissions_dir, out)
     run = on_this_machine(run, config.paths, config.model.device)
     predictions, truth = split_predictions(run, split, config.paths, config.model.device)
     if split == "val" and len(truth) and chose_unseen(run):

@@ -68,6 +68,16 @@ def write_submission(config: Config, run: Run, table: pd.DataFrame, out: Path | 
     return path, verdict
 
 
+def check_not_submitted(folder: Path, out: Path) -> None:
+    """Raise GeoError where a file that was noted or sent would be replaced by something else than a submission.
+
+    Args:
+        folder: of the submissions, and of their log.
+        out: the file to be written.
+    """
+    _free_name(out, "", "", _readable_events(folder, out), folder, refuse=True)
+
+
 def _readable_events(folder: Path, wanted: Path) -> list[Event]:
     """What the log says where it can't be written; a damaged one matters where a file could be lost."""
     try:

@@ -12,6 +12,7 @@ from small import answer_otherwise
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
+from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run
 from geo_embed.submissions.log import note_submission, read_events, submission_log
@@ -64,6 +65,17 @@ def test_a_name_that_is_asked_for_is_refused_where_its_file_was_noted(config: Co
     # By whatever way it is named.
     with pytest.raises(GeoError, match="it stays"):
         submit(config, run, path.parent / ".." / path.parent.name / path.name)
+
+
+def test_no_other_table_takes_the_place_of_a_file_that_was_noted(config: Config, run: Run) -> None:
+    path, _ = submit(config, run)
+    evaluate(config, run, by=["worst"], out=path)
+    path, _ = submit(config, run)
+    note_submission(config, path, score=0.8)
+    noted = path.read_bytes()
+    with pytest.raises(GeoError, match=r"this file was noted at .*: it stays"):
+        evaluate(config, run, by=["worst"], out=path)
+    assert path.read_bytes() == noted
 
 
 def test_what_was_changed_by_hand_after_it_was_noted_is_not_overwritten_either(
