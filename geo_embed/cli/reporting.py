@@ -1,4 +1,4 @@
-"""What a person looks at: `geo report`, `geo plot`."""
+"""What a person looks at: `geo report`, `geo plot`, `geo explore`."""
 
 import shlex
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, DeviceOption, RunArgument
-from geo_embed.cli.show import given_options, print_result
+from geo_embed.cli.show import flush, given_options, print_result
 from geo_embed.threads import wait_passively
 
 app = typer.Typer()
@@ -106,3 +106,41 @@ def _report(
     geo = shlex.join(["geo", *given_options()])
     path = report(config, runs or [None], out, pictures=pictures, geo=geo)
     print_result({"report": path}, [("report", path)])
+
+
+@app.command("explore", epilog="Example: `geo explore first`, or `geo explore second --compare first`")
+def _explore(
+    run: RunArgument = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: one that is free.")
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Where to listen; 0.0.0.0 for other machines as well, which then need the token."
+        ),
+    ] = "127.0.0.1",
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare", autocompletion=complete_run, help="Another run, whose answers stand beside."
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["val", "test"] | None,
+        typer.Option("--split", help="The samples shown first; default: those held out."),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Serve a page over a run: its samples on a map, its mistakes, its answers to your own pictures, a game. Ends on Ctrl-C."""
+    wait_passively()
+    from geo_embed.explorer.explore import explore
+    from geo_embed.explorer.serving import leaving_at_once
+
+    def announce(url: str) -> None:
+        print_result({"url": url}, [("url", url)])
+        flush()
+
+    config = GLOBALS.config(model__device=device)
+    with leaving_at_once():
+        explore(config, run, announce, host=host, port=port, compare=compare, split=split)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ def print_result(result: Any, rows: Iterable[tuple[str, Any]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         show(f"{name:<{width}}  {value}")
+
+
+def flush() -> None:
+    """Let what was printed be read at once, by whoever waits at the other end of a pipe while the command goes on."""
+    sys.stdout.flush()
 
 
 def print_made(result: Any, rows: Iterable[tuple[str, Any]], *then: str) -> None:

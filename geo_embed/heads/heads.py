@@ -261,6 +261,10 @@ class CellHeads(Heads):
         gallery = Gallery(*(getattr(self, f"gallery_{field.name}") for field in fields(Gallery)))
         return refine(gallery, vector, cells, points, **asdict(self.refiner))
 
+    def spread(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a few samples may be: the cells' centres (K, 3), and P(cell) (n, K), which the points are medians of."""
+        return self.centres, decide_cells([self.answer(views, present)], Decision(), self.to_state)[1]
+
     def conclude(self, out: Mapping[str, Tensor], decision: Decision | None = None) -> tuple[Tensor, Tensor]:
         states, cells = decide_cells([answer_of(out)], decision or Decision(), self.to_state)
         return states, unit_to_degrees(self.locate(out["vector"], cells))

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from geo_embed.config import Model, Training
-from geo_embed.heads.decision import Decision, decide
+from geo_embed.heads.decision import Decision, decide, decide_cells
 from geo_embed.heads.heads import CellHeads, build_heads
 from geo_embed.sphere import unit_to_degrees
 
@@ -59,6 +59,12 @@ class Mixture(nn.Module):
         answers = [part.answer(views, present) for part in self.heads]
         states, points = decide(answers, self.decision, first.centres, first.to_state)
         return states, unit_to_degrees(points)
+
+    def spread(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """As `CellHeads.spread`, of all members together."""
+        first = self.heads[0]
+        answers = [part.answer(views, present) for part in self.heads]
+        return first.centres, decide_cells(answers, self.decision, first.to_state)[1]
 
     @property
     def heads(self) -> list[CellHeads]:

@@ -16,7 +16,7 @@ from geo_embed.errors import GeoError
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.calibration import Calibration
-from geo_embed.heads.heads import Heads, build_heads
+from geo_embed.heads.heads import CellHeads, Heads, build_heads
 from geo_embed.heads.mixture import Mixture, build_mixture
 from geo_embed.sphere import geometric_median_of, unit_to_degrees
 
@@ -96,6 +96,17 @@ class Panel(nn.Module):
         if self.calibration is not None:
             states = calibration.apply(self.calibration, states.log()).exp()
         return states, points
+
+    def spread(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Where samples (n, V, D) may be: the centres (K, 3) of all parts' cells, and P(cell) (n, K), every part's with the same
+        share; before the panel's calibration, which is of states. None where a part has no cells.
+        """
+        parts = [part for part in self.parts if isinstance(part, Mixture | CellHeads)]
+        if len(parts) < len(self.parts):
+            return None
+        spreads = [part.spread(views, present) for part in parts]
+        centres, shares = (torch.cat(each, dim=k) for k, each in enumerate(zip(*spreads, strict=True)))
+        return centres, shares / len(parts)
 
     def tunable(self) -> "Panel":
         """The panel of those of its heads, themselves and no copies, that fine-tuning can go on from (`Mixture.tunable`)."""

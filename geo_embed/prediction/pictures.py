@@ -1,7 +1,7 @@
 """A run's answer for places from their pictures, in whatever form these are at hand, or from embeddings in memory."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +21,14 @@ from geo_embed.runs.backbone import load_backbone_of
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run
 
+if TYPE_CHECKING:
+    from geo_embed.heads.predictor import Panel
+
 # One place's V pictures, in the order of a run's views; None where one is missing.
 Place: TypeAlias = Sequence[Picture | None]
 
 # Embeddings (B, V, D), and which are there (B, V).
-_Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
+Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @with_torch_switches
@@ -47,24 +50,43 @@ def predict_images(
     Raises:
         GeoError: the wrong number of pictures, one that can't be read or is damaged and may not be, or a backbone that isn't the run's.
     """
-    views = run.config.model.view_names
-    places = arrange(given, views)
     device = pick_device(config.model.device)
+    places = arrange(given, run.config.model.view_names)
     tower = backbone if isinstance(backbone, backbones.Backbone) else load_backbone_of(run, device, backbone)
+    return predict_embedded(config, run, embed_places(config, run, places, tower))
+
+
+def embed_places(
+    config: Config, run: Run, places: Sequence[Place], tower: backbones.Backbone
+) -> list[Embedded]:
+    """Places' pictures through a run's backbone, `inference.batch_size` in a pass.
+
+    Args:
+        config: as of `predict_images`.
+        run: whose views they are.
+        places: N of them.
+        tower: as `load_backbone_of` gives it.
+
+    Returns:
+        The embeddings of the pictures as they are; with `inference.tta` of several variants of them.
+
+    Raises:
+        GeoError: as `predict_images`.
+    """
+    views = run.config.model.view_names
     variants_by = run.config.finetune.augment if config.inference.tta else None
-    size = max(1, (config.inference.batch_size or default_batch_size(device)) // len(views))
-    batches: list[list[_Embedded]] = []
+    size = max(1, (config.inference.batch_size or default_batch_size(tower.device)) // len(views))
+    batches: list[list[Embedded]] = []
     with progress("predict", len(places), "places", config.tracking.progress_seconds) as advance:
         for start in range(0, len(places), size):
             part = places[start : start + size]
             pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
             batches.append(_embed(tower, pixels, present, views, variants_by))
             advance(len(part))
-    variants = [
+    return [
         (np.concatenate([values for values, _ in parts]), np.concatenate([seen for _, seen in parts]))
         for parts in zip(*batches, strict=True)
     ]
-    return _answer(config, run, variants)
 
 
 @with_torch_switches
@@ -86,13 +108,23 @@ def predict_arrays(
         GeoError: another shape than that of the run's views and its backbone's embeddings, or one that is there isn't finite.
     """
     values, seen = check_embeddings(embeddings, present, dtype=run.config.model.dtype)
-    return _answer(config, run, [(values, seen)])
+    return predict_embedded(config, run, [(values, seen)])
 
 
-def _answer(
-    config: Config, run: Run, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]
+def predict_embedded(
+    config: Config,
+    run: Run,
+    variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
+    heads_of: Callable[[Run], "Panel"] = load_heads,
 ) -> Predictions:
-    """Predictions for embeddings (N, V, D), of which some are there (N, V): the average over several variants of them."""
+    """Predictions for embeddings (N, V, D), of which some are there (N, V): the average over several variants of them.
+
+    Args:
+        config: the device.
+        run: whose heads answer.
+        variants: one or more.
+        heads_of: a run's heads; for who keeps them in memory.
+    """
     values, seen = variants[0]
     without = int((~seen.any(axis=1)).sum())
     if without:
@@ -108,7 +140,7 @@ def _answer(
                 where="embeddings",
                 hint=f"give (places, views, numbers) by the backbone that it was fitted on, the views as {', '.join(views)}",
             )
-        heads = load_heads(member)
+        heads = heads_of(member)
         return averaged(
             [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in variants]
         )
@@ -203,7 +235,7 @@ def _embed(
     present: NDArray[np.bool_],
     views: Sequence[str],
     variants_by: Augment | None,
-) -> list[_Embedded]:
+) -> list[Embedded]:
     """The embeddings (B, V, D) of places' pictures (B, V, 3, H, W), and which are there (B, V); of several variants of them, if there are settings to make these by."""
     import torch
 

@@ -219,6 +219,24 @@ class Run:
                 )
             return counts, distances.astype(np.float64)
 
+    def read_centroids(self) -> NDArray[np.float64]:
+        """The middle of each class (C, 2), latitude and longitude in degrees. Raises GeoError where they can't be read."""
+        with of_run():
+            path = self.path / _CENTROIDS
+            states = read_json(path)
+            points = np.full((len(self.labels), 2), np.nan)
+            for k, index in enumerate(self.labels.state_idx):
+                entry = states.get(str(int(index)))
+                if isinstance(entry, dict):
+                    points[k] = [_degrees(entry.get(name)) for name in ("latitude", "longitude")]
+            if not (np.abs(points) <= (90, 180)).all():
+                raise GeoError("a class has no centroid, or one that is no point on the globe", where=path)
+            return points
+
+
+def _degrees(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
 
 @contextmanager
 def of_run() -> Iterator[None]:
