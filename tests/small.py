@@ -521,6 +521,10 @@ class Running:
         except (FileNotFoundError, ProcessLookupError):
             return True
 
+    def out(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
+
     def err(self) -> str:
         """What it has told so far."""
         return self._err.read_text(encoding="utf-8")

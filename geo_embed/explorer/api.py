@@ -25,7 +25,6 @@ Result = TypeVar("Result")
 Split = Literal["val", "test"]
 # Threads that read and draw, and pictures that are decoded and answered: the rest wait their turn, one loop serves them all.
 _THREADS, _ANSWERING, _MOST_WAITING = 4, 1, 16
-_BODY_BYTES = 16 << 10
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -234,18 +233,18 @@ def build_app(scene: Scene, split: str) -> FastAPI:
 
     # ---------------------------------------------------------------- what goes wrong
 
-    @app.middleware("http")
-    async def small_bodies(request: Request, call_next: Any) -> Any:
-        """Of all that is sent pictures alone may be large, and those are counted as they come."""
-        length = request.headers.get("content-length", "0")
-        large = not length.isdecimal() or int(length) > _BODY_BYTES or "transfer-encoding" in request.headers
-        if large and request.url.path != "/api/predict":
-            raise Refusal(413, "too much was sent", "")
-        return await call_next(request)
-
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Any) -> Response:
         return _error(refusal.status, refusal.error, refusal.hint)
+
+    @app.exception_handler(TimeoutError)
+    async def stalled(_: Request, error: Any) -> Response:
+        return _error(408, "nothing came for too long", "send it again")
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Any) -> Response:
+        # It is raised again, for the guard to say it where the server runs.
+        return _error(500, "something went wrong here", "see where geo explore runs")
 
     @app.exception_handler(RequestValidationError)
     async def misunderstood(_: Request, error: Any) -> Response:

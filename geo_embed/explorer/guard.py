@@ -22,6 +22,8 @@ TOKEN = "token"
 STALLED_SECONDS = 20.0
 # Requests that are under way at once; more are told to come again.
 MOST_REQUESTS = 512
+# Bytes of a body, but where pictures are sent.
+MOST_BODY, LARGE_BODIES = 16 << 10, frozenset({"/api/predict"})
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -96,14 +98,10 @@ class Guard:
             if not started:
                 await _answer(guarded_send, refusal)
         except TimeoutError:
-            if not started:
-                await _answer(guarded_send, Refusal(408, "nothing came for too long", "send it again"))
+            # A client that takes nothing is let go.
+            raise
         except Exception as error:
             warn(f"explore: unexpected {type(error).__name__} at {scope['method']} {scope['path'][:200]}")
-            if not started:
-                await _answer(
-                    guarded_send, Refusal(500, "something went wrong here", "see where geo explore runs")
-                )
         finally:
             self._under_way -= 1
 
@@ -123,6 +121,11 @@ class Guard:
         site = headers.get(b"sec-fetch-site", ["none"])[0]
         if scope["method"] not in ("GET", "HEAD") and site not in ("same-origin", "none"):
             raise Refusal(403, "a page of another site asks", "ask from the page itself")
+        # Of all that is sent pictures alone may be large, and those are counted as they come.
+        length = headers.get(b"content-length", ["0"])[0]
+        large = not length.isdecimal() or int(length) > MOST_BODY or b"transfer-encoding" in headers
+        if large and scope["path"] not in LARGE_BODIES:
+            raise Refusal(413, "too much was sent", "")
         if self._token is None:
             return []
         given = parse_qs(scope["query_string"].decode("latin-1")).get(TOKEN, [""])[0]
