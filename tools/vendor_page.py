@@ -1,9 +1,10 @@
-"""Bundle what the package's pages draw with into geo_embed/reporting/page/vendor, with its licences and sums. Needs Node and npm.
+"""Bundle what the package's pages draw with into the `vendor` folders beside them, with licences and sums. Needs Node and npm.
 
     python tools/vendor_page.py            # fetch, check against tools/page/package-lock.json, bundle, write
     python tools/vendor_page.py --check    # the same into a temporary folder; exits with 1 where the package holds something else
 
-npm refuses what doesn't have the lock file's SHA-512. Minified by esbuild: the same versions give the same bytes anywhere.
+npm refuses what doesn't have the lock file's SHA-512. Minified by esbuild: the same versions give the same bytes anywhere. The report's
+bundle is one global, `vendor`, for a page that is a single file; the explorer's is a module.
 """
 
 import hashlib
@@ -12,33 +13,72 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "tools" / "page"
-VENDOR = ROOT / "geo_embed" / "reporting" / "page" / "vendor"
-BUNDLE, LICENCES, SUMS = "plot.min.js", "LICENSES.txt", "SHA256SUMS"
+LICENCES, SUMS = "LICENSES.txt", "SHA256SUMS"
 # What esbuild's metafile calls a file of a package.
 MODULES = "node_modules/"
 
 
-def bundle(work: Path, out: Path) -> None:
-    """Install into `work` what the lock file names, and write bundle, licences and sums into `out`."""
-    for name in ("package.json", "package-lock.json", "plot.mjs"):
+@dataclass(frozen=True)
+class Bundle:
+    """A script of tools/page, and what it becomes.
+
+    Attributes:
+        entry: the script, which exports what a page uses.
+        wing: the wing whose page it is.
+        form: how esbuild wraps it.
+    """
+
+    entry: str
+    wing: str
+    form: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"{Path(self.entry).stem}.min.js"
+
+    @property
+    def folder(self) -> Path:
+        """Where the package has it."""
+        return ROOT / "geo_embed" / self.wing / "page" / "vendor"
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """All that lies there."""
+        return self.name, LICENCES, SUMS
+
+
+BUNDLES = (
+    Bundle("plot.mjs", "reporting", ("--format=iife", "--global-name=vendor")),
+    Bundle("explore.mjs", "explorer", ("--format=esm",)),
+)
+
+
+def install(work: Path) -> None:
+    """Put into `work` what the lock file names."""
+    for name in ("package.json", "package-lock.json", *(bundle.entry for bundle in BUNDLES)):
         shutil.copy(SOURCE / name, work)
     run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], work)
-    esbuild = ["node_modules/.bin/esbuild", "plot.mjs", "--bundle", "--minify", "--format=iife"]
+
+
+def write(bundle: Bundle, work: Path, out: Path) -> None:
+    """Write a bundle, its licences and sums into `out`, from what is installed in `work`."""
     run(
         [
-            *esbuild,
-            *("--global-name=vendor", "--target=es2020", "--charset=ascii", "--legal-comments=none"),
-            *("--log-level=warning", "--metafile=meta.json", f"--outfile={out / BUNDLE}"),
+            *("node_modules/.bin/esbuild", bundle.entry, "--bundle", "--minify", *bundle.form),
+            *("--target=es2020", "--charset=ascii", "--legal-comments=none"),
+            *("--log-level=warning", "--metafile=meta.json", f"--outfile={out / bundle.name}"),
         ],
         work,
     )
     inputs = json.loads((work / "meta.json").read_text(encoding="utf-8"))["inputs"]
     (out / LICENCES).write_text(licences(work, sorted(inputs)), encoding="utf-8")
-    (out / SUMS).write_text(sums(out), encoding="utf-8")
+    (out / SUMS).write_text(sums(out, bundle.name), encoding="utf-8")
 
 
 def licences(work: Path, files: list[str]) -> str:
@@ -58,10 +98,10 @@ def licences(work: Path, files: list[str]) -> str:
     return "\n\n".join(texts)
 
 
-def sums(folder: Path) -> str:
-    """Lines as `sha256sum` writes them."""
+def sums(folder: Path, bundle: str) -> str:
+    """Lines as `sha256sum` writes them, of a bundle and its licences."""
     return "".join(
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in (BUNDLE, LICENCES)
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in (bundle, LICENCES)
     )
 
 
@@ -71,20 +111,23 @@ def run(command: list[str], directory: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Write the vendored files, or with `--check` compare them."""
-    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as made:
-        bundle(Path(work), Path(made))
-        if arguments == ["--check"]:
-            wrong = [
-                name
-                for name in (BUNDLE, LICENCES, SUMS)
-                if (Path(made) / name).read_bytes() != (VENDOR / name).read_bytes()
-            ]
-            print("differs: " + ", ".join(wrong) if wrong else "the same")
-            return int(bool(wrong))
-        VENDOR.mkdir(exist_ok=True)
-        for name in (BUNDLE, LICENCES, SUMS):
-            shutil.copyfile(Path(made) / name, VENDOR / name)
-    return 0
+    wrong = []
+    with tempfile.TemporaryDirectory() as work:
+        install(Path(work))
+        for bundle in BUNDLES:
+            with tempfile.TemporaryDirectory() as made:
+                write(bundle, Path(work), Path(made))
+                if arguments != ["--check"]:
+                    bundle.folder.mkdir(parents=True, exist_ok=True)
+                for name in bundle.files:
+                    path = bundle.folder / name
+                    if arguments != ["--check"]:
+                        shutil.copyfile(Path(made) / name, path)
+                    elif not path.exists() or path.read_bytes() != (Path(made) / name).read_bytes():
+                        wrong.append(str(path.relative_to(ROOT)))
+    if arguments == ["--check"]:
+        print("differs: " + ", ".join(wrong) if wrong else "the same")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from geo_embed.explorer.uploads import decode_pictures, place_of, read_form
 
 Result = TypeVar("Result")
 Split = Literal["val", "test"]
+# What the page shares with the reports: colours and typeface, elements, how numbers are written.
+_SHARED = ("theme.css", "elements.js", "format.js")
 # Threads that read and draw, and pictures that are decoded and answered: the rest wait their turn, one loop serves them all.
 _THREADS, _ANSWERING, _MOST_WAITING = 4, 1, 16
 _TYPES = {
@@ -304,7 +306,8 @@ def _page_files() -> dict[str, bytes]:
     page = resources.files("geo_embed.explorer").joinpath("page")
     if page.is_dir():
         walk(page, "")
-    return found
+    shared = resources.files("geo_embed.reporting").joinpath("page")
+    return found | {name: shared.joinpath(name).read_bytes() for name in _SHARED}
 
 
 def _file(files: dict[str, bytes], name: str) -> Response:

@@ -1,0 +1,112 @@
+// Try it: pictures of a person's own, and where the model thinks they were taken.
+import { postForm } from "./data.js";
+import { bars, facts, neighbours, place, problem } from "./answer.js";
+import { km } from "./format.js";
+import { fresh, h } from "./elements.js";
+
+// Calls: marks(found | null) to show a prediction on the map, point(place | null), tell(text).
+export function makeTrial(run, calls) {
+  const views = run.view_names;
+  let files = [];
+  let running = null;
+  const input = h("input", { type: "file", accept: "image/*", multiple: views.length > 1, id: fresh("file") });
+  const zone = h(
+    "label",
+    { class: "drop", for: input.id },
+    input,
+    h("strong", {}, views.length > 1 ? `Drop 1 to ${views.length} pictures here` : "Drop a picture here"),
+    h("span", {}, "or choose from this machine. They go to geo explore alone, and are never written down.")
+  );
+  const strip = h("ul", { class: "views" });
+  const result = h("div", { class: "result" });
+  const element = h("div", { class: "trial" }, h("h2", { tabindex: "-1" }, "Where is this?"));
+  if (run.can_predict) element.append(zone, strip, result);
+  else element.append(h("p", { class: "empty" }, run.why_not ?? "The backbone isn't here: pictures can't be embedded."));
+
+  function take(given) {
+    if (!run.can_predict) return;
+    for (const file of given) {
+      if (files.length === views.length) {
+        calls.tell(`The model looks at ${views.length} pictures at most: the rest are left out.`);
+        break;
+      }
+      files.push({ file, view: viewOf(file.name), url: URL.createObjectURL(file) });
+    }
+    list();
+    predict();
+  }
+
+  // The view that a file is named after, else the first that is free.
+  function viewOf(name) {
+    const free = views.filter((view) => !files.some((one) => one.view === view));
+    return free.find((view) => name.toLowerCase().includes(view.toLowerCase())) ?? free[0];
+  }
+
+  function list() {
+    strip.replaceChildren(
+      ...files.map((one) => {
+        const image = h("img", { src: one.url, alt: `Your picture ${one.file.name}` });
+        image.addEventListener("error", () => image.replaceWith(h("span", { class: "none" }, one.file.name)));
+        const choice = h("select", { "aria-label": `View of ${one.file.name}` }, views.map((view) => h("option", { value: view, selected: view === one.view }, view)));
+        choice.addEventListener("change", () => {
+          const other = files.find((item) => item.view === choice.value);
+          if (other) other.view = one.view;
+          one.view = choice.value;
+          list();
+          predict();
+        });
+        const remove = h("button", { type: "button", "aria-label": `Remove ${one.file.name}` }, "×");
+        remove.addEventListener("click", () => {
+          files = files.filter((item) => item !== one);
+          URL.revokeObjectURL(one.url);
+          input.value = "";
+          list();
+          predict();
+          input.focus();
+        });
+        return h("li", {}, image, h("div", { class: "between" }, views.length > 1 ? choice : h("span", {}, one.file.name), remove));
+      })
+    );
+  }
+
+  async function predict() {
+    running?.abort();
+    if (!files.length) {
+      result.replaceChildren();
+      return calls.marks(null);
+    }
+    running = new AbortController();
+    const form = new FormData();
+    for (const { file, view } of files) form.append("views", file, view);
+    result.setAttribute("aria-busy", "true");
+    result.replaceChildren(h("p", { class: "waiting" }, "The model looks …"));
+    try {
+      const found = await postForm("/api/predict", form, running.signal);
+      result.replaceChildren(...shownOf(found));
+      calls.marks(found);
+      calls.tell(`The model says ${found.prediction.top[0].name}`);
+    } catch (failure) {
+      if (failure.name === "AbortError") return;
+      result.replaceChildren(problem(failure));
+      calls.marks(null);
+    }
+    result.removeAttribute("aria-busy");
+  }
+
+  function shownOf({ prediction, truth, neighbours: near }) {
+    return [
+      facts([
+        ["Prediction", h("span", { class: "key prediction-key" }, prediction.top[0].name, h("span", { class: "at" }, place(prediction)))],
+        ["Truth", truth ? h("span", { class: "key truth-key" }, truth.name ?? "by the picture's own coordinates", h("span", { class: "at" }, place(truth))) : "the pictures hold no coordinates"],
+        truth && prediction.km !== null && ["Distance", km(prediction.km)],
+      ]),
+      h("h3", {}, "Most probable"),
+      bars(prediction.top, truth),
+      h("h3", {}, "Nearest in the learnt space"),
+      neighbours(near, truth, calls.point),
+    ];
+  }
+
+  input.addEventListener("change", () => take([...input.files]));
+  return { element, take, focus: () => element.querySelector("h2").focus({ preventScroll: true }), again: () => files.length && predict() };
+}
