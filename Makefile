@@ -6,18 +6,25 @@ INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/timm
 TRACKIO := $(VENV)/trackio
 BROWSER := $(VENV)/.browser
-# Processes that run tests, each on one thread.
-WORKERS ?= 2
+# Processes that run tests, each on one thread. One more than two cores have work for, where none waits: for a disk, a server, the end of a process.
+WORKERS ?= 3
 
-.PHONY: demo test quick check format house gpu fuzz lowest clean
+.PHONY: demo test pytest pytest-timm pytest-trackio quick check format house gpu fuzz lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/geo demo --root demo
 
-test: check $(TIMM) $(TRACKIO) $(BROWSER)
+# One after the other; at once with `make -j3 test`: what is installed or checked by one process leaves the other cores idle.
+test: check pytest pytest-timm pytest-trackio
+
+pytest: $(INSTALLED) $(BROWSER)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+pytest-timm: $(TIMM)
 	@if [ -d $(TIMM)/timm ]; then echo "$(BIN)/python -m pytest tests/backbones/test_families.py -k timm"; \
 	PYTHONPATH="$(CURDIR)/$(TIMM)" $(BIN)/python -W ignore::UserWarning -m pytest tests/backbones/test_families.py -k timm; fi
+
+pytest-trackio: $(TRACKIO)
 	@if [ -d $(TRACKIO)/trackio ]; then echo "$(BIN)/python -m pytest tests/test_tracking.py -k trackio"; \
 	PYTHONPATH="$(CURDIR)/$(TRACKIO)" $(BIN)/python -m pytest tests/test_tracking.py -k trackio; fi
 

@@ -452,9 +452,11 @@ def test_any_value_of_any_setting_is_refused_or_means_what_it_means_to_transform
     whole, path, untouched = (directory / CONFIG).read_text(), directory / CONFIG, embedded(load(directory))
     own = json.loads(whole)
     taken = 0
-    for k, key in enumerate(sorted(own.get("vision_config", own).keys() - {"model_type"})):
-        # A few of the values for each: all of them take minutes.
-        for value in VALUES[k % 4 :: 4]:
+    settings = sorted(own.get("vision_config", own).keys() - {"model_type"})
+    # A few of the values for each, others in the next family: all of them take minutes.
+    step = 8 if len(settings) > 12 else 2
+    for k, key in enumerate(settings):
+        for value in VALUES[(k + FAMILIES.index(family)) % step :: step]:
             content = json.loads(whole)
             content.get("vision_config", content)[key] = value
             path.write_text(json.dumps(content))

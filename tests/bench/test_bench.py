@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from small import here
 
 from geo_embed.backbones.pace import STREETCLIP
 from geo_embed.bench import commands, finetune, fitting
@@ -91,6 +92,7 @@ def test_finetuning_is_measured_against_arithmetic_and_a_plain_loop(monkeypatch:
     monkeypatch.setattr(finetune, "VIT_B_32", VIT_B_32 | small)
     monkeypatch.setattr(finetune, "gemm_rate", lambda device: gemm_rate(device, size=128))
     monkeypatch.setattr(finetune, "_ROUNDS", 1)
+    monkeypatch.setattr(finetune, "apart", here)
     given = {"model.device": "cpu", "finetune.batch_size": 2, "finetune.accumulate": 1}
     model, share, loop = finetune.bench_finetune(resolve(overrides=given)[0], samples=8).measurements
     for m in (model, share, loop):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from small import here
 
 from geo_embed.bench import commands
 from geo_embed.bench.commands import bench_commands, fit_command
@@ -14,6 +16,9 @@ from geo_embed.bench.dataset import write_planted
 from geo_embed.bench.measure import Measurement, at_most
 from geo_embed.bench.planted import planted
 from geo_embed.runs.run import load_run
+
+if TYPE_CHECKING:
+    from conftest import Geo
 
 SAMPLES, DIM = 120, 16
 
@@ -41,8 +46,17 @@ def test_a_command_that_fails_says_why(overrides: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_every_command_is_measured_against_what_is_asked_for(
-    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, Any], geo: Geo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def command_seconds(*arguments: str) -> float:
+        started = time.monotonic()
+        ran = geo(*arguments)
+        assert ran.code == 0, ran.err
+        return time.monotonic() - started
+
+    # Commands that import anew are the tests' above.
+    monkeypatch.setattr(commands, "command_seconds", command_seconds)
+    monkeypatch.setattr(commands, "apart", here)
     monkeypatch.setattr(commands, "_FEW", SAMPLES)
     monkeypatch.setattr(commands, "_ROUNDS", 1)
     few, many, plain = bench_commands(overrides, (SAMPLES * 9 // 10, 4, DIM), seed=3)

@@ -89,7 +89,7 @@ ZEROS = st.integers(0, 99).map(lambda k: f"{k:03}")
     data=st.data(),
 )
 @settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from small import Nursery, Small, assert_equals_one_run, command, files, forty_places, holding
+from small import Nursery, Running, Small, assert_equals_one_run, command, files, forty_places, holding
 
 from geo_embed.cache.storage import superseded_paths
 from geo_embed.cache.store import PENDING, open_store, part_rows, read_status
@@ -69,7 +65,7 @@ def test_more_parts_than_chunks_and_other_divisions_of_what_is_left_do_no_harm(s
     assert_one_run_and_nothing_beside(small)
 
 
-# An embedding takes a moment longer, so that parts overlap in time and a kill finds one at work.
+# A commit takes a moment longer, so that parts overlap in time and a kill finds one at work.
 SLOW = """
 import sys, time
 writer = sys.modules["geo_embed.extraction.writer"]
@@ -82,27 +78,6 @@ def slow(*arguments):
 writer.commit_chunk = slow
 """
 
-PART = """
-import sys
-from geo_embed.console import set_quiet
-import geo_embed.extraction.writer
-from geo_embed.config import Config
-from geo_embed.extraction.extract import extract
-set_quiet(True)
-exec(sys.argv[1])
-extract(Config.model_validate_json(sys.argv[2]), "train", part=(int(sys.argv[3]), int(sys.argv[4])))
-"""
-
-
-@contextmanager
-def at_work(small: Small, k: int, n: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that extracts a part."""
-    settings = small.config().model_dump_json()
-    arguments = [sys.executable, "-c", PART, SLOW, settings, str(k), str(n)]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
-
 
 def done_rows(small: Small, rows: slice) -> int:
     for path in small.cache.glob("*/train.zarr"):
@@ -112,19 +87,20 @@ def done_rows(small: Small, rows: slice) -> int:
 
 @pytest.mark.slow
 def test_three_processes_at_once_with_one_killed_and_begun_again_make_the_bytes_of_one_run(
-    small: Small,
+    small: Small, nursery: Nursery
 ) -> None:
+    def at_work(k: int) -> Running:
+        return nursery.start(small, "-q", "extract", "--split", "train", "--part", f"{k}/3", before=SLOW)
+
     rows = part_rows(ROWS, 2, (2, 3))
-    with at_work(small, 1, 3) as first, at_work(small, 2, 3) as second, at_work(small, 3, 3) as third:
-        while second.poll() is None and done_rows(small, rows) < 2:
-            pass
-        second.send_signal(signal.SIGKILL)
-        assert second.wait() == -signal.SIGKILL
-        assert 2 <= done_rows(small, rows) < rows.stop - rows.start
-        with at_work(small, 2, 3) as again:
-            for process in (first, third, again):
-                assert process.stderr is not None
-                assert (process.wait(), process.stderr.read()) == (0, "")
+    first, second, third = (at_work(k) for k in (1, 2, 3))
+    assert second.wait_for(lambda: done_rows(small, rows) >= 2)
+    second.signal(signal.SIGKILL)
+    assert second.end().code == -signal.SIGKILL
+    assert 2 <= done_rows(small, rows) < rows.stop - rows.start
+    for process in (first, third, at_work(2)):
+        ended = process.end()
+        assert (ended.code, ended.err) == (0, "")
     assert missing_parts(open_store(small.store()), 3) == []
     assert extract(small.config(), "train").computed == 0
     assert_one_run_and_nothing_beside(small)

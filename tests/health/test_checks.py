@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from small import UNPRIVILEGED, Country, Ran, Small, command
+from small import UNPRIVILEGED, Country, Nursery, Ran, Small, command
 
 from geo_embed.health.checks import Check, diagnose
 from geo_embed.settings import resolve
@@ -123,29 +123,34 @@ def test_a_library_that_cannot_be_loaded_is_a_finding(geo: Geo, library: str, co
     assert any(f"{library} can't be imported" in check.message for check in wrong)
 
 
-def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(
+    country: Country, tmp_path: Path
+) -> None:
+    small = {"model.backbone_name": str(country.backbone)}
     (tmp_path / "geo.toml").write_text("[training]\nsead = 1\n")
-    found = {check.name: check for check in diagnose(lambda: resolve(None, []))}
+    found = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
     assert not found["settings"].ok
     assert "training.sead" in found["settings"].message
     assert "torch" in found
     (tmp_path / "geo.toml").write_text("[training]\nseed = 1\n")
-    found = {check.name: check for check in diagnose(lambda: resolve(None, []))}
+    found = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
     assert found["settings"].ok
     assert "1 from geo.toml" in found["settings"].message
 
 
-def test_folders_and_settings_without_permission_are_findings(geo: Geo, tmp_path: Path) -> None:
+def test_folders_and_settings_without_permission_are_findings(
+    country: Country, nursery: Nursery, tmp_path: Path
+) -> None:
     for name in ("cache", "runs", "data"):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(0)
     (tmp_path / "geo.toml").touch(mode=0)
-    script = f"{UNPRIVILEGED}\nfrom geo_embed.cli import main\nmain()\n"
-    words = ("--set", "paths.data_root=data", "--json", "doctor")
+    small = f"model.backbone_name={country.backbone}"
+    words = ("--set", "paths.data_root=data", "--set", small, "--json", "doctor")
     try:
-        ran = geo(*words, command=[sys.executable, "-c", script])
+        ran = nursery.start_in(tmp_path, *words, before=UNPRIVILEGED).end()
         (tmp_path / "geo.toml").unlink()
-        again = geo(*words, command=[sys.executable, "-c", script])
+        again = nursery.start_in(tmp_path, *words, before=UNPRIVILEGED).end()
     finally:
         for name in ("cache", "runs", "data"):
             (tmp_path / name).chmod(0o700)
