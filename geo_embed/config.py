@@ -1,7 +1,7 @@
 """Every setting of the system: typed, with its unit and default, in six groups under one `Config`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,10 @@ HeadKind = Annotated[str, AfterValidator(HEADS.check)]
 StateLoss = Annotated[str, AfterValidator(STATE_LOSSES.check)]
 GpsLoss = Annotated[str, AfterValidator(GPS_LOSSES.check)]
 CalibrationKind = Annotated[str, AfterValidator(CALIBRATIONS.check)]
+
+# What of one pass through a backbone can be kept.
+Feature = Literal["image_embeds", "pooler_output", "token_mean"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 CellKind = Literal["kmeans", "quad", "voronoi"]
 Preset = Literal["pigeon", "best"]
@@ -145,6 +149,11 @@ class Model(_Group):
     )
     feature: Literal["image_embeds", "pooler_output"] = Field(
         "image_embeds", description="what is cached: the projected embedding, or the pooled state before it"
+    )
+    features: Literal["auto"] | tuple[Feature, ...] = Field(
+        "auto",
+        description="further features of the same pass, beside that one in the same store: image_embeds, pooler_output, token_mean "
+        "(the mean over all tokens); auto: none on a CPU, all that the backbone has on a GPU",
     )
     view_names: tuple[str, ...] = Field(
         ("north", "east", "south", "west"), min_length=1, description="views, in the order of the cached rows"

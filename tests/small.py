@@ -179,10 +179,7 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 def content(path: Path) -> dict[str, Any]:
     """All that a store holds, as bytes, to be compared to the last bit; not when and by which versions it was made."""
     store = open_store(path, writable=False)
-    arrays = {
-        name: np.asarray(getattr(store, name)[:]).tobytes()
-        for name in ("embeddings", "status", "content_hash")
-    }
+    arrays = {name: np.asarray(array[:]).tobytes() for name, array in store.arrays.items() if array.ndim > 1}
     attrs = {
         k: v for k, v in store.attrs.items() if k not in ("created", "versions", "checksums", "backbone")
     }
@@ -366,6 +363,18 @@ def dying(path, target):
 pathlib.Path.rename = dying
 """
 )
+# A write takes a fraction of a millisecond: held up before its rename, it can be hit every time.
+SLOW_WRITES = """
+import pathlib, time
+rename = pathlib.Path.replace
+
+def slow(path, target):
+    if path.suffix == ".writing":
+        time.sleep(0.03)
+    return rename(path, target)
+
+pathlib.Path.replace = slow
+"""
 # No root needed: the limit on the size of files stands for a full disk.
 NO_LARGE_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
 

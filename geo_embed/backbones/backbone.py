@@ -1,5 +1,6 @@
 """StreetCLIP and its kin: find, load, freeze, unfreeze, save, fingerprint. Only the vision tower is ever loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Backbone:
         weights_sha256: of its tensors as stored.
         function: what it computes with them, as plain values.
         feature: which output is the embedding.
+        features: what `embed_features` gives: the embedding first.
         dim: D, the embedding's width.
         device, dtype: where and in which precision it computes.
     """
@@ -40,13 +42,19 @@ class Backbone:
     weights_sha256: str
     function: dict[str, Any]
     feature: str
+    features: tuple[str, ...]
     dim: int
     device: "torch.device"
     dtype: "torch.dtype"
 
 
 def load_backbone(
-    model: Model, device: "torch.device", dtype: "torch.dtype", *, trainable: bool = False
+    model: Model,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    *,
+    trainable: bool = False,
+    further: Sequence[str] = (),
 ) -> Backbone:
     """Load the backbone that the settings name, frozen, in eval mode.
 
@@ -55,19 +63,19 @@ def load_backbone(
         device: where it shall run.
         dtype: precision of its weights.
         trainable: with its weights as they are stored, to be unfrozen; else it may compute the same faster with others.
+        further: features beside `feature` that a pass is to give as well.
 
     Raises:
         GeoError: not to be had, of no known family, without such a feature, or with weights missing or too many.
     """
     directory = find_backbone(model.backbone_name)
-    dim = embedding_dim(directory, model.feature)
+    features = (model.feature, *(name for name in further if name != model.feature))
+    dim, *_ = (embedding_dim(directory, name) for name in features)
     preprocessing = read_preprocessing(directory, exact=model.exact)
     check_tower_takes(directory, preprocessing)
     with quiet_transformers():
         size = preprocessing.height, preprocessing.width
-        tower, function, weights_sha256 = load_tower(
-            directory, dtype, model.feature, size, trainable=trainable
-        )
+        tower, function, weights_sha256 = load_tower(directory, dtype, features, size, trainable=trainable)
     return Backbone(
         name=model.backbone_name,
         module=freeze(tower.to(device)),
@@ -75,6 +83,7 @@ def load_backbone(
         weights_sha256=weights_sha256,
         function=function.to_dict(),
         feature=model.feature,
+        features=features,
         dim=dim,
         device=device,
         dtype=dtype,
@@ -114,10 +123,18 @@ def embed(backbone: Backbone, pixels: "torch.Tensor") -> "torch.Tensor":
     """Normalised pixels (B, 3, H, W) to raw embeddings (B, D), not scaled to unit length, with gradients if wanted.
 
     `image_embeds` is the family's usual embedding: for a CLIP the projected pooled state, what
-    `CLIPModel.get_image_features` gives. `pooler_output` is the pooled state before the projection, on which PIGEON
-    trains. What they are to the other families: see families.py.
+    `CLIPModel.get_image_features` gives. `pooler_output` is the pooled state before the projection. What they are to the
+    other families: see families.py.
     """
-    return tower_family(backbone.module).features[backbone.feature](backbone.module, pixels)
+    family = tower_family(backbone.module)
+    return family.features[backbone.feature](backbone.module, family.run(backbone.module, pixels))
+
+
+def embed_features(backbone: Backbone, pixels: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    """Normalised pixels (B, 3, H, W) to each of the backbone's `features`, (B, D) with a D of its own, all from one pass."""
+    family = tower_family(backbone.module)
+    output = family.run(backbone.module, pixels)
+    return {name: family.features[name](backbone.module, output) for name in backbone.features}
 
 
 def freeze(tower: VisionTower) -> VisionTower:
@@ -175,7 +192,7 @@ def embedding_dim(directory: Path, feature: str) -> int:
         raise GeoError(
             f"this model has no {feature}, only {', '.join(function.family.features)}",
             where=directory,
-            hint=f"leave model.feature at {next(iter(function.family.features))}",
+            hint=f"leave model.feature at {next(iter(function.family.features))}, and {feature} out of model.features",
         )
     with quiet_transformers():
         return function.family.dim(function.settings, directory, feature)

@@ -1,14 +1,17 @@
 """Families of image towers: what each calls its parts and its settings, and which vector is its embedding.
 
-A model's own config.json says which family it is of. What `image_embeds` and `pooler_output` mean to each:
+A model's own config.json says which family it is of. What `image_embeds`, `pooler_output` and `token_mean` mean to each:
 
-| family | `image_embeds` | `pooler_output` |
-|---|---|---|
-| CLIP | the pooled state, projected | the CLS token after the last norm, before the projection |
-| GeoCLIP | CLIP's projection, passed through GeoCLIP's own layers | it has none |
-| SigLIP, SigLIP 2 | the attention-pooling head's output; there is no projection | the same |
-| DINOv2, DINOv3 | the CLS token after the last norm | the same |
-| timm's ViTs | what the model's own pooling and norm give its classifier | the same |
+| family | `image_embeds` | `pooler_output` | `token_mean`: the mean over all tokens |
+|---|---|---|---|
+| CLIP | the pooled state, projected | the CLS token after the last norm, before the projection | as the last layer leaves them, CLS included, no norm |
+| GeoCLIP | CLIP's projection, passed through GeoCLIP's own layers | it has none | it has none |
+| SigLIP, SigLIP 2 | the attention-pooling head's output; there is no projection | the same | after the last norm; there is no CLS |
+| DINOv2, DINOv3 | the CLS token after the last norm | the same | after the last norm, CLS and registers included |
+| timm's ViTs | what the model's own pooling and norm give its classifier | the same | as `forward_features` gives them, with whatever norm the model has there |
+
+CLIP's `token_mean` is what PIGEON trains on: its code takes `last_hidden_state.mean(dim=1)` of a `CLIPVisionModel` (LukasHaas/PIGEON,
+models/clip_embedder.py and models/super_guessr.py), and that state has not passed `post_layernorm`, which only the CLS token does.
 
 A GeoCLIP directory is a CLIP directory with its image encoder's layers beside the CLIP, as the geoclip package ships
 them (`image_encoder_mlp_weights.pth`) or as `geoclip_mlp.safetensors`; the four tensors have the same names in both.
@@ -68,7 +71,8 @@ class Family:
         processor: what its preprocessor file calls the image processor.
         layers: where the transformer's layers are in the tower.
         after: what follows them, where it is there.
-        features: each embedding that it has, by name: normalised pixels (B, 3, H, W) to (B, D).
+        run: one pass: normalised pixels (B, 3, H, W) to all that its features are taken from.
+        features: each embedding that it has, by name: the tower and what `run` gave to (B, D). None runs a layer again.
         settings: what of config.json makes the tower compute what it computes, by name, and of which kind each is.
         kept: further settings that a tower keeps, for its training and for being saved; no embedding depends on them.
         dim: its settings, its directory and a feature to D, without the weights.
@@ -81,10 +85,19 @@ class Family:
     processor: str
     layers: str
     after: tuple[str, ...]
-    features: "Mapping[str, Callable[[VisionTower, torch.Tensor], torch.Tensor]]"
+    run: "Callable[[VisionTower, torch.Tensor], Any]"
+    features: "Mapping[str, Callable[[VisionTower, Any], torch.Tensor]]"
     settings: Mapping[str, Any]
     dim: "Callable[[Mapping[str, Any], Path, str], int]"
     kept: Mapping[str, Any] = field(default_factory=dict)
+
+    def other_features(self, feature: str) -> tuple[str, ...]:
+        """Its features beside one, less those that are the same numbers under another name."""
+        return tuple(
+            name
+            for name, take in self.features.items()
+            if take is not self.features[feature] and name != feature
+        )
 
 
 def family_of(directory: Path) -> Family:
@@ -195,7 +208,7 @@ def need_timm(directory: Path) -> None:
 
 
 def _clip_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
-    return int(settings["hidden_size" if feature == "pooler_output" else "projection_dim"])
+    return int(settings["projection_dim" if feature == "image_embeds" else "hidden_size"])
 
 
 def _geoclip_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int:
@@ -220,7 +233,7 @@ def _timm_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int
     try:
         with torch.device("meta"):
             model = timm.create_model(settings["architecture"], num_classes=0, **settings["model_args"])
-        return int(model.head_hidden_size)
+        return int(model.num_features if feature == "token_mean" else model.head_hidden_size)
     # Each of its models checks its own arguments, or doesn't.
     except Exception as error:
         raise GeoError(
@@ -228,31 +241,18 @@ def _timm_dim(settings: Mapping[str, Any], directory: Path, feature: str) -> int
         ) from error
 
 
-# ---------------------------------------------------------------- embeddings
+# ---------------------------------------------------------------- a pass, and what is taken from it
 
 
-def _projected(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor":
-    embeddings: torch.Tensor = tower(pixel_values=pixels).image_embeds
-    return embeddings
+def _run(tower: VisionTower, pixels: "torch.Tensor") -> Any:
+    return tower(pixel_values=pixels)
 
 
-def _clip_pooled(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor":
-    last_state: torch.Tensor = tower(pixel_values=pixels).last_hidden_state
-    pooled: torch.Tensor = tower.vision_model.post_layernorm(last_state[:, 0])
-    return pooled
+def _run_timm(tower: VisionTower, pixels: "torch.Tensor") -> Any:
+    return tower(pixel_values=pixels, do_pooling=True)
 
 
-def _pooled(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor":
-    pooled: torch.Tensor = tower(pixel_values=pixels).pooler_output
-    return pooled
-
-
-def _timm_pooled(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor":
-    pooled: torch.Tensor = tower(pixel_values=pixels, do_pooling=True).pooler_output
-    return pooled
-
-
-def _pooled_patches(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor":
+def _run_patches(tower: VisionTower, pixels: "torch.Tensor") -> Any:
     """NaFlex takes a picture as a list of patches, row by row, each pixel's channels together."""
     import torch
 
@@ -260,16 +260,38 @@ def _pooled_patches(tower: VisionTower, pixels: "torch.Tensor") -> "torch.Tensor
     rows, columns = pixels.shape[-2] // size, pixels.shape[-1] // size
     count = len(pixels)
     patches = pixels.view(count, -1, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
-    pooled: torch.Tensor = tower(
+    return tower(
         pixel_values=patches.reshape(count, rows * columns, -1),
         pixel_attention_mask=torch.ones(count, rows * columns, dtype=torch.int64, device=pixels.device),
         spatial_shapes=torch.tensor([[rows, columns]], device=pixels.device).expand(count, 2),
-    ).pooler_output
+    )
+
+
+def _projected(tower: VisionTower, output: Any) -> "torch.Tensor":
+    embeddings: torch.Tensor = output.image_embeds
+    return embeddings
+
+
+def _clip_pooled(tower: VisionTower, output: Any) -> "torch.Tensor":
+    """The tower's own pooled state doesn't leave it: its last norm is applied to one token again."""
+    pooled: torch.Tensor = tower.vision_model.post_layernorm(output.last_hidden_state[:, 0])
     return pooled
 
 
-def _both(feature: "Callable[[VisionTower, torch.Tensor], torch.Tensor]") -> dict[str, Any]:
-    return {"image_embeds": feature, "pooler_output": feature}
+def _pooled(tower: VisionTower, output: Any) -> "torch.Tensor":
+    pooled: torch.Tensor = output.pooler_output
+    return pooled
+
+
+def _token_mean(tower: VisionTower, output: Any) -> "torch.Tensor":
+    """In float32, whatever the tower's precision: hundreds of tokens are summed."""
+    import torch
+
+    tokens: torch.Tensor = output.last_hidden_state
+    return tokens.flatten(1, -2).mean(dim=1, dtype=torch.float32)
+
+
+_POOLED: dict[str, Any] = {"image_embeds": _pooled, "pooler_output": _pooled, "token_mean": _token_mean}
 
 
 # ---------------------------------------------------------------- the families
@@ -292,7 +314,8 @@ CLIP = Family(
     processor="CLIPImageProcessor",
     layers="vision_model.encoder.layers",
     after=("vision_model.post_layernorm", "visual_projection"),
-    features={"image_embeds": _projected, "pooler_output": _clip_pooled},
+    run=_run,
+    features={"image_embeds": _projected, "pooler_output": _clip_pooled, "token_mean": _token_mean},
     settings=_VIT | {"intermediate_size": _Count, "projection_dim": _Count},
     kept={"attention_dropout": _Share},
     dim=_clip_dim,
@@ -308,7 +331,8 @@ SIGLIP = Family(
     processor="SiglipImageProcessor",
     layers="encoder.layers",
     after=("post_layernorm", "head"),
-    features=_both(_pooled),
+    run=_run,
+    features=_POOLED,
     settings=_SIGLIP,
     kept={"attention_dropout": _Share},
     dim=_hidden_size,
@@ -319,7 +343,7 @@ SIGLIP2 = replace(
     config="Siglip2VisionConfig",
     tower="Siglip2VisionModel",
     processor="Siglip2ImageProcessor",
-    features=_both(_pooled_patches),
+    run=_run_patches,
     settings={key: kind for key, kind in _SIGLIP.items() if key != "image_size"} | {"num_patches": _Count},
 )
 DINOV2 = Family(
@@ -330,7 +354,8 @@ DINOV2 = Family(
     processor="BitImageProcessor",
     layers="encoder.layer",
     after=("layernorm",),
-    features=_both(_pooled),
+    run=_run,
+    features=_POOLED,
     settings=_DINOV2,
     kept=_DINO_DROPOUT | {"use_mask_token": _Flag},
     dim=_hidden_size,
@@ -368,7 +393,8 @@ TIMM = Family(
     processor="TimmWrapperImageProcessor",
     layers="timm_model.blocks",
     after=("timm_model.norm", "timm_model.attn_pool", "timm_model.fc_norm", "timm_model.head"),
-    features=_both(_timm_pooled),
+    run=_run_timm,
+    features=_POOLED,
     settings={"architecture": _Architecture, "model_args": dict[str, _Scalar | list[_Scalar]] | None},
     kept={"pretrained_cfg": dict[str, Any]},
     dim=_timm_dim,

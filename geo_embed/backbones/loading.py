@@ -1,6 +1,7 @@
 """A model directory to an image tower in memory: its settings, exactly the tensors that are hashed, and nothing else."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,14 @@ _HINT = "save the model again: its file is incomplete, or it is not the model it
 
 
 def load_tower(
-    directory: Path, dtype: "torch.dtype", feature: str, size: tuple[int, int], *, trainable: bool
+    directory: Path, dtype: "torch.dtype", features: Sequence[str], size: tuple[int, int], *, trainable: bool
 ) -> tuple[VisionTower, Function, str]:
     """The image tower alone, in eval mode; what it computes, and the sha256 of the very tensors that it was made of.
 
     Args:
         directory: a model directory.
         dtype: precision of its weights.
-        feature: that it has to give.
+        features: that it has to give.
         size: height and width of the pictures that it has to take.
         trainable: give it its tensors as they are, for an optimizer to change; else it may compute the same with fewer steps.
 
@@ -41,7 +42,7 @@ def load_tower(
     outline = _outline(directory, function, weights)
     # A NaFlex tower works its position embeddings out of numbers, which an outline has none of.
     if function.family is not SIGLIP2:
-        _try_out(outline, function.family, feature, size, directory)
+        _try_out(outline, function.family, features, size, directory)
     sha256 = hash_tensors(weights)
     built = function
     if not trainable and _has_quick_gelu(function):
@@ -76,7 +77,7 @@ def load_tower(
         _add_geoclip(tower, weights, directory)
     tower = tower.to(dtype).eval()
     if function.family is SIGLIP2:
-        _try_out(tower, function.family, feature, size, directory)
+        _try_out(tower, function.family, features, size, directory)
     return tower, function, sha256
 
 
@@ -100,7 +101,7 @@ def _fold_quick_gelu(function: Function, weights: TowerWeights) -> tuple[Functio
 
 
 def _try_out(
-    tower: VisionTower, family: Family, feature: str, size: tuple[int, int], directory: Path
+    tower: VisionTower, family: Family, features: Sequence[str], size: tuple[int, int], directory: Path
 ) -> None:
     """Embed a grey picture: what the tower can't take is found here, and not in the middle of an extraction."""
     import torch
@@ -109,7 +110,9 @@ def _try_out(
     try:
         with torch.inference_mode():
             pixels = torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device)
-            family.features[feature](tower, pixels)
+            output = family.run(tower, pixels)
+            for name in features:
+                family.features[name](tower, output)
     # The towers check what they are given in their own ways, or fail on it.
     except Exception as error:
         raise GeoError(

@@ -132,8 +132,14 @@ def cache_import(
     return Imported(path, fingerprint, samples_count, views, dim, vectors.by_position)
 
 
-def cache_export(config: Config, split: str, out: Path) -> Embeddings:
+def cache_export(config: Config, split: str, out: Path, *, feature: str | None = None) -> Embeddings:
     """Write a split's embeddings to a file that `cache_import` reads; its format is the file's ending.
+
+    Args:
+        config: which store.
+        split: `train` or `test`.
+        out: the file.
+        feature: a further feature of the store in place of its embeddings.
 
     Raises:
         GeoError: no such store, an ending that isn't one of `FORMATS`, or one whose format can't hold them.
@@ -141,7 +147,7 @@ def cache_export(config: Config, split: str, out: Path) -> Embeddings:
     if out.suffix not in FORMATS:
         raise GeoError(f"can't write {out.suffix or 'a file without an ending'}", where=out, hint=FORMAT_HINT)
     check_output(config.paths, out)
-    embeddings = read_store(find_store(config, split))
+    embeddings = read_store(find_store(config, split), feature=feature)
     check_holds(out, embeddings)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,14 +157,17 @@ def cache_export(config: Config, split: str, out: Path) -> Embeddings:
 
 
 def other_source(first: object, second: object) -> str:
-    """How two imports' `source_made_by` name different backbones, for people; empty where they don't, or one says nothing.
+    """How two imports' `source_made_by` name different backbones, or features, for people; empty where they don't, or one says nothing.
 
-    A fingerprint decides where both have it: a backbone's name may be a path, and differ from machine to machine.
+    Of the backbone a fingerprint decides where both have it: its name may be a path, and differ from machine to machine. A feature is named
+    beside either, since a store has several under one fingerprint.
     """
     if not isinstance(first, dict) or not isinstance(second, dict):
         return ""
     shared = [key for key in ("fingerprint", "backbone", "feature") if first.get(key) and second.get(key)]
-    for key in shared[:1] if "fingerprint" in shared else shared:
+    if "fingerprint" in shared and "backbone" in shared:
+        shared.remove("backbone")
+    for key in shared:
         if first[key] != second[key]:
             return f"its {key} is {second[key]!r:.200}, not {first[key]!r:.200}"
     return ""

@@ -103,6 +103,7 @@ class FolderStorage(Storage):
     def write_durably(self, name: str, data: bytes) -> None:
         path = self.root / name
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             for beside in path.parent.glob(f".{path.name}.*"):
                 if is_leftover(beside):
                     beside.unlink(missing_ok=True)

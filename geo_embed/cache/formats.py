@@ -138,6 +138,8 @@ def write_vectors(path: Path, embeddings: Embeddings) -> None:
     """Write a split's embeddings, and whose they are, to a file; its format is the file's ending. OSError is the disk's."""
     attrs = embeddings.store.attrs
     made_by = {key: str(attrs[key]) for key in _MADE_BY if attrs.get(key)}
+    if "feature" in made_by:
+        made_by["feature"] = embeddings.feature
     views = [str(name) for name in attrs["view_names"]]
     ids = natural_ids(embeddings.sample_id)
     if path.suffix == ".npy":

@@ -1,13 +1,14 @@
 """What a store's metadata may say. It is checked before anything is opened, counted or allocated by it.
 
-A store is a Zarr v3 group in one layout only: the arrays and codecs of `_ARRAYS`, and chunks of whole rows. Whatever else a
-zarr.json asks for (another codec, other chunks, a shape beyond the bounds below) is refused by name, and Zarr never sees it.
+A store is a Zarr v3 group in one layout only: the arrays and codecs of `ARRAYS`, for each further feature that its attributes name
+the two of `further_arrays`, and chunks of whole rows. Whatever else a zarr.json asks for (another codec, other chunks, a shape beyond the bounds below) is refused by name, and Zarr never sees it.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geo_embed.cache.medium import Storage
 from geo_embed.data.variants import Variant
@@ -30,8 +31,16 @@ ARRAYS: dict[str, tuple[str, dict[str, _Codec]]] = {
     "sample_id": ("N", {"int64": _LITTLE, "string": ("vlen-utf8", {})}),
 }
 
+# Beside the name of a further feature, what pictures it is of.
+_HASH = "_hash"
+# Of a store, beyond what any backbone has.
+_MOST_FEATURES = 16
+
+
 MOST_LETTERS = 4096
 _Text = Annotated[str, Field(max_length=MOST_LETTERS)]
+# Enters paths.
+_FeatureName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _Length = Annotated[int, Field(ge=1, lt=2**63)]
 
 
@@ -56,6 +65,7 @@ class Attributes(_Strict):
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     stored: Literal["float16", "float32"] | None = None
     feature: _Text | None = None
+    features: Annotated[list[_FeatureName], Field(max_length=_MOST_FEATURES)] = []
     weights_sha256: _Text | None = None
     function: dict[str, Any] | None = None
     picture_semantics: int | None = None
@@ -64,6 +74,14 @@ class Attributes(_Strict):
     imported: bool = False
     checksums: dict[str, str] = {}
     versions: dict[str, Any] = {}
+
+
+class _Features(_Strict):
+    features: Annotated[list[_FeatureName], Field(max_length=_MOST_FEATURES)] = []
+
+
+class _Head(_Strict):
+    attributes: _Features
 
 
 class _ChunkShape(_Strict):
@@ -104,6 +122,28 @@ class _Array(_Strict):
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 
+def further_arrays(features: Iterable[str]) -> dict[str, tuple[str, dict[str, _Codec]]]:
+    """The arrays of further features, as `ARRAYS` has the others: the numbers, and the content hash of the picture that they are of."""
+    arrays = {}
+    for feature in features:
+        arrays[feature] = ARRAYS["embeddings"]
+        arrays[hash_array(feature)] = ARRAYS["content_hash"]
+    return arrays
+
+
+def named_arrays(head: bytes) -> list[str]:
+    """The arrays of the further features that a group's zarr.json names, before it is checked; none where it can't be read."""
+    try:
+        return [*further_arrays(_Head.model_validate_json(head).attributes.features)]
+    except ValidationError:
+        return []
+
+
+def hash_array(feature: str) -> str:
+    """The array that says of which pictures a further feature is."""
+    return f"{feature}{_HASH}"
+
+
 def check_layout(storage: Storage) -> dict[str, Any]:
     """The attributes of a store whose metadata is in order.
 
@@ -114,12 +154,25 @@ def check_layout(storage: Storage) -> dict[str, Any]:
     version = attributes.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise GeoError(f"store format {version!r:.40}, where this version reads {FORMAT_VERSION}")
-    views = validated(Attributes, attributes, storage.root / "zarr.json").view_names
+    described = validated(Attributes, attributes, storage.root / "zarr.json")
+    views = described.view_names
+    further = further_arrays(described.features)
+    if len(further) != 2 * len(described.features) or not further.keys().isdisjoint(ARRAYS):
+        raise GeoError(
+            f"features: {', '.join(described.features)!r:.80} can't all be further features",
+            where=storage.root / "zarr.json",
+        )
     lengths: dict[str, int] = {}
-    for name, (dimensions, codecs) in ARRAYS.items():
+    kinds: dict[str, str] = {}
+    for name, (dimensions, codecs) in (ARRAYS | further).items():
         file = f"{name}/zarr.json"
         array = _read(storage, file, _Array)
-        _check_array(array, dimensions, codecs, lengths, where=str(storage.root / file))
+        # A further feature has a width of its own, and the precision of the embeddings.
+        own = lengths if name in ARRAYS else {key: lengths[key] for key in "NVC"}
+        if name in further and dimensions == "NVD":
+            codecs = {kinds["embeddings"]: _LITTLE}
+        _check_array(array, dimensions, codecs, own, where=str(storage.root / file))
+        kinds[name] = array.data_type
     n, v = lengths["N"], lengths["V"]
     # An id takes four bytes or more: what few bytes claim to be millions of pictures are not.
     if n * v > _UNPROVEN_PICTURES and storage.size("sample_id/c/0") < 4 * n:

@@ -82,10 +82,14 @@ class ObjectStorage(Storage):
         return data
 
     def _read_metadata(self) -> dict[str, bytes]:
-        """All metadata files that are there, at the price of one."""
-        from geo_embed.cache.layout import ARRAYS
+        """All metadata files that are there, at the price of one; of two, where there are further features."""
+        from geo_embed.cache.layout import ARRAYS, named_arrays
 
-        names = [_HEAD, *(f"{array}/{_HEAD}" for array in ARRAYS)]
+        found = self._get_all([_HEAD, *(f"{array}/{_HEAD}" for array in ARRAYS)])
+        further = [f"{array}/{_HEAD}" for array in named_arrays(found.get(_HEAD, b""))]
+        return found | (self._get_all(further) if further else {})
+
+    def _get_all(self, names: Sequence[str]) -> dict[str, bytes]:
         with ThreadPoolExecutor(len(names), "get") as pool:
             found = pool.map(lambda name: buckets.get(self.root / name), names)
             return {name: got[0] for name, got in zip(names, found, strict=True) if got is not None}

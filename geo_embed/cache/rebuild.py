@@ -8,7 +8,7 @@ import hashlib
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,15 @@ import numpy as np
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import attributes_with, import_attributes, store_attributes
 from geo_embed.cache.folder import FolderStorage
-from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, MOST_CHUNKS, MOST_NUMBERS, Attributes
+from geo_embed.cache.layout import (
+    ARRAYS,
+    FORMAT_VERSION,
+    MOST_CHUNKS,
+    MOST_NUMBERS,
+    Attributes,
+    further_arrays,
+    hash_array,
+)
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.medium import Storage
 from geo_embed.cache.storage import sibling_paths, storage_at
@@ -38,7 +46,7 @@ from geo_embed.cache.store import (
     write_metadata,
 )
 from geo_embed.cache.verify import StoreProblem
-from geo_embed.config import Config
+from geo_embed.config import FEATURES, Config
 from geo_embed.console import progress
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, load_samples
@@ -50,7 +58,7 @@ _CHECKSUM_BYTES = 4
 _ITEM_BYTES = {"float16": 2, "float32": 4}
 # Of the attributes, what is of one split, one file or one day.
 _OWN = (
-    *("manifest_sha256", "created", "versions", "checksums", "format_version"),
+    *("manifest_sha256", "created", "versions", "checksums", "format_version", "features"),
     *("source", "source_sha256", "source_made_by"),
 )
 
@@ -103,6 +111,12 @@ def rebuild_metadata(config: Config, path: Path) -> Rebuilt:
             or width // _ITEM_BYTES[stored] > MOST_NUMBERS
         ):
             raise _impossible(path, f"{width} bytes an embedding are none of {stored!r:.20}")
+        # One that no chunk is of is left out: adding it again costs nothing.
+        further = _features_there(storage, attrs, rows * len(views), _ITEM_BYTES[stored])
+        is_less = attrs is not None and sorted(further) != attrs.get("features", [])
+        if attrs is not None and is_less:
+            attrs = {key: value for key, value in attrs.items() if key != "features"}
+            attrs |= {"features": sorted(further)} if further else {}
         with tempfile.TemporaryDirectory(prefix="geo-rebuild-") as folder:
             # 4. What a new store of the same would say, and whether its samples are these.
             new = lay_out(
@@ -112,11 +126,12 @@ def rebuild_metadata(config: Config, path: Path) -> Rebuilt:
                 dtype=stored,
                 chunk_rows=rows,
                 attrs=made_by,
+                further=further,
             )
             _check_samples(storage, new, attrs)
             # 5. Arrays first: until the head is written, the store stays damaged, and can be mended again.
-            written = list(_write_arrays(storage, new.storage, attrs))
-        if attrs is None or metadata_faults(open_store(path)):
+            written = list(_write_arrays(storage, new.storage, attrs, further))
+        if attrs is None or is_less or metadata_faults(open_store(path)):
             write_metadata(storage, new.attrs if attrs is None else attrs)
             written.append(_HEAD)
         store = open_store(path)
@@ -202,22 +217,15 @@ def _intact_attributes(storage: Storage) -> dict[str, Any] | None:
 def _measure(storage: Storage, n: int, v: int) -> tuple[int, int]:
     """Rows a chunk, and bytes of an embedding, from the sizes that most chunks of an array have."""
 
-    def size(array: str) -> int | None:
-        sizes: Counter[int] = Counter()
-        for name in storage.chunks(array):
-            with suppress(GeoError):
-                sizes[storage.size(name) - _CHECKSUM_BYTES] += 1
-        return sizes.most_common(1)[0][0] if sizes else None
-
     rows = next(
         (
             found // (v * item)
             for array, item in (("status", 1), ("content_hash", 8))
-            if (found := size(array)) is not None and found > 0 and found % (v * item) == 0
+            if (found := _usual_size(storage, array)) is not None and found > 0 and found % (v * item) == 0
         ),
         None,
     )
-    embeddings = size("embeddings")
+    embeddings = _usual_size(storage, "embeddings")
     if rows is None or embeddings is None:
         raise _impossible(storage.root, "nothing was committed yet, or no chunk is whole")
     if rows > n or -(-n // rows) > MOST_CHUNKS or embeddings <= 0 or embeddings % (rows * v):
@@ -226,6 +234,34 @@ def _measure(storage: Storage, n: int, v: int) -> tuple[int, int]:
             f"chunks of {embeddings:,} bytes are none of {v} views, of which the CSV has {n:,} samples",
         )
     return rows, embeddings // (rows * v)
+
+
+def _usual_size(storage: Storage, array: str) -> int | None:
+    """The bytes that most chunks of an array have, less their checksum; None where there are none."""
+    sizes: Counter[int] = Counter()
+    for name in storage.chunks(array):
+        with suppress(GeoError):
+            sizes[storage.size(name) - _CHECKSUM_BYTES] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _features_there(
+    storage: Storage, attrs: dict[str, Any] | None, pictures: int, item: int
+) -> dict[str, int]:
+    """The further features that chunks lie there of, and how many numbers each has: those that the store names, or all that are known.
+
+    Args:
+        storage: of the store.
+        attrs: its attributes, as far as they are whole.
+        pictures: of a chunk.
+        item: the bytes of a number.
+    """
+    dims = {}
+    for feature in FEATURES if attrs is None else attrs.get("features", ()):
+        size, hashes = _usual_size(storage, feature), _usual_size(storage, hash_array(feature))
+        if size and hashes == 8 * pictures and size % (pictures * item) == 0:
+            dims[feature] = min(size // (pictures * item), MOST_NUMBERS)
+    return dims
 
 
 def _made_by(config: Config, path: Path, width: int) -> dict[str, Any]:
@@ -299,10 +335,12 @@ def _check_samples(storage: Storage, new: Store, attrs: dict[str, Any] | None) -
         )
 
 
-def _write_arrays(storage: Storage, new: Storage, attrs: dict[str, Any] | None) -> Iterator[str]:
+def _write_arrays(
+    storage: Storage, new: Storage, attrs: dict[str, Any] | None, further: Iterable[str]
+) -> Iterator[str]:
     """Write those arrays' metadata that are not as they were, or don't say what they have to; gives their names."""
     recorded = (attrs or {}).get("checksums", {})
-    for array in ARRAYS:
+    for array in [*ARRAYS, *further_arrays(further)]:
         name = f"{array}/{_HEAD}"
         content = new.read(name, limit=JSON_BYTES)
         with suppress(GeoError):

@@ -4,6 +4,12 @@ A chunk of rows is the unit of work and of commit. Its embeddings and content ha
 once a power cut can't undo them: rows whose status is still 0 do not count, whatever else lies on disk. A committed embedding is
 never overwritten: a store whose images changed is superseded by a new one. Each chunk is written whole and in one step, with a
 CRC-32C of its bytes.
+
+A further feature of the same pass is an array of its name, and beside it one that says of which pictures it is: a picture has the
+feature where its status is OK and the hash there is its content hash. That array is to the feature what `status` is to the
+embeddings, written after the numbers. So a feature may be added to a store that is whole, in any order of its chunks, killed and
+begun again; and whoever writes embeddings without it, such as an earlier version, leaves pictures without the feature, never with
+another's.
 """
 
 import contextlib
@@ -17,17 +23,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed import __version__
-from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout
+from geo_embed.cache.layout import ARRAYS, FORMAT_VERSION, check_layout, further_arrays, hash_array
 from geo_embed.cache.locks import give_back, put_right
 from geo_embed.cache.medium import Storage
 from geo_embed.cache.storage import creating, has_store, storage_at, store_paths
-from geo_embed.config import DEFAULT_BACKBONE
+from geo_embed.config import DEFAULT_BACKBONE, FEATURES
 from geo_embed.console import progress
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.data.variants import Variant
@@ -45,6 +51,8 @@ _IDS = "sample_id/c/0"
 _GROUP = {"zarr_format": 3, "node_type": "group"}
 # Of an embedding's length, by rounding.
 _LARGEST_ERROR = 0.01
+# A further feature of a chunk: the numbers (R, V, D'), and the content hash (R, V) of the picture that each is of.
+FeatureBlock: TypeAlias = tuple[NDArray[Any], NDArray[np.uint64]]
 # Content hashes that a run remembers of an import.
 _SAMPLE = 32
 _VERSIONED = ("torch", "transformers", "zarr", "numpy", "pillow", "simplejpeg")
@@ -57,18 +65,65 @@ class Store:
     Attributes:
         storage: its bytes.
         attrs: what made it.
-        embeddings: (N, V, D) float16 or float32.
-        status: (N, V) uint8.
-        content_hash: (N, V) uint64.
-        ids: (N,) as stored, integers or text; `read_ids` gives them as text.
+        arrays: by name: `embeddings` (N, V, D) float16 or float32, `status` (N, V) uint8, `content_hash` (N, V) uint64, `sample_id`
+            (N,) integers or text, which `read_ids` gives as text; for each further feature its numbers (N, V, D') and, under
+            `hash_array`, the content hash (N, V) uint64 of the pictures that they are of.
     """
 
     storage: Storage
     attrs: dict[str, Any]
-    embeddings: "zarr.Array[Any]"
-    status: "zarr.Array[Any]"
-    content_hash: "zarr.Array[Any]"
-    ids: "zarr.Array[Any]"
+    arrays: "Mapping[str, zarr.Array[Any]]"
+
+    @property
+    def embeddings(self) -> "zarr.Array[Any]":
+        """(N, V, D)."""
+        return self.arrays["embeddings"]
+
+    @property
+    def status(self) -> "zarr.Array[Any]":
+        """(N, V)."""
+        return self.arrays["status"]
+
+    @property
+    def content_hash(self) -> "zarr.Array[Any]":
+        """(N, V)."""
+        return self.arrays["content_hash"]
+
+    @property
+    def ids(self) -> "zarr.Array[Any]":
+        """(N,)."""
+        return self.arrays["sample_id"]
+
+    @property
+    def feature(self) -> str:
+        """What its embeddings are; of an import, where nobody knows, the usual one."""
+        return str(self.attrs.get("feature") or FEATURES[0])
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The further features that it has room for, complete or not, by name."""
+        return tuple(self.attrs.get("features", ()))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Its own feature, and the further ones."""
+        return (self.feature, *self.further)
+
+    def array_of(self, feature: str | None) -> str:
+        """The array of one of its features, by name; None stands for its own. Raises GeoError where it has no such feature."""
+        if feature in (None, self.feature):
+            return "embeddings"
+        if feature not in self.further:
+            raise GeoError(
+                f"the store has no {feature}, only {' and '.join(self.features)}",
+                where=self.path,
+                hint=add_hint(self, [str(feature)]),
+            )
+        return feature
+
+    def dim_of(self, feature: str | None) -> int:
+        """How many numbers one of its features has. Raises GeoError as `array_of`."""
+        return int(self.arrays[self.array_of(feature)].shape[2])
 
     @property
     def path(self) -> Path:
@@ -111,12 +166,14 @@ class Embeddings:
         values: (N, V, D) as stored; zeros where `present` is False.
         present: (N, V) True where a view has an embedding.
         store: where they came from.
+        feature: which of its features they are.
     """
 
     sample_id: NDArray[np.object_]
     values: NDArray[Any]
     present: NDArray[np.bool_]
     store: Store
+    feature: str = FEATURES[0]
 
 
 def manifest_sha256(samples: Samples) -> str:
@@ -160,7 +217,14 @@ def rounded_away(values: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
 
 
 def create_store(
-    path: Path, samples: Samples, *, dim: int, dtype: str, chunk_rows: int, attrs: dict[str, Any]
+    path: Path,
+    samples: Samples,
+    *,
+    dim: int,
+    dtype: str,
+    chunk_rows: int,
+    attrs: dict[str, Any],
+    further: Mapping[str, int] | None = None,
 ) -> Store:
     """Lay out a store in which every row is pending.
 
@@ -171,23 +235,32 @@ def create_store(
         dtype: `float16` or `float32`.
         chunk_rows: rows per chunk.
         attrs: what made the embeddings; ids, views, format and versions are added here.
+        further: how many numbers each further feature has, by name.
 
     Raises:
         GeoError: the directory can't be written.
     """
     with creating(path, replace=False) as storage:
-        lay_out(storage, samples, dim=dim, dtype=dtype, chunk_rows=chunk_rows, attrs=attrs)
+        lay_out(storage, samples, dim=dim, dtype=dtype, chunk_rows=chunk_rows, attrs=attrs, further=further)
     return open_store(path)
 
 
 def lay_out(
-    storage: Storage, samples: Samples, *, dim: int, dtype: str, chunk_rows: int, attrs: dict[str, Any]
+    storage: Storage,
+    samples: Samples,
+    *,
+    dim: int,
+    dtype: str,
+    chunk_rows: int,
+    attrs: dict[str, Any],
+    further: Mapping[str, int] | None = None,
 ) -> Store:
     """Write a store's metadata and ids into an empty root; arguments and errors as in `create_store`."""
     import zarr
     from zarr.codecs import Crc32cCodec
 
     n, v = samples.images.shape
+    further = further or {}
     with disk_errors(storage.root):
         attributes = attrs | {
             "format_version": FORMAT_VERSION,
@@ -196,22 +269,17 @@ def lay_out(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"geo-embed": __version__, **{name: version(name) for name in _VERSIONED}},
         }
+        # A store without any says nothing of them, as those of earlier versions.
+        if further:
+            attributes["features"] = sorted(further)
         group = zarr.create_group(storage.zarr(writable=True), attributes=attributes)
         for name, shape, kind in (
             ("embeddings", (n, v, dim), dtype),
             ("status", (n, v), "uint8"),
             ("content_hash", (n, v), "uint64"),
         ):
-            group.create_array(
-                name,
-                shape=shape,
-                chunks=(min(chunk_rows, n), *shape[1:]),
-                dtype=kind,
-                compressors=[Crc32cCodec()],
-                fill_value=0,
-                # A chunk of zeros is written too: a chunk file that is absent is then always a fault.
-                config={"write_empty_chunks": True},
-            )
+            _create_array(group, name, shape, kind, chunk_rows)
+        _create_further(group, n, v, further, dtype, chunk_rows)
         ids = natural_ids(samples.sample_id)
         stored = group.create_array(
             "sample_id",
@@ -224,6 +292,63 @@ def lay_out(
         stored[:] = ids
         group.attrs["checksums"] = _metadata_checksums(storage, attributes)
     return open_store(storage.root)
+
+
+def _create_array(group: "zarr.Group", name: str, shape: tuple[int, ...], kind: str, chunk_rows: int) -> None:
+    from zarr.codecs import Crc32cCodec
+
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(min(chunk_rows, shape[0]), *shape[1:]),
+        dtype=kind,
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        # A chunk of zeros is written too: a chunk file that is absent is then always a fault.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _create_further(
+    group: "zarr.Group", n: int, v: int, further: Mapping[str, int], dtype: str, chunk_rows: int
+) -> None:
+    for feature in sorted(further):
+        _create_array(group, feature, (n, v, further[feature]), dtype, chunk_rows)
+        _create_array(group, hash_array(feature), (n, v), "uint64", chunk_rows)
+
+
+def add_features(store: Store, further: Mapping[str, int]) -> Store:
+    """Give a store room for further features that it has none for; no picture has them yet.
+
+    Its zarr.json, which names them, is written last: killed before, the store is what it was.
+
+    Args:
+        store: opened for writing; nobody changes its layout meanwhile.
+        further: how many numbers each has, by name.
+
+    Returns:
+        The store, opened again.
+
+    Raises:
+        GeoError: the disk is full or read-only.
+    """
+    import tempfile
+
+    import zarr
+
+    new = {name: dim for name, dim in further.items() if name not in store.further}
+    if not new:
+        return store
+    _refuse_deleted(store)
+    n, v, _ = store.shape
+    with tempfile.TemporaryDirectory(prefix="geo-features-") as folder:
+        group = zarr.create_group(folder)
+        _create_further(group, n, v, new, str(store.embeddings.dtype), store.chunk_rows)
+        for name in further_arrays(new):
+            file = f"{name}/zarr.json"
+            store.storage.write_durably(file, Path(folder, file).read_bytes())
+    rewrite_attributes(store, store.attrs | {"features": sorted({*store.further, *new})})
+    return open_store(store.path)
 
 
 def open_store(path: Path, *, writable: bool = True) -> Store:
@@ -251,20 +376,14 @@ def open_store(path: Path, *, writable: bool = True) -> Store:
             zarr_format=3,
             use_consolidated=False,
         )
-        arrays: dict[str, Any] = {name: group[name] for name in ARRAYS}
+        names = [*ARRAYS, *further_arrays(attrs.get("features", ()))]
+        arrays: dict[str, Any] = {name: group[name] for name in names}
     except UnreachableError:
         raise
     # Zarr, its codecs and the file system have exceptions of their own for what is not as it should be.
     except Exception as error:
         raise GeoError(f"not a readable store: {error}".splitlines()[0], where=path, hint=_RESTORE) from error
-    return Store(
-        storage,
-        attrs,
-        arrays["embeddings"],
-        arrays["status"],
-        arrays["content_hash"],
-        arrays["sample_id"],
-    )
+    return Store(storage, attrs, arrays)
 
 
 def rewrite_attributes(store: Store, attrs: dict[str, Any]) -> None:
@@ -326,6 +445,7 @@ def commit_chunk(
     embeddings: NDArray[Any],
     content_hash: NDArray[np.uint64],
     status: NDArray[np.uint8],
+    further: Mapping[str, FeatureBlock] | None = None,
 ) -> None:
     """Write one whole chunk of rows so that it counts only once all of it is on disk; then no power cut loses it.
 
@@ -333,10 +453,41 @@ def commit_chunk(
         store: opened for writing, by the only writer of these rows.
         rows: the chunk, from `chunks_of`.
         embeddings, content_hash, status: (R, V, D), (R, V), (R, V).
+        further: of further features, as in `commit_features`.
 
     Raises:
         GeoError: the disk is full or read-only, or the store is gone.
     """
+    values, hashes = _by_array(further or {})
+    _refuse_deleted(store)
+    _write_chunks(store, rows, {"embeddings": embeddings, "content_hash": content_hash, **values})
+    _write_chunks(store, rows, {"status": status, **hashes})
+
+
+def commit_features(store: Store, rows: slice, further: Mapping[str, FeatureBlock]) -> None:
+    """Write a chunk of further features, in the same manner, beside embeddings that stay as they are.
+
+    Args:
+        store, rows: as in `commit_chunk`.
+        further: by feature: the numbers (R, V, D'), and the content hash (R, V) of the picture that each is of, 0 where there is none.
+
+    Raises:
+        GeoError: as `commit_chunk`.
+    """
+    values, hashes = _by_array(further)
+    _refuse_deleted(store)
+    _write_chunks(store, rows, values)
+    _write_chunks(store, rows, hashes)
+
+
+def _by_array(
+    further: Mapping[str, FeatureBlock],
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.uint64]]]:
+    values = {name: block for name, (block, _) in further.items()}
+    return values, {hash_array(name): hashes for name, (_, hashes) in further.items()}
+
+
+def _refuse_deleted(store: Store) -> None:
     # Writing would recreate the folders of a store deleted under a running job, and leave a store without a head.
     if not store.storage.exists("zarr.json"):
         raise GeoError(
@@ -344,8 +495,6 @@ def commit_chunk(
             where=store.path,
             hint=rebuild_hint(store.path, store.attrs),
         )
-    _write_chunks(store, rows, {"embeddings": embeddings, "content_hash": content_hash})
-    _write_chunks(store, rows, {"status": status})
 
 
 def force_committed(store: Store, within: slice) -> None:
@@ -354,7 +503,8 @@ def force_committed(store: Store, within: slice) -> None:
     Raises:
         GeoError: what the disk says.
     """
-    names = [_chunk_name(store, "status", rows) for rows in chunks_of(store, within)]
+    arrays = ["status", *map(hash_array, store.further)]
+    names = [_chunk_name(store, array, rows) for rows in chunks_of(store, within) for array in arrays]
     # Their data were forced before they were written.
     store.storage.force([name for name in names if store.storage.exists(name)])
 
@@ -362,8 +512,17 @@ def force_committed(store: Store, within: slice) -> None:
 def forget_chunk(store: Store, rows: slice) -> None:
     """Make a chunk's rows pending again, whatever its files hold. The opposite of `commit_chunk`, status first."""
     for names in (("status",), ("content_hash", "embeddings")):
-        shapes = {name: (rows.stop - rows.start, *getattr(store, name).shape[1:]) for name in names}
-        _write_chunks(store, rows, {name: np.zeros(shape) for name, shape in shapes.items()})
+        _write_chunks(store, rows, {name: _zeros(store, name, rows) for name in names})
+
+
+def forget_feature(store: Store, rows: slice, feature: str) -> None:
+    """Leave the pictures of a chunk without a further feature, whatever its files hold. Their embeddings stay."""
+    for name in (hash_array(feature), feature):
+        _write_chunks(store, rows, {name: _zeros(store, name, rows)})
+
+
+def _zeros(store: Store, name: str, rows: slice) -> NDArray[Any]:
+    return np.zeros((rows.stop - rows.start, *store.arrays[name].shape[1:]))
 
 
 def write_ids(store: Store, samples: Samples) -> None:
@@ -392,37 +551,39 @@ def has_chunk(store: Store, name: str, rows: slice) -> bool:
     return store.storage.exists(_chunk_name(store, name, rows))
 
 
-def read_chunk(store: Store, rows: slice) -> NDArray[Any]:
-    """The embeddings (R, V, D) of a chunk that was committed. Raises GeoError where they are damaged or gone."""
-    if not has_chunk(store, "embeddings", rows):
-        raise _gone(store, rows)
+def read_chunk(store: Store, rows: slice, name: str = "embeddings") -> NDArray[Any]:
+    """The embeddings (R, V, D) of a chunk that was committed, or a further feature's. Raises GeoError where they are damaged or gone."""
+    if not has_chunk(store, name, rows):
+        raise _gone(store, rows, name)
     with damaged_chunks(store.path):
-        _check_size(store, "embeddings", rows)
-        whole = _empty_chunk(store, "embeddings")
-        _fill_chunk(store, "embeddings", rows, whole)
+        _check_size(store, name, rows)
+        whole = _empty_chunk(store, name)
+        _fill_chunk(store, name, rows, whole)
     return whole[: store.shape[0] - rows.start]
 
 
-def read_single_rows(store: Store, chunk: slice, rows: Sequence[int]) -> NDArray[Any]:
+def read_single_rows(
+    store: Store, chunk: slice, rows: Sequence[int], name: str = "embeddings"
+) -> NDArray[Any]:
     """The embeddings (K, V, D) of K rows of a chunk, counted from its first, and no others: what `is_whole` has read before.
 
     Raises:
         GeoError: they are gone.
     """
-    if not has_chunk(store, "embeddings", chunk):
-        raise _gone(store, chunk)
-    block = np.empty((len(rows), *store.shape[1:]), _empty_chunk(store, "embeddings").dtype)
+    if not has_chunk(store, name, chunk):
+        raise _gone(store, chunk, name)
+    block = np.empty((len(rows), *store.arrays[name].shape[1:]), _empty_chunk(store, name).dtype)
     with damaged_chunks(store.path):
-        _check_size(store, "embeddings", chunk)
+        _check_size(store, name, chunk)
         starts = [row * block[0].nbytes for row in rows]
-        store.storage.read_parts(_chunk_name(store, "embeddings", chunk), starts, block)
+        store.storage.read_parts(_chunk_name(store, name, chunk), starts, block)
     return block
 
 
-def is_whole(store: Store, start: int) -> bool:
-    """Whether the embeddings of the chunk that starts at row `start` are on disk, as they were written."""
+def is_whole(store: Store, start: int, name: str = "embeddings") -> bool:
+    """Whether the embeddings of the chunk that starts at row `start`, or a further feature's, are on disk as they were written."""
     try:
-        read_chunk(store, slice(start, start + store.chunk_rows))
+        read_chunk(store, slice(start, start + store.chunk_rows), name)
     except GeoError:
         return False
     return True
@@ -452,6 +613,42 @@ def read_content_hash(store: Store, rows: slice | None = None) -> NDArray[np.uin
         GeoError: they are damaged.
     """
     return read_rows(store, "content_hash", rows or slice(0, store.shape[0]))
+
+
+def read_has_feature(store: Store, feature: str, rows: slice | None = None) -> NDArray[np.bool_]:
+    """Which pictures (R, V) of rows, all of them if left out, have one of the store's features: none has more than have embeddings.
+
+    Raises:
+        GeoError: they are damaged, or it has no room for such a feature.
+    """
+    rows = rows or slice(0, store.shape[0])
+    has: NDArray[np.bool_] = read_status(store, rows) == OK
+    array = store.array_of(feature)
+    if array != "embeddings":
+        has = has & (read_rows(store, hash_array(array), rows) == read_content_hash(store, rows))
+    return has
+
+
+def read_lacking(store: Store, features: Sequence[str], rows: slice | None = None) -> NDArray[np.bool_]:
+    """Which pictures (R, V) of rows, all of them if left out, have an embedding and lack any of some features.
+
+    Raises:
+        GeoError: bytes are damaged.
+    """
+    embedded: NDArray[np.bool_] = read_status(store, rows) == OK
+    lacks = np.zeros_like(embedded)
+    for feature in features:
+        lacks |= embedded & ~read_has_feature(store, feature, rows) if feature in store.features else embedded
+    return lacks
+
+
+def lacking(store: Store, feature: str, rows: slice | None = None) -> int:
+    """How many pictures of rows, all of them if left out, have an embedding and lack a feature: each, where there is no room for it.
+
+    Raises:
+        GeoError: bytes are damaged.
+    """
+    return int(read_lacking(store, [feature], rows).sum())
 
 
 def read_ids(store: Store) -> NDArray[np.object_]:
@@ -508,17 +705,21 @@ def holds_sample(store: Store, sample: Sequence[str]) -> bool:
     return bool(2 * np.isin(wanted, now).sum() >= len(wanted))
 
 
-def read_store(store: Store, rows: slice | None = None) -> Embeddings:
+def read_store(store: Store, rows: slice | None = None, *, feature: str | None = None) -> Embeddings:
     """Read embeddings into memory, checksums verified.
 
     Args:
         store: any store.
         rows: part of it; default all.
+        feature: which of its features; default its own, the embeddings.
 
     Raises:
-        GeoError: rows are pending, bytes are damaged, or numbers are not finite, with the command that mends it.
+        GeoError: rows are pending, pictures lack the feature, bytes are damaged, or numbers are not finite, with the command that
+            mends it.
     """
     rows = rows or slice(0, store.shape[0])
+    array = store.array_of(feature)
+    feature = feature or store.feature
     faults = metadata_faults(store)
     if faults:
         raise GeoError(f"{faults[0][0]}: {faults[0][1]}", where=store.path, hint=_RESTORE)
@@ -531,6 +732,8 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
             hint=rebuild_hint(store.path, store.attrs),
         )
     present = status == OK
+    if array != "embeddings":
+        _refuse_lacking(store, feature, rows)
 
     def check(first: int, block: NDArray[Any]) -> None:
         advance(len(block))
@@ -542,18 +745,34 @@ def read_store(store: Store, rows: slice | None = None) -> Embeddings:
                 f"the embedding of row {first + int(wrong.any(axis=1).argmax())} is NaN or infinite"
             )
 
-    with store.storage.listed("embeddings"):
+    with store.storage.listed(array):
         # The bytes must be there before memory is taken for them.
         for chunk in _touched(store, rows):
-            if not has_chunk(store, "embeddings", chunk):
-                raise _gone(store, chunk)
+            here = slice(max(chunk.start - rows.start, 0), chunk.stop - rows.start)
+            if not has_chunk(store, array, chunk):
+                # Nobody writes a further feature of pictures that have none.
+                if array != "embeddings" and not present[here].any():
+                    continue
+                raise _gone(store, chunk, array)
             with damaged_chunks(store.path):
-                _check_size(store, "embeddings", chunk)
+                _check_size(store, array, chunk)
         with progress(f"read {store.split}", len(status), "samples") as advance:
-            values = read_rows(store, "embeddings", rows, check)
+            values = read_rows(store, array, rows, check)
     if not present.all():
         values[~present] = 0
-    return Embeddings(read_ids(store)[rows], values, present, store)
+    return Embeddings(read_ids(store)[rows], values, present, store, feature)
+
+
+def _refuse_lacking(store: Store, feature: str, rows: slice) -> None:
+    """Raise GeoError where pictures that have an embedding lack a further feature."""
+    left = lacking(store, feature, rows)
+    if left:
+        embedded = int((read_status(store, rows) == OK).sum())
+        raise GeoError(
+            f"{left:,} of {embedded:,} pictures have no {feature} yet",
+            where=store.path,
+            hint=add_hint(store, [feature]),
+        )
 
 
 def metadata_faults(store: Store) -> list[tuple[str, str]]:
@@ -566,13 +785,13 @@ def metadata_faults(store: Store) -> list[tuple[str, str]]:
 
 
 def _chunk_name(store: Store, name: str, rows: slice) -> str:
-    array: zarr.Array[Any] = getattr(store, name)
+    array = store.arrays[name]
     return "/".join([name, "c", str(rows.start // store.chunk_rows), *["0"] * (array.ndim - 1)])
 
 
 def _empty_chunk(store: Store, name: str) -> NDArray[Any]:
     """Room for a whole chunk of an array, little-endian as on disk."""
-    array: zarr.Array[Any] = getattr(store, name)
+    array = store.arrays[name]
     return np.empty(array.chunks, np.dtype(array.dtype).newbyteorder("<"))
 
 
@@ -617,14 +836,14 @@ def read_rows(
 
     Args:
         store: any store.
-        name: `embeddings`, `status` or `content_hash`.
+        name: of the array, any but the ids.
         rows: which of them.
         check: called on those threads with a first row and the rows from there on, to raise ValueError for what they hold.
 
     Raises:
         GeoError: bytes are damaged, or more than there is memory for.
     """
-    array: zarr.Array[Any] = getattr(store, name)
+    array = store.arrays[name]
     shape = (rows.stop - rows.start, *array.shape[1:])
     try:
         # Zeros of the system's take no memory until they are written to.
@@ -661,7 +880,7 @@ def _touched(store: Store, rows: slice) -> list[slice]:
 
 def _check_size(store: Store, name: str, rows: slice) -> None:
     """Raise ValueError where a chunk's file can't hold it, before memory is taken for it."""
-    array: zarr.Array[Any] = getattr(store, name)
+    array = store.arrays[name]
     wanted = math.prod(array.chunks) * np.dtype(array.dtype).itemsize + 4
     size = store.storage.size(_chunk_name(store, name, rows))
     if size != wanted:
@@ -677,14 +896,15 @@ def attributes_sha256(attrs: Mapping[str, Any]) -> str:
 def _metadata_checksums(storage: Storage, attrs: dict[str, Any]) -> dict[str, str]:
     """sha256 of each array's zarr.json, and of the group's attributes as canonical JSON."""
     sums = {"attributes": attributes_sha256(attrs)}
-    for name in ARRAYS:
+    for name in [*ARRAYS, *further_arrays(attrs.get("features", ()))]:
         sums[f"{name}/zarr.json"] = storage.checksum(f"{name}/zarr.json")
     return sums
 
 
-def _gone(store: Store, rows: slice) -> GeoError:
+def _gone(store: Store, rows: slice, name: str = "embeddings") -> GeoError:
+    of = "" if name == "embeddings" else f" of {name}"
     return GeoError(
-        f"the chunk of rows {rows.start}–{rows.stop - 1} is gone from the disk",
+        f"the chunk of rows {rows.start}–{rows.stop - 1}{of} is gone from the disk",
         where=store.path,
         hint=verify_hint(store.path),
     )
@@ -718,6 +938,16 @@ def rebuild_hint(path: Path, attrs: Mapping[str, Any] | None = None) -> str:
     if attrs.get("imported"):
         return f"geo cache import FILE --split {path.stem}{backbone}"
     return f"geo extract --split {path.stem}{backbone}"
+
+
+def add_hint(store: Store, features: Sequence[str]) -> str:
+    """The command that adds further features to a store, or finishes adding them; an import has none."""
+    if store.attrs.get("imported"):
+        return "an import is one feature: import the other under another name"
+    wanted = list(dict.fromkeys([*store.features, *features]))
+    setting = f"model.features={json.dumps(wanted, separators=(',', ':'))}"
+    own = "" if store.feature == FEATURES[0] else f" --set model.feature={store.feature}"
+    return f"{rebuild_hint(store.path, store.attrs)}{own} --set {shlex.quote(setting)}"
 
 
 def verify_hint(path: Path) -> str:

@@ -12,7 +12,7 @@ from geo_embed.cache.locks import changing_layout, is_busy, put_right
 from geo_embed.cache.objects import unread
 from geo_embed.cache.storage import all_superseded, is_inside, leftovers, lexists, usage
 from geo_embed.cache.storage import delete as delete_files
-from geo_embed.cache.store import PENDING, Store, list_stores, open_store, read_status
+from geo_embed.cache.store import PENDING, Store, lacking, list_stores, open_store, read_status
 from geo_embed.cache.verify import StoreProblem
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
@@ -27,6 +27,7 @@ class StoreSummary:
     """A store at a glance. `bytes` on disk, `age_days` since its last write, `runs` fitted on it.
 
     `variant` is what was done to its pictures first, nothing to nearly all; its `runs` are those fitted on the pictures as they are.
+    `feature` is what its embeddings are; `further` has by name the features beside them: `dim`, and how many pictures are `lacking` it.
     """
 
     path: Path
@@ -41,6 +42,8 @@ class StoreSummary:
     age_days: float
     runs: list[str]
     variant: dict[str, Any]
+    feature: str
+    further: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -84,6 +87,10 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
         age_days=(time.time() - last_write) / 86_400,
         runs=[run for name in fingerprints_of(store) for run in runs.get(name, [])],
         variant=store.variant.recorded(),
+        feature=store.feature,
+        further={
+            name: {"dim": store.dim_of(name), "lacking": lacking(store, name)} for name in store.further
+        },
     )
 
 

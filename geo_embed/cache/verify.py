@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.families import family_of
 from geo_embed.backbones.preprocessing import recorded_preprocessing
+from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import check_fits, choose_store, variant_stores
+from geo_embed.cache.layout import hash_array
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import folders, store_paths
 from geo_embed.cache.store import (
@@ -17,22 +20,26 @@ from geo_embed.cache.store import (
     PENDING,
     UNREADABLE,
     Store,
+    add_hint,
     chunks_of,
     forget_chunk,
+    forget_feature,
     has_chunk,
     hash_content,
     is_finite,
+    lacking,
     metadata_faults,
     open_store,
     part_rows,
     read_chunk,
     read_content_hash,
+    read_has_feature,
     read_ids,
     read_rows,
     read_status,
     rebuild_hint,
 )
-from geo_embed.config import Config, Model
+from geo_embed.config import FEATURES, Config, Model
 from geo_embed.console import progress, track
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples
@@ -119,16 +126,17 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
 
     Args:
         store: any store.
-        repair: let the rows of damaged chunks be pending again, so that `geo extract` computes them anew. Damaged ids
-            it writes again by itself.
+        repair: let the rows of damaged chunks be pending again, so that `geo extract` computes them anew; where a further feature
+            alone is damaged, its rows lack it again. Damaged ids it writes again by itself.
     """
     problems = [StoreProblem(store.path, where, message) for where, message in metadata_faults(store)]
-    damaged: list[slice] = []
+    damaged: list[tuple[slice, set[str]]] = []
+    of_feature = {array: name for name in store.further for array in (name, hash_array(name))}
     with progress(f"verify {store.split}", store.shape[0], "samples") as advance:
         for rows in chunks_of(store):
             faults = list(_chunk_faults(store, rows))
             if faults:
-                damaged.append(rows)
+                damaged.append((rows, {name for name, _ in faults}))
             where = f"rows {rows.start}–{rows.stop - 1}"
             problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
             advance(rows.stop - rows.start, f"{len(problems):,} problems")
@@ -139,8 +147,11 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
     if repair and damaged:
         with only_writer(store.path):
             writable = open_store(store.path)
-            for rows in damaged:
-                forget_chunk(writable, rows)
+            for rows, arrays in damaged:
+                for feature in {of_feature[array] for array in arrays & of_feature.keys()}:
+                    forget_feature(writable, rows, feature)
+                if arrays - of_feature.keys():
+                    forget_chunk(writable, rows)
     return problems
 
 
@@ -190,6 +201,41 @@ def find_pending(store: Store, parts: int | None = None) -> Pending | None:
     return Pending(store.path, int(pending.sum()), missing, commands)
 
 
+@dataclass(frozen=True)
+class Lacking:
+    """Pictures of a store that have an embedding, and not yet a further feature that it has room for.
+
+    Attributes:
+        store: its path.
+        feature: which.
+        pictures: how many.
+        command: that gives it to them.
+    """
+
+    store: Path
+    feature: str
+    pictures: int
+    command: str
+
+
+def find_lacking(store: Store) -> list[Lacking]:
+    """Further features that aren't complete, as after an addition that was killed. Raises GeoError for damage."""
+    command = add_hint(store, ())
+    counts = {feature: lacking(store, feature) for feature in store.further}
+    return [Lacking(store.path, feature, count, command) for feature, count in counts.items() if count]
+
+
+def damaged_features(problems: Iterable[StoreProblem]) -> dict[Path, list[str]]:
+    """By store, the further features of which `verify` found chunks damaged."""
+    found: dict[Path, list[str]] = {}
+    for problem in problems:
+        array = problem.where.partition(", rows ")[0]
+        for feature in FEATURES:
+            if array in (feature, hash_array(feature)) and feature not in found.setdefault(problem.store, []):
+                found[problem.store].append(feature)
+    return {path: features for path, features in found.items() if features}
+
+
 def _parts_done_or_not_begun(store: Store, pending: NDArray[np.bool_]) -> int | None:
     samples, chunk_rows = store.shape[0], store.chunk_rows
     for parts in range(2, min(-(-samples // chunk_rows), _MOST_PARTS) + 1):
@@ -226,7 +272,9 @@ def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> li
     check_fits(store, samples)
     device = pick_device(config.model.device)
     model = config.model.model_copy(update={"feature": store.attrs["feature"]})
-    backbone = backbones.load_backbone(model, device, getattr(torch, store.attrs["dtype"]))
+    known = [name for name in store.further if name in family_of(find_backbone(model.backbone_name)).features]
+    dtype = getattr(torch, store.attrs["dtype"])
+    backbone = backbones.load_backbone(model, device, dtype, further=known)
     if backbone.weights_sha256 != store.attrs["weights_sha256"]:
         raise GeoError(f"{backbone.name} has other weights than made this store", where=store.path)
     if store.attrs.get("function") not in (None, backbone.function):
@@ -247,10 +295,10 @@ def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> li
 
 @dataclass(frozen=True)
 class EmbeddedAgain:
-    """A picture's embedding beside the one that a store has for it.
+    """A picture's embedding, or a further feature of it, beside the one that a store has for it.
 
     Attributes:
-        where: its sample and view, for people.
+        where: its sample and view, and which feature if it isn't the store's own, for people.
         cosine: of the two; NaN where there is a fault.
         fault: why they can't be compared; empty where they can.
     """
@@ -266,7 +314,7 @@ def embed_again(
     places: Iterable[tuple[int, int, int]],
     backbone: backbones.Backbone,
 ) -> Iterator[EmbeddedAgain]:
-    """Compare embeddings of a store with those that its pictures have now.
+    """Compare embeddings of a store with those that its pictures have now, and further features as far as both have them.
 
     Args:
         store: that has an embedding for each of the places.
@@ -284,6 +332,7 @@ def embed_again(
     variant = store.variant
     spec = recorded_preprocessing(store.attrs["preprocessing"], store.path)
     content = read_content_hash(store)
+    has = {name: read_has_feature(store, name) for name in backbone.features if name in store.features}
     for i, v, row in track("embed again", list(places), "images"):
         where = f"sample {samples.sample_id[row]}, view {samples.view_names[v]}"
         picture = samples.images[row, v]
@@ -305,10 +354,15 @@ def embed_again(
                 shown, torch.ones(1, 1, dtype=torch.bool, device=backbone.device), variant
             )
             batch = images.normalise(changed[0], spec, backbone.dtype)
-            embedding = backbones.embed(backbone, batch)[0].float().cpu().numpy()
+            embedded = backbones.embed_features(backbone, batch)
         first = i - i % store.chunk_rows
-        stored = read_chunk(store, slice(first, first + store.chunk_rows))[i - first, v]
-        yield EmbeddedAgain(where, _cosine(embedding, stored.astype(np.float32)))
+        chunk = slice(first, first + store.chunk_rows)
+        for name, there in has.items():
+            if there[i, v]:
+                stored = read_chunk(store, chunk, store.array_of(name))[i - first, v].astype(np.float32)
+                which = "" if name == store.feature else f", {name}"
+                embedding = embedded[name][0].float().cpu().numpy()
+                yield EmbeddedAgain(f"{where}{which}", _cosine(embedding, stored))
 
 
 def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
@@ -328,6 +382,18 @@ def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
             yield name, "the chunk is gone from the disk"
         elif name == "embeddings" and not is_finite(block[status == OK]):
             yield name, "numbers that are NaN or infinite"
+    # A further feature is held against what says of which pictures it is, be their embeddings committed or not.
+    for feature in store.further:
+        name = hash_array(feature)
+        try:
+            there = read_rows(store, name, rows) != 0
+            name = feature
+            if there.any() and not has_chunk(store, feature, rows):
+                yield feature, "the chunk is gone from the disk"
+            elif not is_finite(read_rows(store, feature, rows)[there]):
+                yield feature, "numbers that are NaN or infinite"
+        except GeoError as error:
+            yield name, error.what
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

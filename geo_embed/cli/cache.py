@@ -16,6 +16,7 @@ from geo_embed.cli.options import (
     StoreOption,
 )
 from geo_embed.cli.show import after_embedding, print_made, print_result, readable_size, with_given_options
+from geo_embed.config import Feature
 from geo_embed.console import say, show, warn
 from geo_embed.threads import wait_passively
 
@@ -38,6 +39,7 @@ def _cache_ls() -> None:
         (
             f"{s.path.parent.name}/{s.path.name}",
             f"--backbone {shlex.quote(s.backbone)}, {_kind(s.variant)}{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, "
+            f"{_further(s.further)}"
             f"{readable_size(s.bytes)}, "
             f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
         )
@@ -113,8 +115,16 @@ def _cache_verify(
     wait_passively()
     from geo_embed.cache.layout import ARRAYS
     from geo_embed.cache.rebuild import Rebuilt, rebuild_stores
-    from geo_embed.cache.store import Store
-    from geo_embed.cache.verify import choose_stores, find_pending, other_stores, verify, verify_deep
+    from geo_embed.cache.store import Store, add_hint, open_store
+    from geo_embed.cache.verify import (
+        choose_stores,
+        damaged_features,
+        find_lacking,
+        find_pending,
+        other_stores,
+        verify,
+        verify_deep,
+    )
     from geo_embed.errors import GeoError
 
     config = GLOBALS.config(model__backbone_name=backbone, model__device=device)
@@ -135,6 +145,7 @@ def _cache_verify(
         except GeoError as error:
             refusals.append(error)
     pending = [left for left in (find_pending(opened, parts) for opened in whole) if left is not None]
+    lacks = [left for opened in whole for left in find_lacking(opened)]
     # Who names a backbone or a store means no other.
     looked_at = [opened.path for opened in stores] + [problem.store for problem in problems]
     others = [] if backbone or store else other_stores(config.paths.cache_dir, split, looked_at)
@@ -143,6 +154,7 @@ def _cache_verify(
         "problems": problems,
         "rebuilt": rebuilt,
         "pending": pending,
+        "lacking": lacks,
         "not_looked_at": others,
     }
     print_result(
@@ -157,6 +169,9 @@ def _cache_verify(
             show(f"{left.store}: {left.samples:,} samples are not extracted yet{missing}. Next:")
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
+        for lack in lacks:
+            show(f"{lack.store}: {lack.pictures:,} pictures have no {lack.feature} yet. Next:")
+            show(with_given_options(f"    {lack.command}"))
         for made in rebuilt:
             changed = (
                 f"; {made.forgotten:,} samples whose pictures changed since are pending again"
@@ -165,6 +180,11 @@ def _cache_verify(
             )
             show(f"{', '.join(made.files)} made again{changed} ({made.store})")
         damaged = any(problem.where.partition(",")[0] in ARRAYS for problem in problems)
+        if repair:
+            for path, features in damaged_features(problems).items():
+                command = add_hint(open_store(path), features)
+                show("The rows of damaged chunks lack the feature again. Next:")
+                show(with_given_options(f"    {command}"))
         if repair and (damaged or any(made.forgotten for made in rebuilt)):
             show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
         show(f"{len(problems):,} problems")
@@ -255,12 +275,16 @@ def _cache_export(
     split: Annotated[Literal["train", "test"], typer.Option("--split", help="Which samples.")],
     out: Annotated[Path, typer.Option("--out", help="A .npy, .npz, .safetensors or .parquet file.")],
     backbone: BackboneOption = None,
+    feature: Annotated[
+        Feature | None,
+        typer.Option("--feature", help="A further feature that the store has; default: its embeddings."),
+    ] = None,
 ) -> None:
-    """Write a split's embeddings to a file for other tools."""
+    """Write a split's embeddings, or another feature of the same pass, to a file for other tools."""
     wait_passively()
     from geo_embed.cache.exchange import cache_export
 
-    embeddings = cache_export(GLOBALS.config(model__backbone_name=backbone), split, out)
+    embeddings = cache_export(GLOBALS.config(model__backbone_name=backbone), split, out, feature=feature)
     samples, views, dim = embeddings.values.shape
     store = embeddings.store
     result = {
@@ -269,8 +293,20 @@ def _cache_export(
         "samples": samples,
         "views": views,
         "dim": dim,
+        "feature": embeddings.feature,
     }
-    print_made(result | {"out": out}, [("file", out), ("samples", f"{samples:,} × {views} views × {dim}")])
+    print_made(
+        result | {"out": out},
+        [("file", out), ("samples", f"{samples:,} × {views} views × {dim}, {embeddings.feature}")],
+    )
+
+
+def _further(further: dict[str, dict[str, int]]) -> str:
+    """Which features a store has beside its embeddings."""
+    return "".join(
+        f"+ {name} × {of['dim']}{f' (not of {lacking:,} pictures)' if (lacking := of['lacking']) else ''}, "
+        for name, of in further.items()
+    )
 
 
 def _kind(variant: dict[str, Any]) -> str:

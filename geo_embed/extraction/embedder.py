@@ -13,8 +13,8 @@ from geo_embed.errors import GeoError
 if TYPE_CHECKING:
     import torch
 
-# Where embeddings of a batch belong, (row within the chunk, view) each, and the embeddings (B, D) float32 on the device.
-EmbeddedBatch = tuple[list[tuple[int, int]], "torch.Tensor"]
+# Where embeddings of a batch belong, (row within the chunk, view) each, and by feature the embeddings (B, D) float32 on the device.
+EmbeddedBatch = tuple[list[tuple[int, int]], dict[str, "torch.Tensor"]]
 
 
 class Embedder:
@@ -48,7 +48,7 @@ class Embedder:
         self.batch_size, self.load_seconds, self._variant = batch_size, 0.0, variant
         self._load, self._spec, self._device, self._compiled = load, spec, device, compiled
         self._backbone: Backbone | None = None
-        self._forward: Callable[[Backbone, torch.Tensor], torch.Tensor] = backbones.embed
+        self._forward: Callable[[Backbone, torch.Tensor], dict[str, torch.Tensor]] = backbones.embed_features
         # Two batches of pixels, and for each the event after which the device has read it.
         self._batches: list[torch.Tensor] = []
         self._read: list[Any] = [None, None]
@@ -108,7 +108,10 @@ class Embedder:
             shown = torch.ones(len(pixels), 1, dtype=torch.bool, device=pixels.device)
             pixels = change_pictures(pixels[:, None], shown, self._variant)[:, 0]
             normal = images.normalise(pixels, self._spec, backbone.dtype, self._normal)
-            embeddings = self._forward(backbone, normal)[: len(self._places)].float()
+            count = len(self._places)
+            embeddings = {
+                name: values[:count].float() for name, values in self._forward(backbone, normal).items()
+            }
         self._chunk.append((self._places, embeddings))
         self._places = []
         self._turn = 1 - self._turn
@@ -116,11 +119,11 @@ class Embedder:
 
 def _compile(
     backbone: Backbone, shape: tuple[int, ...]
-) -> "Callable[[Backbone, torch.Tensor], torch.Tensor]":
-    """`embed`, compiled for batches of this shape. Raises GeoError where it can't be: before anything is embedded."""
+) -> "Callable[[Backbone, torch.Tensor], dict[str, torch.Tensor]]":
+    """`embed_features`, compiled for batches of this shape. Raises GeoError where it can't be: before anything is embedded."""
     import torch
 
-    forward = torch.compile(backbones.embed, dynamic=False)
+    forward = torch.compile(backbones.embed_features, dynamic=False)
     try:
         with torch.inference_mode():
             forward(backbone, torch.zeros(shape, dtype=backbone.dtype, device=backbone.device))

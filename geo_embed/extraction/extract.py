@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.families import family_of
+from geo_embed.cache.layout import hash_array
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import has_store
 from geo_embed.cache.store import (
@@ -21,8 +23,11 @@ from geo_embed.cache.store import (
     Store,
     chunks_of,
     force_committed,
+    lacking,
     part_rows,
     read_content_hash,
+    read_lacking,
+    read_rows,
     read_status,
 )
 from geo_embed.config import Config, Dtype
@@ -64,7 +69,8 @@ class Extraction:
     """What an extraction did.
 
     `variant` says what was done to the pictures first; `computed`, `reused` and `skipped` count images; `damaged` are those of the computed ones whose loss was accepted; `images_per_second` is of those
-    computed, over `working_seconds`, which leave out the loading of the backbone; `seconds` leave out nothing.
+    computed, over `working_seconds`, which leave out the loading of the backbone; `seconds` leave out nothing. `features` are what the
+    store has, its own first.
     """
 
     split: str
@@ -81,6 +87,7 @@ class Extraction:
     working_seconds: float = 0.0
     seconds: float = 0.0
     variant: str = str(AS_THEY_ARE)
+    features: tuple[str, ...] = ()
 
 
 class ImageChanged(Exception):
@@ -166,9 +173,28 @@ def prepare_store(plan: Plan, rows: slice, writer_rows: slice | None) -> Store:
         say(
             f"the samples changed since {plan.path} was made; embeddings of the same pictures are copied from it"
         )
+    if store is not None:
+        _say_what_is_added(plan, store, rows)
     if not plan.skip_bad:
         _refuse_bad_images(plan, store, rows)
     return lay_out_store(plan, writer_rows)
+
+
+def _say_what_is_added(plan: Plan, store: Store, rows: slice) -> None:
+    """Say what further features cost of pictures that are embedded already: how long they take, the outlook says, once it is measured."""
+    pictures, numbers, lacked = 0, 0, []
+    for feature in plan.features:
+        left = lacking(store, feature, rows)
+        if left:
+            lacked.append(feature)
+            pictures = max(pictures, left)
+            numbers += left * backbones.embedding_dim(plan.directory, feature)
+    if lacked:
+        megabytes = numbers * store.embeddings.dtype.itemsize / 1e6
+        say(
+            f"{' and '.join(lacked)} of {pictures:,} pictures that are embedded already: they pass the backbone once more, "
+            f"and the store grows by {megabytes:,.1f} MB; their embeddings stay as they are"
+        )
 
 
 def refuse_skipped(plan: Plan, result: Extraction) -> None:
@@ -240,7 +266,8 @@ def _may_skip(plan: Plan, damaged: bool) -> bool:
 def _run(plan: Plan, store: Store, rows: slice) -> Extraction:
     """Bring rows of `store` to what the images on disk are now, and say how far where interrupted."""
     try:
-        return embed_rows(plan, store, rows, new_embedder(plan), gather_sources(store.path))
+        sources = gather_sources(store.path, plan.features)
+        return embed_rows(plan, store, rows, new_embedder(plan, store), sources)
     except KeyboardInterrupt:
         say_interrupted(store)
         raise
@@ -255,11 +282,19 @@ def say_interrupted(store: Store) -> None:
     )
 
 
-def new_embedder(plan: Plan) -> Embedder:
-    """An embedder by the plan. Its backbone is loaded once, however many ranges of rows it embeds."""
+def new_embedder(plan: Plan, store: Store) -> Embedder:
+    """An embedder by the plan, of all features that the store has room for: they come of one pass.
+
+    Its backbone is loaded once, however many ranges of rows it embeds.
+    """
     variant = Variant.model_validate(plan.attrs.get("variant") or {})
     return Embedder(
-        lambda: _load(plan), plan.spec, plan.device, plan.batch_size, variant, compiled=plan.compiled
+        lambda: _load(plan, store.further),
+        plan.spec,
+        plan.device,
+        plan.batch_size,
+        variant,
+        compiled=plan.compiled,
     )
 
 
@@ -286,10 +321,19 @@ def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, source
     # What the store holds of the chunks that the rows lie in.
     covered = slice(rows.start, min(-(-rows.stop // store.chunk_rows) * store.chunk_rows, store.shape[0]))
     content_hash, status = read_content_hash(store, covered), read_status(store, covered)
+    further = {name: read_rows(store, hash_array(name), covered) for name in store.further}
+    wanting = read_lacking(store, plan.features, covered)
     force_committed(store, rows)
 
     started, loaded_before = time.monotonic(), embedder.load_seconds
-    result = Extraction(store.split, store.path, store.fingerprint, *store.shape, variant=str(store.variant))
+    result = Extraction(
+        store.split,
+        store.path,
+        store.fingerprint,
+        *store.shape,
+        variant=str(store.variant),
+        features=store.features,
+    )
     views = len(plan.samples.view_names)
     places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
     label, total = progress_label(store), (rows.stop - rows.start) * views
@@ -298,6 +342,9 @@ def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, source
     def committed(row: int, view: int) -> int | None:
         place = (row - covered.start, view)
         return int(content_hash[place]) if status[place] == OK else None
+
+    def lacks(row: int, view: int) -> bool:
+        return bool(wanting[row - covered.start, view])
 
     # Chunk by chunk: the reader's images in order; pixels to the embedder; what came of them to the writer, which works
     # on while the next chunk is read. A chunk that is as it was is not written again.
@@ -313,18 +360,28 @@ def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, source
             ahead=_AHEAD * plan.batch_size,
             workers=plan.workers,
             accept_damage=plan.with_damaged == "accept",
+            lacks=lacks,
         ) as read,
     ):
         for chunk_rows in chunks_of(store, rows):
             before = slice(chunk_rows.start - covered.start, chunk_rows.stop - covered.start)
-            chunk = Chunk(chunk_rows, content_hash[before].copy(), status[before].copy())
+            chunk = Chunk(
+                chunk_rows,
+                content_hash[before].copy(),
+                status[before].copy(),
+                status[before] == OK,
+                {name: hashes[before] for name, hashes in further.items()},
+            )
             for row in range(chunk_rows.start, min(chunk_rows.stop, rows.stop)):
                 for view in range(views):
                     _take(plan, next(read), row, view, committed, chunk, embedder, result)
                     advance(1)
                     outlook.look(result.computed + result.reused + len(result.skipped), result.computed)
             chunk.computed = embedder.finish_chunk()
-            if (chunk.content_hash != content_hash[before]).any() or (chunk.status != status[before]).any():
+            chunk.changed = bool(
+                (chunk.content_hash != content_hash[before]).any() or (chunk.status != status[before]).any()
+            )
+            if chunk.changed or chunk.computed or chunk.copies:
                 writer.write(chunk)
     load_seconds = embedder.load_seconds - loaded_before
     result.working_seconds = max(time.monotonic() - started - load_seconds, 1e-9)
@@ -332,9 +389,11 @@ def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, source
     return result
 
 
-def _load(plan: Plan) -> backbones.Backbone:
+def _load(plan: Plan, further: Sequence[str]) -> backbones.Backbone:
     """The backbone, as it was when the store was chosen: by the tensors and settings that were really loaded."""
-    backbone = backbones.load_backbone(plan.model, plan.device, plan.dtype)
+    # What a later version may have put into the store is left as it is.
+    known = [name for name in further if name in family_of(plan.directory).features]
+    backbone = backbones.load_backbone(plan.model, plan.device, plan.dtype, further=known)
     now = {
         "weights_sha256": backbone.weights_sha256,
         "function": backbone.function,
@@ -366,13 +425,15 @@ def _take(
         name = f"sample {plan.samples.sample_id[row]}, view {plan.samples.view_names[view]}"
         raise ImageChanged(f"the picture of {name} changed on disk")
     place = (row - chunk.rows.start, view)
-    chunk.content_hash[place] = image.content_hash
-    kept = image.status == OK or _may_skip(plan, image.damaged)
-    chunk.status[place] = image.status if kept else PENDING
+    # An embedding that is committed stays, though its picture can't be decoded any more.
+    if hash_before is None:
+        chunk.content_hash[place] = image.content_hash
+        kept = image.status == OK or _may_skip(plan, image.damaged)
+        chunk.status[place] = image.status if kept else PENDING
     if image.pixels is not None:
         embedder.add(image.pixels, place)
         result.computed += 1
-        if image.damaged:
+        if image.damaged and hash_before is None:
             result.damaged.append(bad_image(plan.samples, row, view, image.reason, damaged=True))
     elif image.status != OK:
         result.skipped.append(bad_image(plan.samples, row, view, image.reason, damaged=image.damaged))

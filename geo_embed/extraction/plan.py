@@ -2,11 +2,14 @@
 
 import os
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.families import family_of
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.backbones.weights import find_backbone
 from geo_embed.cache.find import store_attributes
@@ -15,6 +18,7 @@ from geo_embed.cache.storage import delete, has_store, store_path, supersede, su
 from geo_embed.cache.store import (
     PENDING,
     Store,
+    add_features,
     create_store,
     manifest_sha256,
     open_store,
@@ -42,6 +46,7 @@ class Plan:
         samples, manifest: what is to be embedded, and what names it.
         path, attrs: of the store.
         model: the settings of the backbone; `directory` is where its weights lie.
+        features: the further ones that every picture is to have.
         device, dtype: where and in which precision it runs.
         spec: how images are resized and normalised.
         chunk_rows: of a new store.
@@ -59,6 +64,7 @@ class Plan:
     attrs: dict[str, Any]
     model: Model
     directory: Path
+    features: tuple[str, ...]
     device: "torch.device"
     dtype: "torch.dtype"
     spec: Preprocessing
@@ -123,6 +129,7 @@ def make_plan(
         attrs,
         model,
         directory,
+        further_features(model, directory, device),
         device,
         dtype,
         read_preprocessing(directory, exact=model.exact),
@@ -136,6 +143,20 @@ def make_plan(
     )
     path, fingerprint = settle(Wanted(plan.path, attrs, samples, model, device, dtype))
     return replace(plan, path=path, attrs=attrs | {"fingerprint": fingerprint})
+
+
+def further_features(model: Model, directory: Path, device: "torch.device") -> tuple[str, ...]:
+    """The features that a store is to have beside its own.
+
+    Left to itself, none on a CPU, where a pass takes long and the disk is a laptop's; on a GPU all that the backbone has.
+
+    Raises:
+        GeoError: the model has no such feature, by name.
+    """
+    if model.features == "auto":
+        has = family_of(directory).other_features(model.feature)
+        return () if device.type == "cpu" else tuple(sorted(has))
+    return tuple(sorted({*model.features} - {model.feature}))
 
 
 def planned_rows(plan: Plan, part: tuple[int, int] | None) -> slice:
@@ -167,7 +188,9 @@ def lay_out_store(plan: Plan, rows: slice | None, *, anew: bool = False) -> Stor
         store = None if anew else existing_store(plan)
         if store is not None:
             write_ids(store, plan.samples)
-            return store
+            return add_features(store, _dims(plan, ()))
+        # What the store before had, its successor gets: those pictures that are the same needn't pass the backbone again.
+        further = _dims(plan, _features_before(plan.path))
         if has_store(plan.path):
             refuse_other_writers(plan.path, rows)
             supersede(plan.path)
@@ -178,7 +201,23 @@ def lay_out_store(plan: Plan, rows: slice | None, *, anew: bool = False) -> Stor
             dtype=plan.attrs["stored"],
             chunk_rows=plan.chunk_rows,
             attrs=plan.attrs,
+            further=further,
         )
+
+
+def _dims(plan: Plan, features: Sequence[str]) -> dict[str, int]:
+    """How many numbers the plan's further features have, and others that the backbone has as well."""
+    known = [name for name in features if name in family_of(plan.directory).features]
+    return {name: backbones.embedding_dim(plan.directory, name) for name in [*plan.features, *known]}
+
+
+def _features_before(path: Path) -> tuple[str, ...]:
+    """The further features of a store that is about to be superseded, and of those that were."""
+    features: set[str] = set()
+    for earlier in [path, *superseded_paths(path)]:
+        with suppress(GeoError):
+            features |= set(open_store(earlier, writable=False).further)
+    return tuple(sorted(features))
 
 
 def discard_superseded(store: Store) -> None:

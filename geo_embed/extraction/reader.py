@@ -65,6 +65,7 @@ def read_images(
     ahead: int,
     workers: int,
     accept_damage: bool = False,
+    lacks: Callable[[int, int], bool] = lambda row, view: False,
 ) -> Iterator[Iterator[ReadImage]]:
     """Read the images of (row, view) places, in order, at most `ahead` of the reader.
 
@@ -78,12 +79,21 @@ def read_images(
         ahead: images.
         workers: threads.
         accept_damage: take what there is of an image that decodes with a loss.
+        lacks: whether a further feature is wanted of a (row, view) beside the embedding that is committed.
     """
 
     def begin(pool: ThreadPoolExecutor, place: tuple[int, int]) -> Callable[[], ReadImage]:
         row, view = place
         return pool.submit(
-            read_image, samples, row, view, spec, sources, committed(row, view), accept_damage
+            read_image,
+            samples,
+            row,
+            view,
+            spec,
+            sources,
+            committed(row, view),
+            accept_damage,
+            lacks(row, view),
         ).result
 
     with read_ahead(places, begin, ahead=ahead, workers=workers) as read_in_order:
@@ -98,6 +108,7 @@ def read_image(
     sources: Sources,
     committed: int | None,
     accept_damage: bool = False,
+    lacks: bool = False,
 ) -> ReadImage:
     """Read one image, and decode it unless its content was embedded before; arguments as in `read_images`."""
     if not samples.images[row, view]:
@@ -110,7 +121,10 @@ def read_image(
         return ReadImage(0, UNREADABLE, reason=str(error))
     content_hash = hash_content(data)
     if content_hash == committed:
-        return ReadImage(content_hash)
+        if not lacks:
+            return ReadImage(content_hash)
+        # Whatever is lost of it was accepted when it was embedded.
+        accept_damage = True
     source = sources.find(content_hash)
     if source is not None:
         return ReadImage(content_hash, source=source)

@@ -1,9 +1,10 @@
-"""Embeddings at hand, by the content of the image that they belong to: copied, not computed again.
+"""Embeddings at hand, by the content of the image that they belong to: copied, not computed again, with the features that come with them.
 
 Sources are all stores of the fingerprint: of this split, of the other, and superseded ones until their successor is whole; and the
 stores of other views that were made by the same in everything else.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from geo_embed.cache.store import (
     open_store,
     read_chunk,
     read_content_hash,
+    read_has_feature,
     read_single_rows,
     read_status,
 )
@@ -41,14 +43,18 @@ class Sources:
         stores: what they lie in.
         hashes: (M,) uint64 of the image files' bytes, ascending.
         places: (M,) where they lie, for `place`: the number of the store · 2³² + row · V + view, with the V views of that store.
-        whole: what is known so far of chunks, by (number of the store, first row).
+        needed: further features that each of them has.
+        others: (M,) which of them have another further feature, by name.
+        whole: what is known so far of chunks, by (number of the store, first row, array).
     """
 
     stores: tuple[Store, ...]
     hashes: NDArray[np.uint64]
     places: NDArray[np.int64]
-    whole: dict[tuple[int, int], bool] = field(default_factory=dict)
-    _looking: dict[tuple[int, int], Lock] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    others: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    whole: dict[tuple[int, int, str], bool] = field(default_factory=dict)
+    _looking: dict[tuple[int, int, str], Lock] = field(default_factory=dict)
 
     def place(self, index: int) -> tuple[int, int, int]:
         """Number of the store, row and view of an embedding."""
@@ -60,26 +66,38 @@ class Sources:
         index = int(np.searchsorted(self.hashes, np.uint64(content_hash)))
         # A picture may have been embedded in several places, one of them damaged since.
         while index < len(self.hashes) and self.hashes[index] == content_hash:
-            number, row, _ = self.place(index)
-            if self._is_whole(number, row - row % self.stores[number].chunk_rows):
+            if all(self.is_whole(index, name) for name in ("embeddings", *self.needed)):
                 return index
             index += 1
         return None
 
-    def _is_whole(self, number: int, start: int) -> bool:
-        """Whether a chunk is whole: it is read once, whichever thread comes first."""
-        chunk = (number, start)
+    def has(self, index: int, feature: str) -> bool:
+        """Whether one of the embeddings comes with a further feature, in a chunk that is whole."""
+        if feature in self.needed:
+            return True
+        others = self.others.get(feature)
+        return others is not None and bool(others[index]) and self.is_whole(index, feature)
+
+    def is_whole(self, index: int, name: str) -> bool:
+        """Whether the chunk of an array that an embedding lies in is whole: it is read once, whichever thread comes first."""
+        number, row, _ = self.place(index)
+        start = row - row % self.stores[number].chunk_rows
+        chunk = (number, start, name)
         with self._looking.setdefault(chunk, Lock()):
             if chunk not in self.whole:
-                self.whole[chunk] = is_whole(self.stores[number], start)
+                self.whole[chunk] = is_whole(self.stores[number], start, name)
         return self.whole[chunk]
 
 
-def gather_sources(path: Path) -> Sources:
+def gather_sources(path: Path, needed: Sequence[str] = ()) -> Sources:
     """Every embedding that stores of the fingerprint of the store at `path` hold, or that differ from it in nothing but their views.
 
     A committed embedding is never overwritten: what is gathered stays true while stores grow. Stores that can't be read
     are left out, and those that weren't made, or don't say that they were, by what makes this one.
+
+    Args:
+        path: of the store.
+        needed: further features without which an embedding is left out; others come along where the store has room for them.
     """
     target = None
     with suppress(GeoError):
@@ -87,6 +105,8 @@ def gather_sources(path: Path) -> Sources:
     stores: list[Store] = []
     hashes: list[NDArray[np.uint64]] = []
     places: list[NDArray[np.int64]] = []
+    extra = [name for name in (target.further if target else ()) if name not in needed]
+    others: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in extra}
     paths = sibling_paths(path)
     # Of another folder only what is recorded says how it was made: nothing is copied on the strength of what two stores leave open.
     if target is not None and not is_of_old_kind(target):
@@ -96,10 +116,20 @@ def gather_sources(path: Path) -> Sources:
             store = open_store(source, writable=False)
             if target is not None and not is_made_alike(store, target):
                 continue
+            if not set(needed) <= set(store.further):
+                continue
             embedded = read_status(store) == OK
             content = read_content_hash(store)
+            for name in needed:
+                embedded &= read_has_feature(store, name)
+            come_along = {
+                name: read_has_feature(store, name) if name in store.further else np.zeros_like(embedded)
+                for name in extra
+            }
         except GeoError:
             continue
+        for name, there in come_along.items():
+            others[name].append(there[embedded])
         hashes.append(content[embedded])
         places.append(np.flatnonzero(embedded) + len(stores) * _PLACES)
         stores.append(store)
@@ -109,11 +139,22 @@ def gather_sources(path: Path) -> Sources:
     hashes.clear()
     places.clear()
     order = np.argsort(joined, kind="stable")
-    return Sources(tuple(stores), joined[order], place[order])
+    return Sources(
+        tuple(stores),
+        joined[order],
+        place[order],
+        tuple(needed),
+        {name: np.concatenate([np.zeros(0, dtype=bool), *found])[order] for name, found in others.items()},
+    )
 
 
-def copy_embeddings(sources: Sources, copies: list[tuple[int, int, int]], values: NDArray[Any]) -> None:
-    """Copy embeddings into a chunk.
+def copy_embeddings(
+    sources: Sources,
+    copies: Sequence[tuple[int, int, int]],
+    values: NDArray[Any],
+    name: str = "embeddings",
+) -> None:
+    """Copy embeddings, or a further feature, into a chunk.
 
     Of a source's chunk of which many rows are wanted, all is read, and its checksum compared. Of one of which few are, as in a manifest
     that was shuffled, these rows alone, if `find` has read it before: else each chunk of a store would be read for every chunk of
@@ -123,6 +164,7 @@ def copy_embeddings(sources: Sources, copies: list[tuple[int, int, int]], values
         sources: where they lie.
         copies: (row, view, index into the sources) of each, the row within the chunk.
         values: (R, V, D), to be written to.
+        name: the array that is copied.
 
     Raises:
         GeoError: a source is damaged or gone.
@@ -138,7 +180,7 @@ def copy_embeddings(sources: Sources, copies: list[tuple[int, int, int]], values
         chunk = slice(start, start + store.chunk_rows)
         from_row, from_view, to_row, to_view = np.array(places).T
         rows, at = np.unique(from_row, return_inverse=True)
-        if sources.whole.get((number, start)) and len(rows) < _MANY * store.chunk_rows:
-            values[to_row, to_view] = read_single_rows(store, chunk, rows.tolist())[at, from_view]
+        if sources.whole.get((number, start, name)) and len(rows) < _MANY * store.chunk_rows:
+            values[to_row, to_view] = read_single_rows(store, chunk, rows.tolist(), name)[at, from_view]
         else:
-            values[to_row, to_view] = read_chunk(store, chunk)[from_row, from_view]
+            values[to_row, to_view] = read_chunk(store, chunk, name)[from_row, from_view]

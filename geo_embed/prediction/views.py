@@ -1,5 +1,6 @@
 """What each view of held-out samples is worth: the heads answer again, over the cached train split, with views masked."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,4 +100,5 @@ def _views_of(run: Run, sample_id: NDArray[np.object_]) -> Embeddings:
             hint="train the run again: geo fit-heads",
         )
     embeddings = read_store(store)
-    return Embeddings(sample_id, embeddings.values[place], embeddings.present[place], store)
+    values, present = embeddings.values[place], embeddings.present[place]
+    return replace(embeddings, sample_id=sample_id, values=values, present=present)

@@ -132,8 +132,8 @@ class Extractor:
         rows = slice(part.start, part.stop)
         with torch_switches(plan.model), only_writer(plan.path, rows):
             store = open_store(plan.path)
-            self._embedder = self._embedder or new_embedder(plan)
-            self._sources = self._sources or gather_sources(store.path)
+            self._embedder = self._embedder or new_embedder(plan, store)
+            self._sources = self._sources or gather_sources(store.path, plan.features)
             try:
                 extraction = embed_rows(plan, store, rows, self._embedder, self._sources)
             except ImageChanged as change:

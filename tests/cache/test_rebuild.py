@@ -12,7 +12,7 @@ import pytest
 from small import Small, command, content, files
 
 from geo_embed.cache.rebuild import rebuild_metadata
-from geo_embed.cache.store import PENDING, open_store, read_status
+from geo_embed.cache.store import PENDING, add_features, open_store, read_status
 from geo_embed.cache.verify import verify
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
@@ -212,3 +212,26 @@ def test_what_is_in_order_is_left_as_it_is(small: Small, capsys: pytest.CaptureF
     assert files(small.store()) == before
     said = command(capsys, *small.options(), "--json", *VERIFY, "--repair")
     assert (said.code, said.json["rebuilt"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "lost", [[HEAD], ["token_mean/zarr.json"], [HEAD, "token_mean/zarr.json", "token_mean_hash/zarr.json"]]
+)
+def test_further_features_are_found_again_by_their_chunks(small: Small, lost: list[str]) -> None:
+    config = small.config(model__features=("pooler_output", "token_mean"))
+    extract(config, "train")
+    whole = content(small.store())
+    for file in lost:
+        damage(small.store() / file, "gone")
+    assert rebuild_metadata(config, small.store()).files == sorted(lost)
+    assert_mended(small, whole)
+    assert extract(config, "train").computed == 0
+
+
+def test_a_feature_that_nothing_was_written_of_yet_is_left_out(small: Small) -> None:
+    """The power went before its first chunk, and a file of its metadata is damaged."""
+    whole = content(small.store())
+    add_features(open_store(small.store()), {"token_mean": 64})
+    damage(small.store() / "token_mean/zarr.json", "zeros")
+    assert rebuild_metadata(small.config(), small.store()).files == [HEAD]
+    assert_mended(small, whole)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from geo_embed.backbones.backbone import Backbone, embed, load_backbone
+from geo_embed.backbones.backbone import Backbone, embed, embed_features, load_backbone
 from geo_embed.data import images
 from geo_embed.devices import default_batch_size
 from geo_embed.extraction.embedder import Embedder
@@ -43,9 +43,8 @@ def embeddings(
         for row in range(count):
             embedder.add(pixels[start + row], (row, 0))
         for places, batch in embedder.finish_chunk():
-            result |= {
-                (start + row, view): value.numpy() for (row, view), value in zip(places, batch, strict=True)
-            }
+            values = batch["image_embeds"].numpy()
+            result |= {(start + row, view): value for (row, view), value in zip(places, values, strict=True)}
         start += count
     return result
 
@@ -76,11 +75,11 @@ def test_every_pass_has_the_same_shape(
 
     shapes = []
 
-    def noted(backbone: Backbone, batch: torch.Tensor) -> torch.Tensor:
+    def noted(backbone: Backbone, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         shapes.append(tuple(batch.shape))
-        return embed(backbone, batch)
+        return embed_features(backbone, batch)
 
-    monkeypatch.setattr(backbones, "embed", noted)
+    monkeypatch.setattr(backbones, "embed_features", noted)
     embeddings(embedder_of(backbone, 4), pixels, [3, 8])
     assert set(shapes) == {(4, 3, backbone.preprocessing.height, backbone.preprocessing.width)}
     assert len(shapes) == 3
@@ -94,7 +93,7 @@ def test_pixels_may_change_once_they_are_taken(backbone: Backbone, pixels: np.nd
         embedder.add(buffer, (row, 0))
         buffer[:] = 0
     for places, batch in embedder.finish_chunk():
-        result |= {place: value.numpy() for place, value in zip(places, batch, strict=True)}
+        result |= dict(zip(places, batch["image_embeds"].numpy(), strict=True))
     assert all((result[place] == whole[place]).all() for place in whole)
 
 

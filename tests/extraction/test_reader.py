@@ -31,7 +31,7 @@ def having(content_hash: int) -> Sources:
         chunk_rows, shape = 1, (1, 1, 1)
 
     hashes, places = np.array([content_hash], dtype=np.uint64), np.zeros(1, dtype=np.int64)
-    return Sources((Chunks(),), hashes, places, {(0, 0): True})  # type: ignore[arg-type]
+    return Sources((Chunks(),), hashes, places, whole={(0, 0, "embeddings"): True})  # type: ignore[arg-type]
 
 
 def never(row: int, view: int) -> int | None:

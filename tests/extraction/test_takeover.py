@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,12 @@ def config_json(small: Small, **changes: Any) -> None:
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each pass through the backbone was of, from now on, but for the grey one that each loading tries."""
     passes: list[int] = []
-    embed = backbones.embed
 
-    def counted(backbone: backbones.Backbone, pixels: Any) -> Any:
+    def counted(embed: Callable[..., Any], backbone: backbones.Backbone, pixels: Any) -> Any:
         passes.extend([len(pixels)] if pixels.any() else [])
         return embed(backbone, pixels)
 
-    monkeypatch.setattr(backbones, "embed", counted)
+    monkeypatch.setattr(backbones, "embed_features", partial(counted, backbones.embed_features))
     return passes
 
 
@@ -327,9 +327,9 @@ def test_a_model_that_changes_while_it_is_loaded_is_said(
 ) -> None:
     loaded = backbones.load_backbone
 
-    def changed(*words: Any) -> backbones.Backbone:
+    def changed(*words: Any, **named: Any) -> backbones.Backbone:
         config_json(small, num_attention_heads=4)
-        return loaded(*words)
+        return loaded(*words, **named)
 
     monkeypatch.setattr(backbones, "load_backbone", changed)
     with pytest.raises(GeoError, match="changed on disk just now: other function"):

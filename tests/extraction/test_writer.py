@@ -11,6 +11,7 @@ import torch
 from geo_embed.cache.store import OK, PENDING, Store, create_store, read_chunk, read_content_hash, read_status
 from geo_embed.data.samples import Samples
 from geo_embed.errors import GeoError
+from geo_embed.extraction.embedder import EmbeddedBatch
 from geo_embed.extraction.reuse import Sources, gather_sources
 from geo_embed.extraction.writer import Chunk, Writer, write_chunk
 
@@ -31,16 +32,21 @@ def nothing(tmp_path: Path) -> Sources:
     return gather_sources(tmp_path / "no store" / "train.zarr")
 
 
+def batch(places: list[tuple[int, int]], embeddings: torch.Tensor) -> EmbeddedBatch:
+    return places, {"image_embeds": embeddings}
+
+
 def chunk_of(rows: slice, value: float, content: int = 7) -> Chunk:
     """All of a chunk computed, in two batches, each embedding the same number."""
     count = rows.stop - rows.start
     places = [(row, view) for row in range(count) for view in range(4)]
-    batches = [(some, torch.full((len(some), DIM), float(value))) for some in (places[:3], places[3:])]
+    batches = [batch(some, torch.full((len(some), DIM), float(value))) for some in (places[:3], places[3:])]
     return Chunk(
         rows,
         np.full((count, 4), content, dtype=np.uint64),
         np.full((count, 4), OK, dtype=np.uint8),
-        batches,
+        np.zeros((count, 4), dtype=bool),
+        computed=batches,
     )
 
 
@@ -48,7 +54,10 @@ def test_what_was_computed_is_committed_in_its_place(
     store: Store, samples: Samples, nothing: Sources
 ) -> None:
     chunk = chunk_of(LAST, 0)
-    chunk.computed = [([(0, 2), (0, 0)], torch.arange(6.0).reshape(2, 3)), ([(0, 1)], torch.ones(1, 3))]
+    chunk.computed = [
+        batch([(0, 2), (0, 0)], torch.arange(6.0).reshape(2, 3)),
+        batch([(0, 1)], torch.ones(1, 3)),
+    ]
     write_chunk(store, chunk, nothing, samples)
     assert read_chunk(store, LAST)[0].tolist() == [[3, 4, 5], [1, 1, 1], [0, 1, 2], [0, 0, 0]]
     assert (read_status(store) == OK).all(axis=1).tolist() == [False] * 4 + [True]
@@ -60,7 +69,7 @@ def test_what_was_committed_before_stays_to_the_last_bit(
 ) -> None:
     write_chunk(store, chunk_of(FIRST, 1.5), nothing, samples)
     more = chunk_of(FIRST, 0)
-    more.computed = [([(1, 3)], torch.full((1, DIM), 2.5))]
+    more.computed = [batch([(1, 3)], torch.full((1, DIM), 2.5))]
     write_chunk(store, more, nothing, samples)
     values = read_chunk(store, FIRST)
     assert (values[1, 3] == 2.5).all()
@@ -74,7 +83,10 @@ def test_what_is_copied_comes_from_its_source(store: Store, samples: Samples, tm
     index = sources.find(42)
     assert index is not None
     chunk = chunk_of(LAST, 9)
-    chunk.computed, chunk.copies = [([(0, 0)], torch.full((1, DIM), 9.0))], [(0, 1, index), (0, 3, index)]
+    chunk.computed, chunk.copies = (
+        [batch([(0, 0)], torch.full((1, DIM), 9.0))],
+        [(0, 1, index), (0, 3, index)],
+    )
     write_chunk(store, chunk, sources, samples)
     assert read_chunk(store, LAST)[0, :, 0].tolist() == [9, 1.5, 0, 1.5]
 
@@ -84,7 +96,7 @@ def test_an_embedding_that_is_no_number_in_the_stores_precision_is_named_and_not
     store: Store, samples: Samples, nothing: Sources, poison: float
 ) -> None:
     chunk = chunk_of(SECOND, 1)
-    chunk.computed[1][1][2, 1] = poison
+    chunk.computed[1][1]["image_embeds"][2, 1] = poison
     with pytest.raises(GeoError, match=f"NaN or infinity for sample {samples.sample_id[3]}, view east"):
         write_chunk(store, chunk, nothing, samples)
     assert (read_status(store) == PENDING).all()
@@ -94,7 +106,7 @@ def test_an_embedding_that_the_stores_precision_rounds_away_is_named_and_nothing
     store: Store, samples: Samples, nothing: Sources
 ) -> None:
     chunk = chunk_of(SECOND, 1)
-    chunk.computed[1][1][2] = 1e-9
+    chunk.computed[1][1]["image_embeds"][2] = 1e-9
     what = f"sample {samples.sample_id[3]}, view east is too small for float16, which would round it away"
     with pytest.raises(GeoError, match=what) as refused:
         write_chunk(store, chunk, nothing, samples)

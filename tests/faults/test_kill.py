@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import Nursery, Ran, Small, content
+from small import SLOW_WRITES, Nursery, Ran, Small, content
 
 from geo_embed.cache.store import OK, open_store
 from geo_embed.errors import GeoError
@@ -36,20 +36,6 @@ def whole_store(small: Small) -> Path:
 
 def finish(small: Small, nursery: Nursery) -> Ran:
     return nursery.run(small, "--json", "extract", "--split", "train")
-
-
-# A write takes a fraction of a millisecond: held up before its rename, it can be hit every time.
-SLOW_WRITES = """
-import pathlib, time
-rename = pathlib.Path.replace
-
-def slow(path, target):
-    if path.suffix == ".writing":
-        time.sleep(0.03)
-    return rename(path, target)
-
-pathlib.Path.replace = slow
-"""
 
 
 def start_and_kill(small: Small, nursery: Nursery, rng: random.Random) -> Ran:

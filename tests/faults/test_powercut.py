@@ -33,6 +33,7 @@ from geo_embed.cache.store import (
     list_stores,
     open_store,
     read_content_hash,
+    read_has_feature,
     read_rows,
     read_status,
 )
@@ -209,6 +210,61 @@ def test_an_extraction_after_pictures_and_samples_changed_outlasts_it(
     # Nothing of the earlier store is lost before the new one is whole.
     kept = {key: value for key, value in before.items() if key in truth}
     try_all(disk, tmp_path, look_at_cache(truth | before, kept), go_on_extracting(small, whole, truth))
+
+
+def test_features_that_are_added_outlast_it(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a store of which two rows are still pending: these are embedded whole in the same pass."""
+    config = small.config(model__features=("pooler_output", "token_mean"))
+    elsewhere = extract(
+        config.model_copy(update={"paths": small.config(paths__cache_dir=str(tmp_path / "whole")).paths}),
+        "train",
+    ).store
+    whole, truth = content(elsewhere), embedded(tmp_path / "whole")
+    values = {
+        name: np.asarray(open_store(elsewhere).arrays[name][:]) for name in open_store(elsewhere).further
+    }
+    extract(small.config(), "train", limit=4)
+    kept = embedded(small.cache)
+    disk = Disk(small.cache)
+    for name in ("commit_features", "commit_chunk"):
+        commit = getattr(writer, name)
+
+        def told(store: object, rows: slice, *blocks: object, commit: Callable[..., None] = commit) -> None:
+            commit(store, rows, *blocks)
+            disk.say((rows.start, rows.stop))
+
+        monkeypatch.setattr(writer, name, told)
+    with disk.recording(monkeypatch):
+        assert extract(config, "train").computed == 24
+        disk.say("done")
+
+    def look(cache: Path, said: Sequence[object]) -> None:
+        assert unreadable_stores(cache) == []
+        (store,) = list_stores(cache, "train")
+        assert verify(store) == []
+        here = embedded(cache)
+        assert kept.items() <= here.items() <= truth.items()
+        for name in values:
+            has = read_has_feature(store, name) if name in store.further else np.zeros((6, 4), dtype=bool)
+            for promised in said:
+                assert has.all() if promised == "done" else has[slice(*promised)].all(), "a feature is lost"  # type: ignore[misc]
+            if has.any():
+                assert (np.asarray(store.arrays[name][:])[has] == values[name][has]).all()
+
+    def go_on(cache: Path, said: Sequence[object]) -> None:
+        (store,) = list_stores(cache, "train")
+        has = [
+            read_has_feature(store, name) if name in store.further else np.zeros((6, 4), dtype=bool)
+            for name in values
+        ]
+        left = 24 - int(np.logical_and.reduce(has).sum())
+        at = config.model_copy(update={"paths": small.config(paths__cache_dir=str(cache)).paths})
+        assert extract(at, "train").computed == left
+        assert content(store.path) == whole
+
+    try_all(disk, tmp_path, look, go_on, looks=30, goes=2)
 
 
 def test_a_repair_outlasts_it(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
