@@ -43,9 +43,6 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
     Raises:
         GeoError: neither a model directory nor to be had, with the command that would fix it.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
     directory = Path(name)
     if _is_directory(directory):
         if not (directory / "config.json").is_file() or not _has_weights(directory):
@@ -55,6 +52,10 @@ def find_backbone(name: str, *, download: bool = True) -> Path:
                 hint="save one with model.save_pretrained(DIR) and processor.save_pretrained(DIR)",
             )
         return directory
+    # After what needs no hub: importing its client takes longer than to fit a small head.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     near = near_directory(name)
     meant = f"no such directory; did you mean {near}? Otherwise: " if near else ""
     reasons: list[str] = []

@@ -3,7 +3,6 @@ with ten million rows. Whatever isn't plain, or not as it should be, is left to 
 """
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,8 +18,9 @@ _BLOCK = 16 << 20
 _WINDOW = 1 << 16
 _NEWLINE = ord("\n")
 _BOM = b"\xef\xbb\xbf"
-# What str.strip takes away.
-_SPACES = "".join(character for character in map(chr, range(sys.maxunicode + 1)) if character.isspace())
+# What str.strip takes away: all of Unicode's spaces lie below this, and to look through the rest takes an eighth of a second.
+_SPACES_END = 0x3001
+_SPACES = "".join(filter(str.isspace, map(chr, range(_SPACES_END))))
 _ASCII_SPACES = [space.encode() for space in _SPACES if space.isascii() and space not in "\r\n"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,6 +322,13 @@ def test_offline_without_weights_the_hint_names_the_download_and_the_directory()
     assert "geolocal/StreetCLIP" in str(caught.value)
     assert "hf download geolocal/StreetCLIP" in caught.value.hint
     assert "--backbone DIR" in caught.value.hint
+
+
+def test_a_backbone_that_lies_here_needs_no_client_of_the_hub(
+    country: Country, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert find_backbone(str(country.backbone)) == country.backbone
 
 
 @pytest.mark.parametrize("name", ["no/such/directory", "./nothing-here", "spaces are no id"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,8 @@ def test_it_reads_what_the_csv_module_reads_wherever_blocks_end(
     table, problems = read_csv(path, ["c", "a"])
     assert table is not None
     assert (table.to_numpy().tolist(), problems) == (expected, [])
+
+
+def test_all_of_unicodes_spaces_are_taken_away() -> None:
+    every = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
+    assert every == plain._SPACES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +206,14 @@ def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -
     assert [trial.member for trial in race.trials] == SOLVED
     _, generous = room.fit_best(rows, 4, *settings(1000.0), seed=0)
     raced = [trial.member for trial in generous.trials]
-    assert raced == [*SOLVED, "evidence-tau200", "average-tau200", "evidence-tau75"]
+    without_probe = [name for name in SOLVED if name != "probe"]
+    assert raced == [*without_probe, "evidence-tau200", "average-tau200", "evidence-tau75"]
     region = region_of(rows, SMALL.model)
     members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, *rows.present.shape)
     cost = room.epoch_seconds(members[5], rows, region) * 4 * members[5].training.epochs
     assert cost > 0
     kept = room._affordable(members, rows, region, 1.01 * cost)
-    assert [member.name for member in kept] == [*SOLVED, "evidence-tau200"]
+    assert [member.name for member in kept] == [*without_probe, "evidence-tau200"]
     assert room._affordable(members, rows, region, None) == kept
     assert not any(HEADS[member.model.head].make.by_steps for member in stingy.members)
 
@@ -227,6 +229,22 @@ def test_of_one_view_soft_and_hard_state_labels_race_and_what_each_won_is_told(n
     assert race.state_labels == pytest.approx({"hard": 1 - soft, "soft": soft})
     _, several = room.fit_best(rows, 4, *settings(), seed=0)
     assert several.state_labels == pytest.approx({"hard": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("views", "budget", "takes_part"), [(4, None, False), (4, 1e-6, True), (1, None, True)]
+)
+def test_the_views_mean_is_left_to_a_probe_where_no_network_tells_several_views_apart(
+    views: int, budget: float | None, takes_part: bool
+) -> None:
+    rows, classes = planted_rows(60, dim=8)
+    rows = replace(rows, views=rows.views[:, :views], present=rows.present[:, :views])
+    base = room.Member(
+        "", Model().model_copy(update=room._MODEL), Training().model_copy(update=room._TRAINING)
+    )
+    members = room._small_members(base, None, *rows.present.shape)
+    kept = room._affordable(members, rows, room._region(rows, base, classes, 0), budget)
+    assert ("probe" in [member.name for member in kept]) is takes_part
 
 
 def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
