@@ -46,6 +46,9 @@ export function neighbours(found, from, point, open) {
 
 export const place = ({ latitude, longitude }) => `${Math.abs(latitude).toFixed(2)}° ${latitude < 0 ? "S" : "N"}, ${Math.abs(longitude).toFixed(2)}° ${longitude < 0 ? "W" : "E"}`;
 
+// What the server says of a thing that is missing, as a sentence.
+export const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+
 export const facts = (entries) => h("dl", { class: "facts" }, entries.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
 export function problem(failure, again) {

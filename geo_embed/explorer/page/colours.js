@@ -42,23 +42,28 @@ export function kindsOf(samples) {
   return Object.keys(KINDS).filter((kind) => known[kind]);
 }
 
-// A bin of 0 … for each sample, the bins' colours, and their names for the legend.
+// A bin of 0 … for each sample, the bins' colours, their names for the legend, and which bins lie on top: the worst, of which there are few.
 export function binsOf(kind, samples, run) {
   const steps = (column, limits) => Uint8Array.from(column, (value) => limits.reduce((bin, limit) => bin + (value > limit), 0));
   const colours = ramp();
-  if (kind === "error") return { bins: steps(samples.km, KM), colours, names: KM_NAMES };
+  if (kind === "error") {
+    const bins = steps(samples.km, KM);
+    return { bins, colours, names: KM_NAMES, level: bins };
+  }
   if (kind === "score" || kind === "confidence") {
     const text = kind === "score" ? (x) => asScore(x).slice(0, 3) : (x) => percent(x);
     const names = [`up to ${text(0.2)}`, ...[0.4, 0.6, 0.8].map((x) => `to ${text(x)}`), `to ${kind === "score" ? "1" : percent(1)}`];
-    return { bins: steps(samples[kind], STEPS), colours: [...colours].reverse(), names };
+    const bins = steps(samples[kind], STEPS);
+    return { bins, colours: [...colours].reverse(), names, level: bins.map((bin) => STEPS.length - bin) };
   }
   if (kind === "rank") {
     // Rank 1, 2, 3, 4 or 5, none of the five.
     const bins = Uint8Array.from(samples.rank, (rank) => (rank === 0 ? 4 : Math.min(rank, 4) - 1));
-    return { bins, colours, names: ["first", "second", "third", "fourth or fifth", "none of the five"] };
+    return { bins, colours, names: ["first", "second", "third", "fourth or fifth", "none of the five"], level: bins };
   }
   if (kind === "agrees") {
-    return { bins: Uint8Array.from(samples.agrees, (agrees) => 1 - agrees), colours: [variable("--a"), variable("--b")], names: [`same class as ${run.compare}`, "another class"] };
+    const bins = Uint8Array.from(samples.agrees, (agrees) => 1 - agrees);
+    return { bins, level: bins, colours: [variable("--a"), variable("--b")], names: [`same class as ${run.compare}`, "another class"] };
   }
   const dealt = dealHues(run.classes);
   const state = samples.state ?? samples.predicted_state;
@@ -86,11 +91,13 @@ export function dealHues(classes) {
 
 // The bytes of all points: what isn't selected is hardly there, and all of it less where a sample is open.
 export function bytesFor({ bins, colours }, mask, faded) {
-  const whole = Math.round((faded ? 0.35 : bins.length > 20000 ? 0.75 : 0.9) * 255);
+  // Below an open sample's marks the heat map is to be seen through however many points.
+  const dim = Math.min(0.35, Math.max(0.06, 3.4 / Math.sqrt(1 + mask.reduce((sum, one) => sum + one, 0))));
+  const whole = Math.round((faded ? dim : bins.length > 20000 ? 0.75 : 0.9) * 255);
   // Four bytes at once, as they lie in memory.
   const word = (colour, alpha) => new Uint32Array(Uint8Array.from([...bytesOf(colour), alpha]).buffer)[0];
   const table = Uint32Array.from(colours, (colour) => word(colour, whole));
-  const left = word(variable("--muted"), 33);
+  const left = word(variable("--muted"), Math.min(33, whole));
   const words = new Uint32Array(bins.length);
   for (let row = 0; row < bins.length; row++) words[row] = mask[row] ? table[bins[row]] : left;
   return new Uint8Array(words.buffer);

@@ -29,6 +29,7 @@ export function makeList(run, samples, open) {
   const body = h("div", { class: "rows", role: "presentation" }, inner);
   const grid = h("div", { class: "list", role: "grid", tabindex: "0", "aria-label": "Selected samples" }, h("div", { role: "row", class: "heads" }, heads), body);
   const nothing = h("p", { class: "empty", hidden: true }, "No sample is left by these filters. Clear one of them.");
+  grid.classList.toggle("short", !samples.km);
   const title = h("h2", {}, "Samples");
   let rows = new Uint32Array(0);
   let active = 0;
@@ -36,7 +37,7 @@ export function makeList(run, samples, open) {
   function order() {
     const down = shown.sort.startsWith("-");
     const key = shown.sort.replace("-", "");
-    return columns.some(([name]) => name === key) ? [key, down] : [columns.at(-1)[0], columns.at(-1)[2]];
+    return columns.some(([name]) => name === key) ? [key, down] : [columns.at(-1)[0], false];
   }
 
   function draw() {

@@ -1,6 +1,6 @@
 // The explorer's page: what is shown follows from the address, what a person does changes the address.
 import { hash, onShow, show, shown } from "./address.js";
-import { problem } from "./answer.js";
+import { problem, sentence } from "./answer.js";
 import { KINDS, binsOf, bytesFor, kindsOf, legendOf, onScheme } from "./colours.js";
 import { getJson, getSamples, measure, select } from "./data.js";
 import { choices, h, legend } from "./elements.js";
@@ -229,16 +229,16 @@ async function update(changed, first = false) {
 function credit() {
   let lost = 0;
   for (let row = 0; row < places.length; row += 2) lost += !Number.isFinite(places[row]);
-  const owed = outlines.credit ? `${outlines.credit[0].toUpperCase()}${outlines.credit.slice(1)}.` : "";
+  const owed = outlines.credit ? sentence(outlines.credit) : "";
   const beyond = lost && shown.mode === "map" ? `${plural(lost, "place lies", "places lie")} beyond this map and ${lost === 1 ? "isn't" : "aren't"} shown.` : "";
   below.textContent = [beyond, owed].filter(Boolean).join(" ");
 }
 
 function paint() {
   const faded = shown.mode === "map" && shown.sample !== "";
-  if (shown.mode === "map") map.setColours(bytesFor(bins, mask, faded), mask);
+  if (shown.mode === "map") map.setColours(bytesFor(bins, mask, faded), mask, bins.level);
   else map.setColours(new Uint8Array(0), new Uint8Array(0));
-  space.setColours(bytesFor(bins, mask, false), mask);
+  space.setColours(bytesFor(bins, mask, false), mask, bins.level);
   const entries = legendOf(bins, mask);
   key.replaceChildren(entries.length ? legend(entries.map(([name, colour, n]) => [`${name} · ${n}`, colour])) : h("p", { class: "below" }, "Each class has one of six hues, its neighbours another."));
 }

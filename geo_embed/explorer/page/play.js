@@ -1,7 +1,7 @@
 // Play: five held-out samples; a person says where, then the model does, and both are scored.
 import { show, shown } from "./address.js";
 import { getJson, postJson } from "./data.js";
-import { picture, problem } from "./answer.js";
+import { picture, problem, sentence } from "./answer.js";
 import { count, km, score } from "./format.js";
 import { h } from "./elements.js";
 
@@ -19,7 +19,7 @@ export function makeGame(run, map, calls) {
     [game, round, answers, pin] = [null, 0, [], null];
     map.mark({});
     if (!run.has_pictures) {
-      return element.replaceChildren(title("Play against the model"), h("p", { class: "empty" }, run.why_no_pictures ?? "No pictures are at hand, so there is nothing to guess from. Start geo explore where the data's pictures are."));
+      return element.replaceChildren(title("Play against the model"), h("p", { class: "empty" }, `${sentence(run.why_no_pictures ?? "no pictures are at hand")} There is nothing to guess from.`));
     }
     element.replaceChildren(title("Play against the model"), h("p", { class: "waiting" }, "Choosing five places …"));
     try {

@@ -1,7 +1,8 @@
 // A layer of points: WebGL 2 where a graphics card does it, else pixels that are written one by one, which is faster than WebGL without a
 // card. Both draw discs of the same size. ?points=webgl or ?points=pixels before the # says otherwise.
 
-// Positions (2N), colours (4N bytes, red to alpha), the order in which they are painted; `view` says where they are on the screen.
+// Positions (2N); colours (4N bytes, red to alpha), the order in which they are painted, and how many of the first are small; the view
+// says where they are on the screen.
 export function pointLayer(holder) {
   const canvas = document.createElement("canvas");
   canvas.className = "points";
@@ -100,7 +101,7 @@ function byWebGl(canvas, lost, needsCard) {
   attach("place", places, 2, gl.FLOAT, false);
   attach("colour", colours, 4, gl.UNSIGNED_BYTE, true);
   canvas.addEventListener("webglcontextlost", (event) => (event.preventDefault(), lost()));
-  let count = 0;
+  let [count, faded] = [0, 0];
   let size = [1, 1];
   return {
     kind: "webgl",
@@ -108,8 +109,8 @@ function byWebGl(canvas, lost, needsCard) {
       // A place that the map doesn't have goes beyond its edge.
       fill(places, gl.ARRAY_BUFFER, values.map((value) => (Number.isFinite(value) ? value : 1e9)));
     },
-    colours(values, rows) {
-      count = rows.length;
+    colours(values, rows, few) {
+      [count, faded] = [rows.length, few];
       fill(colours, gl.ARRAY_BUFFER, values);
       fill(order, gl.ELEMENT_ARRAY_BUFFER, rows);
     },
@@ -119,13 +120,16 @@ function byWebGl(canvas, lost, needsCard) {
       canvas.height = Math.round(height * ratio);
       gl.viewport(0, 0, canvas.width, canvas.height);
     },
-    draw({ scale, x, y, diameter, ratio }) {
+    draw({ scale, x, y, diameter, small, ratio }) {
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
       gl.uniform3f(where.view, scale, x, y);
       gl.uniform2f(where.size, ...size);
-      gl.uniform1f(where.diameter, diameter * ratio);
-      if (count) gl.drawElements(gl.POINTS, count, gl.UNSIGNED_INT, 0);
+      for (const [across, first, last] of [[small, 0, faded], [diameter, faded, count]]) {
+        if (first === last) continue;
+        gl.uniform1f(where.diameter, across * ratio);
+        gl.drawElements(gl.POINTS, last - first, gl.UNSIGNED_INT, 4 * first);
+      }
     },
   };
 }
@@ -133,35 +137,45 @@ function byWebGl(canvas, lost, needsCard) {
 // A pixel is the most opaque point's that covers it: nothing is mixed, which is what makes this fast.
 function byPixels(canvas) {
   const pen = canvas.getContext("2d", { willReadFrequently: true });
-  let [positions, colours, rows, image, pixels, stamp] = [new Float32Array(0), new Uint32Array(0), new Uint32Array(0), null, null, null];
+  let [positions, colours, rows, faded] = [new Float32Array(0), new Uint32Array(0), new Uint32Array(0), 0];
+  let [image, pixels] = [null, null];
+  const stamps = new Map();
+  const stampOf = (diameter) => {
+    const key = diameter.toFixed(2);
+    if (stamps.size > 40) stamps.clear();
+    if (!stamps.has(key)) stamps.set(key, disc(diameter, image.width));
+    return stamps.get(key);
+  };
+  const paint = (first, last, { reach, offsets, cover }, { scale, x, y, ratio }) => {
+    const { width, height } = image;
+    for (let k = first; k < last; k++) {
+      const row = rows[k];
+      const left = Math.round((positions[2 * row] * scale + x) * ratio - 0.5);
+      const top = Math.round((positions[2 * row + 1] * scale + y) * ratio - 0.5);
+      if (!(left >= reach && top >= reach && left < width - reach && top < height - reach)) continue;
+      const [alpha, hue, middle] = [colours[row] >>> 24, colours[row] & 0xffffff, top * width + left];
+      for (let j = 0; j < offsets.length; j++) {
+        const over = (alpha * cover[j]) >> 8;
+        const at = middle + offsets[j];
+        if (pixels[at] >>> 24 <= over) pixels[at] = (over << 24) | hue;
+      }
+    }
+  };
   return {
     kind: "pixels",
     positions: (values) => (positions = values),
-    colours: (values, order) => ([colours, rows] = [new Uint32Array(values.buffer), order]),
+    colours: (values, order, few) => ([colours, rows, faded] = [new Uint32Array(values.buffer), order, few]),
     resize(width, height, ratio) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
       image = pen.createImageData(Math.max(1, canvas.width), Math.max(1, canvas.height));
       pixels = new Uint32Array(image.data.buffer);
-      stamp = null;
+      stamps.clear();
     },
-    draw({ scale, x, y, diameter, ratio }) {
-      const { width, height } = image;
+    draw(view) {
       pixels.fill(0);
-      if (stamp?.diameter !== diameter * ratio) stamp = disc(diameter * ratio, width);
-      const { reach, offsets, cover } = stamp;
-      for (let k = 0; k < rows.length; k++) {
-        const row = rows[k];
-        const left = Math.round((positions[2 * row] * scale + x) * ratio - 0.5);
-        const top = Math.round((positions[2 * row + 1] * scale + y) * ratio - 0.5);
-        if (!(left >= reach && top >= reach && left < width - reach && top < height - reach)) continue;
-        const [alpha, hue, middle] = [colours[row] >>> 24, colours[row] & 0xffffff, top * width + left];
-        for (let j = 0; j < offsets.length; j++) {
-          const over = (alpha * cover[j]) >> 8;
-          const at = middle + offsets[j];
-          if (pixels[at] >>> 24 <= over) pixels[at] = (over << 24) | hue;
-        }
-      }
+      paint(0, faded, stampOf(view.small * view.ratio), view);
+      paint(faded, rows.length, stampOf(view.diameter * view.ratio), view);
       pen.putImageData(image, 0, 0);
     },
   };

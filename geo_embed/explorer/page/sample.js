@@ -1,6 +1,6 @@
 // One sample: its views and what each weighed, where it is and where the model put it, and why.
 import { getJson } from "./data.js";
-import { bars, facts, neighbours, picture, place, problem } from "./answer.js";
+import { bars, facts, neighbours, picture, place, problem, sentence } from "./answer.js";
 import { km, percent, score } from "./format.js";
 import { h } from "./elements.js";
 
@@ -23,7 +23,7 @@ export function sampleFrame(id, [at, of], calls) {
     made.addEventListener("click", act);
     return made;
   };
-  const body = h("div", { class: "of-sample", "aria-busy": "true" });
+  const body = h("div", { class: "of-sample", "aria-busy": "true" }, h("p", { class: "waiting" }, "Looking it up …"));
   const title = h("h2", { tabindex: "-1" }, `Sample ${id}`);
   const head = h(
     "div",
@@ -63,7 +63,7 @@ function content({ sample_id: id, views, truth, prediction, neighbours: near }, 
   const top = prediction.top;
   return [
     strip,
-    !views.some((view) => view.picture) && h("p", { class: "empty" }, run.why_no_pictures ?? "The pictures aren't at hand here: give geo explore the data's folder (--data-root) to see them."),
+    !views.some((view) => view.picture) && h("p", { class: "empty" }, sentence(run.why_no_pictures ?? "no picture of this sample is at hand")),
     facts([
       ["Truth", truth ? h("span", { class: "key truth-key" }, truth.name, h("span", { class: "at" }, place(truth))) : "not known"],
       ["Prediction", h("span", { class: "key prediction-key" }, top[0]?.name ?? "", h("span", { class: "at" }, place(prediction), beyond && ", beyond this map"))],

@@ -31,7 +31,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
   const camera = { zoom: 1, x: 0.5, y: 0.5 };
   const made = { plane, layer, camera, kind: () => layer.kind, tool: "pan", pointing: false };
   let [width, height, ratio] = [0, 0, 1];
-  let [extent, places, selected] = [[0, 0, 1, 1], new Float32Array(0), null];
+  let [extent, places, selected, chosenCount] = [[0, 0, 1, 1], new Float32Array(0), null, 0];
   let [shape, draft, asked, whole, flight] = [null, null, false, false, 0];
 
   // Where the plane lies on the screen: scale, and where its origin is.
@@ -81,12 +81,12 @@ export function scatter({ label, help, tools = true, ...calls }) {
       pen.setTransform(at.scale * ratio, 0, 0, at.scale * ratio, at.x * ratio, at.y * ratio);
       calls.ground(pen, at);
     }
-    layer.draw({ ...at, diameter: diameter(), ratio });
+    layer.draw({ ...at, diameter: diameter(chosenCount), small: diameter(places.length / 2), ratio });
   }
 
   // Few points are large, many small, on a small plane smaller; all grow as they are looked at from near.
-  function diameter() {
-    const crowd = Math.min(9, Math.max(2.4, 2.4 + 260 / Math.sqrt(1 + places.length)));
+  function diameter(count) {
+    const crowd = Math.min(9, Math.max(2.4, 2.4 + 180 / Math.sqrt(1 + count)));
     const room = Math.min(1, Math.max(0.6, Math.sqrt(Math.min(width, height) / 640)));
     return Math.min(10, Math.max(2.2, crowd * room) * Math.min(2.4, Math.max(0.8, camera.zoom ** 0.22)));
   }
@@ -345,14 +345,19 @@ export function scatter({ label, help, tools = true, ...calls }) {
       layer.positions(values);
       redraw();
     },
-    // The bytes of each point's colour and which samples are selected; those that aren't are painted first, and hardly seen.
-    setColours(bytes, mask) {
+    // The bytes of each point's colour and which samples are selected; those that aren't are painted first, small and hardly seen. What
+    // has a higher level of a few lies on top.
+    setColours(bytes, mask, level) {
       selected = mask;
+      const starts = new Uint32Array(8);
+      const place = (row) => (mask[row] ? 1 + (level?.[row] ?? 0) : 0);
+      for (let row = 0; row < mask.length; row++) starts[place(row) + 1]++;
+      for (let k = 1; k < starts.length; k++) starts[k] += starts[k - 1];
+      const faded = starts[1];
       const rows = new Uint32Array(mask.length);
-      let [low, high] = [0, mask.length];
-      for (let row = mask.length - 1; row >= 0; row--) if (mask[row]) rows[--high] = row;
-      for (let row = 0; row < mask.length; row++) if (!mask[row]) rows[low++] = row;
-      layer.colours(bytes, rows);
+      for (let row = 0; row < mask.length; row++) rows[starts[place(row)]++] = row;
+      chosenCount = mask.length - faded;
+      layer.colours(bytes, rows, faded);
       redraw();
     },
     setShape(drawn) {

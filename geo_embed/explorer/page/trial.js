@@ -1,6 +1,6 @@
 // Try it: pictures of a person's own, and where the model thinks they were taken.
 import { postForm } from "./data.js";
-import { bars, facts, neighbours, place, problem } from "./answer.js";
+import { bars, facts, neighbours, place, problem, sentence } from "./answer.js";
 import { km } from "./format.js";
 import { fresh, h } from "./elements.js";
 
@@ -21,7 +21,7 @@ export function makeTrial(run, calls) {
   const result = h("div", { class: "result" });
   const element = h("div", { class: "trial" }, h("h2", { tabindex: "-1" }, "Where is this?"));
   if (run.can_predict) element.append(zone, strip, result);
-  else element.append(h("p", { class: "empty" }, run.why_not ?? "The backbone isn't here: pictures can't be embedded."));
+  else element.append(h("p", { class: "empty" }, sentence(run.why_not ?? "the backbone isn't here, so pictures can't be embedded")));
 
   function take(given) {
     if (!run.can_predict) return;
