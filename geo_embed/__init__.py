@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Config": "config",
     "GeoError": "errors",
+    "GeoPredictor": "exports.predictor",
     "UnreachableError": "errors",
     "adopt": "adoption.adopt",
     "analyze_submission": "reporting.submission_analysis",
@@ -48,6 +49,7 @@ _VERBS = {
     "ensemble": "prediction.ensemble",
     "evaluate": "prediction.evaluate",
     "evaluate_protocol": "prediction.protocol",
+    "export": "exports.export",
     "explore_data": "reporting.data_page",
     "extract": "extraction.extract",
     "extract_for_run": "extraction.for_run",

@@ -101,20 +101,20 @@ class Predictions:
         probabilities[rows], latitude[rows], longitude[rows] = by.probabilities, by.latitude, by.longitude
         return Predictions(self.sample_id, probabilities, latitude, longitude, self.labels)
 
-    def describe(self) -> dict[str, Any]:
-        """The first sample's states, most probable first, and its point, as plain values."""
-        order = np.argsort(-self.probabilities[0], kind="stable")
+    def describe(self, row: int = 0) -> dict[str, Any]:
+        """A sample's states, most probable first, and its point, as plain values."""
+        order = np.argsort(-self.probabilities[row], kind="stable")
         return {
             "states": [
                 {
                     "state_idx": int(self.labels.state_idx[k]),
                     "state": self.labels.names[k],
-                    "probability": float(self.probabilities[0, k]),
+                    "probability": float(self.probabilities[row, k]),
                 }
                 for k in order
             ],
-            "latitude": float(self.latitude[0]),
-            "longitude": float(self.longitude[0]),
+            "latitude": float(self.latitude[row]),
+            "longitude": float(self.longitude[row]),
         }
 
 

@@ -57,6 +57,9 @@ def geometric_median_of(points: Tensor, weights: Tensor, *, rounds: int = 30) ->
         weights: (n, k), not negative; no row is all zero.
         rounds: most steps.
     """
+    if torch.compiler.is_compiling():
+        # A graph has no rows to count: they pass through at once.
+        return _weiszfeld(points.double(), weights.double(), rounds)
     parts = zip(torch.split(points, _MEDIAN_ROWS), torch.split(weights, _MEDIAN_ROWS), strict=True)
     return torch.cat([_weiszfeld(c.double(), w.double(), rounds) for c, w in parts])
 
@@ -72,11 +75,11 @@ def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
     #    the way, by Vardi & Zhang's rule.
     # 3. A row takes the step if f falls; when no row's does, all are done.
     p = weights / weights.sum(dim=1, keepdim=True)
-    rows = torch.arange(len(c), device=c.device)
     start = (p[:, :, None] * c).sum(dim=1)
     length = start.norm(dim=1, keepdim=True)
     y = start / length.clamp_min(1e-12)
-    candidates = c[rows[:, None], p.topk(min(8, p.shape[1]), dim=1).indices]  # (n, 8, 3)
+    heaviest = p.topk(min(8, p.shape[1]), dim=1).indices
+    candidates = c.gather(1, heaviest[:, :, None].expand(-1, -1, 3))  # (n, 8, 3)
     best = torch.stack(
         [(p * great_circle_km(c, candidates[:, j : j + 1])).sum(1) for j in range(candidates.shape[1])], 1
     )
@@ -84,29 +87,51 @@ def _weiszfeld(c: Tensor, weights: Tensor, rounds: int) -> Tensor:
     # antipodes and have none.
     mean_cost = (p * great_circle_km(c, y[:, None])).sum(1) - _SAME_KM
     mean_cost = torch.where(length[:, 0] > 1e-9, mean_cost, torch.inf)
-    seed = candidates[rows, best.argmin(1)]
+    seed = candidates.gather(1, best.argmin(1)[:, None, None].expand(-1, 1, 3))[:, 0]
     y = torch.where((best.min(1).values < mean_cost)[:, None], seed, y)
     cost = torch.minimum(best.min(1).values, mean_cost)
+    if torch.compiler.is_compiling():
+        return _rounds_of_graph(c, p, y, cost, rounds)
     for _ in range(rounds):
-        cosine = (c * y[:, None]).sum(-1, keepdim=True)
-        tangent = c - cosine * y[:, None]  # (n, k, 3), of length sin d
-        sine = tangent.norm(dim=-1)
-        on_cell = sine < _ON_CENTRE
-        pull = torch.where(on_cell, 0.0, p / sine.clamp_min(1e-9))[:, :, None]
-        step = (pull * c).sum(dim=1)
-        step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        # Vardi & Zhang, 2000: leave a point only as far as the others' pull outweighs its own weight.
-        stay = (p * on_cell).sum(1) / (pull * tangent).sum(1).norm(dim=1).clamp_min(1e-12)
-        stay = stay.clamp(max=1.0)[:, None]
-        step = (1 - stay) * step + stay * y
-        step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        step_cost = (p * great_circle_km(c, step[:, None])).sum(1)
-        better = step_cost < cost
-        y = torch.where(better[:, None], step, y)
-        cost = torch.where(better, step_cost, cost)
-        if not bool(better.any()):
+        y, cost, moved = _step(c, p, y, cost)
+        if not bool(moved):
             break
     return y
+
+
+def _step(c: Tensor, p: Tensor, y: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step of Weiszfeld's from points y (n, 3) of these costs (n,): the new ones, and whether any row took it."""
+    cosine = (c * y[:, None]).sum(-1, keepdim=True)
+    tangent = c - cosine * y[:, None]  # (n, k, 3), of length sin d
+    sine = tangent.norm(dim=-1)
+    on_cell = sine < _ON_CENTRE
+    pull = torch.where(on_cell, 0.0, p / sine.clamp_min(1e-9))[:, :, None]
+    step = (pull * c).sum(dim=1)
+    step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    # Vardi & Zhang, 2000: leave a point only as far as the others' pull outweighs its own weight.
+    stay = (p * on_cell).sum(1) / (pull * tangent).sum(1).norm(dim=1).clamp_min(1e-12)
+    stay = stay.clamp(max=1.0)[:, None]
+    step = (1 - stay) * step + stay * y
+    step = step / step.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    step_cost = (p * great_circle_km(c, step[:, None])).sum(1)
+    better = step_cost < cost
+    return torch.where(better[:, None], step, y), torch.where(better, step_cost, cost), better.any()
+
+
+def _rounds_of_graph(c: Tensor, p: Tensor, y: Tensor, cost: Tensor, rounds: int) -> Tensor:
+    """The rounds of `_weiszfeld` as one loop of a graph: unrolled, they would be a thousand steps of it."""
+    from torch._higher_order_ops.while_loop import while_loop
+
+    def goes_on(left: Tensor, moved: Tensor, y: Tensor, cost: Tensor) -> Tensor:
+        return moved & (left > 0)
+
+    def round_of(left: Tensor, moved: Tensor, y: Tensor, cost: Tensor) -> tuple[Tensor, ...]:
+        y, cost, moved = _step(c, p, y, cost)
+        return left - 1, moved, y, cost
+
+    start = (torch.tensor(rounds), torch.tensor(True), y, cost)
+    points: Tensor = while_loop(goes_on, round_of, start)[2]  # type: ignore[no-untyped-call]
+    return points
 
 
 def unit_to_degrees(points: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import typer
 
 from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_run
-from geo_embed.cli.options import GLOBALS, RunArgument
-from geo_embed.cli.show import metric_rows, print_result, print_table, readable_size
+from geo_embed.cli.options import GLOBALS, BackboneOption, RunArgument
+from geo_embed.cli.show import metric_rows, print_made, print_result, print_table, readable_size
 from geo_embed.config import RunOrder
 from geo_embed.console import harmless, show
 from geo_embed.errors import GeoError
@@ -282,6 +282,55 @@ def _rm(
             raise GeoError("nothing was deleted", where=runs_dir)
     gone = remove_runs(runs_dir, names, force=force)
     print_result(gone, [("removed", ", ".join(gone.removed)), ("freed", readable_size(gone.bytes))])
+
+
+@app.command("export", epilog="Example: `geo export first --out first-export`")
+def _export(
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="The directory: a new one, or an export to be replaced."),
+    ],
+    run: RunArgument = None,
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Also as ONNX, run by ONNX Runtime and compared with torch."),
+    ] = False,
+    heads_only: Annotated[
+        bool, typer.Option("--heads-only", help="Without the backbone: the export takes embeddings.")
+    ] = False,
+    backbone: BackboneOption = None,
+) -> None:
+    """Make one directory that predicts by itself: backbone, heads, classes, and a model card.
+
+    Read by `GeoPredictor.from_pretrained(DIR)`. Nothing in it says where it was made, and nothing of single samples but what the heads look up.
+    """
+    wait_passively()
+    from geo_embed.exports.export import export
+    from geo_embed.runs.run import use_run
+
+    config = GLOBALS.config()
+    done = use_run(
+        config.paths.runs_dir,
+        run,
+        lambda loaded: export(config, loaded, out, onnx=onnx, heads_only=heads_only, backbone=backbone),
+    )
+    checks, neighbours = done.onnx, done.neighbours
+    rows: list[tuple[str, Any]] = [
+        ("directory", done.directory),
+        ("files", f"{len(done.files):,}, {readable_size(done.bytes)}"),
+        ("backbone", f"{done.base_model}, licence {done.license}"),
+    ]
+    if neighbours["samples"]:
+        size = readable_size(neighbours["bytes"])
+        rows.append(("neighbours", f"{neighbours['samples']:,} training samples, {size}"))
+    if checks is not None:
+        errors = f"{checks['probability_error']:.1e} in a probability, {checks['point_error_km'] * 1000:.2g} m in a point"
+        rows.append(
+            (checks["file"], f"at most {errors} from torch, on {checks['places']} places ({checks['of']})")
+        )
+    if done.pushed is not None:
+        rows.append(("pushed", done.pushed))
+    print_made(done, rows)
 
 
 @runs_app.command("push", epilog="Example: `geo runs push first s3://my-bucket/runs`")

@@ -16,17 +16,17 @@ from geo_embed.metrics import GPS_RANGE_KM, GPS_WEIGHT, RANK_CREDIT, STATE_WEIGH
 LEARNT: tuple[EnsembleMethod, ...] = ("weighted", "stacking")
 
 # Cormack et al., SIGIR 2009.
-_RRF_K = 60
+RRF_K = 60
 # What the mean probability adds, so that it decides between equal tallies and nothing else. Two different tallies of
 # votes differ by 0.05 or more, two sums of reciprocal ranks by some 1e-5; two numbers of first choices differ by 1.
-_VOTING_TIE, _RRF_TIE, _MAJORITY_TIE = 1e-2, 1e-6, 0.5
+VOTING_TIE, RRF_TIE, MAJORITY_TIE = 1e-2, 1e-6, 0.5
 
 _GREEDY_ROUNDS = 20
 _STEPS, _SWEEPS = (0.1, 0.03), 5
 # Scores that differ by less, a metre of all points, are the same.
 _SAME_SCORE = 1e-7
 # Of a mean of unit vectors that has a direction.
-_LEAST_LENGTH = 1e-9
+LEAST_LENGTH = 1e-9
 # Rounds towards a median that only has to be scored.
 _ROUGH = 6
 # A dozen weights need no more rows than this to be learnt.
@@ -98,7 +98,7 @@ def voting(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     Equal tallies are ordered by the mean probability. (M, N, C) → (N, C), rows sum to 1.
     """
     runs, count, _ = probabilities.shape
-    tally = _VOTING_TIE * average(probabilities, _even(runs))
+    tally = VOTING_TIE * average(probabilities, _even(runs))
     rows = np.arange(count)[:, None]
     for of_run in probabilities:
         ranked = top_states(of_run)
@@ -115,7 +115,7 @@ def majority(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     votes = np.zeros((count, classes))
     for of_run in probabilities:
         votes[np.arange(count), top_states(of_run, 1)[:, 0]] += 1
-    return np.asarray((votes + _MAJORITY_TIE * average(probabilities, _even(runs))) / (runs + _MAJORITY_TIE))
+    return np.asarray((votes + MAJORITY_TIE * average(probabilities, _even(runs))) / (runs + MAJORITY_TIE))
 
 
 def reciprocal_ranks(probabilities: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -125,8 +125,8 @@ def reciprocal_ranks(probabilities: NDArray[Any], weights: NDArray[np.float64]) 
     sum to 1; they are nearly flat, good for their order and not for their confidence.
     """
     runs, _, classes = probabilities.shape
-    fused = _RRF_TIE * average(probabilities, _even(runs))
-    credit = np.broadcast_to(1 / (_RRF_K + np.arange(1, classes + 1)), fused.shape)
+    fused = RRF_TIE * average(probabilities, _even(runs))
+    credit = np.broadcast_to(1 / (RRF_K + np.arange(1, classes + 1)), fused.shape)
     for weight, of_run in zip(weights, probabilities, strict=True):
         share = np.empty_like(fused)
         np.put_along_axis(share, top_states(of_run, classes), credit, axis=1)
@@ -160,8 +160,8 @@ def mean_points(points: NDArray[np.float64], weights: NDArray[np.float64]) -> ND
     """
     total = np.einsum("m,mnk->nk", weights, points)
     length = np.linalg.norm(total, axis=1, keepdims=True)
-    mean = total / np.maximum(length, _LEAST_LENGTH)
-    return np.asarray(np.where(length > _LEAST_LENGTH, mean, points[int(weights.argmax())]))
+    mean = total / np.maximum(length, LEAST_LENGTH)
+    return np.asarray(np.where(length > LEAST_LENGTH, mean, points[int(weights.argmax())]))
 
 
 _POINTS: dict[EnsemblePoint, Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]] = {

@@ -554,6 +554,14 @@ class RunWriter:
             with of_run():
                 _copy_file(run.path / name, self.directory / name)
 
+    def copy_results(self, run: Run) -> None:
+        """What another run's heads are, where its classes lie, and its scores; not which samples it learnt from."""
+        for name in (_HEADS, _CENTROIDS, _DISTANCES, _METRICS):
+            # An ensemble has no heads of its own.
+            if name != _HEADS or (run.path / name).exists():
+                with of_run():
+                    _copy_file(run.path / name, self.directory / name)
+
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Scores on the held-out samples under `val`, and what else is to be known of the training."""
         write_json(self.directory / _METRICS, metrics)

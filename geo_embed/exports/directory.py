@@ -1,0 +1,245 @@
+"""An export on disk: what lies in its directory under which name, and a run's files in it without where they were made.
+
+README.md        the model card
+config.json      what this is: views, classes, sizes, the check of its ONNX file
+run/             the run's settings, classes, heads and scores, as `load_run` takes them; of an ensemble its members, too
+backbone/        the image tower, a Hugging Face model directory; left out of heads alone
+model.onnx       pictures to answers; model.onnx.data beside it, where weights are beyond a gigabyte
+heads.onnx       embeddings to answers, of heads alone
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from geo_embed import __version__
+from geo_embed.backbones.backbone import Backbone, save_backbone
+from geo_embed.backbones.weights import find_backbone, hash_weights, read_weights
+from geo_embed.config import Config
+from geo_embed.errors import GeoError
+from geo_embed.files import file_sha256, read_json, write_json
+from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS
+from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.recipe import answering_runs, load_ensemble, read_recipe
+from geo_embed.runs.run import Run, RunWriter, backbone_dir, load_run
+
+CARD, CONFIG = "README.md", "config.json"
+RUN, BACKBONE = "run", "backbone"
+MODEL_ONNX, HEADS_ONNX = "model.onnx", "heads.onnx"
+# Whatever else lies in a directory is somebody's, and is not replaced.
+_OURS = {CARD, CONFIG, RUN, BACKBONE, MODEL_ONNX, HEADS_ONNX, f"{MODEL_ONNX}.data", f"{HEADS_ONNX}.data"}
+# Of config.json; another one can't be read.
+_FORMAT = 1
+_LIBRARY = "geo_embed"
+
+
+class Described(BaseModel):
+    """config.json of an export."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    library_name: Literal["geo_embed"]
+    format: Literal[1]
+    run: str
+    views: list[str] = Field(min_length=1)
+    dim: int
+    heads_only: bool
+    sha256: dict[Annotated[str, Field(pattern="^run/")], str]
+
+
+def check_directory(directory: Path) -> None:
+    """Raise GeoError where something lies there that an export may not take the place of. Cheap: call it before any work is done."""
+    if not os.path.lexists(directory):
+        return
+    hint = "name a directory that isn't there yet: --out DIR"
+    try:
+        entries = {path.name for path in directory.iterdir()}
+    except NotADirectoryError:
+        raise GeoError(
+            "this is a file, where a directory is to be made", where=directory, hint=hint
+        ) from None
+    except OSError as error:
+        raise GeoError(f"can't read: {error.strerror}", where=directory, hint=hint) from error
+    others = sorted(entries - _OURS)
+    if others:
+        raise GeoError(f"it holds {others[0]}, which is no part of an export", where=directory, hint=hint)
+    if entries:
+        try:
+            read_json(directory / CONFIG, Described)
+        except GeoError as error:
+            raise GeoError("what lies there is no export of geo_embed", where=directory, hint=hint) from error
+
+
+def read_export(directory: Path) -> tuple[Described, Run]:
+    """An export's description and its run. Raises GeoError where it is none, is damaged, or of a version that this one can't read."""
+    described = describe(directory)
+    # The backbone's tensors are compared when they are loaded.
+    for name, digest in described.sha256.items():
+        path = directory / name
+        if not path.is_file() or file_sha256(path) != digest:
+            raise GeoError(
+                "this file of the export is gone or isn't the one that was written",
+                where=path,
+                hint="copy or download the export again, or make it anew: geo export RUN --out DIR",
+            )
+    return described, load_run(directory, RUN)
+
+
+def describe(directory: Path) -> Described:
+    """An export's config.json. Raises GeoError where it is none, or of a version that this one can't read."""
+    try:
+        return read_json(directory / CONFIG, Described)
+    except GeoError as error:
+        raise GeoError(
+            f"this is no export that can be read here: {error.what}",
+            where=error.where,
+            hint="make one with: geo export RUN --out DIR; one of a later version needs: pip install -U geo-embed",
+        ) from error
+
+
+def check_exportable(run: Run) -> None:
+    """Raise GeoError for a run that needs a plugin to answer: whoever has the export hasn't the plugin's code."""
+    for part in answering_runs(run):
+        recipe, described = read_recipe(part)
+        sets = [
+            heads["model"]
+            for entry in described["parts"]
+            for heads in (entry["best"]["members"] if "best" in entry else [entry["heads"]])
+        ]
+        named = [(HEADS, model.get("head")) for model in sets]
+        named += [(FUSIONS, model.get("fusion") or "average") for model in sets]
+        for registry, name in named:
+            if name not in registry.built_in:
+                raise GeoError(
+                    f"the {registry.what} {name!r:.80} is a plugin's, whose code an export doesn't hold",
+                    where=part.path,
+                    hint="only runs of built-in heads and fusions can be exported",
+                )
+        kind = None if recipe.calibration is None else recipe.calibration.kind
+        if kind not in (None, "given") and kind not in CALIBRATIONS.built_in:
+            raise GeoError(
+                f"the calibration {kind!r:.80} is a plugin's, whose code an export doesn't hold",
+                where=part.path,
+                hint=f"calibrate it anew: geo calibrate {run.name} --kind temperature",
+            )
+
+
+def load_stored_backbone(run: Run, name: str | None) -> Backbone:
+    """A run's backbone on the CPU, its weights as they are stored.
+
+    Args:
+        run: any run.
+        name: where it lies; default: in the run itself, else under the name that it had in training.
+
+    Raises:
+        GeoError: as `load_backbone_of`.
+    """
+    import torch
+
+    name = name or next(
+        (str(backbone_dir(part.path)) for part in answering_runs(run) if backbone_dir(part.path).is_dir()),
+        answering_runs(run)[0].config.model.backbone_name,
+    )
+    kinds = {tensor.values.dtype for tensor in _stored(name)} if _is_known(run) else set()
+    dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+    return load_backbone_of(
+        run, torch.device("cpu"), name, dtype=str(dtype).removeprefix("torch."), trainable=True
+    )
+
+
+def _is_known(run: Run) -> bool:
+    """Whether the backbone is known: of an import, `load_backbone_of` says so."""
+    return all(part.provenance["store"]["weights_sha256"] is not None for part in answering_runs(run))
+
+
+def _stored(name: str) -> list[Any]:
+    return [*read_weights(find_backbone(name), copy=False).tensors.values()]
+
+
+def write_run(directory: Path, run: Run, backbone: Backbone | None, base_model: str) -> None:
+    """Write a run's files, and the backbone's, into an empty directory: what answering takes, and nothing of where they were made.
+
+    Settings keep `model`, `training` and `finetune`; the provenance what was made when, by which versions, from data of which sha256.
+    Left out are paths, command lines, the machine, and everything that speaks of single samples.
+    """
+    changes: dict[str, Any] = {"backbone": base_model}
+    if backbone is not None:
+        save_backbone(backbone, directory / BACKBONE)
+        # As stored now: a pickle's tensors have other names for their types.
+        changes["weights_sha256"] = hash_weights(directory / BACKBONE)
+    _write_run(directory / RUN, run, changes)
+
+
+def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
+    directory.mkdir(parents=True)
+    writer = RunWriter(directory)
+    counts, _ = run.read_classes()
+    name = str(changes["backbone"])
+    model = run.config.model.model_copy(update={"backbone_name": name, "fingerprint": None, "plugins": ()})
+    config = Config(model=model, training=run.config.training, finetune=run.config.finetune)
+    writer.write_description(config, run.labels, counts, run.prior, _provenance(run, changes))
+    _, recipe = read_recipe(run)
+    writer.write_recipe(_renamed(recipe, name))
+    writer.copy_results(run)
+    ensemble = load_ensemble(run)
+    for member in ensemble.members if ensemble else ():
+        _write_run(directory / run.members_dir.name / member.name, member, changes)
+
+
+def _provenance(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: run.provenance.get(key) for key in ("created", "versions", "function", "seed")}
+    data = {"sha256": (run.provenance.get("data") or {}).get("sha256")}
+    store = {key: value for key, value in run.provenance["store"].items() if key != "path"} | dict(changes)
+    return kept | ({"data": data} if data["sha256"] else {}) | {"store": store}
+
+
+def _renamed(recipe: Any, backbone: str) -> Any:
+    """A recipe with another name for the backbone, wherever it stands."""
+    if isinstance(recipe, dict):
+        return {
+            key: backbone if key == "backbone_name" else _renamed(value, backbone)
+            for key, value in recipe.items()
+        }
+    return [_renamed(value, backbone) for value in recipe] if isinstance(recipe, list) else recipe
+
+
+def write_config(
+    directory: Path, run: Run, backbone: Backbone | None, checks: Mapping[str, Any] | None
+) -> None:
+    """Write config.json."""
+    spec = None if backbone is None else backbone.preprocessing
+    write_json(
+        directory / CONFIG,
+        {
+            "library_name": _LIBRARY,
+            "format": _FORMAT,
+            "geo_embed": __version__,
+            "run": run.name,
+            "views": list(run.config.model.view_names),
+            "states": list(run.labels.names),
+            "state_idx": run.labels.state_idx.tolist(),
+            "dim": run.dim,
+            "heads_only": backbone is None,
+            "picture": None if spec is None else {"height": spec.height, "width": spec.width},
+            "onnx": checks,
+            "sha256": {
+                name: file_sha256(directory / name)
+                for name in files_of(directory)
+                if name.startswith(f"{RUN}/")
+            },
+        },
+    )
+
+
+def files_of(directory: Path) -> dict[str, int]:
+    """The files of an export, and their bytes."""
+    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name, within an export, is one of its own."""
+    return name.split("/")[0] in _OURS

@@ -1,0 +1,254 @@
+"""`geo export`: a run and its backbone to one directory that predicts by itself, with a card, and on request as ONNX."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geo_embed import hub
+from geo_embed.cache.store import read_ids, read_store
+from geo_embed.config import Config
+from geo_embed.console import say
+from geo_embed.data import images
+from geo_embed.data.images import Preprocessing
+from geo_embed.errors import GeoError
+from geo_embed.exports.card import Facts, write_card
+from geo_embed.exports.directory import (
+    CARD,
+    HEADS_ONNX,
+    MODEL_ONNX,
+    check_directory,
+    check_exportable,
+    files_of,
+    is_ours,
+    load_stored_backbone,
+    write_config,
+    write_run,
+)
+from geo_embed.exports.origin import find_origin, warn_of_license
+from geo_embed.files import read_tensor_header, replacing_directory
+from geo_embed.geography import haversine_km
+from geo_embed.runs.recipe import answering_runs
+from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
+from geo_embed.runs.samples import load_samples_of
+from geo_embed.runs.store import find_store_of
+
+if TYPE_CHECKING:
+    from geo_embed.exports.predictor import GeoPredictor
+
+# Places by which an ONNX file is compared with torch: enough for views to be missing in every way.
+_PLACES, _ROWS = 6, 64
+# Of those that are looked through for pictures that can be read.
+_LOOKED_AT = 24
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        run: its name.
+        directory: of the export.
+        files: its files, and their bytes.
+        bytes: of all of them.
+        license, base_model: of the backbone.
+        neighbours: `samples` of the training set that it holds for refining points, and their `bytes`.
+        onnx: the ONNX file and how far it is from torch; None without.
+        pushed: the repository's address on the hub; None without.
+    """
+
+    run: str
+    directory: Path
+    files: dict[str, int]
+    bytes: int
+    license: str
+    base_model: str
+    neighbours: dict[str, int]
+    onnx: dict[str, Any] | None
+    pushed: str | None
+
+
+def export(
+    config: Config,
+    run: Run,
+    out: Path,
+    *,
+    onnx: bool = False,
+    heads_only: bool = False,
+    push: str | None = None,
+    backbone: str | None = None,
+) -> Exported:
+    """Export a run as a directory that `GeoPredictor.from_pretrained` reads; it appears whole.
+
+    Args:
+        config: where pictures lie by which an ONNX file is checked.
+        run: any run of one backbone.
+        out: the directory: a new one, or of an export, which is replaced.
+        onnx: write an ONNX file as well, and compare what ONNX Runtime makes of it with torch.
+        heads_only: leave the backbone out; the export then takes embeddings.
+        push: a repository on the hub, USER/REPO, that gets the files.
+        backbone: where the run's backbone lies, if not under the name that it had in training.
+
+    Raises:
+        GeoError: something else lies at `out`; the run is damaged, needs a plugin, or its backbone isn't to be had; a step of it has no
+            form in ONNX; the disk is full; or the hub refuses.
+        UnreachableError: the hub doesn't answer; the directory is there, and the same command again pushes it.
+    """
+    # Whatever can be refused cheaply is, before anything is loaded.
+    check_directory(out)
+    check_exportable(run)
+    if onnx:
+        from geo_embed.exports.onnx import check_onnx
+
+        check_onnx()
+    if push is not None:
+        hub.check_can_push(push)
+
+    origin = find_origin(run, backbone)
+    neighbours = count_neighbours(run)
+    checks = None
+    with replacing_directory(out) as directory:
+        stored = None if heads_only else load_stored_backbone(run, backbone)
+        write_run(directory, run, stored, origin.base_model)
+        write_config(directory, run, stored, None)
+        # What was written is read again: its hashes and shapes are looked at here, and not first where it is used.
+        from geo_embed.exports.predictor import GeoPredictor
+
+        predictor = GeoPredictor(directory, device="cpu", dtype="float32")
+        if onnx:
+            checks = _write_onnx(config, run, predictor, directory)
+            write_config(directory, run, stored, checks)
+        write_card(directory / CARD, run, Facts(origin, out.resolve().name, heads_only, neighbours, checks))
+        check_not_replaced(run)
+    warn_of_license(origin)
+
+    pushed = None
+    if push is not None:
+        names = files_of(out)
+        paths = {name: out / name for name in names}
+        pushed = hub.push_files(push, paths, f"Export of {run.name} by geo_embed", replaces=is_ours)
+    files = files_of(out)
+    return Exported(
+        run.name,
+        out,
+        files,
+        sum(files.values()),
+        origin.license,
+        origin.base_model,
+        dict(zip(("samples", "bytes"), neighbours, strict=True)),
+        checks,
+        pushed,
+    )
+
+
+def count_neighbours(run: Run) -> tuple[int, int]:
+    """Training samples that a run's heads look among, of all its parts, and the bytes that these take."""
+    samples = size = 0
+    for part in answering_runs(run):
+        for name, entry in read_tensor_header(part.heads_path).items():
+            if ".gallery_" in name:
+                size += entry.stop - entry.start
+                samples += entry.shape[0] if name.endswith(".gallery_cells") else 0
+    return samples, size
+
+
+def _write_onnx(config: Config, run: Run, predictor: "GeoPredictor", directory: Path) -> dict[str, Any]:
+    """Write the predictor as ONNX, and run it beside torch: what `config.json` says of it."""
+    import onnxruntime
+    import torch
+
+    from geo_embed.exports.onnx import OUTPUTS, run_onnx, write_onnx
+
+    heads_only = predictor.described.heads_only
+    name, file = ("embeddings", HEADS_ONNX) if heads_only else ("pixels", MODEL_ONNX)
+    given, present, of = _inputs(config, run, predictor)
+    tensors = torch.from_numpy(given), torch.from_numpy(present)
+    say(f"write {file}")
+    write_onnx(predictor.network, [tensor[:2] for tensor in tensors], (name, "present"), directory / file)
+    states, points = run_onnx(directory / file, {name: given, "present": present})
+    with torch.inference_mode():
+        wanted_states, wanted_points = (part.numpy() for part in predictor(*tensors))
+    away = haversine_km(wanted_points[:, 0], wanted_points[:, 1], points[:, 0], points[:, 1])
+    checks = {
+        "file": file,
+        "inputs": {
+            name: f"{given.dtype} (B, {', '.join(map(str, given.shape[1:]))})",
+            "present": f"bool (B, {given.shape[1]})",
+        },
+        "outputs": dict(
+            zip(OUTPUTS, (f"float32 (B, {states.shape[1]})", "float64 (B, 2), degrees"), strict=True)
+        ),
+        "places": len(given),
+        "of": of,
+        "probability_error": float(np.abs(states - wanted_states).max()),
+        "point_error_km": float(away.max()),
+        "onnxruntime": onnxruntime.__version__,
+    }
+    if not (np.isfinite(states).all() and np.isfinite(points).all()):
+        raise GeoError("ONNX Runtime's answers are NaN or infinite", where=file, hint="do without --onnx")
+    return checks
+
+
+def _inputs(
+    config: Config, run: Run, predictor: "GeoPredictor"
+) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
+    """Pictures or embeddings of held-out places, where they are at hand, and which of them are there; else drawn ones. And which of it.
+
+    Some views are taken away, and of the last place all.
+    """
+    here = on_this_machine(answering_runs(run)[0], config.paths, "cpu")
+    views, spec = len(predictor.views), predictor.preprocessing
+    found: NDArray[Any] | None = _cached(here) if spec is None else _pictures(here, spec)
+    of = "held out"
+    rng = np.random.default_rng(0)
+    if found is None:
+        of = "drawn at random: there were none of the data at hand"
+        if spec is None:
+            found = rng.normal(size=(_ROWS, views, run.dim)).astype(np.float32)
+        else:
+            found = rng.integers(0, 256, (_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
+    present = np.ones(found.shape[:2], dtype=bool)
+    present[len(found) // 2 :, : views // 2] = False
+    present[-1] = False
+    return found, present, of
+
+
+def _held_out(run: Run) -> list[str]:
+    split = run.read_split()
+    return [str(sample) for sample in split["sample_id"][split["part"] == "val"].unique()[:_ROWS]]
+
+
+def _cached(run: Run) -> NDArray[np.float32] | None:
+    """Embeddings (n, V, D) of held-out samples from the run's store; None where it isn't here."""
+    try:
+        store = find_store_of(run, "train")
+        ids = read_ids(store)
+        rows = np.flatnonzero(np.isin(ids.astype(str), _held_out(run)))[:_ROWS]
+        values = read_store(store).values[rows].astype(np.float32)
+    except GeoError:
+        return None
+    return values if len(values) > 1 else None
+
+
+def _pictures(run: Run, spec: Preprocessing) -> NDArray[np.uint8] | None:
+    """Pictures (n, V, 3, H, W) of held-out samples; None where none of them can be read."""
+    try:
+        samples = load_samples_of(run, "train")
+        wanted = set(_held_out(run)[:_LOOKED_AT])
+    except GeoError:
+        return None
+    places = []
+    for row in np.flatnonzero([str(sample) in wanted for sample in samples.sample_id]):
+        try:
+            names = [samples.images[int(row), view] for view in range(len(samples.view_names))]
+            places.append(
+                np.stack([images.resize(images.decode(samples.pictures.read(name)), spec) for name in names])
+            )
+        # Absent, damaged, or no picture: another one does.
+        except (OSError, GeoError, images.UnreadableImage, images.DamagedImage):
+            continue
+        if len(places) == _PLACES:
+            break
+    return np.stack(places) if len(places) > 1 else None

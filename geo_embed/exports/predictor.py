@@ -1,0 +1,223 @@
+"""A predictor of one directory, or of a repository on the hub: pictures or embeddings to states, probabilities and a point."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import PyTorchModelHubMixin
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from geo_embed.answers import Predictions
+from geo_embed.cache.arrays import check_embeddings
+from geo_embed.config import Config
+from geo_embed.data.images import Preprocessing
+from geo_embed.devices import pick_device, torch_switches
+from geo_embed.errors import GeoError, disk_errors
+from geo_embed.exports.directory import BACKBONE, check_directory, describe, files_of, read_export
+from geo_embed.exports.network import Answers, PictureNetwork, network_of
+from geo_embed.heads.predictor import Panel
+from geo_embed.hub import download
+from geo_embed.prediction.pictures import arrange, embed_places, predict_embedded
+from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.run import Run
+
+
+class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", tags=["geolocation"]):  # type: ignore[call-arg, misc]
+    """What `geo export` wrote, ready to answer.
+
+        predictor = GeoPredictor.from_pretrained("DIR")
+        answer = predictor.predict(["n.jpg", "e.jpg", "s.jpg", "w.jpg"])[0]
+        answer["states"][0]["state"], answer["latitude"], answer["longitude"]
+
+    Answers are those of the run that it was made of, on the same machine to the last bit. As a module it maps tensors to tensors: see
+    `forward`.
+
+    Args:
+        directory: of an export.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: precision of the backbone; default: as in training.
+        settings: `inference` of them counts: pictures per pass, what to do with damaged ones, averaging over variants.
+
+    Raises:
+        GeoError: no export, a damaged one, or weights that aren't the ones that it was made with.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        settings: Config | None = None,
+    ) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+        self.described, self.run = read_export(self.directory)
+        here = settings or Config()
+        self._here = here.model_copy(update={"model": here.model.model_copy(update={"device": device})})
+        self._heads: dict[Path, Panel] = {}
+        answer = network_of(self.run, self._heads_of)
+        self._backbone = None
+        if not self.described.heads_only:
+            name = str(self.directory / BACKBONE)
+            self._backbone = load_backbone_of(self.run, pick_device(device), name, dtype=dtype)
+        self.network = answer if self._backbone is None else PictureNetwork(self._backbone, answer)
+        self.requires_grad_(False).eval()
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of a place, in the order in which their pictures are given."""
+        return self.run.config.model.view_names
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What is done to a picture before the tower sees it; None of heads alone."""
+        return None if self._backbone is None else self._backbone.preprocessing
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        return self.run.labels.names
+
+    def predict(
+        self, images: Any = None, *, embeddings: ArrayLike | None = None, present: ArrayLike | None = None
+    ) -> list[dict[str, Any]]:
+        """Where places are: for each of them what `geo predict --images … --json` prints: `states`, the likeliest first, each with
+        `state_idx`, `state`, `probability`; `latitude` and `longitude` in degrees. The arguments are those of `predictions`.
+        """
+        predictions = self.predictions(images, embeddings=embeddings, present=present)
+        return [predictions.describe(row) for row in range(len(predictions))]
+
+    def predictions(
+        self, images: Any = None, *, embeddings: ArrayLike | None = None, present: ArrayLike | None = None
+    ) -> Predictions:
+        """The same as arrays.
+
+        Args:
+            images: one place, or a list of places. A place is a list of one picture per view in the order of `views`, None where one is
+                missing, or a dict from views to pictures. A picture is a PIL image, a path, a file's bytes, or a uint8 array (height,
+                width, 3).
+            embeddings: in place of pictures (N, V, D), by the backbone that the run was fitted on.
+            present: (N, V) bool beside `embeddings`, False where a view is missing; default: all are there.
+
+        Raises:
+            GeoError: as `predict_images` and `predict_arrays`; or pictures, where the export is of heads alone.
+        """
+        if (images is None) == (embeddings is None):
+            raise GeoError("give pictures, or embeddings=", where="GeoPredictor.predict")
+        if embeddings is not None:
+            values, seen = check_embeddings(embeddings, present, dtype=self.run.config.model.dtype)
+            return self._answer([(values, seen)])
+        if present is not None:
+            raise GeoError(
+                "present goes with embeddings",
+                where="GeoPredictor.predict",
+                hint="of pictures give None where one is missing",
+            )
+        if self._backbone is None:
+            raise GeoError(
+                "this is an export of heads alone: there is no backbone to look at pictures with",
+                where=self.directory,
+                hint="give embeddings=; or export the run without --heads-only",
+            )
+        # The module may have been moved.
+        parameter = next(self._backbone.module.parameters())
+        tower = replace(self._backbone, device=parameter.device, dtype=parameter.dtype)
+        with torch_switches(self._here.model):
+            places = arrange(images, self.views)
+            return self._answer(embed_places(self._here, self.run, places, tower))
+
+    def _answer(self, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> Predictions:
+        with torch_switches(self._here.model):
+            return predict_embedded(self._here, self.run, variants, self._heads_of)
+
+    def forward(self, given: Tensor, present: Tensor) -> Answers:
+        """Tensors to tensors, as the ONNX file has it: probabilities (B, C), and points (B, 2) float64 in degrees.
+
+        Args:
+            given: pictures (B, V, 3, H, W) uint8, resized and cropped, red first; of heads alone embeddings (B, V, D).
+            present: (B, V) bool, which views are there.
+        """
+        answers: Answers = self.network(given, present)
+        return answers
+
+    def _heads_of(self, run: Run) -> Panel:
+        """Loaded once: with neighbours they are large."""
+        if run.path not in self._heads:
+            self._heads[run.path] = load_heads(run)
+        return self._heads[run.path]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **options: Any,
+    ) -> "GeoPredictor":
+        """An export by its directory, or by its repository's id on the hub.
+
+        Args:
+            pretrained_model_name_or_path: `DIR`, or `USER/REPO`.
+            force_download, token, cache_dir, local_files_only, revision: of a repository, as the hub's own mixin has them.
+            options: `device`, `dtype` and `settings`, as the class has them.
+
+        Raises:
+            GeoError: as the class; or there is no such directory, or repository.
+            UnreachableError: the hub doesn't answer, and the repository isn't in its cache here.
+        """
+        directory = Path(pretrained_model_name_or_path)
+        if not directory.is_dir():
+            directory = download(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        describe(directory)
+        predictor: GeoPredictor = super().from_pretrained(directory, **options)
+        return predictor
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "GeoPredictor":
+        of_hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        return cls(model_id, **{name: value for name, value in options.items() if name not in of_hub})
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Copy the files that it was loaded from.
+
+        Args:
+            save_directory: a new directory, or of an export.
+            options: as the hub's own mixin takes them.
+
+        Raises:
+            GeoError: something else lies there, or itself; or the disk is full.
+        """
+        # Whatever lies there: the mixin's first step is to delete its config.json.
+        directory = Path(save_directory)
+        check_directory(directory)
+        if directory.resolve() == self.directory.resolve():
+            raise GeoError("it lies there already", where=directory, hint="name another directory")
+        address: str | None = super().save_pretrained(directory, **options)
+        return address
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name in files_of(self.directory):
+            target = save_directory / name
+            with disk_errors(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.directory / name, target)
+
+    def __repr__(self) -> str:
+        return f"<predictor {self.described.run}: {', '.join(self.views)} to {len(self.states)} classes>"

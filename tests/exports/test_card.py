@@ -1,0 +1,136 @@
+"""A model card says what its run is worth, what its backbone's licence allows, and reads as the hub's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from huggingface_hub import ModelCard
+from worlds import made_run, make_world
+
+from geo_embed.config import Config
+from geo_embed.exports.export import export
+from geo_embed.exports.origin import Origin, find_origin, warn_of_license
+from geo_embed.runs.run import Run, load_run
+
+if TYPE_CHECKING:
+    from conftest import Country
+
+
+def card_of(directory: Path) -> tuple[ModelCard, str]:
+    text = (directory / "README.md").read_text(encoding="utf-8")
+    return ModelCard(text), text
+
+
+def test_licence_and_base_model_are_those_of_the_backbones_own_card(
+    run: Run, config: Config, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(country.backbone, tmp_path / "model")
+    front = "---\nlicense: other\nlicense_name: house-licence\nlicense_link: https://example.org/l\nbase_model: maker/tower\n---\n"
+    (tmp_path / "model" / "README.md").write_text(f"{front}# Tower\n")
+    done = export(config, run, tmp_path / "e", backbone=str(tmp_path / "model"))
+    assert (done.license, done.base_model) == ("other", "maker/tower")
+    card, text = card_of(tmp_path / "e")
+    assert card.data.to_dict()["license_name"] == "house-licence"
+    assert (card.data.license, card.data.base_model) == ("other", "maker/tower")
+    assert "house-licence, as the backbone's, maker/tower" in text
+    assert "licence" not in capsys.readouterr().err
+
+
+def test_streetclip_is_not_for_commerce_and_an_unknown_licence_is_said_to_be(
+    run: Run, config: Config, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(country.backbone, tmp_path / "StreetCLIP")
+    done = export(config, run, tmp_path / "e", backbone=str(tmp_path / "StreetCLIP"))
+    assert (done.license, done.base_model) == ("cc-by-nc-4.0", "geolocal/StreetCLIP")
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "licensed cc-by-nc-4.0: not for commercial use" in warned
+    card, text = card_of(tmp_path / "e")
+    assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "geolocal/StreetCLIP")
+    assert "**Not for commercial use.**" in text
+
+    done = export(config, run, tmp_path / "u")
+    assert done.license == "unknown"
+    assert "the licence of the backbone backbone is unknown" in " ".join(capsys.readouterr().err.split())
+    card, text = card_of(tmp_path / "u")
+    assert card.data.license == "unknown"
+    assert card.data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/home/x/.cache/huggingface/hub/models--maker--tower-L/snapshots/0a1b", "maker/tower-L"),
+        ("/models/streetclip", "geolocal/StreetCLIP"),
+        ("/models/other", "backbone"),
+    ],
+)
+def test_a_directory_tells_its_model_where_it_can(run: Run, path: str, known: str) -> None:
+    assert find_origin(run, path).base_model == known
+
+
+def test_a_card_that_is_none_is_passed_over(run: Run, country: Country, tmp_path: Path) -> None:
+    shutil.copytree(country.backbone, tmp_path / "model")
+    for text in (
+        "no front matter",
+        "---\nlicense: [\n---\n",
+        "---\n- a\n- list\n---\n",
+        "---\nlicense:\n---\n",
+    ):
+        (tmp_path / "model" / "README.md").write_text(text)
+        assert find_origin(run, str(tmp_path / "model")).license == "unknown"
+
+
+def test_only_what_forbids_commerce_and_what_is_unknown_is_warned_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for license in ("mit", "apache-2.0", "cc-by-4.0"):
+        warn_of_license(Origin("a/b", True, license))
+    assert capsys.readouterr().err == ""
+
+
+def test_random_and_spatial_scores_stand_side_by_side_with_their_intervals(tmp_path: Path) -> None:
+    config = make_world(tmp_path / "w", ("a|b", "[c](x)", "<d>"), samples=120, step=3.0)
+    random = made_run(config, "random")
+    training = config.training.model_copy(update={"validation": "spatial", "group_km": 20.0})
+    spatial = made_run(config.model_copy(update={"training": training}), "spatial")
+    other = config.training.model_copy(update={"epochs": 7})
+    made_run(config.model_copy(update={"training": other}), "other")
+    export(config, load_run(config.paths.runs_dir, "random"), tmp_path / "e", heads_only=True)
+    card, text = card_of(tmp_path / "e")
+    assert "| | random split | spatially grouped, 20 km |" in text
+    scores = [random.read_metrics(), spatial.read_metrics()]
+    cells = [
+        f"{s['score']:.4f} ({s['score_interval'][0]:.4f} to {s['score_interval'][1]:.4f})" for s in scores
+    ]
+    assert f"| score | {' | '.join(cells)} |" in text
+    assert "Only this split is known" not in text
+    results = card.data.eval_results
+    assert {result.metric_type: result.metric_value for result in results}["score"] == round(
+        scores[0]["score"], 4
+    )
+    assert r"| a\|b | 2 |" in text
+    assert r"| \[c\](x) | 5 |" in text
+
+
+def test_the_finest_granularity_is_where_half_of_the_places_are_found(tmp_path: Path) -> None:
+    config = make_world(tmp_path / "w", ("a", "b"), samples=80)
+    run = made_run(config, "first")
+    within = {int(km): share for km, share in run.read_metrics()["within_km"].items()}
+    half = min(km for km, share in within.items() if share >= 0.5)
+    export(config, run, tmp_path / "e", heads_only=True)
+    _, text = card_of(tmp_path / "e")
+    assert f"Finest granularity: {half:,} km." in text
+    assert "private pictures" in text
+    assert "Surveillance" in text
+
+
+def test_the_card_of_a_run_that_held_nothing_out_says_that_nothing_is_known(tmp_path: Path) -> None:
+    config = make_world(tmp_path / "w", ("a", "b"), samples=40, training__val_split=0.001)
+    run = made_run(config, "all")
+    export(config, run, tmp_path / "e", heads_only=True)
+    card, text = card_of(tmp_path / "e")
+    assert "how good it is isn't known" in text
+    assert card.data.eval_results is None
