@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geo_embed.console import say
+from geo_embed.console import is_quiet, on_terminal, say
 from geo_embed.errors import GeoError, PlainError, UnreachableError
 
 SCHEME = "hf"
@@ -69,7 +69,7 @@ def check_can_push(repository: str) -> None:
 
 def push_files(
     repository: str,
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | bytes],
     message: str,
     *,
     replaces: Callable[[str], bool],
@@ -95,7 +95,7 @@ def push_files(
 
     check_can_push(repository)
     api = HfApi(library_name="geo_embed")
-    with hub_errors(repository):
+    with hub_errors(repository), _bars_on_terminals():
         _make(api, repository)
         info = api.repo_info(repository)
         there = [file.rfilename for file in info.siblings or ()]
@@ -105,7 +105,10 @@ def push_files(
                 where=f"{repository}/{refuse}",
                 hint="replace it with --overwrite",
             )
-        operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations: list[Any] = [
+            CommitOperationAdd(name, data if isinstance(data, bytes) else str(data))
+            for name, data in files.items()
+        ]
         operations += [CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
         say(f"push {len(files):,} files to {repository}")
         api.create_commit(repository, operations, commit_message=message, parent_commit=info.sha)
@@ -143,15 +146,27 @@ def download(repository: str, **options: Any) -> Path:
         UnreachableError: the hub doesn't answer, and the cache lacks it.
     """
     from huggingface_hub import snapshot_download
+
+    with hub_errors(repository), _bars_on_terminals():
+        return Path(snapshot_download(repository, library_name="geo_embed", **options))
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Have the hub's client draw its progress on a terminal alone, and keep its advice, which is for other people's files, to itself."""
+    import warnings
+
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
+    hides = not are_progress_bars_disabled() and (is_quiet() or not on_terminal())
+    if hides:
+        disable_progress_bars()
     try:
-        with hub_errors(repository):
-            return Path(snapshot_download(repository, library_name="geo_embed", **options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
-        if shown:
+        if hides:
             enable_progress_bars()
 
 
@@ -230,6 +245,11 @@ def _told(error: Exception, repository: str) -> PlainError | None:
     ):
         return UnreachableError(
             f"the hub can't be reached ({type(error).__name__})", where=repository, hint=_AGAIN
+        )
+    # Of hf_xet, which moves large files.
+    if isinstance(error, RuntimeError) or type(error).__module__.split(".")[0] == "hf_xet":
+        return UnreachableError(
+            "a large file can't be moved to or from the hub", where=repository, hint=_AGAIN
         )
     return None
 

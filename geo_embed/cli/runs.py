@@ -298,6 +298,12 @@ def _export(
     heads_only: Annotated[
         bool, typer.Option("--heads-only", help="Without the backbone: the export takes embeddings.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push", metavar="REPO", help="Also to the Hugging Face hub: USER/REPO; a new one is private."
+        ),
+    ] = None,
     backbone: BackboneOption = None,
 ) -> None:
     """Make one directory that predicts by itself: backbone, heads, classes, and a model card.
@@ -312,7 +318,9 @@ def _export(
     done = use_run(
         config.paths.runs_dir,
         run,
-        lambda loaded: export(config, loaded, out, onnx=onnx, heads_only=heads_only, backbone=backbone),
+        lambda loaded: export(
+            config, loaded, out, onnx=onnx, heads_only=heads_only, push=push, backbone=backbone
+        ),
     )
     checks, neighbours = done.onnx, done.neighbours
     rows: list[tuple[str, Any]] = [
@@ -336,10 +344,12 @@ def _export(
 @runs_app.command("push", epilog="Example: `geo runs push first s3://my-bucket/runs`")
 def _push(
     run: NamedRun,
-    address: Annotated[Path, typer.Argument(help="Where runs lie: s3://BUCKET/PREFIX, gs://… or az://…")],
+    address: Annotated[
+        str, typer.Argument(help="Where runs lie: s3://BUCKET/PREFIX, gs://…, az://…, or hf://USER/REPO.")
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
 ) -> None:
-    """Copy a run into a bucket, without its checkpoints."""
+    """Copy a run into a bucket or a repository of the Hugging Face hub, without its checkpoints."""
     from geo_embed.runs.run import load_run
     from geo_embed.runs.transfer import push_run
 
@@ -349,11 +359,13 @@ def _push(
 
 @runs_app.command("pull", epilog="Example: `geo runs pull s3://my-bucket/runs/first --name theirs`")
 def _pull(
-    address: Annotated[Path, typer.Argument(help="Of the run: s3://BUCKET/PREFIX/RUN, gs://… or az://…")],
+    address: Annotated[
+        str, typer.Argument(help="Of the run: s3://BUCKET/PREFIX/RUN, gs://…, az://…, or hf://USER/REPO/RUN.")
+    ],
     name: Annotated[str | None, typer.Option("--name", help="What to call it here; default its own.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of this name.")] = False,
 ) -> None:
-    """Copy a run from a bucket into the runs of this machine."""
+    """Copy a run from a bucket or the hub into the runs of this machine."""
     from geo_embed.runs.transfer import pull_run
 
     runs_dir = GLOBALS.config().paths.runs_dir
