@@ -28,7 +28,7 @@ export function makeFilters(run, samples) {
   const reset = h("button", { type: "button", class: "quiet" }, "Clear all");
   reset.addEventListener("click", () => show({ truth: "", answer: "", rank: "", agrees: "", score: null, confidence: null, area: null, zone: null }));
   const tokens = h("div", { class: "tokens" });
-  const element = h("details", { class: "filters", open: true }, h("summary", {}, "Filters"), h("div", { class: "between" }, h("h2", {}, "Filters"), reset), tokens, parts.map((part) => part.element));
+  const element = h("details", { class: "filters", open: true }, h("summary", {}, "Filters"), h("div", { class: "between" }, h("h2", {}, "Filters"), reset), tokens, parts.map((part) => part.element), keys());
   return {
     element,
     update(mask) {
@@ -44,6 +44,19 @@ export function makeFilters(run, samples) {
       reset.disabled = !["truth", "answer", "rank", "agrees", "score", "confidence", "area", "zone"].some((key) => shown[key]);
     },
   };
+}
+
+function keys() {
+  const known = [
+    ["N, P", "next, previous sample"],
+    ["Esc", "close, or end a selection"],
+    ["← ↑ → ↓", "move, on map and list"],
+    ["+ − 0", "zoom in, out, show all"],
+    ["V", "select what is in view"],
+    ["Enter", "open the sample in the middle"],
+    ["Shift + drag", "select a box"],
+  ];
+  return h("details", { class: "keys" }, h("summary", {}, "Keys"), h("dl", {}, known.map(([name, what]) => h("div", {}, h("dt", {}, name), h("dd", {}, what)))));
 }
 
 function ranks() {

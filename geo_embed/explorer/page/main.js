@@ -55,7 +55,13 @@ async function begin() {
     hover: (row) => space.ring(row),
     describe,
     point: (x, y) => game.put(x, y),
-    key: (event) => shown.mode === "play" && game.key(event),
+    key: (event) => {
+      if (shown.mode === "play") return game.key(event);
+      // The last thing that was opened is the first to be closed.
+      if (event.key !== "Escape" || !shown.sample) return false;
+      close();
+      return true;
+    },
     brush: (shape) => show({ area: shapeOf(shape) }),
     moved: ({ zoom, x, y }) => steering || show({ at: zoom === 1 && x === 0.5 && y === 0.5 ? null : [zoom, x, y].map((value) => +value.toFixed(5)) }),
   });
@@ -131,7 +137,7 @@ function spotsOf({ x, y, length }) {
   const [across, down] = [SPACE / (right - left || 1), SPACE / (bottom - top || 1)];
   for (let row = 0; row < length; row++) {
     found[2 * row] = (x[row] - left) * across;
-    found[2 * row + 1] = (-y[row] - top) * down;
+    found[2 * row + 1] = bottom > top ? (-y[row] - top) * down : SPACE / 2;
   }
   return found;
 }
@@ -363,12 +369,18 @@ async function openSample(first) {
     const found = await getSample(split(), id);
     if (frame !== mine) return;
     const seen = Number.isFinite(map.project(found.prediction)[0]);
-    mine.fill(found, run, !seen);
+    mine.fill(found, run, { beyond: !seen, beside: samples.agrees && row !== undefined && besideOf(row) });
     map.mark({ truth: map.project(found.truth), prediction: map.project(found.prediction), near: found.neighbours?.map((near) => map.project(near)), heat: map.heat(found.distribution, run.classes.length) });
     tell(`Sample ${id}: ${found.truth ? `${found.truth.name}, ` : ""}predicted ${found.prediction.top[0]?.name}`);
   } catch (failure) {
     if (frame === mine) mine.fail(failure, () => openSample(false));
   }
+}
+
+// What the other run says of a sample.
+function besideOf(row) {
+  const away = samples.compare_km ? `, ${km(Number.isFinite(samples.compare_km[row]) ? samples.compare_km[row] : null)} off` : "";
+  return `${samples.agrees[row] ? "the same class" : "another class"}${away}`;
 }
 
 function markTrial(found) {

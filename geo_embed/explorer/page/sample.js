@@ -35,15 +35,15 @@ export function sampleFrame(id, [at, of], calls) {
     element: h("article", { class: "sample", "aria-label": `Sample ${id}` }, head, body),
     focus: () => title.focus({ preventScroll: true }),
     fail: (failure, again) => body.replaceChildren(problem(failure, again)),
-    // `beyond`: whether the prediction lies where the map doesn't reach.
-    fill(found, run, beyond) {
+    // `beyond`: whether the prediction lies where the map doesn't reach; `beside`: what the run that stands beside says.
+    fill(found, run, more) {
       body.removeAttribute("aria-busy");
-      body.replaceChildren(...content(found, run, beyond, calls));
+      body.replaceChildren(...content(found, run, more, calls));
     },
   };
 }
 
-function content({ sample_id: id, views, truth, prediction, neighbours: near }, run, beyond, calls) {
+function content({ sample_id: id, views, truth, prediction, neighbours: near }, run, { beyond, beside }, calls) {
   const most = Math.max(...views.map((view) => view.weight ?? 0), 1e-9);
   const strip = h(
     "ul",
@@ -69,6 +69,7 @@ function content({ sample_id: id, views, truth, prediction, neighbours: near }, 
       ["Prediction", h("span", { class: "key prediction-key" }, top[0]?.name ?? "", h("span", { class: "at" }, place(prediction), beyond && ", beyond this map"))],
       prediction.km !== null && ["Distance", km(prediction.km)],
       prediction.score !== null && ["Score", score(prediction.score)],
+      beside && [`Beside: ${run.compare}`, beside],
     ]),
     h("h3", {}, "Most probable"),
     bars(top, truth),

@@ -66,7 +66,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
       const marks = [];
       if (draft ?? shape) marks.push(outline(draft ?? shape));
       calls.above?.(marks, toScreen);
-      if (made.pointing && plane.matches(":focus-visible")) {
+      if (plane.matches(":focus-visible")) {
         marks.push(svg("path", { class: "cross", d: `M${width / 2 - 9} ${height / 2}h18M${width / 2} ${height / 2 - 9}v18` }));
       }
       above.replaceChildren(...marks);

@@ -77,7 +77,7 @@ export function makeTrial(run, calls) {
     }
     running = new AbortController();
     const form = new FormData();
-    for (const { file, view } of files) form.append("views", file, view);
+    for (const { file, view } of files) form.append(view, file);
     result.setAttribute("aria-busy", "true");
     result.replaceChildren(h("p", { class: "waiting" }, "The model looks …"));
     try {
