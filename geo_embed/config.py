@@ -143,6 +143,11 @@ class Model(_Group):
     backbone_name: str = Field(
         DEFAULT_BACKBONE, description="hub id, model directory, or the name that an import was given"
     )
+    backbones: tuple[str, ...] = Field(
+        (),
+        description="several backbones, in place of backbone_name: heads are fitted on the embeddings of all, joined by sample id; "
+        "commands that take one backbone take the first",
+    )
     fingerprint: str | None = Field(
         None,
         description="take the store with this fingerprint, where several fit; default: the one that fits",
@@ -228,6 +233,40 @@ class Model(_Group):
     @classmethod
     def _one_plugin(cls, plugins: object) -> object:
         return (plugins,) if isinstance(plugins, str) else plugins
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_backbone(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        named = values.get("backbones")
+        named = [named] if isinstance(named, str) else named
+        if isinstance(named, list | tuple) and named and isinstance(named[0], str):
+            return {**values, "backbones": named, "backbone_name": named[0]}
+        return values
+
+    @field_validator("backbones")
+    @classmethod
+    def _backbones_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated} is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _one_fingerprint(self) -> "Model":
+        if self.fingerprint is not None and len(self.backbones) > 1:
+            raise ValueError("model.fingerprint names one store, and model.backbones several backbones")
+        return self
+
+    @property
+    def backbone_names(self) -> tuple[str, ...]:
+        """The backbones whose embeddings heads are fitted on: one, or several."""
+        return self.backbones or (self.backbone_name,)
+
+    def with_backbone(self, name: str) -> "Model":
+        """The same settings with one backbone alone."""
+        return self.model_copy(update={"backbone_name": name, "backbones": ()})
 
     @field_validator("view_names")
     @classmethod

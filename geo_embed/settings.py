@@ -236,7 +236,8 @@ def dotted(table: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, 
 def with_changes(config: Config, changes: Mapping[str, Any], where: str = "the space") -> Config:
     """The settings with changes by dotted key. Raises GeoError for a value that isn't allowed."""
     try:
-        return Config.model_validate(_nest(changes, config.model_dump()))
+        # What nobody has set stays so.
+        return Config.model_validate(_nest(changes, config.model_dump(exclude_unset=True)))
     except ValidationError as error:
         first = error.errors()[0]
         located = ".".join(str(part) for part in first["loc"])

@@ -112,6 +112,58 @@ def _location_code(rng: np.random.Generator, points: Floats, dim: int) -> Floats
     return np.asarray((code - code.mean(axis=0)) / code.std(axis=0))
 
 
+def _embeddings(
+    rng: np.random.Generator,
+    code: Floats,
+    kind: NDArray[np.int8],
+    strength: Floats,
+    dim: int,
+    difficulty: Difficulty,
+) -> NDArray[np.float16]:
+    """(N, V, dim) embeddings of views of these kinds and strengths (N, V), of places with this code (N, code_dim)."""
+    n, views = kind.shape
+    strength = np.where(kind == 2, 0.0, strength)
+    mix = rng.normal(size=(difficulty.code_dim, dim)) / np.sqrt(difficulty.code_dim)
+    scene_mix = rng.normal(size=(difficulty.nuisance_rank, dim)) / np.sqrt(difficulty.nuisance_rank)
+    cue_axes = rng.normal(size=(2, dim)) / np.sqrt(dim) * np.sqrt(24.0)
+    offset, gain = (
+        rng.normal(size=dim),
+        np.exp(0.5 * rng.normal(size=dim)),
+    )  # raw features aren't standardised
+
+    embeddings = np.empty((n, views, dim), dtype=np.float16)
+    for view in range(views):  # a view at a time keeps the peak memory low
+        source = np.where(kind[:, view] == 1, rng.permutation(n), np.arange(n))
+        # Scenes: heavy-tailed weights on few directions, skewed so that a view's mean isn't 0.
+        scene = rng.standard_t(5, size=(n, difficulty.nuisance_rank)) * np.exp(
+            -np.arange(difficulty.nuisance_rank) / 16.0
+        )
+        # The cue is a sign on one axis and its product with a second: a linear probe of either alone sees half of it.
+        flip = rng.choice([-1.0, 1.0], size=n)
+        telling = np.where(kind[:, view] == 0, 1.0, -1.0)
+        first = telling * difficulty.cue / 2 + rng.normal(size=n)
+        second = flip * (1.0 + 0.5 * telling) * difficulty.cue / 2 + rng.normal(size=n)
+        x = difficulty.signal * strength[:, view, None] * (code[source] @ mix)
+        x += difficulty.nuisance * (scene @ scene_mix)
+        x += first[:, None] * cue_axes[0] + second[:, None] * cue_axes[1]
+        x += difficulty.noise * rng.normal(size=(n, dim))
+        embeddings[:, view] = (offset + gain * x) * 0.3
+    return embeddings
+
+
+def another_source(
+    data: Planted, *, seed: int, dim: int = 768, difficulty: Difficulty | None = None
+) -> NDArray[np.float16]:
+    """Embeddings (N, V, dim) of the same pictures by another backbone: the same places, and the same views are misleading or blank; the
+    code of a place, how strongly a view tells it, scenes and noise are its own.
+    """
+    difficulty = difficulty or Difficulty()
+    rng = np.random.default_rng(seed)
+    code = _location_code(rng, np.stack([data.latitude, data.longitude], axis=-1), difficulty.code_dim)
+    strength = np.exp(difficulty.strength_spread * rng.normal(size=data.kind.shape))
+    return _embeddings(rng, code, data.kind, strength, dim, difficulty)
+
+
 def planted(
     n: int,
     *,
@@ -142,32 +194,7 @@ def planted(
         ],
     ).astype(np.int8)
     strength = np.exp(difficulty.strength_spread * rng.normal(size=(n, views)))
-    strength[kind == 2] = 0.0
-    mix = rng.normal(size=(difficulty.code_dim, dim)) / np.sqrt(difficulty.code_dim)
-    scene_mix = rng.normal(size=(difficulty.nuisance_rank, dim)) / np.sqrt(difficulty.nuisance_rank)
-    cue_axes = rng.normal(size=(2, dim)) / np.sqrt(dim) * np.sqrt(24.0)
-    offset, gain = (
-        rng.normal(size=dim),
-        np.exp(0.5 * rng.normal(size=dim)),
-    )  # raw features aren't standardised
-
-    embeddings = np.empty((n, views, dim), dtype=np.float16)
-    for view in range(views):  # a view at a time keeps the peak memory low
-        source = np.where(kind[:, view] == 1, rng.permutation(n), np.arange(n))
-        # Scenes: heavy-tailed weights on few directions, skewed so that a view's mean isn't 0.
-        scene = rng.standard_t(5, size=(n, difficulty.nuisance_rank)) * np.exp(
-            -np.arange(difficulty.nuisance_rank) / 16.0
-        )
-        # The cue is a sign on one axis and its product with a second: a linear probe of either alone sees half of it.
-        flip = rng.choice([-1.0, 1.0], size=n)
-        telling = np.where(kind[:, view] == 0, 1.0, -1.0)
-        first = telling * difficulty.cue / 2 + rng.normal(size=n)
-        second = flip * (1.0 + 0.5 * telling) * difficulty.cue / 2 + rng.normal(size=n)
-        x = difficulty.signal * strength[:, view, None] * (code[source] @ mix)
-        x += difficulty.nuisance * (scene @ scene_mix)
-        x += first[:, None] * cue_axes[0] + second[:, None] * cue_axes[1]
-        x += difficulty.noise * rng.normal(size=(n, dim))
-        embeddings[:, view] = (offset + gain * x) * 0.3
+    embeddings = _embeddings(rng, code, kind, strength, dim, difficulty)
 
     numbers = np.sort(rng.choice(np.arange(max(50, classes)), size=classes, replace=False))
     order = rng.permutation(n)

@@ -1,10 +1,12 @@
 """Embeddings that are at hand as plain arrays, checked as an import is."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from geo_embed.blocks import Block, blocks_of
 from geo_embed.cache.store import is_finite, rounded_away, stored_dtype
 from geo_embed.errors import GeoError
 
@@ -60,6 +62,47 @@ def check_embeddings(
             kept[rows] = values[rows]
         kept[rows][~seen[rows]] = 0
     return kept, seen.copy()
+
+
+def check_sources(
+    embeddings: ArrayLike | Mapping[str, ArrayLike], present: ArrayLike | None = None, *, dtype: str
+) -> tuple[NDArray[Any], NDArray[np.bool_], tuple[Block, ...]]:
+    """`check_embeddings` of one array; or of several by name, one per source, side by side in the order of their names.
+
+    Returns:
+        Embeddings (N, V, D), D the sum of the sources' widths; which views are there (N, V); and of several sources which of the D
+        numbers are whose.
+
+    Raises:
+        GeoError: as `check_embeddings`; no array at all, or arrays of other samples or views.
+    """
+    if not isinstance(embeddings, Mapping):
+        return *check_embeddings(embeddings, present, dtype=dtype), ()
+    if not embeddings:
+        raise GeoError("there is no array", where="embeddings", hint='give {"name": array, …}')
+    arrays = {str(name): as_array(embeddings[name], f"embeddings[{name!r:.80}]") for name in embeddings}
+    names = sorted(arrays)
+    first = arrays[names[0]]
+    for name in names[1:]:
+        if arrays[name].shape[:-1] != first.shape[:-1]:
+            raise GeoError(
+                f"embeddings of shape {arrays[name].shape}, where {names[0]!r:.80} has {first.shape}",
+                where=f"embeddings[{name!r:.80}]",
+                hint="give the same samples and views by every source",
+            )
+    blocks = blocks_of(names, (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in names))
+    values: NDArray[Any] | None = None
+    for block in blocks:
+        try:
+            part, seen = check_embeddings(arrays.pop(block.name), present, dtype=dtype)
+        except GeoError as error:
+            error.where = error.where.replace("embeddings", f"embeddings[{block.name!r:.80}]", 1)
+            raise
+        if values is None:
+            values = np.zeros((*part.shape[:2], blocks[-1].stop), dtype=part.dtype)
+        values[..., block.start : block.stop] = part
+    assert values is not None
+    return values, seen, blocks
 
 
 def as_array(given: ArrayLike, name: str) -> NDArray[Any]:

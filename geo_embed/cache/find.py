@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,17 +135,29 @@ def variant_stores(cache_dir: Path, store: Store) -> list[Store]:
     ]
 
 
-def check_fits(store: Store, samples: Samples) -> None:
-    """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it."""
+def check_fits(store: Store, samples: Samples, *, any_order: bool = False) -> None:
+    """Raise GeoError where the store's rows are not the CSV's samples, with the command that mends it.
+
+    Args:
+        store: any store.
+        samples: of its split.
+        any_order: let the rows lie in another order, for who joins them by id.
+    """
     if store.attrs["manifest_sha256"] == manifest_sha256(samples):
         return
     ids = read_ids(store)
+    if any_order and len(ids) == len(samples) and set(ids) == set(samples.sample_id):
+        place = {sample: row for row, sample in enumerate(samples.sample_id)}
+        order = np.array([place[sample] for sample in ids], dtype=np.int64)
+        reordered = replace(samples, sample_id=samples.sample_id[order], images=samples.images.take(order))
+        if store.attrs["manifest_sha256"] == manifest_sha256(reordered):
+            return
     if len(ids) != len(samples):
         what = f"the store holds {len(ids):,} samples, the CSV {len(samples):,}"
     elif set(ids) != set(samples.sample_id):
         strange = next(i for i in samples.sample_id if i not in set(ids))
         what = f"the CSV's sample {strange!r} is not in the store"
-    elif (ids != samples.sample_id).any():
+    elif (ids != samples.sample_id).any() and not any_order:
         row = int(np.argmax(ids != samples.sample_id))
         what = f"the order of samples differs from row {samples.row(row)} on"
     else:

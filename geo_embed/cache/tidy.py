@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geo_embed.cache.find import find_store, fingerprints_of, fitting_stores
+from geo_embed.cache.find import choose_store, fingerprints_of, fitting_stores
 from geo_embed.cache.locks import changing_layout, is_busy, put_right
 from geo_embed.cache.objects import unread
 from geo_embed.cache.storage import all_superseded, is_inside, leftovers, lexists, usage
@@ -120,11 +120,15 @@ def collect_garbage(
     if runs is not None:
         used = set(runs)
         for split in SPLITS:
-            with suppress(GeoError):
-                used.add(find_store(config, split).fingerprint)
+            for name in config.model.backbone_names:
+                with suppress(GeoError):
+                    model = config.model.with_backbone(name)
+                    used.add(choose_store(cache_dir, model, split).fingerprint)
         # Of a store that was taken over, a run may know the one name, and the other split's store have the other.
         stores = list_stores(cache_dir)
-        used |= {store.fingerprint for store in fitting_stores(stores, config.model, config.paths.cache_dir)}
+        for name in config.model.backbone_names:
+            fitting = fitting_stores(stores, config.model.with_backbone(name), cache_dir)
+            used |= {store.fingerprint for store in fitting}
         for names in map(fingerprints_of, stores):
             used |= set() if used.isdisjoint(names) else {*names}
         imported = {store.attrs["backbone"] for store in stores if store.attrs.get("imported")}

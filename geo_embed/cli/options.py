@@ -23,6 +23,14 @@ BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id, model directory, or the name of an import.")
 ]
 
+BackbonesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backbone",
+        help="Hub id, model directory, or the name of an import; repeat it to take several together.",
+    ),
+]
+
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Where models run.")]
 
 DtypeOption = Annotated[
@@ -125,6 +133,12 @@ class Globals:
 
     def config(self, **overrides: Any) -> Config:
         """The effective settings under a command's own options, written group__key."""
+        named = overrides.get("model__backbone_name")
+        if isinstance(named, str | list) and named:
+            # What is named takes the place of all in the settings, one or several.
+            names = [named] if isinstance(named, str) else named
+            several = names if len(names) > 1 else ()
+            overrides |= {"model__backbone_name": names[0], "model__backbones": several}
         config = resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
         set_progress_seconds(config.tracking.progress_seconds)
         return config

@@ -13,7 +13,7 @@ from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
-    BackboneOption,
+    BackbonesOption,
     BadImageOption,
     BatchOption,
     DamagedOption,
@@ -269,7 +269,7 @@ def _predict(
     ] = None,
     tta: TtaOption = None,
     no_extract: NoExtractOption = False,
-    backbone: BackboneOption = None,
+    backbone: BackbonesOption = None,
     device: DeviceOption = None,
     on_bad_image: BadImageOption = None,
     on_damaged_image: DamagedOption = None,
@@ -288,7 +288,7 @@ def _predict(
 
     if (split is None) == (not images):
         raise typer.BadParameter("give either --split or --images")
-    if split is not None and no_extract and backbone is not None:
+    if split is not None and no_extract and backbone:
         raise typer.BadParameter(
             "--backbone says what embeds the split's pictures, and --no-extract that nothing does"
         )

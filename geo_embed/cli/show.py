@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,12 @@ def print_next(*words: str) -> None:
         say(f"next: {with_given_options(shlex.join(['geo', *words]))}")
 
 
-def after_embedding(split: str, backbone: str | None, runs_dir: Path) -> list[str]:
+def after_embedding(split: str, backbone: str | Sequence[str] | None, runs_dir: Path) -> list[str]:
     """The command that comes once a split is embedded: the heads' own, until there is a run that can answer the test split."""
     from geo_embed.runs.run import finished_runs
 
-    named = [] if backbone is None else ["--backbone", backbone]
+    names = [backbone] if isinstance(backbone, str) else backbone or ()
+    named = [word for name in names for word in ("--backbone", name)]
     return ["submit"] if split == "test" and finished_runs(runs_dir) else ["fit-heads", *named]
 
 

@@ -10,6 +10,7 @@ from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     GLOBALS,
     BackboneOption,
+    BackbonesOption,
     BadImageOption,
     BatchOption,
     DamagedOption,
@@ -52,7 +53,7 @@ app = typer.Typer()
 @app.command("extract", epilog="Example: `geo extract --split train`")
 def _extract(
     split: SplitOption,
-    backbone: BackboneOption = None,
+    backbone: BackbonesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     exact: Annotated[
@@ -104,6 +105,11 @@ def _extract(
     )
     # `inference.tta` alone is about answers.
     variants = variants_of(config.finetune.augment, config.model.view_names) if tta else [AS_THEY_ARE]
+    # One backbone after the other, each with all that it has to embed.
+    configs = [
+        config.model_copy(update={"model": config.model.with_backbone(name)})
+        for name in config.model.backbone_names
+    ]
     todo = [(name, variant) for name in splits_of(split) for variant in variants]
     if chosen_engine(engine, ray_address) == "ray":
         from geo_embed.scale.cluster import ray_cluster
@@ -113,7 +119,9 @@ def _extract(
             raise typer.BadParameter("Ray deals out parts by itself", param_hint="--part")
         with ray_cluster(ray_address) as cluster:
             extractions = [
-                extract_on_ray(config, name, cluster, limit=limit, variant=variant) for name, variant in todo
+                extract_on_ray(of_one, name, cluster, limit=limit, variant=variant)
+                for of_one in configs
+                for name, variant in todo
             ]
     elif is_torchrun():
         from geo_embed.finetuning.team import speaks
@@ -123,16 +131,17 @@ def _extract(
             raise typer.BadParameter(
                 "each process of torchrun takes its part of all samples", param_hint="--part, --limit"
             )
-        extractions = extract_in_team(config, todo)
+        extractions = [done for of_one in configs for done in extract_in_team(of_one, todo)]
         if not speaks():
             return
     else:
         extractions = [
-            extract(config, name, part=parse_part(part), limit=limit, variant=variant)
+            extract(of_one, name, part=parse_part(part), limit=limit, variant=variant)
+            for of_one in configs
             for name, variant in todo
         ]
     if GLOBALS.as_json or not is_quiet():
-        print_splits("all" if tta else split, extractions, _extraction_rows)
+        print_splits("all" if tta or len(configs) > 1 else split, extractions, _extraction_rows)
     if not GLOBALS.as_json:
         for extraction in extractions:
             for bad in extraction.skipped:
@@ -166,7 +175,10 @@ def known_fusion(name: str | None) -> str | None:
     return name
 
 
-@app.command("fit-heads", epilog="Example: `geo fit-heads --name first`")
+@app.command(
+    "fit-heads",
+    epilog="Example: `geo fit-heads --name first`, or `geo fit-heads --backbone streetclip --backbone dinov2 --name two`",
+)
 def _fit_heads(
     name: NameOption = None,
     preset: Annotated[Preset | None, typer.Option(help="Recipe.")] = None,
@@ -190,7 +202,7 @@ def _fit_heads(
             callback=known_fusion,
         ),
     ] = None,
-    backbone: BackboneOption = None,
+    backbone: BackbonesOption = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
     limit: LimitOption = None,
@@ -215,7 +227,7 @@ def _fit_heads(
     # Before imports that take seconds.
     if ahead := command_outlook(config.paths.csv("train"), config.training, limit):
         say(ahead)
-    from geo_embed.fitting.fit import fit_heads
+    from geo_embed.fitting.fit import describe_comparison, fit_heads
 
     fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     alone = [part["score"] for part in fit.parts if "score" in part]
@@ -230,6 +242,14 @@ def _fit_heads(
             *twin_rows(fit.twins, fit.val["samples"]),
             *sample_rows(config.paths.runs_dir / fit.run, fit.val["samples"]),
             *spread,
+            *[
+                (
+                    "sources",
+                    describe_comparison(part["sources"], fit.val["samples"]).removeprefix("sources: "),
+                )
+                for part in fit.parts
+                if "sources" in part and len(fit.parts) == 1
+            ],
         ],
         *("submit", fit.run),
     )
@@ -245,7 +265,7 @@ def _sweep(
     eta: Annotated[
         int, typer.Option(min=2, help="Of each rung, one in so many goes on, for so many times the epochs.")
     ] = 3,
-    backbone: BackboneOption = None,
+    backbone: BackbonesOption = None,
     device: DeviceOption = None,
     limit: LimitOption = None,
     seed: SeedOption = None,

@@ -21,10 +21,15 @@ class ImageNames:
         columns: (N,) of each view.
     """
 
-    def __init__(self, columns: Sequence["pd.Series[str] | Sequence[str] | NDArray[Any]"]) -> None:
+    def __init__(
+        self, columns: Sequence["pd.Series[str] | Sequence[str] | NDArray[Any] | pa.ChunkedArray"]
+    ) -> None:
         import pyarrow as pa
 
-        arrays = [pa.array(column, pa.large_string()) for column in columns]
+        arrays = [
+            column if isinstance(column, pa.ChunkedArray) else pa.array(column, pa.large_string())
+            for column in columns
+        ]
         self._columns = [
             array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]) for array in arrays
         ]
@@ -47,6 +52,12 @@ class ImageNames:
         if not isinstance(view, slice):
             return self._columns[view][rows].to_numpy(zero_copy_only=False)
         return np.column_stack([self[rows, v] for v in range(len(self._columns))[view]])
+
+    def take(self, rows: NDArray[np.int64]) -> "ImageNames":
+        """The names of some rows (R,), in this order."""
+        import pyarrow as pa
+
+        return ImageNames([column.take(pa.array(rows)) for column in self._columns])
 
     @property
     def named(self) -> NDArray[np.bool_]:

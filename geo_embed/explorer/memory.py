@@ -15,10 +15,9 @@ from geo_embed.devices import pick_device, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.explorer.space import Embedder, embedder_of
 from geo_embed.prediction.pictures import embed_places, predict_embedded
-from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.backbone import load_backbones_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run
-from geo_embed.runs.store import is_fitted_on_import
 
 if TYPE_CHECKING:
     from geo_embed.backbones.backbone import Backbone
@@ -64,7 +63,7 @@ class RunInMemory:
         self.config, self.run = config, run
         self._loading, self._answering = threading.Lock(), threading.Lock()
         self._heads: dict[str, Panel] = {}
-        self._tower: Backbone | None = None
+        self._towers: list[Backbone] = []
         self._embedder: Embedder | None = None
 
     def why_not(self) -> str | None:
@@ -73,12 +72,10 @@ class RunInMemory:
         try:
             while (ensemble := load_ensemble(run)) is not None:
                 run = ensemble.members[0]
-            if is_fitted_on_import(run):
-                return (
-                    f"the run was fitted on imported embeddings ({run.provenance['store']['backbone']}): "
-                    "what made them isn't known here"
-                )
-            find_backbone(self.run.config.model.backbone_name, download=False)
+            for source in run.sources:
+                if source["weights_sha256"] is None:
+                    return f"the run was fitted on imported embeddings ({source['backbone']}): what made them isn't known here"
+                find_backbone(source["name"], download=False)
         except GeoError as error:
             return f"{error}{f'; {error.hint}' if error.hint else ''}"
         return None
@@ -91,12 +88,11 @@ class RunInMemory:
                 self._heads[key] = load_heads(run).to(pick_device(self.run.config.model.device, float64=True))
             return self._heads[key]
 
-    def tower(self) -> "Backbone":
-        """The backbone. Raises GeoError where it isn't to be had, or is another one than the run was fitted on."""
+    def towers(self) -> "list[Backbone]":
+        """The backbones. Raises GeoError where one isn't to be had, or is another one than the run was fitted on."""
         with self._loading:
-            if self._tower is None:
-                self._tower = load_backbone_of(self.run, pick_device(self.config.model.device))
-            return self._tower
+            self._towers = self._towers or load_backbones_of(self.run, pick_device(self.config.model.device))
+            return self._towers
 
     def embedder(self) -> Embedder:
         """What takes embeddings to the learnt space."""
@@ -112,9 +108,9 @@ class RunInMemory:
         """
         views = self.run.config.model.view_names
         place = [pictures.get(view) for view in views]
-        tower = self.tower()
+        towers = self.towers()
         with self._answering, torch_switches(self.config.model):
-            variants = embed_places(self.config, self.run, [place], tower)
+            variants = embed_places(self.config, self.run, [place], towers)
             predictions = predict_embedded(self.config, self.run, variants, self.heads_of)
             return self._answered(predictions, *variants[0])
 

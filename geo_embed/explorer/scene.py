@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import read_store
+from geo_embed.cache.join import read_joined
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data.samples import Samples, text_ids
@@ -189,7 +189,7 @@ class Scene:
     # ---------------------------------------------------------------- the learnt space
 
     def _space(self, csv: str) -> tuple[Space, Any]:
-        """A CSV's samples in the learnt space, and the store that they are from. Raises GeoError where that can't be had."""
+        """A CSV's samples in the learnt space, and the stores that they are from. Raises GeoError where that can't be had."""
         with self._lock:
             if csv not in self._spaces:
                 try:
@@ -364,11 +364,10 @@ class Scene:
     def _answered(self, split: str, sample_id: str, predictions: Predictions) -> Answered | None:
         """What the heads say of a sample beside its recorded prediction; None where its embeddings aren't at hand."""
         try:
-            space, store = self._space(csv_of(split))
-            rows = np.flatnonzero(space.sample_id == sample_id)
-            if not len(rows):
+            space, sources = self._space(csv_of(split))
+            if not (space.sample_id == sample_id).any():
                 return None
-            part = read_store(store, slice(int(rows[0]), int(rows[0]) + 1))
+            part = read_joined(sources, np.array([sample_id], dtype=object))
         except GeoError:
             return None
         return self.memory.answer_embeddings(predictions, part.values, part.present)
@@ -503,7 +502,8 @@ class Scene:
     def _provenance(self) -> list[str]:
         made = self.run.provenance
         store = made["store"]
-        lines = [f"made {made.get('created') or 'who knows when'}", f"backbone {store['backbone']}"]
+        backbones = ", ".join(source["backbone"] for source in self.run.sources)
+        lines = [f"made {made.get('created') or 'who knows when'}", f"backbone {backbones}"]
         if (data := made.get("data") or {}).get("train_csv"):
             lines.append(f"trained on {data['train_csv']}, {store['samples']:,} samples")
         if made.get("command"):

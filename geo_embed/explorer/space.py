@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.store import Store, read_ids, read_store
+from geo_embed.cache.join import Source, read_joined
+from geo_embed.cache.store import read_ids
 from geo_embed.devices import pick_device
 from geo_embed.runs.recipe import load_ensemble
 from geo_embed.runs.run import Run
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 
 if TYPE_CHECKING:
     from geo_embed.heads.heads import Heads
@@ -113,8 +114,8 @@ def embedder_of(run: Run, heads_of: "Callable[[Run], Panel]") -> Embedder:
     return Embedder(run, heads, f"{kind} of {run.name}, head {heads.model.head}")
 
 
-def space_of(embedder: Embedder, split: str) -> tuple[Space, Store]:
-    """The samples of a split's store in the learnt space.
+def space_of(embedder: Embedder, split: str) -> tuple[Space, tuple[Source, ...]]:
+    """The samples of a split's stores in the learnt space, and the stores.
 
     Args:
         embedder: of a run with the paths of this machine.
@@ -123,10 +124,11 @@ def space_of(embedder: Embedder, split: str) -> tuple[Space, Store]:
     Raises:
         GeoError: the split isn't cached with the run's backbone, or is damaged.
     """
-    store = find_store_of(embedder.run, split)
+    sources = find_sources_of(embedder.run, split)
+    sample_id = read_ids(sources[0].store)
     parts = []
-    for start in range(0, store.shape[0], _ROWS):
-        part = read_store(store, slice(start, min(start + _ROWS, store.shape[0])))
+    for start in range(0, len(sample_id), _ROWS):
+        part = read_joined(sources, sample_id[start : start + _ROWS])
         parts.append(embedder.vectors(part.values, part.present).astype(np.float16))
     width = max((part.shape[1] for part in parts), default=1)
     vectors = np.concatenate(
@@ -139,7 +141,7 @@ def space_of(embedder: Embedder, split: str) -> tuple[Space, Store]:
     mean = _mean(vectors)
     for rows in _parts(vectors):
         rows[:] = _directions(rows.astype(np.float32), mean)
-    return Space(read_ids(store), vectors, mean), store
+    return Space(sample_id, vectors, mean), sources
 
 
 def plane_of(vectors: NDArray[np.floating[Any]]) -> Floats:

@@ -103,6 +103,12 @@ def describe(directory: Path) -> Described:
 def check_exportable(run: Run) -> None:
     """Raise GeoError for a run that needs a plugin to answer: whoever has the export hasn't the plugin's code."""
     for part in answering_runs(run):
+        if len(part.sources) > 1:
+            raise GeoError(
+                f"an export has one backbone, and {part.name} was fitted on {len(part.sources)} together",
+                where=part.path,
+                hint="export heads on one of them: geo fit-heads --backbone NAME",
+            )
         recipe, described = read_recipe(part)
         sets = [
             heads["model"]

@@ -33,7 +33,7 @@ from geo_embed.geography import haversine_km
 from geo_embed.runs.recipe import answering_runs
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.samples import load_samples_of
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 
 if TYPE_CHECKING:
     from geo_embed.exports.predictor import GeoPredictor
@@ -223,7 +223,8 @@ def _held_out(run: Run) -> list[str]:
 def _cached(run: Run) -> NDArray[np.float32] | None:
     """Embeddings (n, V, D) of held-out samples from the run's store; None where it isn't here."""
     try:
-        store = find_store_of(run, "train")
+        (source,) = find_sources_of(run, "train")
+        store = source.store
         ids = read_ids(store)
         rows = np.flatnonzero(np.isin(ids.astype(str), _held_out(run)))[:_ROWS]
         values = read_store(store).values[rows].astype(np.float32)

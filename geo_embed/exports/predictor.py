@@ -130,7 +130,7 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         tower = replace(self._backbone, device=parameter.device, dtype=parameter.dtype)
         with torch_switches(self._here.model):
             places = arrange(images, self.views)
-            return self._answer(embed_places(self._here, self.run, places, tower))
+            return self._answer(embed_places(self._here, self.run, places, [tower]))
 
     def _answer(self, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> Predictions:
         with torch_switches(self._here.model):

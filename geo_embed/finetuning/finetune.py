@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from geo_embed.cache.find import find_store, store_attributes
+from geo_embed.cache.find import store_attributes
+from geo_embed.cache.join import find_sources
 from geo_embed.config import Config, Finetune, Training
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.devices import pick_dtype, with_torch_switches
@@ -240,10 +241,10 @@ def _write_run(
         backbone_name = str(backbone_dir(task.directory))
         own_backbone = config.model.model_copy(update={"backbone_name": backbone_name, "fingerprint": None})
         tuned = config.model_copy(update={"model": own_backbone})
-        store = find_store(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
+        sources = find_sources(config, "train", fingerprint=run.provenance["store"]["fingerprint"])
         provenance = {
             **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
-            **describe_sources(config.paths.csv("train"), run.provenance["data"]["sha256"], store),
+            **describe_sources(config.paths.csv("train"), run.provenance["data"]["sha256"], sources, [[]]),
         }
         provenance |= {"init": run.name, "seconds": time.monotonic() - started}
         with writing_run(config.paths.runs_dir, task.directory.name) as writer:

@@ -35,6 +35,12 @@ _SAME_SCORE, _ONE_RANK = 0.002, 0.28
 
 def fit_initial_heads(config: Config, name: str, *, overwrite: bool, command: Sequence[str] = ()) -> None:
     """The frozen phase; heads of the same settings that an interrupted training fitted are taken as they are."""
+    if len(config.model.backbone_names) > 1:
+        raise GeoError(
+            f"fine-tuning trains one backbone, and the settings name {len(config.model.backbone_names)}",
+            where="model.backbones",
+            hint="name one: --backbone NAME",
+        )
     path = config.paths.runs_dir / name
     if overwrite or not is_run(path):
         say("frozen phase: heads from the cache")
@@ -96,6 +102,12 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             "an ensemble, or a run made of folds, has no held-out samples of its own to go on with",
             where=run.path,
             hint="start from a run of geo fit-heads without --folds",
+        )
+    if len(run.sources) > 1:
+        raise GeoError(
+            f"fine-tuning trains one backbone, and the run was fitted on {len(run.sources)} together",
+            where=run.path,
+            hint="start from heads on one of them: geo fit-heads --backbone NAME",
         )
     if directory.absolute() == run.path.absolute():
         raise GeoError(

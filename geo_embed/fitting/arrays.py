@@ -2,25 +2,31 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from geo_embed.answers import LabelEncoder, Truth
-from geo_embed.cache.arrays import as_array, check_embeddings
+from geo_embed.blocks import Block
+from geo_embed.cache.arrays import as_array, check_sources
 from geo_embed.cache.store import hash_embeddings
 from geo_embed.config import Config
 from geo_embed.data.samples import text_ids
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Examples, find_tied
+from geo_embed.runs.provenance import by_source
 
 # What a run that was fitted on arrays calls its backbone.
 BACKBONE = "arrays"
 
+# Rows that are hashed at once: few calls, bounded memory.
+_HASHED_ROWS = 4096
+
 
 def examples_of(
-    embeddings: ArrayLike,
+    embeddings: ArrayLike | Mapping[str, ArrayLike],
     states: ArrayLike,
     latitude: ArrayLike,
     longitude: ArrayLike,
@@ -32,7 +38,7 @@ def examples_of(
     """N examples. The arrays that are given stay as they are.
 
     Args:
-        embeddings, present, dtype: as `check_embeddings` takes them.
+        embeddings, present, dtype: as `check_sources` takes them.
         states: (N,) names, which become classes in the order of the alphabet; or whole numbers, the data's own `state_idx`.
         latitude, longitude: (N,) degrees.
         sample_id: (N,) ids, by which a split is dealt; default 0 to N − 1.
@@ -40,7 +46,7 @@ def examples_of(
     Raises:
         GeoError: lengths differ, a sample has no view, a value is missing, NaN or off the globe, or an id is repeated.
     """
-    values, seen = check_embeddings(embeddings, present, dtype=dtype)
+    values, seen, blocks = check_sources(embeddings, present, dtype=dtype)
     n = len(values)
     without = np.flatnonzero(~seen.any(axis=1))
     if len(without):
@@ -60,7 +66,7 @@ def examples_of(
         repeated = next(name for name, count in Counter(ids.tolist()).items() if count > 1)
         raise GeoError(f"the id {repeated!r:.80} is repeated", where="sample_id")
     tied = find_tied(hash_embeddings(values), seen, truth)
-    return Examples(ids, values, seen, labels, truth, encoder, tied)
+    return Examples(ids, values, seen, labels, truth, encoder, tied, blocks)
 
 
 def describe_arrays(examples: Examples) -> dict[str, Any]:
@@ -72,24 +78,29 @@ def describe_arrays(examples: Examples) -> dict[str, Any]:
     of_truth = hashlib.sha256("\0".join(examples.sample_id).encode("utf-8", "surrogatepass"))
     for column in (truth.state_idx, truth.latitude, truth.longitude):
         of_truth.update(column.tobytes())
-    of_store = of_truth.copy()
-    of_store.update(examples.present.tobytes())
-    of_store.update(examples.values.data)
     n, v, d = examples.values.shape
-    return {
-        "data": {"train_csv": None, "sha256": of_truth.hexdigest()},
-        "store": {
-            "fingerprint": of_store.hexdigest()[:16],
-            "backbone": BACKBONE,
-            "arrays": True,
-            "weights_sha256": None,
-            "preprocessing": None,
-            "samples": n,
-            "views": v,
-            "dim": d,
-        },
-        "function": None,
-    }
+    described = []
+    for block in examples.blocks or (Block(BACKBONE, 0, d),):
+        of_store = of_truth.copy()
+        of_store.update(examples.present.tobytes())
+        for start in range(0, n, _HASHED_ROWS):
+            part = examples.values[start : start + _HASHED_ROWS, :, block.start : block.stop]
+            of_store.update(np.ascontiguousarray(part).data)
+        described.append(
+            {
+                "name": block.name,
+                "fingerprint": of_store.hexdigest()[:16],
+                "backbone": BACKBONE,
+                "arrays": True,
+                "weights_sha256": None,
+                "preprocessing": None,
+                "samples": n,
+                "views": v,
+                "dim": block.stop - block.start,
+                "function": None,
+            }
+        )
+    return {"data": {"train_csv": None, "sha256": of_truth.hexdigest()}} | by_source(described)
 
 
 def settings_of(config: Config, views: int) -> Config:
@@ -108,8 +119,9 @@ def settings_of(config: Config, views: int) -> Config:
                 hint=f"give (samples, {len(names)}, numbers), or name the {views} views",
             )
         names = tuple(f"view_{view}" for view in range(1, views + 1))
-    changes = {"backbone_name": BACKBONE, "fingerprint": None, "view_names": names}
-    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    changes = {"fingerprint": None, "view_names": names}
+    model = config.model.with_backbone(BACKBONE).model_copy(update=changes)
+    return config.model_copy(update={"model": model})
 
 
 def _column(given: ArrayLike, name: str, n: int) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Training examples: the train split's cached embeddings beside its truth. Samples, store and truth are joined here alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,15 +9,10 @@ from numpy.typing import NDArray
 
 from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
-from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import (
-    Embeddings,
-    Store,
-    content_sample,
-    is_finite,
-    read_content_hash,
-    read_store,
-)
+from geo_embed.blocks import Block
+from geo_embed.cache.find import check_fits
+from geo_embed.cache.join import JoinedEmbeddings, Source, find_sources, read_content, read_joined
+from geo_embed.cache.store import content_sample, is_finite
 from geo_embed.config import Config
 from geo_embed.console import say, warn
 from geo_embed.data.duplicates import shared_pictures, tied_samples
@@ -44,6 +39,7 @@ class Examples:
         truth: of the N samples.
         encoder: the states that occur among them.
         tied: (N,) groups of samples that share pictures; None where nothing is shared, or known of it.
+        blocks: which columns of `values` are which source's; of arrays without a name none.
     """
 
     sample_id: NDArray[np.object_]
@@ -53,6 +49,7 @@ class Examples:
     truth: Truth
     encoder: LabelEncoder
     tied: NDArray[np.int64] | None = None
+    blocks: tuple[Block, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -69,23 +66,23 @@ class TrainingData:
 
     Attributes:
         samples: all of the CSV.
-        store: their embeddings, on disk.
+        sources: their embeddings, on disk; one, or several that are joined.
         examples: the N samples that can be trained on, in memory.
         rows: (N,) for each example its row in `samples`.
-        content_sample: of the store, where it is an import.
+        content_samples: of each source, empty where it is no import.
     """
 
     samples: Samples
-    store: Store
+    sources: tuple[Source, ...]
     examples: Examples
     rows: NDArray[np.int64]
-    content_sample: Sequence[str] = ()
+    content_samples: Sequence[Sequence[str]] = ()
 
 
 def open_training_data(
     config: Config, *, limit: int | None = None, fingerprint: str | None = None
 ) -> TrainingData:
-    """Read the train split: its CSV, the store that belongs to the settings, and both joined.
+    """Read the train split: its CSV, the stores that belong to the settings, and all joined by sample id.
 
     Samples without a picture are left out, with a warning.
 
@@ -95,21 +92,23 @@ def open_training_data(
         fingerprint: of the store to take; by default the one that fits the settings.
 
     Raises:
-        GeoError: the CSV is at fault, no store fits, it no longer fits the CSV or is damaged, or embeddings aren't finite.
+        GeoError: the CSV is at fault, no store fits, one no longer fits the CSV or is damaged, or embeddings aren't finite.
     """
     samples = load_samples(config, "train")
-    store = find_store(config, "train", fingerprint=fingerprint)
-    check_fits(store, samples)
-    head = slice(0, len(samples) if limit is None else min(limit, len(samples)))
+    sources = find_sources(config, "train", fingerprint=fingerprint)
+    for source in sources:
+        check_fits(source.store, samples, any_order=True)
     # Before the embeddings: if somebody replaces the import meanwhile, the run counts as fitted on other ones.
-    remembered = content_sample(store) if store.attrs.get("imported") else []
-    embeddings = read_store(store, head)
+    remembered = [
+        content_sample(source.store) if source.store.attrs.get("imported") else [] for source in sources
+    ]
+    embeddings = read_joined(sources, samples.sample_id[:limit])
     rows = np.flatnonzero(embeddings.present.any(axis=1))
     examples = join(embeddings, truth_of(samples), load_mapping(config.paths.mapping()))
-    return TrainingData(samples, store, examples, rows, remembered)
+    return TrainingData(samples, sources, examples, rows, remembered)
 
 
-def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examples:
+def join(embeddings: JoinedEmbeddings, truth: Truth, mapping: dict[int, str]) -> Examples:
     """The samples that have an embedding, with their truth; the others are left out, with a warning.
 
     Args:
@@ -127,13 +126,13 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
     if partly:
         warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
     if not seen.any():
-        raise GeoError("no sample has a picture", where=embeddings.store.path)
+        raise GeoError("no sample has a picture", where=embeddings.where)
     if not is_finite(embeddings.values):
         finite = np.isfinite(embeddings.values).all(axis=(1, 2))
         first = embeddings.sample_id[~finite][0]
         raise GeoError(
             f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
-            where=embeddings.store.path,
+            where=embeddings.where,
             hint="geo cache verify",
         )
     rows = np.flatnonzero(seen)
@@ -148,6 +147,7 @@ def join(embeddings: Embeddings, truth: Truth, mapping: dict[int, str]) -> Examp
         truth,
         encoder,
         _tied_in_store(embeddings, rows, truth),
+        embeddings.blocks,
     )
 
 
@@ -173,13 +173,16 @@ def put_first(examples: Examples, mask: NDArray[np.bool_]) -> tuple[Examples, ND
         examples.truth.take(order),
         examples.encoder,
         None if examples.tied is None else examples.tied[order],
+        examples.blocks,
     ), order
 
 
-def _tied_in_store(embeddings: Embeddings, rows: NDArray[np.int64], truth: Truth) -> NDArray[np.int64] | None:
+def _tied_in_store(
+    embeddings: JoinedEmbeddings, rows: NDArray[np.int64], truth: Truth
+) -> NDArray[np.int64] | None:
     """Which of some rows (N,) of embeddings share pictures, by the bytes that they were made from; None where that can't be told."""
     try:
-        content = read_content_hash(embeddings.store)[rows]
+        content = read_content(embeddings)[rows]
     except GeoError as error:
         # Embeddings are whole without it.
         warn(f"which samples share pictures can't be told, and splits don't go by it: {error}")
@@ -218,6 +221,8 @@ class Rows:
         labels: (N,) classes.
         points: (N, 3) float64 unit vectors of the true places.
         tied: (N,) int64 groups of examples that share pictures, or None.
+        blocks: which of the D numbers are which source's; of arrays without a name none.
+        columns: from which of the D numbers to before which heads are fitted; None: on all.
     """
 
     views: "Tensor"
@@ -225,6 +230,8 @@ class Rows:
     labels: "Tensor"
     points: "Tensor"
     tied: "Tensor | None" = None
+    blocks: tuple[Block, ...] = ()
+    columns: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -232,7 +239,31 @@ class Rows:
     def take(self, index: "Tensor") -> "Rows":
         """Some of them."""
         tied = None if self.tied is None else self.tied[index]
-        return Rows(self.views[index], self.present[index], self.labels[index], self.points[index], tied)
+        return Rows(
+            self.views[index],
+            self.present[index],
+            self.labels[index],
+            self.points[index],
+            tied,
+            self.blocks,
+            self.columns,
+        )
+
+    def of(self, block: Block | None) -> "Rows":
+        """The same, for heads that look at one source; None: at all."""
+        return replace(self, columns=None if block is None else (block.start, block.stop))
+
+    @property
+    def spans(self) -> list[slice]:
+        """Of the numbers that heads are fitted on those of each source."""
+        if self.columns is not None or not self.blocks:
+            return [slice(0, self.width)]
+        return [slice(block.start, block.stop) for block in self.blocks]
+
+    @property
+    def width(self) -> int:
+        """How many numbers of a view heads are fitted on."""
+        return self.views.shape[2] if self.columns is None else self.columns[1] - self.columns[0]
 
 
 def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device") -> Rows:
@@ -253,4 +284,5 @@ def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device")
         torch.from_numpy(examples.labels[taken]).to(device),
         torch.from_numpy(points).to(device),
         None if examples.tied is None else torch.from_numpy(examples.tied[taken]).to(device),
+        examples.blocks,
     )

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geo_embed import geography
 from geo_embed.answers import Predictions, Prior, Truth
+from geo_embed.blocks import short_names
 from geo_embed.config import Config, Model, Training
 from geo_embed.console import progress, say, warn
 from geo_embed.data.holdout import Places, stratified_split, validation_masks
@@ -27,7 +28,7 @@ from geo_embed.fitting.arrays import describe_arrays, examples_of, settings_of
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
 from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, put_first, to_rows
 from geo_embed.fitting.leaks import near_twins
-from geo_embed.fitting.race import CHOSEN_SETTINGS, fit_best
+from geo_embed.fitting.race import CHOSEN_SETTINGS, EARLY, LATE, Race, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
 from geo_embed.fitting.train import TrainedHeads, Validated, find_refiner, gallery_of
 from geo_embed.heads.heads import CellHeads, Heads
@@ -39,7 +40,7 @@ from geo_embed.registry import HEADS
 from geo_embed.runs.provenance import describe_origin, describe_sources
 from geo_embed.runs.run import only_run_writer, split_path, writing_run
 from geo_embed.runs.twins import score_without
-from geo_embed.settings import get_config
+from geo_embed.settings import get_config, is_set, with_changes
 from geo_embed.tracking import require_tracker, tracked
 
 # A larger share of held-out samples with a near twin in training makes the score one of memory.
@@ -55,7 +56,8 @@ class Fit:
         val: metrics of the held-out samples, which had no say in how they were answered: neither in an epoch, nor in how points
             are refined, nor in a calibration.
         parts: one entry per set of heads: seed, fold, epochs; of `best` also `state_labels`, how much of what its race chose learnt
-            the states from `hard` labels, and from `soft` ones where such took part; and, of several sets, their score.
+            the states from `hard` labels, and from `soft` ones where such took part; of several sources also `sources`, what `shares`
+            of what was chosen look at which, and which `scores` the held-out samples give each alone; and, of several sets, their score.
         chosen_score: where held-out samples chose an epoch or a refinement, what the heads as they were chosen score on these
             very samples: too good, and what is published of such a recipe; else None.
         twins: `samples`, how many held-out samples have a near twin among those that were trained on (leaks.py); and
@@ -126,6 +128,7 @@ class FittedHeads:
         predictions: for the split's validation samples, each by a choice that it had no say in.
         chosen: theirs by these very heads; None where they chose nothing, and both are the same.
         state_labels: of a `Race`; None of the plain recipe.
+        sources: of a `Race` over several sources: `shares`, and the `scores` of its alternatives on the validation samples; else None.
     """
 
     heads: Heads | Mixture
@@ -134,12 +137,14 @@ class FittedHeads:
     predictions: Predictions
     chosen: Predictions | None = None
     state_labels: dict[str, float] | None = None
+    sources: dict[str, Any] | None = None
 
 
 @overload
 def fit_heads(
     config: Config | None = None,
     *,
+    backbones: Sequence[str | Path] | None = None,
     name: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
@@ -151,7 +156,7 @@ def fit_heads(
 def fit_heads(
     config: Config | None = None,
     *,
-    embeddings: ArrayLike,
+    embeddings: ArrayLike | Mapping[str, ArrayLike],
     states: ArrayLike,
     latitude: ArrayLike,
     longitude: ArrayLike,
@@ -166,7 +171,8 @@ def fit_heads(
 def fit_heads(
     config: Config | None = None,
     *,
-    embeddings: ArrayLike | None = None,
+    backbones: Sequence[str | Path] | None = None,
+    embeddings: ArrayLike | Mapping[str, ArrayLike] | None = None,
     states: ArrayLike | None = None,
     latitude: ArrayLike | None = None,
     longitude: ArrayLike | None = None,
@@ -186,7 +192,9 @@ def fit_heads(
 
     Args:
         config: all settings; default `get_config()`.
-        embeddings: (N, V, D) floats, or (N, D) of one view. Kept as the cache does, in float16 unless `model.dtype` is float32.
+        backbones: whose embeddings of the cached split heads are fitted on together; default: those of the settings.
+        embeddings: (N, V, D) floats, or (N, D) of one view; or by name such arrays of the same samples by several sources, D may
+            differ. Kept as the cache does, in float16 unless `model.dtype` is float32.
         states: (N,) names, or whole numbers, which are the data's own `state_idx`.
         latitude, longitude: (N,) degrees.
         present: (N, V) bool, False where a view is missing; default: all are there.
@@ -202,6 +210,9 @@ def fit_heads(
             that isn't installed.
     """
     config = config or get_config()
+    if backbones is not None:
+        named = [backbones] if isinstance(backbones, str | Path) else backbones
+        config = with_changes(config, {"model.backbones": [str(name) for name in named]}, where="fit_heads")
     require_tracker(config)
     runs_dir = config.paths.runs_dir
     arrays: dict[str, Any] = {
@@ -212,9 +223,10 @@ def fit_heads(
     }
     is_cached = all(given is None for given in (*arrays.values(), present, sample_id))
     absent = [array for array, given in arrays.items() if given is None]
-    if not is_cached and (absent or limit is not None):
+    if not is_cached and (absent or limit is not None or backbones is not None):
+        cached = "limit" if limit is not None else "backbones"
         raise GeoError(
-            f"there is no {absent[0]}" if absent else "limit goes with the cached split",
+            f"there is no {absent[0]}" if absent else f"{cached} goes with the cached split",
             where="fit_heads",
             hint="give embeddings, states, latitude and longitude, or none of them to fit on the cached train split",
         )
@@ -238,7 +250,7 @@ def fit_run(
     started = time.monotonic()
     data = open_training_data(config, limit=limit)
     csv = config.paths.csv("train")
-    sources = describe_sources(csv, file_sha256(data.samples.csv), data.store, data.content_sample)
+    sources = describe_sources(csv, file_sha256(data.samples.csv), data.sources, data.content_samples)
     return _fit(config, name, data.examples, sources, started, overwrite=overwrite, command=command)
 
 
@@ -262,6 +274,7 @@ def _fit(
         started: when the work began, by the monotonic clock.
         overwrite, command: as in `fit_heads`.
     """
+    config = for_sources(config, len(examples.blocks))
     runs_dir, training = config.paths.runs_dir, config.training
 
     # 1. What is trained on, and what is held out. Where there is one fold, what it trains on comes first, and is copied nowhere.
@@ -343,6 +356,13 @@ def _fit(
         chosen_score,
         twins,
     )
+
+
+def for_sources(config: Config, count: int) -> Config:
+    """The settings for heads over so many sources: the plain recipe standardises several, unless the settings say otherwise."""
+    if count < 2 or config.training.preset == "best" or is_set(config, "model.standardise"):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"standardise": True})})
 
 
 def by_step(splits: Sequence[Split], fitted: Sequence[FittedHeads]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -524,7 +544,49 @@ def _fit_best(
         say(chosen)
     history = pd.DataFrame([asdict(trial) for trial in race.trials])
     predictions = dataset.predict(best, split.val)
-    return FittedHeads(best.cpu(), history, race.epochs, predictions, state_labels=race.state_labels)
+    sources = _compare_sources(dataset, split, race, predictions)
+    if sources is not None and split.val.any():
+        say(describe_comparison(sources, int(split.val.sum())))
+    return FittedHeads(
+        best.cpu(), history, race.epochs, predictions, state_labels=race.state_labels, sources=sources
+    )
+
+
+def _compare_sources(
+    dataset: Dataset, split: Split, race: Race, together: Predictions
+) -> dict[str, Any] | None:
+    """Of several sources, how much of what was chosen looks at which, and what each reaches on the validation samples, which chose
+    nothing; None of one source.
+    """
+    if not race.alternatives:
+        return None
+    scores: dict[str, float] = {}
+    if split.val.any():
+        scores["together"] = dataset.score(together, split.val)["score"]
+        for name, mixture in race.alternatives.items():
+            scores[name] = dataset.score(dataset.predict(mixture, split.val), split.val)["score"]
+    return {"shares": race.shares, "scores": scores, "brief": race.brief}
+
+
+def describe_comparison(sources: Mapping[str, Any], samples: int) -> str:
+    """Which fusion of sources won, and what each source alone reaches on so many held-out samples.
+
+    >>> shares, scores = {"early": 0.25, "a": 0.5, "b": 0.25}, {"together": 0.8, "early": 0.7, "late": 0.8, "a": 0.6, "b": 0.5}
+    >>> describe_comparison({"shares": shares, "scores": scores, "brief": False}, 96)
+    'sources: late fusion won, 0.75 to 0.25; 96 held-out samples: together 0.8000, early 0.7000, late 0.8000, a alone 0.6000, b alone 0.5000'
+    """
+    shares, scores = sources["shares"], dict(sources["scores"])
+    early = float(shares.get(EARLY, 0.0))
+    winner = f"{EARLY if early >= 0.5 else LATE} fusion won, {max(early, 1 - early):.2f} to {min(early, 1 - early):.2f}"
+    together = scores.pop("together")
+    alone = [name for name in scores if name not in (EARLY, LATE)]
+    called = dict(zip(alone, short_names(alone), strict=True))
+    each = ", ".join(
+        f"{called[name]} alone {score:.4f}" if name in called else f"{name} {score:.4f}"
+        for name, score in scores.items()
+    )
+    brief = " as trained briefly in the race," if sources["brief"] else ""
+    return f"sources: {winner}; {samples:,} held-out samples: together {together:.4f},{brief} {each}"
 
 
 def _describe_labels(shares: Mapping[str, float]) -> str:
@@ -616,6 +678,8 @@ def _describe_parts(
         described: dict[str, Any] = {"seed": split.seed, "fold": split.fold, "epochs": part.epochs}
         if part.state_labels is not None:
             described["state_labels"] = part.state_labels
+        if part.sources is not None:
+            described["sources"] = part.sources
         if len(splits) > 1 and split.val.any():
             described["score"] = dataset.score(part.predictions, split.val)["score"]
         parts.append(described)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.find import check_fits, find_store
-from geo_embed.cache.store import Store, read_content_hash, read_store
+from geo_embed.cache.find import check_fits
+from geo_embed.cache.join import Source, find_sources, read_content, read_joined
 from geo_embed.config import Config
 from geo_embed.console import warn
 from geo_embed.data.holdout import Places, validation_masks
@@ -87,14 +87,14 @@ def check_leaks(config: Config, *, km: float = SAME_KM, cosine: float = SAME_COS
         GeoError: the CSV is at fault, the store no longer fits it, or the settings hold nothing out.
     """
     samples = load_samples(config, "train")
-    store = None
+    sources: tuple[Source, ...] = ()
     try:
-        store = find_store(config, "train")
+        sources = find_sources(config, "train")
     except GeoError as error:
         _warn_of_places_alone(error)
-    if store is not None:
-        check_fits(store, samples)
-    places, views = _open(samples, store, load_mapping(config.paths.mapping()))
+    for source in sources:
+        check_fits(source.store, samples, any_order=True)
+    places, views = _open(samples, sources, load_mapping(config.paths.mapping()))
     masks = validation_masks(places, config.training)
     all_leaks = [
         leak
@@ -175,15 +175,15 @@ def near_twins(examples: Examples, masks: Sequence[NDArray[np.bool_]]) -> NDArra
 
 
 def _open(
-    samples: Samples, store: Store | None, mapping: dict[int, str]
+    samples: Samples, sources: Sequence[Source], mapping: dict[int, str]
 ) -> tuple[Places, CachedViews | None]:
     """The samples that a split is made of, and what is cached of them; all samples where nothing is."""
     truth = truth_of(samples)
-    if store is not None:
+    if sources:
         try:
-            embeddings = read_store(store)
+            embeddings = read_joined(sources, samples.sample_id)
             examples = join(embeddings, truth, mapping)
-            content_hash = read_content_hash(store)[embeddings.present.any(axis=1)]
+            content_hash = read_content(embeddings)[embeddings.present.any(axis=1)]
             return examples.places, CachedViews(examples.values, examples.present, content_hash)
         except GeoError as error:
             _warn_of_places_alone(error)

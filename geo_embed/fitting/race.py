@@ -13,6 +13,10 @@ their number n:
   rows, and a network is those of its folds.
 - more: a tenth is held out, candidates are trained briefly on a part of the rest, and the best alone is fitted on all rows,
   for as many epochs as the rest of the budget allows.
+
+Of several sources (backbones) the candidates race once over all of them side by side (early fusion), and once over each
+alone, whose answers are mixed (late fusion). Among few samples all are members of one mixture; among more, where each costs a
+training, either the best over all is taken or the best over each.
 """
 
 import math
@@ -25,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geo_embed.blocks import Block, short_names
 from geo_embed.config import Fusion, Model, Training
 from geo_embed.console import Advance, progress, say
 from geo_embed.data.holdout import Places, class_folds, inner_groups
@@ -81,6 +86,9 @@ _GFLOP_PER_SECOND = 110.0
 _STEP_SECONDS = 0.0015
 
 
+# What fusion is called that puts all sources side by side first, and what that is called which mixes each one's answers.
+EARLY, LATE = "early", "late"
+
 # Settings that follow from the race, whatever the configuration says.
 CHOSEN_SETTINGS = (
     *(f"model.{key}" for key in _MODEL),
@@ -108,6 +116,9 @@ class Race:
     Attributes:
         state_labels: kinds of labels that members learnt the states from, `hard` and `soft` (by haversine distance), as far as they
             took part; and how much of what was chosen is of each kind.
+        shares: of several sources, how much of what was chosen looks at all of them (`early`), and at each alone.
+        alternatives: of several sources, what would answer by early or late fusion alone, or by one source.
+        brief: whether those were trained briefly, and aren't what a whole fit would give.
         tell: takes lines of news.
     """
 
@@ -115,6 +126,9 @@ class Race:
     chosen: list[str] = field(default_factory=list)
     epochs: int = 0
     state_labels: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    alternatives: dict[str, Mixture] = field(default_factory=dict)
+    brief: bool = False
     tell: Callable[[str], None] = field(default=say, compare=False)
 
     @property
@@ -129,6 +143,8 @@ class Race:
                 self.chosen.append(f"{member.name} × {weight:.2f}")
             kind = "hard" if member.training.state_loss == "cross_entropy" else "soft"
             self.state_labels[kind] = self.state_labels.get(kind, 0.0) + weight
+            source = EARLY if member.block is None else member.block.name
+            self.shares[source] = self.shares.get(source, 0.0) + weight
 
 
 def fit_best(
@@ -156,37 +172,47 @@ def fit_best(
     budget = training.budget_seconds
     tell(outlook(len(rows), budget))
     race, refiner = Race(tell=tell), None
+    weights: tuple[float, ...] = (1.0,)
     if len(rows) < TOO_FEW:
         candidates = _small_members(base, model.fusion or "average", *rows.present.shape)
-        member = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
-        race.choose([member], [1.0])
+        network = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
+        members = [network]
+        race.choose(members, weights)
     elif len(rows) <= SMALL:
         region = _region(rows, base, classes, seed)
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
-        member, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
+        members, weights, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
         budget = budget_for(len(rows), budget) - spent
-    region = _region(rows, member, classes, seed)
-    each, usual = epoch_seconds(member, rows, region), member.training.epochs
-    # Views that are mixed can't be learnt by heart: more epochs of them pay.
-    longer = training.budget_seconds is not None and member.training.view_swap > 0
-    most = max(usual, _LONG_EPOCHS) if longer else usual
-    race.epochs = usual if not each or budget is None else int(min(most, max(3, budget / each)))
-    dropout = _LONG_DROPOUT if race.epochs >= 2 * usual else member.model.dropout
-    member = member.variant("", {"dropout": dropout}, epochs=race.epochs)
-    if each:
-        about = f"{race.epochs} epochs, about {race.epochs * each:,.0f} s on two cores"
-        tell(f"training: {member.name} on {len(rows):,} samples, {about}")
-    with progress("training", race.epochs if each else 0, "epochs", every) as advance:
-        heads = _train(rows, region, member.model, member.training, seed, advance)
+    region = _region(rows, members[0], classes, seed)
+    each = sum(epoch_seconds(member, rows, region) for member in members)
+    fitted: list[Member] = []
+    heads: list[CellHeads] = []
+    for member in members:
+        usual = member.training.epochs
+        # Views that are mixed can't be learnt by heart: more epochs of them pay.
+        longer = training.budget_seconds is not None and member.training.view_swap > 0
+        most = max(usual, _LONG_EPOCHS) if longer else usual
+        epochs = usual if not each or budget is None else int(min(most, max(3, budget / each)))
+        dropout = _LONG_DROPOUT if epochs >= 2 * usual else member.model.dropout
+        member = member.variant("", {"dropout": dropout}, epochs=epochs)
+        race.epochs = max(race.epochs, epochs)
+        seconds = epoch_seconds(member, rows, region)
+        if seconds:
+            about = f"{epochs} epochs, about {epochs * seconds:,.0f} s on two cores"
+            tell(f"training: {member.name} on {len(rows):,} samples, {about}")
+        with progress("training", epochs if seconds else 0, "epochs", every) as advance:
+            heads.append(_train(rows.of(member.block), region, member.model, member.training, seed, advance))
+        fitted.append(member)
     if refiner is not None:
-        heads.look_up(gallery_of(heads, rows, region), refiner)
-    return Mixture([member], [heads], Decision()), race
+        heads[0].look_up(gallery_of(heads[0], rows, region), refiner)
+    return Mixture(fitted, heads, Decision(weights)), race
 
 
 def epoch_seconds(member: Member, rows: Rows, region: Region) -> float:
     """What an epoch costs, about: its arithmetic, as fusion and head declare it, and its steps. 0 for what is solved at once."""
-    n, views, dim = rows.views.shape
+    n, views, _ = rows.views.shape
+    dim = rows.of(member.block).width
     training = member.training
     sampled = sampled_epochs(training) / training.epochs
     some = sampled * min(training.step_views, views) + (1 - sampled) * views
@@ -215,7 +241,11 @@ def _train(
 def _train_each(parts: list[tuple[Rows, Region]], member: Member, seed: int) -> list[CellHeads]:
     """Heads of a member for each part of the rows."""
     device = parts[0][0].views.device
-    return side_by_side(lambda part, _: _train(*part, member.model, member.training, seed), parts, device)
+    return side_by_side(
+        lambda part, _: _train(part[0].of(member.block), part[1], member.model, member.training, seed),
+        parts,
+        device,
+    )
 
 
 @dataclass(frozen=True)
@@ -270,7 +300,15 @@ def _race_small(
     # and P(cell | state), is counted anew without each fold.
     cells, device = region.cells, rows.labels.device
     assert cells is not None
-    members = _affordable(_small_members(base, fusion, *rows.present.shape), rows, region, budget)
+    groups = _by_source(base, rows)
+    share = None if budget is None else budget / len(groups)
+    members = [
+        member
+        for group in groups
+        for member in _affordable(_small_members(group, fusion, *rows.present.shape), rows, region, share)
+        # Of several sources it would see the one with the largest numbers: it doesn't standardise.
+        if group.block is not None or len(groups) == 1 or member.model.head != "view-discriminant"
+    ]
     val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, race)]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
@@ -297,29 +335,66 @@ def _race_small(
             _note(race, member, inner.score([answer], _alone(answer, inner)), len(members))
             advance(1, f"best {race.best_score:.4f}")
 
-    # Their mixture, and what answers for each member from now on.
+    # Their mixture; and of several sources, what would be mixed of a part of them.
     decision = _mix(answers, inner)
     race.choose(members, decision.weights)
-    fitted: list[Member] = []
-    parts: list[CellHeads] = []
-    weights: list[float] = []
-    for member, weight, fold_heads, temperature in zip(
-        members, decision.weights, of_folds, temperatures, strict=True
-    ):
-        if not weight:
+    decisions = {"": decision}
+    for name, blocks in _alternatives(rows).items():
+        asked = [k for k, member in enumerate(members) if member.block in blocks]
+        of_part = _mix([answers[k] for k in asked], inner)
+        weights = dict(zip(asked, of_part.weights, strict=True))
+        decisions[name] = replace(of_part, weights=tuple(weights.get(k, 0.0) for k in range(len(members))))
+
+    # What answers for each member from now on.
+    fitted: dict[int, list[CellHeads]] = {}
+    for k, member in enumerate(members):
+        if not any(one.weights[k] for one in decisions.values()):
             continue
         if HEADS[member.model.head].make.by_steps:
-            race.epochs = max(race.epochs, member.training.epochs)
-            for heads in fold_heads:
+            fitted[k] = of_folds[k]
+            for heads in fitted[k]:
                 heads.settle(region)
         else:
-            fold_heads = _train_each([(rows, region)], member, seed)
-            if isinstance(fold_heads[0], Discriminant):
-                fold_heads[0].soften(temperature)
-        fitted += [member] * len(fold_heads)
-        parts += fold_heads
-        weights += [weight / len(fold_heads)] * len(fold_heads)
-    return Mixture(fitted, parts, replace(decision, weights=tuple(weights)))
+            fitted[k] = _train_each([(rows, region)], member, seed)
+            if isinstance(discriminant := fitted[k][0], Discriminant):
+                discriminant.soften(temperatures[k])
+        if decision.weights[k] and HEADS[member.model.head].make.by_steps:
+            race.epochs = max(race.epochs, member.training.epochs)
+    mixtures = {name: _mixture_of(members, fitted, one) for name, one in decisions.items()}
+    chosen = mixtures.pop("")
+    race.alternatives = mixtures
+    return chosen
+
+
+def _mixture_of(members: list[Member], fitted: dict[int, list[CellHeads]], decision: Decision) -> Mixture:
+    """The members with a weight, each with its one or several sets of heads, which share the weight."""
+    used = [(k, weight) for k, weight in enumerate(decision.weights) if weight]
+    return Mixture(
+        [members[k] for k, _ in used for _ in fitted[k]],
+        [heads for k, _ in used for heads in fitted[k]],
+        replace(decision, weights=tuple(weight / len(fitted[k]) for k, weight in used for _ in fitted[k])),
+    )
+
+
+def _by_source(base: Member, rows: Rows) -> list[Member]:
+    """What candidates are made from: for all sources side by side, and where there are several, for each alone."""
+    if len(rows.blocks) < 2:
+        return [base]
+    names = short_names([block.name for block in rows.blocks])
+    alone = [
+        replace(base, name=f"{name}: ", block=block) for name, block in zip(names, rows.blocks, strict=True)
+    ]
+    return [replace(base, name="all: "), *alone]
+
+
+def _alternatives(rows: Rows) -> dict[str, list[Block | None]]:
+    """Of several sources, which members would answer by early fusion, by late fusion, and by each source alone."""
+    if len(rows.blocks) < 2:
+        return {}
+    members: dict[str, list[Block | None]] = {EARLY: [None], LATE: list(rows.blocks)}
+    for block in rows.blocks:
+        members[block.name] = [block]
+    return members
 
 
 def _answer(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) -> Answer:
@@ -350,9 +425,9 @@ def _soften(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) ->
 
 def _race_large(
     rows: Rows, classes: int, base: Member, fusion: Fusion | None, seed: int, race: Race
-) -> tuple[Member, Refiner | None, float]:
-    """The winner of short trainings on a part of the rows, scored on rows held out; how its points are
-    refined, if that helps; and the seconds that it cost.
+) -> tuple[list[Member], tuple[float, ...], Refiner | None, float]:
+    """The winner of short trainings on a part of the rows, scored on rows held out, or of several sources the winner of each; their
+    weights; how the points of a single one are refined, if that helps; and the seconds that it cost.
 
     It ranks members, it doesn't finish them. Only what a short race ranks fairly takes part: it would drop the mixing
     of views, which pays after some ten epochs. Temperatures are not taken from it: its models are short of epochs.
@@ -366,37 +441,61 @@ def _race_large(
     train_rows = rows.take(shuffled[:_RACE_ROWS].sort().values.to(device))
     val_rows = rows.take(val_part[:_RACE_VAL_ROWS].to(device))
     all_of_them = torch.arange(len(val_rows), device=device)
-    members: list[Member] = []
-    scores: list[float] = []
-    winner: tuple[CellHeads, Region] | None = None
+    # As many cells as the final fit will have: the race is about the same task. All members share them.
+    samples = max(1, round(base.model.cell_samples * len(train_rows) / len(rows)))
+    region = _region(train_rows, base.variant("", {"cell_samples": samples}), classes, seed)
+    assert region.cells is not None
+    inner = _InnerValidation(val_rows, region.cells.centres, [all_of_them], [region.cells.to_state])
+    candidates = [member for group in _by_source(base, rows) for member in _large_members(group, fusion)]
     costs: list[float] = []
+    # Of all sources together, and of each alone: its best member, as trained here, its answers and their score.
+    best: dict[Block | None, tuple[float, Member, CellHeads, Answer]] = {}
 
     def run(member: Member) -> None:
-        nonlocal winner
-        # As many cells as the final fit will have: the race is about the same task.
-        samples = max(1, round(member.model.cell_samples * len(train_rows) / len(rows)))
         scaled = member.variant("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
-        region = _region(train_rows, scaled, classes, seed)
-        assert region.cells is not None
-        heads = _train(train_rows, region, scaled.model, scaled.training, seed)
-        inner = _InnerValidation(val_rows, region.cells.centres, [all_of_them], [region.cells.to_state])
-        score = inner.score([heads.answer(val_rows.views, val_rows.present)], Decision())
-        if score[0] > max(scores, default=-1.0):
-            winner = heads, region
-        members.append(member)
-        scores.append(score[0])
+        heads = _train(train_rows.of(member.block), region, scaled.model, scaled.training, seed)
+        answer = heads.answer(val_rows.views, val_rows.present)
+        score = inner.score([answer], Decision())
+        if member.block not in best or score[0] > best[member.block][0]:
+            best[member.block] = score[0], member, heads, answer
         _note(race, member, score, len(candidates))
         costs.append(_RACE_EPOCHS * epoch_seconds(member, train_rows, region))
 
-    candidates = _large_members(base, fusion)
     with progress("race", len(candidates), "members") as advance:
         for member in candidates:
             run(member)
             advance(1, f"best {race.best_score:.4f}")
-    assert winner is not None
-    best = int(np.argmax(scores))
-    race.choose(members, [float(k == best) for k in range(len(members))])
-    return members[best], find_refiner(*winner, train_rows, val_rows), sum(costs)
+
+    # 1. By early fusion one member answers, by late fusion each source's, mixed by the weights that make the truth likeliest.
+    options: dict[str, dict[Block | None, float]] = {EARLY: {None: 1.0}}
+    scores = {EARLY: best[None][0]}
+    if len(rows.blocks) > 1:
+        answers = [best[block][3] for block in rows.blocks]
+        weights = _mix(answers, inner).weights
+        options[LATE] = {block: weight for block, weight in zip(rows.blocks, weights, strict=True) if weight}
+        scores[LATE] = inner.score(answers, Decision(weights))[0]
+        options |= {block.name: {block: 1.0} for block in rows.blocks}
+        race.brief = True
+        race.alternatives = {
+            name: Mixture(
+                [best[block][1] for block in option],
+                [best[block][2] for block in option],
+                Decision(tuple(option.values())),
+            )
+            for name, option in options.items()
+        }
+
+    # 2. The better of the two.
+    chosen = options[max(scores, key=lambda name: scores[name])]
+    race.choose(
+        candidates,
+        [chosen.get(member.block, 0.0) * (best[member.block][1] is member) for member in candidates],
+    )
+    refiner = None
+    if len(chosen) == 1:
+        (block,) = chosen
+        refiner = find_refiner(best[block][2], region, train_rows, val_rows)
+    return [best[block][1] for block in chosen], tuple(chosen.values()), refiner, sum(costs)
 
 
 def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:

@@ -28,15 +28,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from geo_embed import __version__
-from geo_embed.cache.store import Store
 from geo_embed.config import Config, Model, Training
 from geo_embed.console import duration, on_terminal, say, standing
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import file_sha256, first_fault, read_json, write_json
-from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data
-from geo_embed.fitting.fit import Dataset, Split, fit_run, make_job, plan
+from geo_embed.fitting.examples import Examples, Rows, TrainingData, find_prior, open_training_data
+from geo_embed.fitting.fit import Dataset, Split, fit_run, for_sources, make_job, plan
 from geo_embed.fitting.space import SPACE, Space, draw, parse_space
 from geo_embed.fitting.stacked import TrainingJob, stackable, train_all
 from geo_embed.registry import HEADS
@@ -194,15 +193,12 @@ def _search(
             where=f"training.folds = {config.training.folds}",
             hint="sweep with --set training.folds=1, then fit the winner with --folds",
         )
-    base = plain(config)
+    data = open_training_data(config, limit=limit)
+    base = for_sources(plain(config), len(data.sources))
     space = space or parse_space(SPACE, config)
     drawn = draw(space, base, trials)
-    data = open_training_data(config, limit=limit)
-    store = data.store
-    header = _header(base, space, trials, eta, limit, store, data.samples.csv)
-    # What an import holds isn't in its fingerprint.
-    if data.content_sample:
-        header["store"]["content_sample"] = list(data.content_sample)
+    header = _header(base, space, trials, eta, limit, data)
+    fingerprints = [source.store.fingerprint for source in data.sources]
     state = _open_state(state_path(runs_dir, name), header, fresh)
     if not state.results and not state.replace and (runs_dir / name).exists():
         raise GeoError(
@@ -229,7 +225,7 @@ def _search(
         )
     described = [{"settings": drawn[result.trial], **asdict(result)} for result in ranking]
     winner = with_changes(base, drawn[best.trial])
-    val, twins = _finish(winner, name, limit, state, store, command)
+    val, twins = _finish(winner, name, limit, state, fingerprints, command)
     if state.replace:
         # Only the run that was there before.
         state.replace = False
@@ -434,7 +430,12 @@ def _ranking(state: _State) -> list[Result]:
 
 
 def _finish(
-    winner: Config, name: str, limit: int | None, state: _State, store: Store, command: Sequence[str]
+    winner: Config,
+    name: str,
+    limit: int | None,
+    state: _State,
+    fingerprints: list[str],
+    command: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The winner's metrics on the run's validation samples, and its near twins among them as of a `Fit`; makes the run where it isn't there yet."""
     runs_dir = winner.paths.runs_dir
@@ -444,7 +445,7 @@ def _finish(
             same = (
                 run.config.model == winner.model
                 and run.config.training == winner.training
-                and run.provenance["store"]["fingerprint"] == store.fingerprint
+                and [source["fingerprint"] for source in run.sources] == fingerprints
             )
             if same:
                 return run.read_metrics(), run.read_all_metrics().get("twins")
@@ -462,7 +463,7 @@ def _finish(
 
 
 def _header(
-    base: Config, space: Space, trials: int, eta: int, limit: int | None, store: Store, csv: Path
+    base: Config, space: Space, trials: int, eta: int, limit: int | None, data: TrainingData
 ) -> dict[str, Any]:
     """All that a result depends on, as plain JSON."""
     settings = {
@@ -470,17 +471,23 @@ def _header(
         for key in known_keys()
         if key.split(".")[0] in ("model", "training")
         and key != "model.device"
-        # A sweep begun before there were plugins goes on.
-        and (key != "model.plugins" or base.model.plugins)
+        # A sweep begun before there were plugins, or several backbones, goes on.
+        and (key not in ("model.plugins", "model.backbones") or value_at(base, key))
     }
+    stores = []
+    for source, content_sample in zip(data.sources, data.content_samples, strict=True):
+        described = {key: source.store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")}
+        # What an import holds isn't in its fingerprint.
+        stores.append(described | ({"content_sample": list(content_sample)} if content_sample else {}))
     header = {
         "trials": trials,
         "eta": eta,
         "limit": limit,
         "space": {key: asdict(options) for key, options in space.items()},
         "settings": settings,
-        "store": {key: store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")},
-        "train_csv": file_sha256(csv),
+        "store": stores[0],
+        **({"stores": stores} if len(stores) > 1 else {}),
+        "train_csv": file_sha256(data.samples.csv),
         "device": pick_device(base.model.device, float64=True).type,
         "versions": {"geo-embed": __version__, "torch": version("torch")},
     }

@@ -212,9 +212,9 @@ def new_heads(rows: Rows, region: Region, model: Model, seed: int) -> Heads:
     device = rows.views.device
     with _global_generator, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        heads = make_heads(rows.views.shape[2], rows.views.shape[1], model, region)
+        heads = make_heads(rows.width, rows.views.shape[1], model, region, rows.columns)
     if model.standardise:
-        heads.scale, heads.shift = scale_and_shift(rows)
+        heads.scale, heads.shift = scale_and_shift(rows, heads.taken)
     return heads.to(device)
 
 
@@ -229,22 +229,29 @@ def check_finite(heads: nn.Module, loss: float, epoch: int) -> None:
         raise GeoError(f"the loss became {loss} in epoch {epoch}", hint="lower training.learning_rate")
 
 
-def scale_and_shift(rows: Rows) -> tuple[Tensor, Tensor]:
+def scale_and_shift(
+    rows: Rows, taken: Callable[[Tensor], Tensor] = lambda views: views
+) -> tuple[Tensor, Tensor]:
     """(D,) factors and offsets that give every feature mean 0 and variance 1 over the views that are there.
 
     One that is constant, or next to it, becomes 0.
+
+    Args:
+        rows: whose features.
+        taken: of embeddings the numbers that count; `Heads.taken`.
     """
-    total = torch.zeros(rows.views.shape[2], dtype=torch.float64, device=rows.views.device)
+    total = torch.zeros(rows.width, dtype=torch.float64, device=rows.views.device)
     square, count = torch.zeros_like(total), 0
-    for views, present in in_parts(rows.views, rows.present):
+    for views, present in in_parts(taken(rows.views), rows.present):
         flat = views[present].float()
         total += flat.sum(0)
         square += flat.square().sum(0)
         count += len(flat)
     mean = total / count
     variance = square / count - mean.square()
-    # A feature that hardly varies here would drown the others wherever it does.
-    scale = torch.where(variance > _LEAST_VARIANCE * variance.mean(), variance.rsqrt(), 0.0)
+    # A feature that hardly varies here would drown the others wherever it does. What is hardly, every source says by itself.
+    least = torch.cat([variance[span].mean().expand_as(variance[span]) for span in rows.spans])
+    scale = torch.where(variance > _LEAST_VARIANCE * least, variance.rsqrt(), 0.0)
     return scale.float(), (-mean * scale).float()
 
 

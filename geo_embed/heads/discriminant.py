@@ -92,13 +92,13 @@ class ViewDiscriminant(Discriminant):
     def solve(
         self, views: Tensor, present: Tensor, labels: Tensor, points: Tensor, training: Training
     ) -> None:
-        vectors, of_views = views[present].float(), labels[:, None].expand(present.shape)[present]
+        vectors, of_views = self.taken(views)[present].float(), labels[:, None].expand(present.shape)[present]
         self.states.weight.data, self.states.bias.data = fit_discriminant(
             vectors, of_views, self.size.classes, training.shrinkage
         )
 
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
-        x = views.float()
+        x = self.taken(views).float()
         sure = torch.softmax(self.states(torch.where(present[..., None], x, 0)), dim=-1)
         evidence = ((1 - _MUTE) * sure + _MUTE / self.size.classes).log()
         logits = (evidence * present[..., None]).sum(dim=1) + self.log_prior

@@ -64,6 +64,7 @@ class Heads(nn.Module):
         model: the fusion and everything else that the kind reads.
 
     Attributes:
+        columns: from which number of an embedding to before which it looks at, `size.dim` of them; None: at all there are.
         celled: whether answers are over cells: whether it is a `CellHeads`.
         by_steps: whether it is trained by gradient steps; else `solve` fits it at once.
         tunable: whether fine-tuning can go on from its weights.
@@ -82,6 +83,7 @@ class Heads(nn.Module):
     def __init__(self, size: Size, model: Model) -> None:
         super().__init__()
         self.size, self.model = size, model
+        self.columns: tuple[int, int] | None = None
         # The order is part of what a seed means: weights are drawn from one generator.
         self.register_buffer("scale", torch.ones(size.dim))
         self.register_buffer("shift", torch.zeros(size.dim))
@@ -119,6 +121,10 @@ class Heads(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} is trained by steps")
 
+    def taken(self, views: Tensor) -> Tensor:
+        """Of embeddings (…, D) the numbers (…, `size.dim`) that it looks at; no copy."""
+        return views if self.columns is None else views[..., self.columns[0] : self.columns[1]]
+
     def forward(self, views: Tensor, present: Tensor, drop: Drop = keep) -> dict[str, Tensor]:
         """Raw embeddings (B, V, D) of any float type and (B, V) bool to everything there is to know.
 
@@ -131,7 +137,7 @@ class Heads(nn.Module):
 
     def fuse(self, views: Tensor, present: Tensor, drop: Drop = keep) -> tuple[Tensor, Tensor]:
         """Standardise and fuse: (B, V, D) to (B, W), and what each view weighed (B, V)."""
-        x = views.float()
+        x = self.taken(views).float()
         if self.model.standardise:
             x = torch.addcmul(self.shift, x, self.scale)
         if self.direction is not None:
@@ -161,7 +167,8 @@ class Heads(nn.Module):
         """What the state dict doesn't say, as plain values."""
         # Plugins are named by the run's settings, and loaded from the user's.
         model = self.model.model_dump(mode="json", exclude={"plugins"})
-        return {"model": model, "cells": self.size.cells, "refiner": None}
+        looks_at = {} if self.columns is None else {"columns": list(self.columns)}
+        return {"model": model, "cells": self.size.cells, "refiner": None, **looks_at}
 
     def predict(self, views: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """(B, V, D) embeddings and (B, V) bool to P(state) (B, C) and latitude, longitude (B, 2) in degrees."""
@@ -275,13 +282,16 @@ def size_of(model: Model, dim: int, views: int, classes: int = 0, cells: int = 0
     return Size(dim, views, model.head_hidden, model.head_depth, model.gps_hidden, classes, cells)
 
 
-def make_heads(dim: int, views: int, model: Model, region: Region) -> Heads:
+def make_heads(
+    dim: int, views: int, model: Model, region: Region, columns: tuple[int, int] | None = None
+) -> Heads:
     """Untrained heads that know where states, cells and the region lie; weights come from torch's global generator.
 
     Args:
         dim, views: D and V.
         model: the kind, the fusion, their sizes.
         region: of the training places.
+        columns: which of an embedding's numbers are their D, where there are more.
 
     Raises:
         GeoError: there is no such head or fusion.
@@ -289,14 +299,22 @@ def make_heads(dim: int, views: int, model: Model, region: Region) -> Heads:
     cells = 0 if region.centres is None else len(region.centres)
     heads: Heads = HEADS[model.head].make(size_of(model, dim, views, region.classes, cells), model)
     heads.settle(region)
+    heads.columns = columns
     return heads
 
 
 def build_heads(description: Mapping[str, Any], dim: int, views: int, classes: int) -> Heads:
     """Heads whose weights are still to be loaded. Raises KeyError, TypeError or ValueError for a damaged description."""
     model = Model.model_validate(description["model"])
+    columns = None
+    if (looks_at := description.get("columns")) is not None:
+        start, stop = map(int, looks_at)
+        if not 0 <= start < stop <= dim:
+            raise ValueError(f"columns {start} to {stop} of embeddings of {dim} numbers")
+        columns, dim = (start, stop), stop - start
     size = size_of(model, dim, views, classes, int(description["cells"]))
     heads: Heads = HEADS[model.head].make(size, model)
+    heads.columns = columns
     if description["refiner"] is not None:
         refiner = dict(description["refiner"])
         if not isinstance(heads, CellHeads):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from geo_embed.blocks import Block
 from geo_embed.config import Model, Training
 from geo_embed.heads.decision import Decision, decide, decide_cells
 from geo_embed.heads.heads import CellHeads, build_heads
@@ -14,18 +15,22 @@ from geo_embed.sphere import unit_to_degrees
 
 @dataclass(frozen=True)
 class Member:
-    """Member of a mixture, or candidate for it: its name for people, and its settings."""
+    """Member of a mixture, or candidate for it: its name for people, its settings, and while it is fitted the only one of several
+    sources that it looks at.
+    """
 
     name: str
     model: Model
     training: Training
+    block: Block | None = None
 
     def variant(self, suffix: str, model: dict[str, Any] | None = None, **training: Any) -> "Member":
         """The same with changes of its settings, under a longer name."""
-        return Member(
-            self.name + suffix,
-            self.model.model_copy(update=model or {}),
-            self.training.model_copy(update=training),
+        return replace(
+            self,
+            name=self.name + suffix,
+            model=self.model.model_copy(update=model or {}),
+            training=self.training.model_copy(update=training),
         )
 
 

@@ -34,7 +34,7 @@ from geo_embed.runs.run import (
     provenance_path,
     writing_run,
 )
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_source_of
 from geo_embed.runs.table import read_predictions
 from geo_embed.runs.tags import changing_tags
 from geo_embed.runs.twins import remembered_twins
@@ -211,7 +211,9 @@ def _together(run: Run, predictions: Predictions, truth: Truth) -> NDArray[np.in
     if groups is not None:
         return groups
     with suppress(GeoError):
-        store = find_store_of(run, "train")
+        # All are of the same pictures, and an import doesn't know them.
+        sources = sorted(run.sources, key=lambda source: source["weights_sha256"] is None)
+        store = find_source_of(run, sources[0], "train").store
         ids = read_ids(store)
         order = np.argsort(ids)
         place = order[np.searchsorted(ids, predictions.sample_id, sorter=order).clip(max=len(ids) - 1)]

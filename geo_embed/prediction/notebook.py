@@ -1,6 +1,7 @@
 """A run as a notebook holds it: it shows itself, and answers."""
 
 import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from geo_embed.prediction.evaluate import split_predictions
 from geo_embed.prediction.pictures import predict_arrays, predict_images
 from geo_embed.prediction.results import answers, per_sample
 from geo_embed.prediction.submission import predictions_of_test
-from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.backbone import load_backbones_of
 from geo_embed.runs.listing import summarise
 from geo_embed.runs.run import Run, check_not_replaced, is_run, on_this_machine
 from geo_embed.runs.run import load_run as load_run_of
@@ -33,11 +34,11 @@ class NotebookRun(Run):
 
     Attributes:
         here: the settings of this machine: paths, device, `inference`.
-        backbone: where its backbone lies, if not under the name that it had in training.
+        backbone: where its backbones lie that don't under the name that they had in training.
     """
 
     here: Config = field(default_factory=Config)
-    backbone: str | None = None
+    backbone: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -65,7 +66,11 @@ class NotebookRun(Run):
         return table
 
     def predict(
-        self, images: Any = None, *, embeddings: "ArrayLike | None" = None, present: "ArrayLike | None" = None
+        self,
+        images: Any = None,
+        *,
+        embeddings: "ArrayLike | Mapping[str, ArrayLike] | None" = None,
+        present: "ArrayLike | None" = None,
     ) -> "pd.DataFrame":
         """Where places are, by their pictures or their embeddings: a row per place, `answers` (results.py); `sample_id` is its number from 0.
 
@@ -73,7 +78,8 @@ class NotebookRun(Run):
             images: one place, or a list of places. A place is a list of one picture per view in the order of `config.model.view_names`,
                 None where one is missing, or a dict from views to pictures. A picture is a PIL image, a path, a file's bytes, or a uint8
                 array (height, width, 3). Where the run looks at one view, a place may be its picture itself.
-            embeddings: in place of pictures (N, V, D), or (N, D) of one view, by the backbone that the run was fitted on.
+            embeddings: in place of pictures (N, V, D), or (N, D) of one view, by the backbone that the run was fitted on; of several
+                such an array by the name of each.
             present: (N, V) bool beside `embeddings`, False where a view is missing; default: all are there.
 
         Raises:
@@ -91,14 +97,14 @@ class NotebookRun(Run):
                 hint="of pictures give None where one is missing",
             )
         else:
-            predictions = predict_images(self.here, self, images, backbone=self._tower)
+            predictions = predict_images(self.here, self, images, backbone=self._towers)
         check_not_replaced(self)
         return answers(predictions)
 
     @cached_property
-    def _tower(self) -> "Backbone":
+    def _towers(self) -> "list[Backbone]":
         """Loaded once: that takes seconds."""
-        return load_backbone_of(self, pick_device(self.here.model.device), self.backbone)
+        return load_backbones_of(self, pick_device(self.here.model.device), self.backbone)
 
     def _rows(self) -> dict[str, str]:
         """What there is to know at a glance."""
@@ -154,7 +160,7 @@ def load_run(
     name: str | None = None,
     *,
     config: Config | None = None,
-    backbone: str | Path | None = None,
+    backbone: str | Path | Sequence[str | Path] | None = None,
 ) -> NotebookRun:
     """A run by its name or its directory; the newest if left out.
 
@@ -164,7 +170,7 @@ def load_run(
         run: a name in `paths.runs_dir`, or a directory.
         name: of a run in the folder `run`.
         config: the settings of this machine; default `get_config()`.
-        backbone: where the run's backbone lies, if not under the name that it had in training; another one is refused.
+        backbone: where the run's backbone lies, or several do, if not under the name that it had in training; another one is refused.
 
     Raises:
         GeoError: no such run, or a damaged one, with the file; one that needs a plugin that isn't loaded.
@@ -177,5 +183,5 @@ def load_run(
     return NotebookRun(
         **{own.name: getattr(found, own.name) for own in fields(Run)},
         here=here,
-        backbone=None if backbone is None else str(backbone),
+        backbone=tuple(map(str, [backbone] if isinstance(backbone, str | Path) else backbone or ())),
     )

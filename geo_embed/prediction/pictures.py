@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from geo_embed.answers import Predictions
 from geo_embed.backbones import backbone as backbones
-from geo_embed.cache.arrays import check_embeddings
+from geo_embed.blocks import Block
+from geo_embed.cache.arrays import check_sources
 from geo_embed.config import Augment, Config, OnDamagedImage
 from geo_embed.console import progress, warn
 from geo_embed.data.samples import text_ids
@@ -17,11 +18,13 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
-from geo_embed.runs.backbone import load_backbone_of
-from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.backbone import load_backbones_of
+from geo_embed.runs.recipe import answering_runs, load_heads
 from geo_embed.runs.run import Run
 
 if TYPE_CHECKING:
+    import torch
+
     from geo_embed.heads.predictor import Panel
 
 # One place's V pictures, in the order of a run's views; None where one is missing.
@@ -33,7 +36,11 @@ Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 @with_torch_switches
 def predict_images(
-    config: Config, run: Run, given: Any, *, backbone: str | backbones.Backbone | None = None
+    config: Config,
+    run: Run,
+    given: Any,
+    *,
+    backbone: str | Sequence[str] | backbones.Backbone | Sequence[backbones.Backbone] | None = None,
 ) -> Predictions:
     """Predict places from their pictures; one without any gets the run's prior, and a warning.
 
@@ -42,7 +49,8 @@ def predict_images(
             average over variants, those of the run's own augmentation.
         run: whose heads answer.
         given: one place or many, as `arrange` takes them.
-        backbone: where the run's backbone lies, if not under the name that it had in training; or itself, as `load_backbone_of` gives it.
+        backbone: where the run's backbone lies, or several do, if not under the name that it had in training; or themselves, as
+            `load_backbones_of` gives them.
 
     Returns:
         N predictions, whose ids are the places' numbers from 0.
@@ -52,36 +60,38 @@ def predict_images(
     """
     device = pick_device(config.model.device)
     places = arrange(given, run.config.model.view_names)
-    tower = backbone if isinstance(backbone, backbones.Backbone) else load_backbone_of(run, device, backbone)
-    return predict_embedded(config, run, embed_places(config, run, places, tower))
+    return predict_embedded(config, run, embed_places(config, run, places, _towers(run, device, backbone)))
 
 
 def embed_places(
-    config: Config, run: Run, places: Sequence[Place], tower: backbones.Backbone
+    config: Config, run: Run, places: Sequence[Place], towers: Sequence[backbones.Backbone]
 ) -> list[Embedded]:
-    """Places' pictures through a run's backbone, `inference.batch_size` in a pass.
+    """Places' pictures through a run's backbones, `inference.batch_size` in a pass.
 
     Args:
         config: as of `predict_images`.
         run: whose views they are.
         places: N of them.
-        tower: as `load_backbone_of` gives it.
+        towers: as `load_backbones_of` gives them.
 
     Returns:
-        The embeddings of the pictures as they are; with `inference.tta` of several variants of them.
+        The embeddings of the pictures as they are, by all backbones side by side; with `inference.tta` of several variants of them.
 
     Raises:
         GeoError: as `predict_images`.
     """
     views = run.config.model.view_names
     variants_by = run.config.finetune.augment if config.inference.tta else None
-    size = max(1, (config.inference.batch_size or default_batch_size(tower.device)) // len(views))
+    size = max(1, (config.inference.batch_size or default_batch_size(towers[0].device)) // len(views))
     batches: list[list[Embedded]] = []
     with progress("predict", len(places), "places", config.tracking.progress_seconds) as advance:
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
-            batches.append(_embed(tower, pixels, present, views, variants_by))
+            by_tower = []
+            for tower in towers:
+                pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
+                by_tower.append(_embed(tower, pixels, present, views, variants_by))
+            batches.append([_side_by_side(variant) for variant in zip(*by_tower, strict=True)])
             advance(len(part))
     return [
         (np.concatenate([values for values, _ in parts]), np.concatenate([seen for _, seen in parts]))
@@ -91,14 +101,18 @@ def embed_places(
 
 @with_torch_switches
 def predict_arrays(
-    config: Config, run: Run, embeddings: ArrayLike, present: ArrayLike | None = None
+    config: Config,
+    run: Run,
+    embeddings: ArrayLike | Mapping[str, ArrayLike],
+    present: ArrayLike | None = None,
 ) -> Predictions:
     """Predict places from embeddings by the backbone that a run was fitted on; one without any view gets the run's prior, and a warning.
 
     Args:
         config: the device.
         run: whose heads answer.
-        embeddings: (N, V, D) floats, or (N, D) of one view.
+        embeddings: (N, V, D) floats, or (N, D) of one view; of a run over several sources such an array by the name of each, or
+            one with their columns in the order of the names.
         present: (N, V) bool, False where a view is missing; default: all are there.
 
     Returns:
@@ -107,8 +121,18 @@ def predict_arrays(
     Raises:
         GeoError: another shape than that of the run's views and its backbone's embeddings, or one that is there isn't finite.
     """
-    values, seen = check_embeddings(embeddings, present, dtype=run.config.model.dtype)
+    values, seen, blocks = check_sources(embeddings, present, dtype=run.config.model.dtype)
+    for member in answering_runs(run) if blocks else ():
+        if len(member.sources) > 1 and blocks != member.blocks:
+            raise GeoError(
+                f"embeddings by {_named(blocks)}, where {member.name} was fitted on {_named(member.blocks)}",
+                where="embeddings",
+            )
     return predict_embedded(config, run, [(values, seen)])
+
+
+def _named(blocks: Sequence[Block]) -> str:
+    return ", ".join(f"{block.name} ({block.stop - block.start})" for block in blocks)
 
 
 def predict_embedded(
@@ -146,6 +170,22 @@ def predict_embedded(
         )
 
     return predict_by_members(run, predict)
+
+
+def _towers(
+    run: Run,
+    device: "torch.device",
+    backbone: str | Sequence[str] | backbones.Backbone | Sequence[backbones.Backbone] | None,
+) -> list[backbones.Backbone]:
+    named = [backbone] if isinstance(backbone, str | backbones.Backbone) else list(backbone or ())
+    loaded = [tower for tower in named if isinstance(tower, backbones.Backbone)]
+    return loaded or load_backbones_of(run, device, [name for name in named if isinstance(name, str)])
+
+
+def _side_by_side(parts: Sequence[Embedded]) -> Embedded:
+    """What several backbones embedded of the same pictures, joined; a view is there where each of them has it."""
+    values, seen = zip(*parts, strict=True)
+    return np.concatenate(values, axis=-1), np.logical_and.reduce(seen)
 
 
 def arrange(given: Any, views: Sequence[str]) -> list[Place]:

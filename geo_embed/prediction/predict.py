@@ -7,7 +7,8 @@ from pathlib import Path
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.find import check_fits
-from geo_embed.cache.store import Embeddings, content_digest, read_store
+from geo_embed.cache.join import JoinedEmbeddings, read_joined
+from geo_embed.cache.store import content_digest
 from geo_embed.config import Config, Paths
 from geo_embed.console import progress, warn
 from geo_embed.data.samples import Samples, load_samples
@@ -20,7 +21,7 @@ from geo_embed.prediction.combine import by_state, combine
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.samples import load_samples_of
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 from geo_embed.runs.table import write_predictions
 
 # Makes the stores that a run needs of a split and the cache lacks: settings, run, split. `extraction.for_run` has one.
@@ -98,28 +99,30 @@ def predict_cached(
 def _predict_variant(
     member: Run, split: str, samples: Samples, stores: dict[str, str], variant: Variant, *, asked: str
 ) -> Predictions:
-    """A run's answers to one variant of a split's pictures, whose store is entered among the `stores` that were read.
+    """A run's answers to one variant of a split's pictures, whose stores are entered among the `stores` that were read.
 
     `asked` is the run that people asked for answers, where `member` is a part of it.
     """
-    fingerprint = member.provenance["store"]["fingerprint"]
     try:
-        store = find_store_of(member, split, variant)
-        check_fits(store, samples)
+        sources = find_sources_of(member, split, variant)
+        for source in sources:
+            check_fits(source.store, samples, any_order=True)
         # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
-        digest = content_digest(store)
-        embeddings = read_store(store)
+        digests = [content_digest(source.store) for source in sources]
+        embeddings = read_joined(sources, samples.sample_id)
     except GeoError as error:
         error.hint = error.hint.replace("geo predict RUN ", f"geo predict {asked} ")
         raise
-    if variant != AS_THEY_ARE and stores.get(fingerprint) != digest:
-        raise GeoError(
-            f"this store is of other pictures ({variant}) than that of the pictures as they are: some changed, or were left out of one",
-            where=store.path,
-            hint=f"geo extract --split {split} --backbone {store.attrs['backbone']}, then geo predict {asked} --split {split} --tta",
-        )
-    # By the name that the run has for it, which the store itself may have grown out of.
-    stores[fingerprint if variant == AS_THEY_ARE else store.fingerprint] = digest
+    for source, fitted_on, digest in zip(sources, member.sources, digests, strict=True):
+        store, fingerprint = source.store, fitted_on["fingerprint"]
+        if variant != AS_THEY_ARE and stores.get(fingerprint) != digest:
+            raise GeoError(
+                f"this store is of other pictures ({variant}) than that of the pictures as they are: some changed, or were left out of one",
+                where=store.path,
+                hint=f"geo extract --split {split} --backbone {store.attrs['backbone']}, then geo predict {asked} --split {split} --tta",
+            )
+        # By the name that the run has for it, which the store itself may have grown out of.
+        stores[fingerprint if variant == AS_THEY_ARE else store.fingerprint] = digest
     if variant.mirror:
         order = list(scene_order(variant, samples.view_names))
         embeddings = replace(
@@ -146,22 +149,22 @@ def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predi
     return replace(combined, labels=run.labels)
 
 
-def predict_embeddings(run: Run, embeddings: Embeddings) -> Predictions:
+def predict_embeddings(run: Run, embeddings: JoinedEmbeddings) -> Predictions:
     """The run's heads over embeddings in memory. A sample without a view gets the run's prior, and a warning."""
     if embeddings.values.shape[2] != run.dim:
         raise GeoError(
             f"embeddings of {embeddings.values.shape[2]} numbers, where the run was fitted on {run.dim}",
-            where=embeddings.store.path,
+            where=embeddings.where,
             hint="train the run again: geo fit-heads",
         )
     heads = load_heads(run)
     without_views = int((~embeddings.present.any(axis=1)).sum())
     if without_views:
         warn(
-            f"{without_views:,} samples of {embeddings.store.split} have no picture; they get the training set's prior"
+            f"{without_views:,} samples of {embeddings.split} have no picture; they get the training set's prior"
         )
     with progress(
-        f"predict {embeddings.store.split}", len(embeddings.values) - without_views, "samples"
+        f"predict {embeddings.split}", len(embeddings.values) - without_views, "samples"
     ) as advance:
         return apply_heads(
             heads,

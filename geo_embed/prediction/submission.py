@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from geo_embed.answers import Predictions
-from geo_embed.cache.find import find_store
+from geo_embed.cache.find import choose_store
 from geo_embed.cache.store import content_digest, list_stores
 from geo_embed.config import Config
 from geo_embed.console import warn
@@ -84,10 +84,12 @@ def _is_stale(run: Run, path: Path) -> bool:
     tell what it was made from is one of an earlier version: stale, if it can be made again.
     """
     now: dict[str, str | None] = {}
+    model = run.config.model.with_backbone(run.config.model.backbone_name)
     for fingerprint in run.store_fingerprints:
         now[fingerprint] = None
         with contextlib.suppress(GeoError):
-            now[fingerprint] = content_digest(find_store(run.config, "test", fingerprint=fingerprint))
+            store = choose_store(run.config.paths.cache_dir, model, "test", fingerprint)
+            now[fingerprint] = content_digest(store)
     made_from = read_stores(path)
     # An earlier version's: what can't be made again is better than nothing.
     if made_from is None:

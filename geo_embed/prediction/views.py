@@ -1,6 +1,5 @@
 """What each view of held-out samples is worth: the heads answer again, over the cached train split, with views masked."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
-from geo_embed.cache.store import Embeddings, read_ids, read_store
+from geo_embed.cache.join import JoinedEmbeddings, read_joined
 from geo_embed.console import warn
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
@@ -17,7 +16,7 @@ from geo_embed.prediction.predict import predict_by_members
 from geo_embed.prediction.tables import view_table
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, on_this_machine
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 
 
 def score_by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict[str, Any]]:
@@ -41,7 +40,7 @@ def score_by_view(run: Run, predictions: Predictions, truth: Truth) -> list[dict
         warn(
             "these samples chose an epoch of the run's heads, which answer them here: scores by view are a little too good"
         )
-    views: dict[Path, Embeddings] = {}
+    views: dict[Path, JoinedEmbeddings] = {}
     heads: dict[Path, Any] = {}
     device = pick_device(run.config.model.device, float64=True)
     for member in _members(run):
@@ -86,19 +85,6 @@ def _check_views(run: Run, members: list[Run]) -> None:
             )
 
 
-def _views_of(run: Run, sample_id: NDArray[np.object_]) -> Embeddings:
-    """The cached embeddings of these samples, in their order. Raises GeoError where some are not in the store."""
-    store = find_store_of(run, "train")
-    ids = read_ids(store)
-    order = np.argsort(ids)
-    place = order[np.searchsorted(ids, sample_id, sorter=order).clip(max=len(ids) - 1)]
-    lost = ids[place] != sample_id
-    if lost.any():
-        raise GeoError(
-            f"{lost.sum():,} samples of the run are not in the store, {sample_id[lost][0]} first",
-            where=store.path,
-            hint="train the run again: geo fit-heads",
-        )
-    embeddings = read_store(store)
-    values, present = embeddings.values[place], embeddings.present[place]
-    return replace(embeddings, sample_id=sample_id, values=values, present=present)
+def _views_of(run: Run, sample_id: NDArray[np.object_]) -> JoinedEmbeddings:
+    """The cached embeddings of these samples, in their order. Raises GeoError where some are not in the stores."""
+    return read_joined(find_sources_of(run, "train"), sample_id)

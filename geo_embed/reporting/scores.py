@@ -215,7 +215,7 @@ def facts(evidence: Evidence, names: Sequence[str]) -> list[list[str]]:
                 evidence.kind, evidence.kind
             ),
         ],
-        ["Backbone", str(run.provenance["store"].get("backbone", "unknown"))],
+        ["Backbone", ", ".join(source["backbone"] for source in run.sources)],
         [
             "Held out",
             f"{len(evidence):,} samples, {'whole places' if training.validation == 'spatial' else 'at random'}",

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.cache.store import read_ids, read_store
+from geo_embed.cache.join import read_joined
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
 from geo_embed.heads.heads import Heads, in_parts
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 
 _SAME = 1e-4
 
@@ -54,16 +54,10 @@ def view_weights(run: Run, split: str, sample_id: NDArray[np.object_]) -> ViewWe
     if len(views) == 1:
         raise GeoError("the run looks at one view, which always weighs everything", where=run.path)
     panel, device = load_heads(run), pick_device(run.config.model.device)
-    store = find_store_of(run, split)
-    place = {text: row for row, text in enumerate(read_ids(store))}
-    lost = [text for text in sample_id if text not in place]
-    if lost:
-        raise GeoError(f"{len(lost):,} samples are not in the store, {lost[0]} first", where=store.path)
-    rows = np.array([place[text] for text in sample_id], dtype=np.int64)
-    embeddings = read_store(store)
-    present = embeddings.present[rows]
+    embeddings = read_joined(find_sources_of(run, split), sample_id)
+    present = embeddings.present
     seen = np.flatnonzero(present.any(axis=1))
-    x, is_there = torch.from_numpy(embeddings.values[rows[seen]]), torch.from_numpy(present[seen])
+    x, is_there = torch.from_numpy(embeddings.values[seen]), torch.from_numpy(present[seen])
     alike = present[seen] / present[seen].sum(axis=1, keepdims=True)
 
     total, say, weighing, fusions = np.zeros(alike.shape), 0.0, 0, []

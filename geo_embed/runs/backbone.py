@@ -1,8 +1,10 @@
-"""The backbone that a run's embeddings came from."""
+"""The backbones that a run's embeddings came from."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones import backbone as backbones
+from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.cache.find import same_preprocessing
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError
@@ -21,7 +23,7 @@ def load_backbone_of(
     dtype: str | None = None,
     trainable: bool = False,
 ) -> backbones.Backbone:
-    """The very backbone that a run's embeddings came from.
+    """The very backbone that a run's embeddings came from, where it is one.
 
     Args:
         run: any run.
@@ -31,17 +33,70 @@ def load_backbone_of(
         trainable: as `load_backbone` has it.
 
     Raises:
-        GeoError: it is not known, not to be had, or has other weights, settings or preprocessing.
+        GeoError: it is not known, not to be had, or has other weights, settings or preprocessing; or there are several.
     """
-    made_by = _only_backbone(run)
+    sources = _only_sources(run)
+    if len(sources) > 1:
+        raise GeoError(
+            f"the run was fitted on {len(sources)} backbones together: {', '.join(s['name'] for s in sources)}",
+            where=run.path,
+            hint="fit heads on one of them: geo fit-heads --backbone NAME",
+        )
+    return _load(run, sources[0], device, name, dtype, trainable)
+
+
+def load_backbones_of(
+    run: Run, device: "torch.device", names: Sequence[str] = ()
+) -> list[backbones.Backbone]:
+    """The backbones that a run's embeddings came from, in the order of the embeddings' columns.
+
+    Args:
+        run: any run.
+        device: where they are to lie.
+        names: where they lie, in any order; one that isn't named lies where it did in training.
+
+    Raises:
+        GeoError: as `load_backbone_of`; or one that is named is none of them.
+    """
+    sources = _only_sources(run)
+    if len(sources) == 1 and len(names) < 2:
+        return [_load(run, sources[0], device, next(iter(names), None))]
+    free, towers = list(names), []
+    for source in sources:
+        mine = next((name for name in free if _is_of(source, name)), None)
+        if mine is not None:
+            free.remove(mine)
+        towers.append(_load(run, source, device, mine))
+    if free:
+        raise GeoError(
+            f"backbone {free[0]} is none of those that this run was fitted on: {', '.join(s['name'] for s in sources)}",
+            where=run.path,
+            hint="name the run's own with --backbone",
+        )
+    return towers
+
+
+def _is_of(source: dict[str, Any], name: str) -> bool:
+    return (
+        source["weights_sha256"] is not None and hash_weights(find_backbone(name)) == source["weights_sha256"]
+    )
+
+
+def _load(
+    run: Run,
+    made_by: dict[str, Any],
+    device: "torch.device",
+    name: str | None = None,
+    dtype: str | None = None,
+    trainable: bool = False,
+) -> backbones.Backbone:
     if made_by["weights_sha256"] is None:
         raise GeoError(
             f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
             where=run.path,
             hint="embed the pictures as they were, then run.predict(embeddings=…); or import them as a test split, and predict that",
         )
-    model = run.config.model
-    model = model.model_copy(update={"backbone_name": name or model.backbone_name})
+    model = run.config.model.with_backbone(name or made_by["name"])
     precision = pick_dtype(dtype or model.dtype, device)
     tower = backbones.load_backbone(model, device, precision, trainable=trainable)
     for what, same in (
@@ -59,23 +114,24 @@ def load_backbone_of(
     return tower
 
 
-def _only_backbone(run: Run) -> dict[str, Any]:
-    """The store that a run was fitted on. Raises GeoError for an ensemble whose members take other features or views, or have other backbones."""
+def _only_sources(run: Run) -> list[dict[str, Any]]:
+    """What a run was fitted on. Raises GeoError for an ensemble whose members take other features or views, or have other backbones."""
     ensemble = load_ensemble(run)
     if ensemble is None:
-        return dict(run.provenance["store"]) | {"function": run.provenance.get("function")}
-    stores = [_only_backbone(member) for member in ensemble.members]
+        return run.sources
+    every = [_only_sources(member) for member in ensemble.members]
     models = [member.config.model for member in ensemble.members]
     inputs = [(model.feature, model.view_names) for model in models]
-    for member, store, takes in zip(ensemble.members, stores, inputs, strict=True):
-        if takes != inputs[0] or not _is_same(store, stores[0]):
+    for member, sources, takes in zip(ensemble.members, every, inputs, strict=True):
+        same = len(sources) == len(every[0]) and all(map(_is_same, sources, every[0]))
+        if takes != inputs[0] or not same:
+            first, other = (", ".join(source["backbone"] for source in s) for s in (every[0], sources))
             raise GeoError(
-                f"the ensemble's members were fitted on different backbones, {stores[0]['backbone']} and "
-                f"{store['backbone']}, or on different views",
+                f"the ensemble's members were fitted on different backbones, {first} and {other}, or on different views",
                 where=member.path,
                 hint="cache the pictures' embeddings as a test split by each of them, and predict that",
             )
-    return stores[0]
+    return every[0]
 
 
 def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:

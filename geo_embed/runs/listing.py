@@ -166,7 +166,7 @@ def summarise(run: Run) -> RunSummary:
         mean_km=scores.get("mean_km"),
         samples=int(scores.get("samples") or 0),
         recipe=recipe,
-        backbone=store["backbone"],
+        backbone=", ".join(source["backbone"] for source in run.sources),
         store=store["fingerprint"],
         stores=run.store_fingerprints,
         data={

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
+from geo_embed.blocks import Block, blocks_of
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.errors import AbsentError, BusyError, GeoError, disk_errors
@@ -108,12 +109,27 @@ class Run:
 
     @property
     def dim(self) -> int:
-        """D, the width of the embeddings it was fitted on."""
-        return int(self.provenance["store"]["dim"])
+        """D, the width of the embeddings it was fitted on: of all sources together."""
+        return sum(int(source["dim"]) for source in self.sources)
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """What it was fitted on, source by source in the order of its embeddings' columns: what provenance.json says of a store,
+        `name`, which the settings have for its backbone, and `function`. Of an ensemble its first member's.
+        """
+        if self.provenance.get("sources"):
+            return list(self.provenance["sources"])
+        more = {"name": self.config.model.backbone_name, "function": self.provenance.get("function")}
+        return [self.provenance["store"] | more]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Which columns of its embeddings are which source's."""
+        return blocks_of((s["name"] for s in self.sources), (int(s["dim"]) for s in self.sources))
 
     @property
     def store_fingerprints(self) -> list[str]:
-        """The stores that it was fitted on: one, or for an ensemble every member's."""
+        """The stores that it was fitted on: one, of several sources each one's, or for an ensemble every member's."""
         return _store_fingerprints(self.provenance)
 
     @property
@@ -701,7 +717,11 @@ def run_stores(runs_dir: Path) -> dict[str, list[str]]:
 
 
 def _store_fingerprints(provenance: dict[str, Any]) -> list[str]:
-    made_from = [provenance["store"], *(provenance.get("stores") or ())]
+    made_from = [
+        provenance["store"],
+        *(provenance.get("sources") or ()),
+        *(provenance.get("stores") or ()),
+    ]
     return list(dict.fromkeys(store["fingerprint"] for store in made_from))
 
 

@@ -68,6 +68,11 @@ class _Store(_File):
     source_made_by: dict[str, Text] | None = None
 
 
+class _Source(_Store):
+    name: Text
+    function: dict[str, Any] | None = None
+
+
 class _Data(_File):
     sha256: Text
 
@@ -77,6 +82,8 @@ class Provenance(_File):
 
     store: _Store
     stores: list[_Store] = Field([], max_length=10_000)
+    # Of heads over several sources, all of them; `store` is the first.
+    sources: list[_Source] = Field([], max_length=1000)
     data: _Data | None = None
 
 
@@ -133,6 +140,8 @@ class _Heads(_File):
     model: dict[str, Any]
     cells: int = Field(ge=0, lt=2**31)
     refiner: _Refiner | None
+    # Of heads that look at one of several sources.
+    columns: tuple[int, int] | None = None
 
 
 class _Member(_Heads):

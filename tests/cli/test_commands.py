@@ -18,6 +18,7 @@ from typer.main import get_command
 from geo_embed.cli.app import _spread_images, app, globals_first
 from geo_embed.cli.commands import Commands, walk
 from geo_embed.cli.show import print_table, twin_rows
+from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
     from conftest import Country, Geo, Ran
@@ -95,6 +96,9 @@ def typed(
             (few.root / "geo.toml").write_text(settings)
         if first == "extract":
             geo_in(few.root, "extract", "--split", "all")
+            shutil.copytree(few.backbone, few.root / "streetclip")
+            write_backbone(few.root / "dinov2", seed=1)
+            geo_in(few.root, "extract", "--split", "train", "--backbone", "dinov2")
         if first == "fit-heads":
             geo_in(few.root, "fit-heads", "--name", "second", "--fusion", "concat")
         if first == "submit":

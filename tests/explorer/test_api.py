@@ -27,7 +27,7 @@ from geo_embed.metrics import metrics
 from geo_embed.prediction.pictures import predict_images
 from geo_embed.prediction.results import per_sample
 from geo_embed.runs.recipe import load_heads
-from geo_embed.runs.store import find_store_of
+from geo_embed.runs.store import find_sources_of
 from geo_embed.runs.table import read_predictions
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
@@ -98,7 +98,7 @@ def test_neighbours_are_those_most_alike_by_what_the_heads_make_of_them(
     client: TestClient, scene: Scene, ids: list[str]
 ) -> None:
     told = client.get(f"/api/samples/val/{ids[1]}").json()["neighbours"]
-    embeddings = read_store(find_store_of(scene.run, "train"))
+    embeddings = read_store(find_sources_of(scene.run, "train")[0].store)
     heads, _, _ = load_heads(scene.run).leaves(scene.run.config.training)[0]
     with torch.inference_mode():
         out = heads(torch.from_numpy(embeddings.values), torch.from_numpy(embeddings.present))

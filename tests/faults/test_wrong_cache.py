@@ -104,7 +104,7 @@ def test_fit_heads_refuses_a_store_that_no_longer_fits_the_csv(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     extract(small.config(), "train")
-    small.write(small.table().iloc[::-1])
+    small.write(small.table().iloc[:0:-1])
     ran = command(capsys, *small.options(), "fit-heads", "--name", "first")
     assert ran.code == 1
     assert "error: the store no longer fits" in ran.err
@@ -129,7 +129,7 @@ def test_a_prediction_refuses_a_test_store_that_no_longer_fits(
     for split in ("train", "test"):
         extract(small.config(), split)
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
-    small.write(small.table("test").iloc[::-1], "test")
+    small.write(small.table("test").iloc[:0:-1], "test")
     predict = [*small.options(), "predict", "first", "--split", "test"]
     ran = command(capsys, *predict, "--no-extract")
     assert ran.code == 1

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from geo_embed.cache.store import MISSING, open_store, read_store
+from geo_embed.cache.join import find_sources, read_joined
+from geo_embed.cache.store import MISSING, open_store, read_ids
 from geo_embed.config import Config
 from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
@@ -96,6 +97,9 @@ def edited(own: Country, change: str) -> Config:
         table = table.drop(index=5)
     elif change == "rows reordered":
         table = table.iloc[::-1]
+    elif change == "rows reordered and a picture renamed":
+        table = table.iloc[::-1]
+        table.loc[5, "image_east"] = "another.jpg"
     elif change == "a picture renamed":
         table.loc[5, "image_east"] = "another.jpg"
     elif change == "an id changed":
@@ -110,7 +114,7 @@ def edited(own: Country, change: str) -> Config:
     ("change", "what"),
     [
         ("a row removed", "the store holds 128 samples, the CSV 127"),
-        ("rows reordered", "the order of samples differs from row 2 on"),
+        ("rows reordered and a picture renamed", "the same samples name other images"),
         ("a picture renamed", "the same samples name other images"),
         ("an id changed", "the CSV's sample 'new-id' is not in the store"),
         ("views swapped", "the same samples name other images"),
@@ -161,9 +165,17 @@ def test_a_nan_among_the_embeddings_is_named_by_row(own: Country) -> None:
         open_training_data(own.config())
 
 
+def test_rows_of_a_store_are_found_by_their_ids_whatever_their_order(own: Country) -> None:
+    before = open_training_data(own.config()).examples
+    after = open_training_data(edited(own, "rows reordered")).examples
+    assert after.sample_id.tolist() == before.sample_id.tolist()[::-1]
+    assert (after.values == before.values[::-1]).all()
+    assert (after.truth.latitude == before.truth.latitude[::-1]).all()
+
+
 def test_where_no_sample_has_a_picture_there_is_nothing_to_join(config: Config) -> None:
-    store = open_training_data(config).store
-    embeddings = read_store(store)
+    (source,) = find_sources(config, "train")
+    embeddings = read_joined([source], read_ids(source.store))
     bare = replace(embeddings, present=np.zeros_like(embeddings.present))
     with pytest.raises(GeoError, match="no sample has a picture"):
         join(bare, truth_of(load_samples(config, "train")), load_mapping(config.paths.mapping()))

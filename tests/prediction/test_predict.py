@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from small import command, saved_predictions
 
-from geo_embed.cache.store import Embeddings, open_store, read_store
+from geo_embed.cache.join import JoinedEmbeddings, read_joined
+from geo_embed.cache.store import open_store, read_ids
 from geo_embed.config import Config
 from geo_embed.data.samples import load_samples, truth_of
 from geo_embed.errors import GeoError
@@ -25,6 +27,7 @@ from geo_embed.prediction.pictures import predict_images
 from geo_embed.prediction.predict import predict_embeddings, predict_split
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run
+from geo_embed.runs.store import find_sources_of
 from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
@@ -43,6 +46,12 @@ TRUTH = ["true_state_idx", "true_latitude", "true_longitude"]
 def pictures(config: Config, split: str, index: int) -> list[Path]:
     samples = load_samples(config, split)
     return [samples.image_root / name for name in samples.images[index]]
+
+
+def joined(run: Run) -> JoinedEmbeddings:
+    """What the cache has of the test split."""
+    sources = find_sources_of(run, "test")
+    return read_joined(sources, read_ids(sources[0].store))
 
 
 def answer_for(run: Run, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,12 +251,12 @@ def test_the_same_weights_under_another_name_are_the_runs_own(
 def test_a_sample_without_any_view_gets_the_prior_and_a_warning(
     country: Country, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embeddings = read_store(open_store(country.store("test")))
+    embeddings = joined(run)
     usual = predict_embeddings(run, embeddings)
     values, present = embeddings.values.copy(), embeddings.present.copy()
     present[[2, 5]] = False
     values[[2, 5]] = np.nan
-    bare = predict_embeddings(run, Embeddings(embeddings.sample_id, values, present, embeddings.store))
+    bare = predict_embeddings(run, replace(embeddings, values=values, present=present))
     for row in (2, 5):
         np.testing.assert_allclose(bare.probabilities[row], run.prior.probabilities, rtol=1e-6)
         assert (bare.latitude[row], bare.longitude[row]) == (run.prior.latitude, run.prior.longitude)
@@ -257,20 +266,18 @@ def test_a_sample_without_any_view_gets_the_prior_and_a_warning(
 
 
 def test_a_sample_that_lacks_a_view_is_answered_from_the_others(country: Country, run: Run) -> None:
-    embeddings = read_store(open_store(country.store("test")))
+    embeddings = joined(run)
     values, present = embeddings.values.copy(), embeddings.present.copy()
     present[0, 1] = False
     values[0, 1] = np.inf
-    partly = predict_embeddings(run, Embeddings(embeddings.sample_id, values, present, embeddings.store))
+    partly = predict_embeddings(run, replace(embeddings, values=values, present=present))
     mean = torch.from_numpy(embeddings.values[0, [0, 2, 3]].astype(np.float32)).mean(dim=0, keepdim=True)
     np.testing.assert_allclose(partly.probabilities[:1], answer_for(run, mean)[0], rtol=1e-4)
 
 
 def test_embeddings_of_another_width_are_refused(country: Country, run: Run) -> None:
-    embeddings = read_store(open_store(country.store("test")))
-    narrow = Embeddings(
-        embeddings.sample_id, embeddings.values[:, :, :700], embeddings.present, embeddings.store
-    )
+    embeddings = joined(run)
+    narrow = replace(embeddings, values=embeddings.values[:, :, :700])
     with pytest.raises(GeoError, match="embeddings of 700 numbers, where the run was fitted on 768"):
         predict_embeddings(run, narrow)
 
