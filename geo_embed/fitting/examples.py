@@ -266,6 +266,13 @@ class Rows:
         return self.views.shape[2] if self.columns is None else self.columns[1] - self.columns[0]
 
 
+def rows_where(mask: NDArray[np.bool_]) -> NDArray[np.int64] | slice:
+    """Where a mask (N,) is True: a slice, which copies nothing, from a first to a last row without a gap; else the rows."""
+    rows = np.flatnonzero(mask)
+    together = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
+    return slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+
+
 def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device") -> Rows:
     """Some of the examples, those where the mask (N,) is True, as tensors on a device.
 
@@ -273,10 +280,7 @@ def to_rows(examples: Examples, mask: NDArray[np.bool_], device: "torch.device")
     """
     import torch
 
-    kept = np.flatnonzero(mask)
-    together = len(kept) > 0 and kept[-1] - kept[0] == len(kept) - 1
-    taken: NDArray[np.int64] | slice = slice(int(kept[0]), int(kept[-1]) + 1) if together else kept
-    truth = examples.truth.take(kept)
+    taken, truth = rows_where(mask), examples.truth.take(np.flatnonzero(mask))
     points = geography.to_unit_vectors(truth.latitude, truth.longitude)
     return Rows(
         torch.from_numpy(examples.values[taken]).to(device),

@@ -26,7 +26,15 @@ from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256
 from geo_embed.fitting.arrays import describe_arrays, examples_of, settings_of
 from geo_embed.fitting.epochs import CHOSEN_BY, answered_by_part, parts_of, scores_without
-from geo_embed.fitting.examples import Examples, Rows, find_prior, open_training_data, put_first, to_rows
+from geo_embed.fitting.examples import (
+    Examples,
+    Rows,
+    find_prior,
+    open_training_data,
+    put_first,
+    rows_where,
+    to_rows,
+)
 from geo_embed.fitting.leaks import near_twins
 from geo_embed.fitting.race import CHOSEN_SETTINGS, EARLY, LATE, Race, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
@@ -102,15 +110,15 @@ class Dataset:
 
     def predict(self, heads: Heads | Mixture, mask: NDArray[np.bool_]) -> Predictions:
         """Predictions of one set of heads for the examples of a mask (N,)."""
-        examples = self.examples
+        examples, rows = self.examples, rows_where(mask)
         return apply_heads(
             Panel([heads]),
             self.device,
             self.prior,
             examples.encoder,
-            examples.sample_id[mask],
-            examples.values[mask],
-            examples.present[mask],
+            examples.sample_id[rows],
+            examples.values[rows],
+            examples.present[rows],
         )
 
     def score(self, predictions: Predictions, mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from geo_embed.geography import haversine_km, to_unit_vectors
 SAME_KM, SAME_COSINE = 0.1, 0.999
 # Axes that twins are first looked for along, the samples that say which, and what float32 may add to a squared distance.
 _AXES, _AXES_ROWS, _ROUNDING = 32, 4000, 1e-5
-# Similarities that are held at once, 64 MB.
-_BLOCK = 16_000_000
+# Similarities that are held at once, 16 MB.
+_BLOCK = 4_000_000
 # Rows whose views are averaged at once, in float32.
-_MEAN_ROWS = 4096
+_MEAN_ROWS = 1024
 
 
 @dataclass(frozen=True)

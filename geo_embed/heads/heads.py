@@ -24,7 +24,7 @@ from geo_embed.registry import FUSIONS, GPS_LOSSES, HEADS, STATE_LOSSES, Size
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
 # Samples that pass through at once where no gradient is wanted: bounded memory, no measurable cost.
-_ROWS = 2048
+_ROWS = 512
 
 # Settings with an effect in any head that is trained by steps, by itself or through its fusion and its losses.
 TRAINED = frozenset(
@@ -44,7 +44,7 @@ CELLED = frozenset({"model.cells", "model.cell_samples", "model.most_cells"})
 
 
 def in_parts(views: Tensor, present: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Embeddings (N, V, D) and which are there (N, V), up to 2,048 samples at once."""
+    """Embeddings (N, V, D) and which are there (N, V), up to 512 samples at once."""
     return zip(torch.split(views, _ROWS), torch.split(present, _ROWS), strict=True)
 
 

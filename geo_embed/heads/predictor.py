@@ -172,7 +172,7 @@ def build_panel(description: dict[str, Any], dim: int, views: int, classes: int)
 
 
 # Rows that pass through the heads at once: bounded memory, no measurable cost.
-_ROWS = 2048
+_ROWS = 512
 
 
 def apply_heads(

@@ -119,7 +119,8 @@ def fit_linear(
     # A feature that hardly varies here would shout wherever it does.
     std = std.clamp_min(float(std.mean()) * _LEAST_STD + 1e-12)
     std = std.mean().expand_as(std) if alike else std
-    x = (x - mean) / std
+    # Among many samples each copy of them counts.
+    x = (x - mean).div_(std)
 
     def penalised(w: Tensor) -> Tensor:
         # The last row holds the offsets, which no penalty touches.

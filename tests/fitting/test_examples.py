@@ -17,7 +17,7 @@ from geo_embed.cache.store import MISSING, open_store, read_ids
 from geo_embed.config import Config
 from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.errors import GeoError
-from geo_embed.fitting.examples import find_prior, join, open_training_data, put_first, to_rows
+from geo_embed.fitting.examples import find_prior, join, open_training_data, put_first, rows_where, to_rows
 from geo_embed.geography import haversine_km, to_degrees
 
 if TYPE_CHECKING:
@@ -179,3 +179,13 @@ def test_where_no_sample_has_a_picture_there_is_nothing_to_join(config: Config) 
     bare = replace(embeddings, present=np.zeros_like(embeddings.present))
     with pytest.raises(GeoError, match="no sample has a picture"):
         join(bare, truth_of(load_samples(config, "train")), load_mapping(config.paths.mapping()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "copied"), [([1, 2, 3], False), ([4], False), ([0, 2], True), ([], True)], ids=str
+)
+def test_rows_without_a_gap_are_taken_where_they_lie(wanted: list[int], copied: bool) -> None:
+    values = np.arange(10.0).reshape(5, 2)
+    taken = values[rows_where(np.isin(np.arange(5), wanted))]
+    assert np.array_equal(taken, values[wanted])
+    assert np.shares_memory(taken, values) is not copied
