@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,15 @@ EACH = [TIMM if name == "timm" else name for name in MAKERS]
 
 
 def load(
-    directory: Path, dtype: torch.dtype = torch.float32, *, trainable: bool = False, **settings: object
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trainable: bool = False,
+    further: Sequence[str] = (),
+    **settings: object,
 ) -> Backbone:
-    return load_backbone(Model(backbone_name=str(directory), **settings), CPU, dtype, trainable=trainable)
+    model = Model(backbone_name=str(directory), **settings)
+    return load_backbone(model, CPU, dtype, trainable=trainable, further=further)
 
 
 def pixels(count: int = 3) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""`geo bench extract`: preprocessing against transformers, and extraction against the bare model and a plain loop."""
+"""`geo bench extract`: preprocessing against transformers, extraction against the bare model and a plain loop, all features against one."""
 
 import io
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from geo_embed.backbones.pace import STREETCLIP
 from geo_embed.backbones.preprocessing import read_preprocessing
 from geo_embed.bench.measure import Bench, Measurement, apart, gemm_rate, in_turn, seconds, this_machine
 from geo_embed.bench.towers import VIT_B_32, flop_per_image, write_tower
-from geo_embed.config import Config, Inference
+from geo_embed.config import FEATURES, Config, Inference
 from geo_embed.data import images
 from geo_embed.devices import pick_device, pick_dtype
 from geo_embed.extraction.extract import extract
@@ -55,18 +55,27 @@ def bench_extract(config: Config, *, count: int | None = None) -> Bench:
             [
                 _against_model(root, "large", config.model.device, config.inference),
                 _against_loop(root, config.model.device, config.inference),
+                _against_one_feature(root, "large", config.model.device, config.inference),
+                _against_one_feature(root, "small", config.model.device, config.inference),
                 *_preprocessing(data, root / "large"),
             ],
         )
 
 
-def _extraction(root: Path, backbone: str, device: str, inference: Inference) -> Callable[[], float]:
+def _extraction(
+    root: Path,
+    backbone: str,
+    device: str,
+    inference: Inference,
+    features: Sequence[str] = FEATURES[:1],
+) -> Callable[[], float]:
     """A call that extracts the train split into an empty cache, and returns images/s."""
     overrides = {
         "paths.data_root": root / "data",
         "paths.cache_dir": root / "cache",
         "model.backbone_name": str(root / backbone),
         "model.device": device,
+        "model.features": tuple(features),
         "inference.workers": inference.workers,
         "inference.batch_size": inference.batch_size,
     }
@@ -103,6 +112,28 @@ def _against_model(root: Path, backbone: str, device_name: str, inference: Infer
         "images/s",
         f"transformers' bare model on tensors in memory, batches of {batch}",
         "its FLOPs at the measured GEMM rate",
+    )
+
+
+def _against_one_feature(root: Path, backbone: str, device_name: str, inference: Inference) -> Measurement:
+    """What further features of the same pass cost: reading them out, and writing them."""
+    every, one = in_turn(
+        _ROUNDS,
+        _extraction(root, backbone, device_name, inference, FEATURES),
+        _extraction(root, backbone, device_name, inference),
+    )
+    name = "the demo's backbone"
+    if backbone == "large":
+        name = "StreetCLIP's architecture" if pick_device(device_name).type == "cuda" else "ViT-B/32"
+    return Measurement(
+        f"geo extract with all {len(FEATURES)} features, {name}",
+        every,
+        one,
+        every / one,
+        one,
+        "images/s",
+        f"{FEATURES[0]} alone",
+        "the same: the layers run once either way",
     )
 
 

@@ -160,6 +160,7 @@ def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:
         ("store", e.store),
         *([] if e.variant == str(AS_THEY_ARE) else [("variant", e.variant)]),
         ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
+        *([("features", ", ".join(e.features))] if len(e.features) > 1 else []),
         ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
         *([("speed", speed)] if e.computed else []),
         ("time", f"{e.seconds:.1f} s in all"),

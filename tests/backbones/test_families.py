@@ -44,6 +44,7 @@ from towers import (
 from geo_embed.backbones.backbone import (
     blocks,
     embed,
+    embed_features,
     embedding_dim,
     freeze,
     layer_groups,
@@ -113,16 +114,20 @@ def by_siglip(directory: Path) -> torch.Tensor:
     return features if isinstance(features, torch.Tensor) else features.pooler_output
 
 
-def by_timm(directory: Path) -> torch.Tensor:
+def timm_model(directory: Path) -> Any:
     module: Any = importlib.import_module("timm")
     model = module.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM_CONFIG["model_args"])
     model.load_state_dict(load_file(directory / "model.safetensors"))
     model.reset_classifier(0)
-    pooled: torch.Tensor = model.eval()(pixels())
+    return model.eval()
+
+
+def by_timm(directory: Path) -> torch.Tensor:
+    pooled: torch.Tensor = timm_model(directory)(pixels())
     return pooled
 
 
-def by_naflex(directory: Path) -> torch.Tensor:
+def by_naflex(directory: Path) -> Any:
     """Each picture through the class's own patches: 8 × 8 pixels from left to right and top to bottom."""
     patches = [
         image[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
@@ -131,13 +136,11 @@ def by_naflex(directory: Path) -> torch.Tensor:
         for x in range(0, SIZE, PATCH)
     ]
     side = SIZE // PATCH
-    return (
-        from_class("Siglip2VisionModel", directory)(
-            pixel_values=torch.stack(patches).view(3, side * side, -1),
-            pixel_attention_mask=torch.ones(3, side * side, dtype=torch.int64),
-            spatial_shapes=torch.tensor([[side, side]] * 3),
-        )
-    ).pooler_output
+    return from_class("Siglip2VisionModel", directory)(
+        pixel_values=torch.stack(patches).view(3, side * side, -1),
+        pixel_attention_mask=torch.ones(3, side * side, dtype=torch.int64),
+        spatial_shapes=torch.tensor([[side, side]] * 3),
+    )
 
 
 WANTED: dict[str, tuple[int, Callable[[Path], torch.Tensor]]] = {
@@ -148,12 +151,54 @@ WANTED: dict[str, tuple[int, Callable[[Path], torch.Tensor]]] = {
     "geoclip": (16, by_geoclip),
     "siglip": (WIDTH, by_siglip),
     "siglip_tower": (WIDTH, pooled_by("SiglipVisionModel")),
-    "naflex": (WIDTH, by_naflex),
+    "naflex": (WIDTH, lambda directory: by_naflex(directory).pooler_output),
     "dinov2": (WIDTH, first_token_by("Dinov2Model")),
     "dinov2_registers": (WIDTH, first_token_by("Dinov2WithRegistersModel")),
     "dinov3": (WIDTH, first_token_by("DINOv3ViTModel")),
     "timm": (WIDTH, by_timm),
 }
+
+
+def tokens_by(name: str) -> Callable[[Path], torch.Tensor]:
+    return lambda directory: from_class(name, directory)(pixels()).last_hidden_state
+
+
+# All tokens of the last hidden state, (B, T, D), as the family's own class gives them.
+TOKENS: dict[str, Callable[[Path], torch.Tensor]] = {
+    "clip": tokens_by("CLIPVisionModel"),
+    "siglip": tokens_by("SiglipVisionModel"),
+    "siglip_tower": tokens_by("SiglipVisionModel"),
+    "naflex": lambda directory: by_naflex(directory).last_hidden_state,
+    "dinov2": tokens_by("Dinov2Model"),
+    "dinov2_registers": tokens_by("Dinov2WithRegistersModel"),
+    "dinov3": tokens_by("DINOv3ViTModel"),
+    "timm": lambda directory: timm_model(directory).forward_features(pixels()),
+}
+
+
+@each_family
+def test_all_features_are_taken_from_one_run_of_the_layers(made: Path, family: str) -> None:
+    others = family_of(made).other_features("image_embeds")
+    if family == "geoclip":
+        assert others == ()
+        with pytest.raises(GeoError, match="no token_mean, only image_embeds"):
+            load(made, further=("token_mean",))
+        return
+    # What is the embedding under another name isn't kept twice, unless it is asked for.
+    assert others == (("pooler_output", "token_mean") if family == "clip" else ("token_mean",))
+    backbone = load(made, further=("pooler_output", "token_mean"))
+    runs = []
+    for block in blocks(backbone.module):
+        block.register_forward_hook(lambda *_: runs.append(1))
+    with torch.inference_mode():
+        given = embed_features(backbone, pixels())
+        wanted = TOKENS[family](made).mean(dim=1)
+    assert len(runs) == len(blocks(backbone.module))
+    assert tuple(given) == backbone.features == ("image_embeds", "pooler_output", "token_mean")
+    for feature in ("image_embeds", "pooler_output"):
+        assert torch.equal(given[feature], embedded(load(made, feature=feature)))
+    torch.testing.assert_close(given["token_mean"], wanted, atol=1e-5, rtol=1e-5)
+    assert embedding_dim(made, "token_mean") == wanted.shape[1]
 
 
 @each_family

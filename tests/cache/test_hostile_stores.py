@@ -26,8 +26,10 @@ from geo_embed.cache.store import (
     MISSING,
     OK,
     PENDING,
+    add_features,
     chunks_of,
     commit_chunk,
+    commit_features,
     content_digest,
     create_store,
     list_stores,
@@ -177,9 +179,9 @@ def shapes(rows: int, views: int = VIEWS, dim: int = DIM, chunk_rows: int | None
 
 def seal(root: Path) -> None:
     """Make the checksums of the metadata fit again, where it can still be parsed."""
-    heads = {
-        name: root / name / "zarr.json" for name in ("embeddings", "status", "content_hash", "sample_id")
-    }
+    names = ["embeddings", "status", "content_hash", "sample_id"]
+    names += [path.name for path in sorted(root.glob("token_mean*"))]
+    heads = {name: root / name / "zarr.json" for name in names}
     if not all(
         path.is_file() and path.stat().st_size < 1 << 20 for path in (root / "zarr.json", *heads.values())
     ):
@@ -336,6 +338,45 @@ REFUSED: dict[str, Change] = {
     "texts for whole numbers": both(edit(IDENTITY, "data_type", value="int64"), edit(IDENTITY, "fill_value", value=0), edit(IDENTITY, "codecs", value=[*CODECS, {"name": "crc32c"}])),
 }  # fmt: skip
 
+
+def with_feature(then: Change) -> Change:
+    """A further feature of all pictures, and then something wrong with it."""
+
+    def change(root: Path) -> None:
+        store = add_features(open_store(root), {"token_mean": 3})
+        for rows in chunks_of(store):
+            shape = rows.stop - rows.start, VIEWS
+            block = np.ones((*shape, 3), np.float16), np.full(shape, 7, np.uint64)
+            commit_features(store, rows, {"token_mean": block})
+        then(root)
+
+    return change
+
+
+MEAN = "token_mean/zarr.json"
+# What is wrong with a further feature: those who read it get one line, and where metadata are wrong everybody does.
+OF_A_FEATURE: dict[str, Change] = {
+    "a feature that lies nowhere": edit("zarr.json", "attributes", "features", value=["token_mean"]),
+    "a feature outside the store": edit("zarr.json", "attributes", "features", value=["../token_mean"]),
+    "a feature called as another array": edit("zarr.json", "attributes", "features", value=["embeddings"]),
+    "a feature whose hashes are another array": edit("zarr.json", "attributes", "features", value=["content"]),
+    "a feature twice": with_feature(edit("zarr.json", "attributes", "features", value=["token_mean"] * 2)),
+    "features without end": edit("zarr.json", "attributes", "features", value=[f"f{k}" for k in range(10_000)]),
+    "features that are no list": edit("zarr.json", "attributes", "features", value="token_mean"),
+    "a feature of other rows": with_feature(edit(MEAN, "shape", value=[ROWS + 1, VIEWS, 3])),
+    "a feature in other chunks": with_feature(edit(MEAN, "chunk_grid", "configuration", "chunk_shape", value=[1, VIEWS, 3])),
+    "a feature of another precision": with_feature(edit(MEAN, "data_type", value="float32")),
+    "a feature of 10¹² numbers": with_feature(edit(MEAN, "shape", value=[ROWS, VIEWS, 10**12])),
+    "hashes that are bytes": with_feature(edit("token_mean_hash/zarr.json", "data_type", value="uint8")),
+    "numbers of a feature cut": with_feature(lambda root: os.truncate(root / "token_mean/c/1/0/0", 9)),
+    "numbers of a feature gone": with_feature(lambda root: (root / "token_mean/c/1/0/0").unlink()),
+    "numbers of a feature blown up": with_feature(lambda root: os.truncate(root / "token_mean/c/1/0/0", 1 << 40)),
+    "numbers of a feature that are NaN": with_feature(chunk("token_mean/c/1/0/0", np.full((2, VIEWS, 3), np.nan, np.float16))),
+    "hashes of a feature gone": with_feature(lambda root: (root / "token_mean_hash/c/1/0").unlink()),
+    "hashes of a feature damaged": with_feature(lambda root: os.truncate(root / "token_mean_hash/c/1/0", 9)),
+}  # fmt: skip
+
+
 # What these change is nothing that anybody goes by: the rows are right.
 READ: dict[str, Change] = {
     "nothing": lambda root: None,
@@ -381,6 +422,24 @@ def outcomes(path: Path, samples: Samples, small: Small) -> dict[str, Any]:
         except GeoError as error:
             results[name] = error
     return results
+
+
+@pytest.mark.parametrize("case", OF_A_FEATURE)
+def test_what_is_wrong_with_a_further_feature_is_one_line_too_and_the_embeddings_stay(
+    store: Path, samples: Samples, small: Small, case: str
+) -> None:
+    OF_A_FEATURE[case](store)
+    seal(store)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    results = outcomes(store, samples, small)
+    with pytest.raises(GeoError) as caught:
+        read_store(open_store(store, writable=False), feature="token_mean")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+    assert "\n" not in caught.value.what
+    # Where it opens, the embeddings are as they were, and what is damaged `verify` finds.
+    if not isinstance(results["open"], GeoError):
+        assert (results["read"].values == VALUES).all()
+        assert results["verify"] or "hashes of a feature gone" in case
 
 
 @pytest.mark.parametrize("case", REFUSED)
