@@ -229,9 +229,9 @@ def chunk_files(store: Path) -> dict[str, str]:
     return {name: digest for name, digest in files(store).items() if name != "zarr.json"}
 
 
-def assert_equals_one_run(small: Small, split: str = "train") -> None:
+def assert_equals_one_run(small: Small, split: str = "train", **changes: Any) -> None:
     """The store of a split has what one process makes of it, byte for byte."""
-    whole = extract(small.config(paths__cache_dir=str(small.root / "whole")), split).store
+    whole = extract(small.config(paths__cache_dir=str(small.root / "whole"), **changes), split).store
     assert chunk_files(small.store(split)) == chunk_files(whole)
     assert content(small.store(split)) == content(whole)
 

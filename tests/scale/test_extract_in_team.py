@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -38,7 +39,9 @@ def in_two(nursery: Nursery, small: Small, *arguments: object) -> list[Ran]:
 @pytest.mark.slow
 @pytest.mark.cut(train=16, test=4)
 def test_torchrun_makes_the_bytes_of_one_process_and_one_process_speaks(small: Small, geo: Geo) -> None:
-    arguments = [*small.options(), "--json", "extract", "--split", "all"]
+    features = ("pooler_output", "token_mean")
+    arguments = [*small.options(), "--set", f"model.features={json.dumps(features)}"]
+    arguments += ["--json", "extract", "--split", "all"]
     ran = geo(*arguments, command=(*TORCHRUN, "-m", "geo_embed"))
     assert ran.code == 0, ran.err
     train, test = ran.json["splits"]
@@ -46,7 +49,7 @@ def test_torchrun_makes_the_bytes_of_one_process_and_one_process_speaks(small: S
     assert (train["samples"], train["computed"], train["reused"]) == (16, 4 * 16, 0)
     assert (test["computed"], test["skipped"]) == (4 * 4, [])
     for split in ("train", "test"):
-        assert_equals_one_run(small, split)
+        assert_equals_one_run(small, split, model__features=features)
 
 
 @pytest.mark.cut(train=16, test=4)

@@ -60,7 +60,8 @@ def test_workers_that_die_at_random_leave_the_bytes_of_one_run(
 ) -> None:
     starts = sorted(random.Random(4).sample(range(0, ROWS, 2), 3))
     changes = plugin(small, DYING.format(folder=str(small.root), starts=set(starts)))
-    done = extract_on_ray(small.config(**changes), "train", cluster)
+    features = {"model__features": ("pooler_output", "token_mean")}
+    done = extract_on_ray(small.config(**changes, **features), "train", cluster)
     assert sorted(small.root.glob("died-*")) == sorted(small.root / f"died-{start}" for start in starts)
     assert (done.samples, done.skipped, done.damaged) == (ROWS, [], [])
     # What a dead worker had committed of its part was found there by the next.
@@ -69,7 +70,7 @@ def test_workers_that_die_at_random_leave_the_bytes_of_one_run(
     told = capsys.readouterr().err
     assert told.count("is begun again elsewhere") == 3
     assert "a worker died" in told
-    assert_equals_one_run(small)
+    assert_equals_one_run(small, **features)
     again = extract(small.config(), "train")
     assert (again.computed, again.reused) == (0, 4 * ROWS)
     assert asdict(again).keys() == asdict(done).keys()
