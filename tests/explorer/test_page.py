@@ -27,7 +27,7 @@ from geo_embed.explorer.guard import Guard, own_names
 from geo_embed.explorer.scene import Scene
 from geo_embed.explorer.serving import bind, url_of
 from geo_embed.metrics import metrics
-from geo_embed.runs.table import read_predictions
+from geo_embed.runs.table import read_predictions, write_predictions
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -92,7 +92,7 @@ def address(browser: Browser, beside: Scene) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hostile(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A run whose names hold HTML; its pictures and its backbone aren't here."""
+    """A run whose names hold HTML; its pictures, its backbone, and the truth of its test samples aren't here."""
     config = make_world(
         tmp_path_factory.mktemp("hostile"),
         HOSTILE,
@@ -101,7 +101,10 @@ def hostile(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
         samples=48,
         model__fusion="attention",
     )
-    made_run(config, "plain")
+    run = made_run(config, "plain")
+    # Answers for test samples, whose truth nobody here knows.
+    predictions, _ = read_predictions(run.predictions_path("val"), run.labels)
+    write_predictions(run.predictions_path("test"), predictions.take(slice(5)), None)
     with serving(open_scene(config, "plain")[0]) as url:
         yield url
 
@@ -268,12 +271,19 @@ def test_an_address_brings_everything_back(browser: Browser, address: str, besid
         predicted = page.get_by_label("predicted", exact=True).is_checked()
         ranks = page.locator(".chips input:checked").evaluate_all("all => all.map(one => one.value)")
         lowest = page.get_by_label("Score at least").input_value()
+        near = page.locator("#map .above .truth").get_attribute("cx")
         page.keyboard.press("Escape")
         settle(page)
         closed = page.url
+    with look(browser, f"{address}#sample={identity}&at=1.01,0.5,0.5") as looked:
+        looked.page.wait_for_selector(".of-sample .bars")
+        far = looked.page.locator("#map .above .truth").get_attribute("cx")
 
     assert title == f"Sample {identity}"
     assert (colour, predicted, sorted(ranks), float(lowest)) == ("confidence", True, ["1", "2"], 0.1)
+    assert near
+    assert far
+    assert abs(float(near) - float(far)) > 20
     assert "sample=" not in closed
     assert "at=2,0.4,0.5" in closed
 
@@ -461,3 +471,27 @@ def test_every_module_is_fetched_at_once_and_nothing_is_inline() -> None:
     own = {path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.js")}
     assert preloaded == own | {name for name in api._SHARED if name.endswith(".js")}
     assert not re.search(r"<style|<script(?![^>]*src=)|\bon\w+=|\bstyle=", page)
+
+
+def test_samples_without_truth_have_no_score_and_back_leads_to_those_that_have_one(
+    browser: Browser, hostile: str
+) -> None:
+    with look(browser, f"{hostile}#truth=1&colour=error") as looked:
+        page = looked.page
+        page.locator("#splits select").select_option("test")
+        page.wait_for_selector(".numbers dt:text-is('Mean confidence')")
+        without = page.locator("#panel").inner_text()
+        options = page.locator(".toolbar select option").all_inner_texts()
+        count = number(looked, "Samples")
+        page.go_back()
+        page.wait_for_selector(".numbers dt:text-is('Score')")
+        back = number(looked, "Samples")
+        url = page.url
+        complaints = looked.complaints
+
+    assert "The truth of the test samples isn't known" in without
+    assert options == ["Confidence", "Class"]
+    assert count == "5all"
+    assert re.fullmatch(r"\d+of \d+", back)
+    assert "truth=1" in url
+    assert complaints == []

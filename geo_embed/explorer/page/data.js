@@ -2,9 +2,10 @@
 import { tableFromIPC } from "./vendor/explore.min.js";
 
 export class Failure extends Error {
-  constructor(error, hint) {
+  constructor(error, hint, status = 0) {
     super(error);
     this.hint = hint ?? "";
+    this.status = status;
   }
 }
 
@@ -17,7 +18,7 @@ async function ask(url, options) {
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
-  throw new Failure(told.error ?? `The server answered ${answer.status}`, told.hint);
+  throw new Failure(told.error ?? `The server answered ${answer.status}`, told.hint, answer.status);
 }
 
 export const getJson = async (url) => (await ask(url)).json();
@@ -32,7 +33,14 @@ const NUMBERS = ["latitude", "longitude", "predicted_latitude", "predicted_longi
 // The samples of a split: {length, ids, latitude, …}, typed arrays; a column that the split lacks is null.
 export async function getSamples(split, compare) {
   const about = new URLSearchParams({ split, ...(compare && { compare }) });
-  const answer = await ask(`/api/samples.arrow?${about}`);
+  let answer;
+  try {
+    answer = await ask(`/api/samples.arrow?${about}`);
+  } catch (failure) {
+    // The other run needn't have answers for every split that this one has.
+    if (!compare || failure.status !== 404) throw failure;
+    return getSamples(split, "");
+  }
   const table = tableFromIPC(new Uint8Array(await answer.arrayBuffer()));
   const names = new Set(table.names);
   const samples = { length: table.numRows, ids: names.has("sample_id") ? table.getChild("sample_id").toArray() : [] };
