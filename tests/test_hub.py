@@ -138,6 +138,10 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     given = [str(path) for path in sorted(country.images().glob("img_000003_*"))]
     answer = GeoPredictor.from_pretrained("ada/places", device="cpu").predict(given)
     assert json.dumps(answer) == json.dumps(GeoPredictor("e", device="cpu").predict(given))
+    there.files["model.onnx"] = b"large"
+    there.commits.append("onnx")
+    assert GeoPredictor.from_pretrained("ada/places", force_download=True).states
+    assert not any("model.onnx" in request for request in hub.requests)
     assert ModelCard.load("ada/places").data.library_name == "geo_embed"
     GeoPredictor("e").push_to_hub("ada/again")
     again = hub.repositories["ada/again"].files

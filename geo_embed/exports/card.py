@@ -248,7 +248,7 @@ def _license(origin: Origin) -> str:
     lines = ["## Licence\n"]
     if origin.license == UNKNOWN:
         lines.append(
-            f"Unknown: nothing says what the licence of the backbone {origin.base_model} is. Whoever passes this export on, or uses it, has "
+            f"Unknown: nothing says what the licence of the backbone, {origin.base_model}, is. Whoever passes this export on, or uses it, has "
             "to find out first."
         )
     else:

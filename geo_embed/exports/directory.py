@@ -101,13 +101,14 @@ def describe(directory: Path) -> Described:
 
 
 def check_exportable(run: Run) -> None:
-    """Raise GeoError for a run that needs a plugin to answer: whoever has the export hasn't the plugin's code."""
+    """Raise GeoError for a run of several backbones, or one that needs a plugin to answer: who has the export hasn't the plugin's code."""
     for part in answering_runs(run):
         if len(part.sources) > 1:
             raise GeoError(
-                f"an export has one backbone, and {part.name} was fitted on {len(part.sources)} together",
+                f"the run was fitted on {len(part.sources)} backbones together, and an export holds one: "
+                + ", ".join(str(source["backbone"]) for source in part.sources),
                 where=part.path,
-                hint="export heads on one of them: geo fit-heads --backbone NAME",
+                hint="fit heads on one of them: geo fit-heads --backbone NAME",
             )
         recipe, described = read_recipe(part)
         sets = [
@@ -184,7 +185,7 @@ def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
     writer = RunWriter(directory)
     counts, _ = run.read_classes()
     name = str(changes["backbone"])
-    model = run.config.model.model_copy(update={"backbone_name": name, "fingerprint": None, "plugins": ()})
+    model = run.config.model.with_backbone(name).model_copy(update={"fingerprint": None, "plugins": ()})
     config = Config(model=model, training=run.config.training, finetune=run.config.finetune)
     writer.write_description(config, run.labels, counts, run.prior, _provenance(run, changes))
     _, recipe = read_recipe(run)
@@ -205,10 +206,8 @@ def _provenance(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _renamed(recipe: Any, backbone: str) -> Any:
     """A recipe with another name for the backbone, wherever it stands."""
     if isinstance(recipe, dict):
-        return {
-            key: backbone if key == "backbone_name" else _renamed(value, backbone)
-            for key, value in recipe.items()
-        }
+        named = {"backbone_name": backbone, "backbones": []}
+        return {key: named.get(key, _renamed(value, backbone)) for key, value in recipe.items()}
     return [_renamed(value, backbone) for value in recipe] if isinstance(recipe, list) else recipe
 
 

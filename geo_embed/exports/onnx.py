@@ -21,6 +21,8 @@ OUTPUTS = ("probabilities", "point")
 # An angle's sine beyond this one is as steep as single precision stands; points that far apart are antipodes.
 _STEEP = 0.999
 _FLOAT, _DOUBLE = 1, 11
+# Of weights; a file of ONNX's own format has two gigabytes at most.
+MOST_BYTES = 1 << 30
 
 
 def check_onnx() -> None:
@@ -35,7 +37,7 @@ def check_onnx() -> None:
 def write_onnx(
     network: "nn.Module", inputs: "Sequence[torch.Tensor]", names: Sequence[str], path: Path
 ) -> None:
-    """Write a network as ONNX, the first dimension of every input and output free; weights beyond two gigabytes go beside it.
+    """Write a network as ONNX, the first dimension of every input and output free; weights beyond a gigabyte go into a file beside it.
 
     Args:
         network: gives `OUTPUTS`.
@@ -74,7 +76,7 @@ def write_onnx(
             hint="do without --onnx; or --heads-only --onnx, if it is the backbone",
         ) from error
     with disk_errors(path):
-        written.save(path, external_data=_bytes_of(network) > 1 << 30)
+        written.save(path, external_data=_bytes_of(network) > MOST_BYTES)
 
 
 def run_onnx(path: Path, inputs: dict[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

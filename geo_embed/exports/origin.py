@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geo_embed.console import warn
+from geo_embed.errors import GeoError
 from geo_embed.files import read_bytes
 from geo_embed.runs.recipe import answering_runs, read_recipe
 from geo_embed.runs.run import Run
@@ -63,14 +64,15 @@ def find_origin(run: Run, name: str | None) -> Origin:
     named = list(dict.fromkeys(str(each) for each in names if each))
     base_model = next(filter(None, map(_hub_id, named)), None)
     for each in named:
-        card = _front_matter(each)
-        if card and base_model is None and isinstance(card.get("base_model"), str):
-            base_model = card["base_model"]
-        if card and card.get("license"):
-            where = each if Path(each).is_dir() else f"the card of {each}"
-            known = base_model or Path(each).name
+        card, is_id = _front_matter(each)
+        if base_model is None:
+            base_model = each if is_id else card.get("base_model")
+            base_model = base_model if isinstance(base_model, str) else None
+        if card.get("license"):
             texts = {key: str(card[key]) for key in ("license_name", "license_link") if card.get(key)}
             license = card["license"][0] if isinstance(card["license"], list) else card["license"]
+            where = f"the card of {each}" if is_id else "the card beside it"
+            known = base_model or Path(each).name
             return Origin(known, base_model is not None, str(license), **texts, said_by=where)
     if base_model in _KNOWN:
         return Origin(base_model, True, _KNOWN[base_model], said_by=f"what geo_embed knows of {base_model}")
@@ -81,12 +83,12 @@ def warn_of_license(origin: Origin) -> None:
     """Say what whoever passes an export on has to know."""
     if origin.license == UNKNOWN:
         warn(
-            f"the licence of the backbone {origin.base_model} is unknown: nothing says that it may be passed on, or used; find it out, "
+            f"the licence of the backbone, {origin.base_model}, is unknown: nothing says that it may be passed on, or used; find it out, "
             "and write it into README.md"
         )
     elif origin.forbids_commerce:
         warn(
-            f"the backbone {origin.base_model} is licensed {origin.license_name or origin.license}: not for commercial use, "
+            f"the backbone, {origin.base_model}, is licensed {origin.license_name or origin.license}: not for commercial use, "
             "and neither is this export, or what is made of its answers to train others"
         )
 
@@ -98,40 +100,49 @@ def _model_of(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_id(name: str) -> str | None:
-    """The id that a name is, or that a directory's path or name tells."""
+    """The id that a name is, as far as this machine knows, or that a directory's path or name tells."""
+    from huggingface_hub import try_to_load_from_cache
+
     snapshot = _SNAPSHOT.search(name)
     if snapshot:
         return f"{snapshot[1]}/{snapshot[2]}"
-    if _HUB_ID.fullmatch(name) and not Path(name).is_dir():
+    # A relative path looks the same.
+    is_id = _HUB_ID.fullmatch(name) and not Path(name).is_dir()
+    if is_id and (name in _KNOWN or isinstance(try_to_load_from_cache(name, "config.json"), str)):
         return name
     return next((known for known in _KNOWN if known.split("/")[1].lower() == Path(name).name.lower()), None)
 
 
-def _front_matter(name: str) -> dict[str, Any]:
-    """What the card of a model says of itself; empty where there is none, or it can't be read."""
+def _front_matter(name: str) -> tuple[dict[str, Any], bool]:
+    """What the card of a model says of itself, and whether it is one of the hub's; empty where there is none, or it can't be read."""
     from huggingface_hub import ModelCard
 
+    text, is_id = _card_text(name)
     try:
-        text = _card_text(name)
-        return {} if text is None else ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        card = {} if text is None else ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     # A card of somebody else's: YAML that isn't, metadata of other kinds.
     except Exception:
-        return {}
+        card = {}
+    return card, is_id
 
 
-def _card_text(name: str) -> str | None:
+def _card_text(name: str) -> tuple[str | None, bool]:
+    """A model's card, in its directory or of its id, and whether it is the latter's."""
     from huggingface_hub import hf_hub_download
 
     directory = Path(name)
     if directory.is_dir():
         path = directory / _CARD
-        return read_bytes(path, limit=_CARD_BYTES).decode() if path.is_file() else None
-    if not _HUB_ID.fullmatch(name):
-        return None
-    for offline in (True, False):
         try:
-            return Path(hf_hub_download(name, _CARD, local_files_only=offline)).read_text(encoding="utf-8")
+            return (read_bytes(path, limit=_CARD_BYTES).decode() if path.is_file() else None), False
+        except (GeoError, UnicodeDecodeError):
+            return None, False
+    for offline in (True, False) if _HUB_ID.fullmatch(name) else ():
+        try:
+            return Path(hf_hub_download(name, _CARD, local_files_only=offline)).read_text(
+                encoding="utf-8"
+            ), True
         # Whatever the hub client raises without a network, a file or permission.
         except Exception:
             continue
-    return None
+    return None, False

@@ -17,7 +17,16 @@ from geo_embed.config import Config
 from geo_embed.data.images import Preprocessing
 from geo_embed.devices import pick_device, torch_switches
 from geo_embed.errors import GeoError, disk_errors
-from geo_embed.exports.directory import BACKBONE, check_directory, describe, files_of, read_export
+from geo_embed.exports.directory import (
+    BACKBONE,
+    CARD,
+    CONFIG,
+    RUN,
+    check_directory,
+    describe,
+    files_of,
+    read_export,
+)
 from geo_embed.exports.network import Answers, PictureNetwork, network_of
 from geo_embed.heads.predictor import Panel
 from geo_embed.hub import download
@@ -184,6 +193,8 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
+                # An ONNX file is as large as all the rest.
+                allow_patterns=[CARD, CONFIG, f"{RUN}/*", f"{BACKBONE}/*"],
             )
         describe(directory)
         predictor: GeoPredictor = super().from_pretrained(directory, **options)

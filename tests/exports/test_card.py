@@ -53,7 +53,7 @@ def test_streetclip_is_not_for_commerce_and_an_unknown_licence_is_said_to_be(
 
     done = export(config, run, tmp_path / "u")
     assert done.license == "unknown"
-    assert "the licence of the backbone backbone is unknown" in " ".join(capsys.readouterr().err.split())
+    assert "the licence of the backbone, backbone, is unknown" in " ".join(capsys.readouterr().err.split())
     card, text = card_of(tmp_path / "u")
     assert card.data.license == "unknown"
     assert card.data.base_model is None
@@ -64,6 +64,8 @@ def test_streetclip_is_not_for_commerce_and_an_unknown_licence_is_said_to_be(
     [
         ("/home/x/.cache/huggingface/hub/models--maker--tower-L/snapshots/0a1b", "maker/tower-L"),
         ("/models/streetclip", "geolocal/StreetCLIP"),
+        ("geolocal/StreetCLIP", "geolocal/StreetCLIP"),
+        ("models/relative", "backbone"),
         ("/models/other", "backbone"),
     ],
 )

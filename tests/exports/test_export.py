@@ -278,6 +278,21 @@ def test_a_head_of_a_plugin_is_refused_by_name(
         export(config, run, tmp_path / "e")
 
 
+def test_a_run_of_several_backbones_is_refused_by_their_names(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    path = run.path / "provenance.json"
+    provenance = json.loads(path.read_text())
+    sources = [
+        provenance["store"] | {"name": name, "backbone": name} for name in ("first/tower", "second/tower")
+    ]
+    path.write_text(json.dumps(provenance | {"sources": sources}))
+    several = load_run(run.path.parent, run.name)
+    for heads_only in (False, True):
+        with pytest.raises(GeoError, match=r"fitted on 2 backbones together.*: first/tower, second/tower"):
+            export(config, several, tmp_path / "e", heads_only=heads_only)
+
+
 def test_a_full_disk_leaves_what_was_there(
     nursery: Nursery, run: Run, exported: Path, tmp_path: Path, country: Country
 ) -> None:

@@ -93,6 +93,23 @@ def test_heads_alone_of_runs_combined_with_neighbours_sorts_and_medians(tmp_path
     assert [d.dim_value for d in opened.graph.input[0].type.tensor_type.shape.dim][1:] == [len(VIEWS), 12]
 
 
+def test_weights_beyond_what_a_file_may_have_lie_beside_it_and_move_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geo_embed.exports.onnx.MOST_BYTES", 100)
+    config = antimeridian(tmp_path / "w")
+    run = made_run(changed(config, model__head="separate"), "first")
+    done = export(config, run, tmp_path / "e", onnx=True, heads_only=True)
+    assert done.files["heads.onnx.data"] > 100
+    views, present = places()
+    (tmp_path / "e").rename(tmp_path / "moved")
+    states, _ = run_onnx(tmp_path / "moved" / "heads.onnx", {"embeddings": views, "present": present})
+    wanted = predict_arrays(config, run, views, present)
+    np.testing.assert_allclose(states, wanted.probabilities, rtol=0, atol=1e-6)
+    export(config, run, tmp_path / "moved", heads_only=True)
+    assert not (tmp_path / "moved" / "heads.onnx.data").exists()
+
+
 class Branching(torch.nn.Module):
     """Of no form in ONNX: what it does depends on a number."""
 
