@@ -293,6 +293,17 @@ def test_a_run_of_several_backbones_is_refused_by_their_names(
             export(config, several, tmp_path / "e", heads_only=heads_only)
 
 
+def test_one_backbone_that_is_named_as_several_are_is_exported_without_its_path(
+    country: Country, tmp_path: Path
+) -> None:
+    config = country.config(tmp_path, model__backbones=[str(country.backbone)], training__epochs=1)
+    fit_heads(config, name="listed")
+    export(config, load_run(config.paths.runs_dir, "listed"), tmp_path / "e")
+    for path in (tmp_path / "e" / "run").iterdir():
+        assert str(country.root).encode() not in path.read_bytes()
+    assert GeoPredictor(tmp_path / "e", device="cpu").predict(pictures(country, 1))
+
+
 def test_a_full_disk_leaves_what_was_there(
     nursery: Nursery, run: Run, exported: Path, tmp_path: Path, country: Country
 ) -> None:
