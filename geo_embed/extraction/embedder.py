@@ -8,6 +8,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.backbone import Backbone
 from geo_embed.data import images
 from geo_embed.data.variants import AS_THEY_ARE, Variant
+from geo_embed.devices import keep_freed_memory
 from geo_embed.errors import GeoError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Embedder:
         import torch
 
         started = time.monotonic()
+        if self._device.type == "cpu":
+            keep_freed_memory()
         backbone = self._load()
         shape = (self.batch_size, 3, self._spec.height, self._spec.width)
         pinned = self._device.type == "cuda"

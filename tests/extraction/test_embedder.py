@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +18,7 @@ from geo_embed.extraction.embedder import Embedder
 
 if TYPE_CHECKING:
     from conftest import Country
+    from small import Nursery
 
 CPU = torch.device("cpu")
 
@@ -118,3 +122,33 @@ def test_the_backbone_is_loaded_with_the_first_pixels_and_once(
 def test_a_card_takes_larger_batches_by_default() -> None:
     assert default_batch_size(CPU) == 32
     assert default_batch_size(torch.device("cuda")) == 256
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's")
+def test_memory_that_a_pass_frees_is_at_hand_for_the_next(backbone: Backbone, pixels: np.ndarray) -> None:
+    embeddings(embedder_of(backbone, 4), pixels, [11])
+    pages, size = 5 * 16_384, 64 << 20
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        bytearray(size)[:: 1 << 12] = b"x" * (size >> 12)
+    assert getrusage(RUSAGE_SELF).ru_minflt - before < pages / 2
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's")
+def test_what_the_environment_says_of_malloc_stands(nursery: Nursery, tmp_path: Path) -> None:
+    """A process that keeps nothing of its own accord asks for every page again."""
+    ask = """
+import pathlib, resource
+from geo_embed.devices import keep_freed_memory
+keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(64 << 20)[:: 1 << 12] = b"x" * (64 << 8)
+pathlib.Path("pages").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+"""
+    pages = {}
+    for said in ("", "131072"):
+        environment = {"MALLOC_MMAP_THRESHOLD_": said} if said else {}
+        nursery.start_in(tmp_path, "--version", before=ask, environment=environment).end()
+        pages[said] = int((tmp_path / "pages").read_text())
+    assert pages[""] < 3 * 16_384 < 5 * 16_384 <= pages["131072"]
