@@ -150,7 +150,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep memory that is freed for what is allocated next, where it would give it back to the system.
 
     A tower on a CPU makes and drops the same activations layer by layer, up to hundreds of MB each. What was given back comes again
-    page by page, zeroed: 3,600 pages for an image through a ViT-B/32, a tenth of the processor's time. A process stays as large as
+    page by page, zeroed: 3,600 pages for an image through a ViT-B/32, up to a tenth of the processor's time. A process stays as large as
     it was at most. What the environment says of malloc already stands; elsewhere than under glibc nothing happens.
     """
     said = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"} & os.environ.keys()

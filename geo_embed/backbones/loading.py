@@ -44,9 +44,9 @@ def load_tower(
     if function.family is not SIGLIP2:
         _try_out(outline, function.family, features, size, directory)
     sha256 = hash_tensors(weights)
-    built = function
-    if not trainable and _has_quick_gelu(function):
-        built, weights = _fold_quick_gelu(function, weights)
+    built = function if trainable else without_quick_gelu(function)
+    if built != function:
+        weights = _fold_quick_gelu(weights)
     tower, info = _build(directory, built, weights, dtype)
 
     # A layer that is not in the file would start from random numbers, and every embedding with it.
@@ -81,23 +81,25 @@ def load_tower(
     return tower, function, sha256
 
 
-def _has_quick_gelu(function: Function) -> bool:
-    return function.family in (CLIP, GEOCLIP) and function.settings["hidden_act"] == "quick_gelu"
+def without_quick_gelu(function: Function) -> Function:
+    """What a tower that isn't trained is built as: a CLIP has SiLU in place of QuickGELU, one pass over the activations in place of three."""
+    if function.family not in (CLIP, GEOCLIP) or function.settings["hidden_act"] != "quick_gelu":
+        return function
+    return replace(function, settings=function.settings | {"hidden_act": "silu"})
 
 
-def _fold_quick_gelu(function: Function, weights: TowerWeights) -> tuple[Function, TowerWeights]:
-    """The same CLIP with SiLU in place of QuickGELU: x·σ(1.702 x) = silu(1.702 x) / 1.702.
+def _fold_quick_gelu(weights: TowerWeights) -> TowerWeights:
+    """Weights of a CLIP with QuickGELU for the same with SiLU: x·σ(1.702 x) = silu(1.702 x) / 1.702.
 
-    The layer before takes the factor, the one after takes it back. SiLU is one pass over the activations, QuickGELU three. Weights
-    are changed in float32, before they are rounded to the tower's precision: that happens once either way.
+    The layer before takes the factor, the one after takes it back. Weights are changed in float32, before they are rounded to the
+    tower's precision: that happens once either way.
     """
     tensors = dict(weights.tensors)
     for name, tensor in tensors.items():
         for pattern, factor in ((_BEFORE, _QUICK_GELU), (_AFTER, 1 / _QUICK_GELU)):
             if pattern.fullmatch(name):
                 tensors[name] = replace(tensor, values=tensor.values.float() * factor)
-    settings = function.settings | {"hidden_act": "silu"}
-    return replace(function, settings=settings), replace(weights, tensors=tensors)
+    return replace(weights, tensors=tensors)
 
 
 def _try_out(

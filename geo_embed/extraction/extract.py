@@ -337,7 +337,7 @@ def embed_rows(plan: Plan, store: Store, rows: slice, embedder: Embedder, source
     views = len(plan.samples.view_names)
     places = ((row, view) for row in range(rows.start, rows.stop) for view in range(views))
     label, total = progress_label(store), (rows.stop - rows.start) * views
-    outlook = Outlook(label, total, plan.batch_size, plan.device, plan.dtype)
+    outlook = Outlook(label, total, plan.batch_size, plan.device, plan.dtype, plan.model)
 
     def committed(row: int, view: int) -> int | None:
         place = (row - covered.start, view)

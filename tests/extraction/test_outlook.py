@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from geo_embed.config import Model
 from geo_embed.extraction import outlook
 from geo_embed.extraction.extract import extract
 from geo_embed.extraction.outlook import Outlook
@@ -16,17 +17,20 @@ from geo_embed.extraction.outlook import Outlook
 if TYPE_CHECKING:
     from small import Small
 
+# How long its layers take can't be known here.
+UNKNOWN = Model(backbone_name="somebody/unknown")
+
 
 @pytest.fixture(autouse=True)
 def slow_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 0.5)
 
 
-def watched(total: int, monkeypatch: pytest.MonkeyPatch, copied: int = 0) -> None:
+def watched(total: int, monkeypatch: pytest.MonkeyPatch, copied: int = 0, model: Model = UNKNOWN) -> None:
     """100 images of 8 in a batch at a second each, `copied` more with each of them at no cost."""
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    watching = Outlook("extract train", total, 8, torch.device("cpu"), torch.float32)
+    watching = Outlook("extract train", total, 8, torch.device("cpu"), torch.float32, model)
     for computed in range(1, 101):
         now += 1
         watching.look(computed * (1 + copied), computed)
@@ -49,9 +53,23 @@ def test_a_processor_that_is_faster_in_bfloat16_is_told_of_once(
 ) -> None:
     monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 3.0)
     watched(10_000, monkeypatch)
-    assert "--set model.dtype=bfloat16" in capsys.readouterr().err.splitlines()[1]
+    said = "this processor is faster in bfloat16: --dtype bfloat16, with a store of its own"
+    assert capsys.readouterr().err.splitlines()[1:] == [said]
     watched(50, monkeypatch)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.25, "about 42 min: --dtype bfloat16"), (0.7, "")])
+def test_what_bfloat16_would_save_is_told_where_it_is_worth_a_store_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, said: str
+) -> None:
+    monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 3.0)
+    paces = {torch.float32: 1.0, torch.bfloat16: seconds}
+    monkeypatch.setattr(outlook, "seconds_per_picture", lambda model, device, dtype: paces[dtype])
+    watched(10_000, monkeypatch)
+    (_, *more) = capsys.readouterr().err.splitlines()
+    assert len(more) == bool(said)
+    assert said in "".join(more)
 
 
 def test_what_is_soon_done_says_nothing(

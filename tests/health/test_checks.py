@@ -60,7 +60,7 @@ def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
     found = checks(ran)
     assert {name for name, check in found.items() if not check.ok} == {"train data", "test data", "weights"}
     assert "hf download geolocal/StreetCLIP" in found["weights"].hint
-    # How long it takes needs no weights: two layers of its architecture are timed.
+    # How long it takes needs no weights: a few layers of its architecture are timed.
     pace = r"1,000 samples of 4 views by geolocal/StreetCLIP: about \d+ (min|h \d+ min) in float32.*"
     assert re.fullmatch(pace, found["pace"].message)
     assert "paths.data_root=DIR" in found["train data"].hint
