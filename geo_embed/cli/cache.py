@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import (
     CHECK_FAILED,
     GLOBALS,
@@ -270,10 +271,30 @@ def _cache_import(
     )
 
 
-@cache_app.command("export", epilog="Example: `geo cache export --split train --out train.npy`")
+@cache_app.command(
+    "export",
+    epilog="Example: `geo cache export --split train --out train.npy`, or `geo cache export --split train --atlas train.parquet`",
+)
 def _cache_export(
     split: Annotated[Literal["train", "test"], typer.Option("--split", help="Which samples.")],
-    out: Annotated[Path, typer.Option("--out", help="A .npy, .npz, .safetensors or .parquet file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .npy, .npz, .safetensors or .parquet file.")
+    ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(
+            "--atlas",
+            help="A .parquet with a plane, neighbours and what is known of each sample, for Apple's Embedding Atlas.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            help="With --atlas: a run's learnt space and answers, in place of raw embeddings.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
     backbone: BackboneOption = None,
     feature: Annotated[
         Feature | None,
@@ -282,9 +303,23 @@ def _cache_export(
 ) -> None:
     """Write a split's embeddings, or another feature of the same pass, to a file for other tools."""
     wait_passively()
+    config = GLOBALS.config(model__backbone_name=backbone)
+    if (out is None) == (atlas is None):
+        raise typer.BadParameter("one of the two says where to", param_hint="--out, --atlas")
+    if run is not None and atlas is None:
+        raise typer.BadParameter("goes together with --atlas", param_hint="--run")
+    if atlas is not None:
+        from geo_embed.explorer.atlas import export_atlas
+
+        made = export_atlas(config, split, atlas, run)
+        opened = f"embedding-atlas {shlex.quote(str(atlas))} --x projection_x --y projection_y --neighbors neighbors"
+        rows = [("file", atlas), ("samples", f"{made.samples:,}"), ("space", made.space), ("open it", opened)]
+        print_made(made, rows)
+        return
+    assert out is not None
     from geo_embed.cache.exchange import cache_export
 
-    embeddings = cache_export(GLOBALS.config(model__backbone_name=backbone), split, out, feature=feature)
+    embeddings = cache_export(config, split, out, feature=feature)
     samples, views, dim = embeddings.values.shape
     store = embeddings.store
     result = {

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from geo_embed.data import jpeg, kinds, png, tiff
 from geo_embed.data.depth import Depth, UnknownDepth, to_rgb
@@ -132,7 +132,11 @@ def decode_grey(data: bytes, *, accept_damage: bool = False) -> Pixels:
 
 def read_shape(data: bytes) -> tuple[int, int]:
     """(height, width) of an image file, upright, by its header: whether it can be decoded, only decoding tells. Raises UnreadableImage."""
-    with _one_exception(), Image.open(io.BytesIO(data)) as image:
+    with _one_exception():
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError as error:
+            raise UnreadableImage(kinds.describe(data)) from error
         width, height = image.size
         orientation = read_orientation(_bytes_of(image, "exif"), _bytes_of(image, "xmp"))
         return (width, height) if orientation >= _ON_ITS_SIDE else (height, width)

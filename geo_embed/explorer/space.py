@@ -4,7 +4,7 @@ Of heads that have a learnt space (`refinable`) it is theirs; of others the logi
 nothing to do with the place. Of several heads those with the largest say stand for all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,30 @@ def space_of(embedder: Embedder, split: str) -> tuple[Space, tuple[Source, ...]]
     """
     sources = find_sources_of(embedder.run, split)
     sample_id = read_ids(sources[0].store)
+    return _space(sources, sample_id, embedder.vectors), sources
+
+
+def raw_space(sources: Sequence[Source]) -> Space:
+    """The samples of stores by the mean of their views' embeddings. Raises GeoError where one is damaged."""
+
+    def mean(values: NDArray[Any], present: NDArray[np.bool_]) -> Floats:
+        total = np.einsum("nvd,nv->nd", values.astype(np.float32), present.astype(np.float32))
+        count = present.sum(axis=1, dtype=np.float32)[:, None]
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+    return _space(sources, read_ids(sources[0].store), mean)
+
+
+def _space(
+    sources: Sequence[Source],
+    sample_id: NDArray[np.object_],
+    to_vectors: Callable[[NDArray[Any], NDArray[np.bool_]], Floats],
+) -> Space:
     parts = []
     for start in range(0, len(sample_id), _ROWS):
         part = read_joined(sources, sample_id[start : start + _ROWS])
-        parts.append(embedder.vectors(part.values, part.present).astype(np.float16))
+        parts.append(to_vectors(part.values, part.present).astype(np.float16))
+    # A part without any view doesn't know how wide it is.
     width = max((part.shape[1] for part in parts), default=1)
     vectors = np.concatenate(
         [
@@ -141,7 +161,7 @@ def space_of(embedder: Embedder, split: str) -> tuple[Space, tuple[Source, ...]]
     mean = _mean(vectors)
     for rows in _parts(vectors):
         rows[:] = _directions(rows.astype(np.float32), mean)
-    return Space(sample_id, vectors, mean), sources
+    return Space(sample_id, vectors, mean)
 
 
 def plane_of(vectors: NDArray[np.floating[Any]]) -> Floats:

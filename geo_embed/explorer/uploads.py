@@ -22,7 +22,7 @@ ANY_VIEW = "views"
 async def read_form(
     stream: AsyncIterator[bytes], content_type: str, length: str | None, views: Sequence[str]
 ) -> dict[str, bytes]:
-    """The pictures of a form, by view; a picture in the field `views` goes to the next view that has none.
+    """The pictures of a form, by view; a picture in the field `views` goes to the view that its file is called by, else to the next that has none.
 
     Nothing is written to disk, and reading ends at the first byte too many.
 
@@ -106,7 +106,9 @@ class _Form:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         field = options.get(b"name", b"").decode("utf-8", "replace")
         if field == ANY_VIEW and ANY_VIEW not in self._views:
-            field = next((view for view in self._views if view not in self.pictures), "")
+            named = options.get(b"filename", b"").decode("utf-8", "replace")
+            free = [view for view in self._views if view not in self.pictures]
+            field = next((view for view in free if view == named), free[0] if free else "")
             if not field:
                 raise Refusal(400, f"more than {len(self._views)} pictures", "send at most one a view")
         if field not in self._views:

@@ -1,0 +1,164 @@
+"""Runs of every kind can be looked at, and what one lacks is said in a line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from fastapi.testclient import TestClient
+from served import client_of
+from small import Country
+
+from geo_embed.config import Config
+from geo_embed.errors import GeoError
+from geo_embed.explorer.atlas import export_atlas
+from geo_embed.explorer.explore import explore, open_scene
+from geo_embed.explorer.scene import Scene
+from geo_embed.explorer.space import plane_of
+from geo_embed.prediction.ensemble import ensemble
+from geo_embed.prediction.predict import predict_split
+from geo_embed.runs.run import Run
+from geo_embed.runs.table import read_predictions, write_predictions
+
+
+def rows_of(client: TestClient, address: str = "/api/samples.arrow") -> pd.DataFrame:
+    answer = client.get(address)
+    assert answer.status_code == 200, answer.text
+    return pa.ipc.open_stream(answer.content).read_all().to_pandas()
+
+
+def test_another_run_stands_beside(config: Config, run: Run) -> None:
+    other = shutil.copytree(run.path, run.path.with_name("other"))
+    path = run.predictions_path("val")
+    answers, truth = read_predictions(path, run.labels)
+    # The other one lacks a sample, and answers another as if it were the opposite.
+    theirs = answers.take(np.arange(1, len(answers)))
+    theirs.probabilities[0] = theirs.probabilities[0][::-1]
+    theirs.latitude[0] = -theirs.latitude[0]
+    write_predictions(other / path.name, theirs, truth and truth.take(np.arange(1, len(answers))))
+    scene, split = open_scene(config, "first", compare="other")
+    with client_of(scene, split) as client:
+        assert client.get("/api/run").json()["compare"] == "other"
+        table = rows_of(client, "/api/samples.arrow?compare=other")
+        assert "agrees" not in rows_of(client)
+    assert pd.isna(table["agrees"][0])
+    assert pd.isna(table["compare_km"][0])
+    assert not table["agrees"][1]
+    assert table["compare_km"][1] > table["km"][1]
+    assert table["agrees"][2:].all()
+    np.testing.assert_allclose(table["compare_km"][2:], table["km"][2:], rtol=1e-6)
+
+
+def test_the_test_split_has_no_truth_and_is_shown_all_the_same(config: Config, run: Run) -> None:
+    with pytest.raises(GeoError, match="no predictions of the test split") as lacking:
+        open_scene(config, "first", split="test")
+    assert lacking.value.hint == "geo predict first --split test"
+    predict_split(config, run, "test")
+    scene, split = open_scene(config, "first", split="test")
+    with client_of(scene, split) as client:
+        about = client.get("/api/run").json()
+        assert (about["split"], about["splits"], about["has_truth"]) == ("test", ["val", "test"], False)
+        assert about["metrics"] is None
+        table = rows_of(client)
+        assert {"km", "score", "state", "rank", "latitude"}.isdisjoint(table)
+        told = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
+        assert told["truth"] is None
+        assert told["prediction"]["km"] is None
+        assert len(told["neighbours"]) == 8
+        assert client.get(told["views"][0]["picture"]).status_code == 200
+        # The game is of held-out samples, whatever is shown.
+        assert client.get("/api/game?rounds=1").json()["rounds"][0]["split"] == "val"
+
+
+def test_an_ensemble_is_looked_at_as_any_run(config: Config, run: Run) -> None:
+    shutil.copytree(run.path, run.path.with_name("second"))
+    ensemble(config, ["first", "second"], method="average", name="both")
+    scene, split = open_scene(config, "both")
+    with client_of(scene, split) as client:
+        sample_id = rows_of(client)["sample_id"][0]
+        told = client.get(f"/api/samples/val/{sample_id}").json()
+        assert told["distribution"]["kind"] == "classes"
+        assert len(told["neighbours"]) == 8
+        assert [view["weight"] for view in told["views"]] == [None] * 4
+        assert client.get("/api/run").json()["can_predict"]
+
+
+def test_a_run_that_is_damaged_or_held_out_nothing_says_so_before_it_serves(config: Config, run: Run) -> None:
+    def refused() -> GeoError:
+        with pytest.raises(GeoError) as error:
+            explore(config, "first", lambda url: pytest.fail(f"it serves at {url}"))
+        return error.value
+
+    path = run.predictions_path("val")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert "not a readable prediction table" in refused().what
+    path.unlink()
+    assert "no predictions to show" in refused().what
+    path.write_bytes(whole)
+    run.heads_path.write_bytes(b"nothing")
+    # Recorded predictions are still there; what needs the heads isn't.
+    scene, split = open_scene(config, "first")
+    with client_of(scene, split) as client:
+        assert client.get("/api/run").json()["embedding_view"] == "predicted distributions"
+        picture = (config.paths.images("test") / "img_000003_north.jpg").read_bytes()
+        answer = client.post("/api/predict", files={"north": picture})
+        assert (answer.status_code, "heads can't be loaded" in answer.json()["error"]) == (503, True)
+
+
+def test_a_run_without_its_backbone_at_hand_says_why_it_cannot_answer(
+    country: Country, run: Run, tmp_path: Path
+) -> None:
+    text = run.settings_path.read_text()
+    assert str(country.backbone) in text
+    run.settings_path.write_text(text.replace(str(country.backbone), str(tmp_path / "gone")))
+    scene, split = open_scene(country.config(tmp_path), "first")
+    with client_of(scene, split) as client:
+        about = client.get("/api/run").json()
+        assert (about["can_predict"], "gone" in about["why_not"]) == (False, True)
+        assert client.post("/api/predict", files={"north": b"x"}).status_code == 503
+
+
+def test_without_the_extra_it_says_what_to_install(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(GeoError, match="fastapi") as lacking:
+        explore(config, None, lambda url: None)
+    assert lacking.value.hint == "pip install 'geo-embed[explore]'"
+
+
+def test_the_plane_has_the_two_widest_directions() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)) * (1, 5, 1, 20, 1, 1)
+    plane = plane_of(np.vstack([x, np.full(6, np.nan)]).astype(np.float32))
+    centred = x - x.mean(axis=0)
+    for axis, column in ((0, 3), (1, 1)):
+        assert abs(np.corrcoef(plane[:200, axis], centred[:, column])[0, 1]) > 0.99
+    assert np.isnan(plane[200]).all()
+
+
+def test_an_atlas_has_every_sample_with_its_neighbours(scene: Scene, tmp_path: Path) -> None:
+    out = tmp_path / "atlas.parquet"
+    made = export_atlas(scene.config, "train", out, "first")
+    table = pd.read_parquet(out)
+    assert (made.samples, len(table)) == (128, 128)
+    assert table["projection_x"].notna().all()
+    assert table["projection_y"].std() > 0
+    # Neighbours are rows of the table, never the row itself, the nearest first.
+    for row, near in enumerate(table["neighbors"]):
+        assert len(set(near["ids"]) - {row}) == 10
+        assert (np.diff(near["distances"]) >= 0).all()
+    shown = scene.shown("val")
+    held_out = table[table["part"] == "val"].set_index("sample_id")
+    assert sorted(held_out.index) == sorted(shown.predictions.sample_id)
+    assert shown.km is not None
+    np.testing.assert_allclose(held_out.loc[list(shown.predictions.sample_id), "km"], shown.km, rtol=1e-5)
+    assert table.loc[table["part"] == "train", "km"].isna().all()
+    # Of raw embeddings, without a run.
+    raw = export_atlas(scene.config, "test", tmp_path / "raw.parquet")
+    assert raw.samples == 32
+    assert "state" not in pd.read_parquet(raw.atlas)
