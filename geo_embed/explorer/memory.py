@@ -15,6 +15,7 @@ from geo_embed.devices import pick_device, torch_switches
 from geo_embed.errors import GeoError
 from geo_embed.explorer.space import Embedder, embedder_of
 from geo_embed.prediction.pictures import embed_places, predict_embedded
+from geo_embed.reporting.weights import weights_of
 from geo_embed.runs.backbone import load_backbones_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run
@@ -44,11 +45,13 @@ class Answered:
         predictions: of that place alone.
         spread: where it may be.
         vector: (W,) the place in the learnt space.
+        weights: (V,) what each view weighs, as shares, NaN of a place without views; None where the run doesn't weigh them.
     """
 
     predictions: Predictions
     spread: Spread
     vector: NDArray[np.float32]
+    weights: NDArray[np.float64] | None
 
 
 class RunInMemory:
@@ -83,9 +86,9 @@ class RunInMemory:
     def heads_of(self, run: Run) -> "Panel":
         """The heads of the run, or of a member."""
         with self._loading:
-            key = str(run.path)
+            key, device = str(run.path), pick_device(self.run.config.model.device, float64=True)
             if key not in self._heads:
-                self._heads[key] = load_heads(run).to(pick_device(self.run.config.model.device, float64=True))
+                self._heads[key] = load_heads(run).to(device).eval()
             return self._heads[key]
 
     def towers(self) -> "list[Backbone]":
@@ -126,7 +129,16 @@ class RunInMemory:
     ) -> Answered:
         embedder = self.embedder()
         vector = embedder.vectors(values, present)[0]
-        return Answered(predictions, self._spread(predictions, values, present), vector)
+        spread = self._spread(predictions, values, present)
+        return Answered(predictions, spread, vector, self._weights(values, present))
+
+    def _weights(self, values: NDArray[Any], present: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        # An ensemble weighs runs, not views.
+        if load_ensemble(self.run) is not None or present.shape[1] == 1:
+            return None
+        leaves = self.heads_of(self.run).leaves(self.run.config.training)
+        found = weights_of([(heads, weight) for heads, weight, _ in leaves], values, present)
+        return None if found is None else found.shares[0]
 
     def _spread(self, predictions: Predictions, values: NDArray[Any], present: NDArray[np.bool_]) -> Spread:
         import torch

@@ -34,7 +34,6 @@ from geo_embed.metrics import (
 )
 from geo_embed.reporting.outlines import class_at
 from geo_embed.reporting.subject import Subject, subject_of
-from geo_embed.reporting.weights import view_weights
 from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.table import read_predictions
 
@@ -131,7 +130,6 @@ class Scene:
         self._rows: dict[str, dict[str, int]] = {}
         self._samples: dict[str, Samples | GeoError] = {}
         self._spaces: dict[str, tuple[Space, Any] | GeoError] = {}
-        self._weights: dict[str, NDArray[np.float64] | GeoError] = {}
         self._allowed: NDArray[np.bool_] | None = None
 
     # ---------------------------------------------------------------- what there is
@@ -306,13 +304,13 @@ class Scene:
         row = shown.row_of.get(sample_id)
         if row is None:
             return None
-        weights = self._weights_of(split)
-        views = self.views(split, sample_id)
-        for k, view in enumerate(views):
-            view["weight"] = None if weights is None else number(float(weights[row, k]))
         truth = self.truth_of(shown, row)
         predictions = shown.predictions.take(slice(row, row + 1))
         answered = self._answered(split, sample_id, predictions)
+        weights = answered.weights if answered else None
+        views = self.views(split, sample_id)
+        for k, view in enumerate(views):
+            view["weight"] = None if weights is None else number(float(weights[k]))
         own = (
             (truth["latitude"], truth["longitude"])
             if truth
@@ -371,19 +369,6 @@ class Scene:
         except GeoError:
             return None
         return self.memory.answer_embeddings(predictions, part.values, part.present)
-
-    def _weights_of(self, split: str) -> NDArray[np.float64] | None:
-        """What each view weighs (N, V); None where the run doesn't weigh views, or it can't be told."""
-        with self._lock:
-            if split not in self._weights:
-                shown = self.shown(split)
-                try:
-                    found = view_weights(self.run, csv_of(split), shown.predictions.sample_id)
-                    self._weights[split] = found.shares
-                except GeoError as error:
-                    self._weights[split] = error
-            weights = self._weights[split]
-            return None if isinstance(weights, GeoError) else weights
 
     # ---------------------------------------------------------------- the table
 

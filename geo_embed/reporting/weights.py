@@ -1,6 +1,8 @@
 """What each view weighs in a run's answers: attention, gates or learnt shares, as its heads have them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +43,6 @@ def view_weights(run: Run, split: str, sample_id: NDArray[np.object_]) -> ViewWe
     Raises:
         GeoError: the run is an ensemble or has one view; no set of heads weighs views; or the split isn't cached, or lacks a sample.
     """
-    import torch
-
     ensemble = load_ensemble(run)
     if ensemble is not None:
         raise GeoError(
@@ -55,27 +55,48 @@ def view_weights(run: Run, split: str, sample_id: NDArray[np.object_]) -> ViewWe
         raise GeoError("the run looks at one view, which always weighs everything", where=run.path)
     panel, device = load_heads(run), pick_device(run.config.model.device)
     embeddings = read_joined(find_sources_of(run, split), sample_id)
-    present = embeddings.present
-    seen = np.flatnonzero(present.any(axis=1))
-    x, is_there = torch.from_numpy(embeddings.values[seen]), torch.from_numpy(present[seen])
-    alike = present[seen] / present[seen].sum(axis=1, keepdims=True)
-
-    total, say, weighing, fusions = np.zeros(alike.shape), 0.0, 0, []
     leaves = panel.leaves(run.config.training)
-    for heads, weight, _ in leaves:
-        shares = _shares(heads.to(device).eval(), x, is_there)
-        if np.abs(shares - alike).max(initial=0.0) > _SAME and weight > 0:
-            total += weight * shares
-            say += weight
-            weighing += 1
-            fusions.append(heads.model.fusion or "average")
-    if not weighing:
+    weights = weights_of(
+        [(heads.to(device).eval(), weight) for heads, weight, _ in leaves],
+        embeddings.values,
+        embeddings.present,
+    )
+    if weights is None:
         names = ", ".join(dict.fromkeys(heads.model.fusion or "average" for heads, _, _ in leaves))
         raise GeoError(
             f"this run weighs all views alike (fusion {names}): there is nothing to show",
             where=run.path,
             hint="a fusion that weighs them: geo fit-heads --fusion attention, evidence or weighted",
         )
+    return weights
+
+
+def weights_of(
+    leaves: Sequence[tuple[Heads, float]], values: NDArray[Any], present: NDArray[np.bool_]
+) -> ViewWeights | None:
+    """What the views of samples weigh; None where no set of heads weighs them otherwise than alike.
+
+    Args:
+        leaves: sets of heads, in eval mode, and the say of each in the answer.
+        values: (N, V, D) embeddings.
+        present: (N, V) which are there.
+    """
+    import torch
+
+    seen = np.flatnonzero(present.any(axis=1))
+    x, is_there = torch.from_numpy(values[seen]), torch.from_numpy(present[seen])
+    alike = present[seen] / present[seen].sum(axis=1, keepdims=True)
+
+    total, say, weighing, fusions = np.zeros(alike.shape), 0.0, 0, []
+    for heads, weight in leaves:
+        shares = _shares(heads, x, is_there)
+        if np.abs(shares - alike).max(initial=0.0) > _SAME and weight > 0:
+            total += weight * shares
+            say += weight
+            weighing += 1
+            fusions.append(heads.model.fusion or "average")
+    if not weighing:
+        return None
     result = np.full(present.shape, np.nan)
     result[seen] = total / say
     return ViewWeights(result, weighing, len(leaves), tuple(dict.fromkeys(fusions)))

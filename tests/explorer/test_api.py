@@ -26,6 +26,7 @@ from geo_embed.geography import to_unit_vectors
 from geo_embed.metrics import metrics
 from geo_embed.prediction.pictures import predict_images
 from geo_embed.prediction.results import per_sample
+from geo_embed.reporting.weights import view_weights
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.store import find_sources_of
 from geo_embed.runs.table import read_predictions
@@ -118,12 +119,19 @@ def test_neighbours_are_those_most_alike_by_what_the_heads_make_of_them(
 def test_heads_over_cells_say_where_a_sample_may_be_and_their_point_is_the_middle_of_it(
     country: Country, tmp_path: Path
 ) -> None:
-    config = country.config(tmp_path, model__head="geocells", training__epochs=2, training__refine=False)
+    config = country.config(
+        tmp_path,
+        **{"model__head": "geocells", "model__fusion": "attention"},
+        **{"training__epochs": 2, "training__refine": False},
+    )
     fit_heads(config, name="celled")
     scene, split = open_scene(config, "celled")
     with client_of(scene, split) as client:
         sample_id = table_of(client)["sample_id"][0].as_py()
-        assert client.get(f"/api/samples/val/{sample_id}").json()["distribution"]["kind"] == "cells"
+        sample = client.get(f"/api/samples/val/{sample_id}").json()
+        assert sample["distribution"]["kind"] == "cells"
+        shares = view_weights(scene.run, "train", np.array([sample_id], dtype=object)).shares[0]
+        assert [view["weight"] for view in sample["views"]] == pytest.approx(shares.tolist(), abs=1e-6)
         assert scene.memory.embedder().name == "learnt space of celled, head geocells"
         picture = (country.images("test") / "img_000003_north.jpg").read_bytes()
         told = client.post("/api/predict", files={"north": ("x.jpg", picture)}).json()
