@@ -37,24 +37,25 @@ def explore(
     Raises:
         GeoError: a package is missing; no such run, or a damaged one; it has no predictions of the split; the port is taken.
     """
-    scene, first = open_scene(config, name, compare=compare, split=split)
+    check_installed()
     from geo_embed.explorer.api import build_app
     from geo_embed.explorer.guard import TOKEN, Guard, is_loopback, own_names
     from geo_embed.explorer.serving import bind, serve, url_of
 
-    listening = bind(host, port)
-    own_port = listening.getsockname()[1]
-    token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    app = Guard(build_app(scene, first), hosts=own_names(host), token=token, port=own_port)
-    url = url_of(listening) + (f"?{urlencode({TOKEN: token})}" if token else "")
-    serve(app, listening, lambda: announce(url))
+    # A port that is taken is to be known before anything is read.
+    with bind(host, port) as listening:
+        scene, first = open_scene(config, name, compare=compare, split=split)
+        own_port = listening.getsockname()[1]
+        token = None if is_loopback(host) else secrets.token_urlsafe(24)
+        app = Guard(build_app(scene, first), hosts=own_names(host), token=token, port=own_port)
+        url = url_of(listening) + (f"?{urlencode({TOKEN: token})}" if token else "")
+        serve(app, listening, lambda: announce(url))
 
 
 def open_scene(
     config: Config, name: str | None, *, compare: str | None = None, split: str | None = None
 ) -> tuple[Scene, str]:
     """What the page is to show, and the split that it shows first, read and ready. As `explore`."""
-    check_installed()
     run = load_run(config.paths.runs_dir, name)
     compared = None if compare is None else load_run(config.paths.runs_dir, compare)
     scene = Scene(config, run, compared)

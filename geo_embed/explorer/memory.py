@@ -18,7 +18,7 @@ from geo_embed.prediction.pictures import embed_places, predict_embedded
 from geo_embed.reporting.weights import weights_of
 from geo_embed.runs.backbone import load_backbones_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
-from geo_embed.runs.run import Run
+from geo_embed.runs.run import Run, check_not_replaced
 
 if TYPE_CHECKING:
     from geo_embed.backbones.backbone import Backbone
@@ -88,13 +88,18 @@ class RunInMemory:
         with self._loading:
             key, device = str(run.path), pick_device(self.run.config.model.device, float64=True)
             if key not in self._heads:
-                self._heads[key] = load_heads(run).to(device).eval()
+                heads = load_heads(run).to(device).eval()
+                check_not_replaced(self.run)
+                self._heads[key] = heads
             return self._heads[key]
 
     def towers(self) -> "list[Backbone]":
         """The backbones. Raises GeoError where one isn't to be had, or is another one than the run was fitted on."""
         with self._loading:
-            self._towers = self._towers or load_backbones_of(self.run, pick_device(self.config.model.device))
+            if not self._towers:
+                towers = load_backbones_of(self.run, pick_device(self.config.model.device))
+                check_not_replaced(self.run)
+                self._towers = towers
             return self._towers
 
     def embedder(self) -> Embedder:

@@ -34,7 +34,7 @@ from geo_embed.metrics import (
 )
 from geo_embed.reporting.outlines import class_at
 from geo_embed.reporting.subject import Subject, subject_of
-from geo_embed.runs.run import Run, on_this_machine
+from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.table import read_predictions
 
 SPLITS = ("val", "test")
@@ -146,6 +146,7 @@ class Scene:
                 subject = subject_of(self.config, self.run, split)
                 # Read once, here: whoever asks later finds it.
                 predictions = subject.predictions
+                check_not_replaced(self.run)
                 self._shown[split] = Shown(subject, *self._plane(split, predictions))
             return self._shown[split]
 

@@ -19,6 +19,7 @@ from geo_embed.errors import GeoError
 from geo_embed.explorer.atlas import export_atlas
 from geo_embed.explorer.explore import explore, open_scene
 from geo_embed.explorer.scene import Scene
+from geo_embed.explorer.serving import bind
 from geo_embed.explorer.space import plane_of
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.predict import predict_split
@@ -111,6 +112,20 @@ def test_a_run_that_is_damaged_or_held_out_nothing_says_so_before_it_serves(conf
         assert (answer.status_code, "heads can't be loaded" in answer.json()["error"]) == (503, True)
 
 
+def test_a_run_that_is_replaced_while_it_is_shown_does_not_answer_by_the_other_ones_heads(
+    config: Config, run: Run
+) -> None:
+    scene, split = open_scene(config, "first")
+    picture = (config.paths.images("test") / "img_000003_north.jpg").read_bytes()
+    shutil.copytree(run.path, run.path.with_name("next"))
+    shutil.rmtree(run.path)
+    run.path.with_name("next").rename(run.path)
+    with client_of(scene, split) as client:
+        answer = client.post("/api/predict", files={"north": picture})
+        assert (answer.status_code, "was replaced" in answer.json()["error"]) == (503, True)
+        assert client.get("/api/run").status_code == 200
+
+
 def test_a_run_without_its_backbone_at_hand_says_why_it_cannot_answer(
     country: Country, run: Run, tmp_path: Path
 ) -> None:
@@ -129,6 +144,11 @@ def test_without_the_extra_it_says_what_to_install(config: Config, monkeypatch: 
     with pytest.raises(GeoError, match="fastapi") as lacking:
         explore(config, None, lambda url: None)
     assert lacking.value.hint == "pip install 'geo-embed[explore]'"
+
+
+def test_a_port_that_is_taken_is_known_before_a_run_is_looked_for(config: Config) -> None:
+    with bind("127.0.0.1", None) as taken, pytest.raises(GeoError, match="can't listen on port"):
+        explore(config, "no-such-run", lambda url: None, port=taken.getsockname()[1])
 
 
 def test_the_plane_has_the_two_widest_directions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -101,10 +102,14 @@ def test_a_server_stands_a_crowd_and_strangers_and_ends_at_ctrl_c(served: Served
     form = (
         b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     )
-    with served.say(form + b"Content-Length: 1000\r\n\r\n--x\r\n"), served.say(b"GET / HTTP/1.1\r\n"):
+    sending = served.say(form + b"Content-Length: 1000\r\n\r\n--x\r\n")
+    with sending, served.say(b"GET / HTTP/1.1\r\n"):
         time.sleep(0.2)
         served.process.signal(signal.SIGINT)
         ran = served.process.end()
+        # Nobody waited until it was let go, which is told.
+        with contextlib.suppress(ConnectionError):
+            assert sending.recv(1) == b""
     assert ran.code == INTERRUPTED
     # It printed its address and nothing else, and told nobody of what strangers did.
     assert json.loads(ran.out).keys() == {"url"}
