@@ -107,9 +107,9 @@ def test_a_server_stands_a_crowd_and_strangers_and_ends_at_ctrl_c(served: Served
         time.sleep(0.2)
         served.process.signal(signal.SIGINT)
         ran = served.process.end()
-        # Nobody waited until it was let go, which is told.
+        # Nobody waited until it was let go for being slow, which is told.
         with contextlib.suppress(ConnectionError):
-            assert sending.recv(1) == b""
+            assert b" 408 " not in sending.recv(100)
     assert ran.code == INTERRUPTED
     # It printed its address and nothing else, and told nobody of what strangers did.
     assert json.loads(ran.out).keys() == {"url"}
