@@ -1,5 +1,6 @@
 """The JSON API and the page, as an ASGI application."""
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,6 +28,8 @@ Split = Literal["val", "test"]
 _SHARED = ("theme.css", "elements.js", "format.js")
 # Threads that read and draw, and pictures that are decoded and answered: the rest wait their turn, one loop serves them all.
 _THREADS, _ANSWERING, _MOST_WAITING = 4, 1, 16
+# Places whose pictures are in memory at once, since each may be large; and how long all of one's may take to come.
+_SENDING, UPLOAD_SECONDS = 4, 120.0
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -61,6 +64,7 @@ def build_app(scene: Scene, split: str) -> FastAPI:
     )
     thumbnails, files = Thumbnails(scene), _page_files()
     reading, answering = anyio.CapacityLimiter(_THREADS), anyio.CapacityLimiter(_ANSWERING)
+    sending = anyio.CapacityLimiter(_SENDING)
 
     async def read(work: Callable[[], Result]) -> Result:
         """In a thread; one that nobody waits for any more is left to itself."""
@@ -195,18 +199,22 @@ def build_app(scene: Scene, split: str) -> FastAPI:
         """The run's answer to one place, by 1 to V pictures. They are kept in memory alone, and forgotten with the answer."""
         if (why := scene.memory.why_not()) is not None:
             raise Refusal(503, f"this run can't answer pictures: {why}", "")
-        if answering.statistics().tasks_waiting >= _MOST_WAITING:
+        if sending.statistics().tasks_waiting >= _MOST_WAITING:
             raise Refusal(503, "too many pictures wait for their turn", "try again in a moment")
-        pictures = await read_form(
-            request.stream(),
-            request.headers.get("content-type", ""),
-            request.headers.get("content-length"),
-            scene.run.config.model.view_names,
-        )
-        try:
-            return await run_sync(lambda: _answer(scene, pictures), abandon_on_cancel=True, limiter=answering)
-        except PlainError as error:
-            raise refusal_of(error, 503) from error
+        async with sending:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                pictures = await read_form(
+                    request.stream(),
+                    request.headers.get("content-type", ""),
+                    request.headers.get("content-length"),
+                    scene.run.config.model.view_names,
+                )
+            try:
+                return await run_sync(
+                    lambda: _answer(scene, pictures), abandon_on_cancel=True, limiter=answering
+                )
+            except PlainError as error:
+                raise refusal_of(error, 503) from error
 
     # ---------------------------------------------------------------- play
 

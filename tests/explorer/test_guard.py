@@ -14,7 +14,7 @@ from PIL import Image
 from served import HOME, client_of
 from small import VIEWS, encode
 
-from geo_embed.explorer import guard, uploads
+from geo_embed.explorer import api, guard, uploads
 from geo_embed.explorer.api import build_app
 from geo_embed.explorer.guard import Guard, own_names
 from geo_embed.explorer.scene import Scene
@@ -227,7 +227,7 @@ def asked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Any:
     app = Guard(build_app(scene, "val"), hosts=own_names("127.0.0.1"), token=None, port=8000)
     head = b'--x\r\nContent-Disposition: form-data; name="north"; filename="n.jpg"\r\n\r\n'
 
-    def ask(chunks: list[bytes | None], length: int | None = None) -> tuple[int, int]:
+    def ask(chunks: list[bytes | None], length: int | None = None, pause: float = 0.0) -> tuple[int, int]:
         taken, status = 0, 0
 
         async def receive() -> dict[str, Any]:
@@ -237,6 +237,7 @@ def asked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Any:
                 return {"type": "http.request", "body": head, "more_body": True}
             if chunks[taken - 2] is None:
                 await asyncio.sleep(60)
+            await asyncio.sleep(pause)
             return {"type": "http.request", "body": chunks[taken - 2], "more_body": True}
 
         async def send(message: dict[str, Any]) -> None:
@@ -268,6 +269,13 @@ def test_a_length_that_is_too_much_is_refused_before_anything_is_read(asked: Any
 def test_a_client_that_stops_sending_is_let_go(asked: Any) -> None:
     status, _ = asked([b"abc", None])
     assert status == 408
+
+
+def test_a_client_that_sends_drop_by_drop_is_let_go(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "UPLOAD_SECONDS", 0.3)
+    status, taken = asked([b"a"] * 100, pause=0.05)
+    assert status == 408
+    assert taken < 50
 
 
 def test_more_requests_at_once_than_there_is_place_for_are_told_to_come_again(
