@@ -23,6 +23,11 @@ def blocks_of(names: Iterable[str], dims: Iterable[int]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
+def label_of(name: str, feature: str | None) -> str:
+    """What a source is called: its backbone, and where it isn't the store's own, the feature."""
+    return name if feature is None else f"{name}:{feature}"
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """Names for people: the last part of each, where that tells them apart.
 

@@ -160,6 +160,11 @@ class Model(_Group):
         description="further features of the same pass, beside that one in the same store: image_embeds, pooler_output, token_mean "
         "(the mean over all tokens); auto: none on a CPU, all that the backbone has on a GPU",
     )
+    head_features: Literal["own", "all"] | tuple[Feature, ...] = Field(
+        "own",
+        description="features of the store that heads are fitted on, joined as those of several backbones are; own: what "
+        "model.feature names; all: every one that the store has",
+    )
     view_names: tuple[str, ...] = Field(
         ("north", "east", "south", "west"), min_length=1, description="views, in the order of the cached rows"
     )

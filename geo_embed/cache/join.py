@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.blocks import Block, blocks_of
+from geo_embed.blocks import Block, blocks_of, label_of
 from geo_embed.cache.find import choose_store
 from geo_embed.cache.store import Embeddings, Store, read_content_hash, read_ids, read_store
-from geo_embed.config import Config
+from geo_embed.config import Config, Model
 from geo_embed.console import warn
 from geo_embed.data.samples import text_ids
 from geo_embed.errors import GeoError
@@ -19,10 +19,23 @@ from geo_embed.errors import GeoError
 
 @dataclass(frozen=True)
 class Source:
-    """Embeddings of a split by one backbone: the backbone's name in the settings, and the store."""
+    """Embeddings of a split by one backbone: the backbone's name in the settings, the store, and which of the store's further features
+    they are; None for its own.
+    """
 
     name: str
     store: Store
+    feature: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return label_of(self.name, self.feature)
+
+    @property
+    def dim(self) -> int:
+        """How many numbers it gives."""
+        return self.store.dim_of(self.feature)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,17 @@ def find_sources(config: Config, split: str, *, fingerprint: str | None = None) 
             raise GeoError(
                 f"{same} and {name} are one and the same backbone", where=store.path, hint="name it once"
             )
-        sources.append(Source(name, store))
+        sources += [Source(name, store, feature) for feature in _features(store, model)]
     return tuple(sources)
+
+
+def _features(store: Store, model: Model) -> list[str | None]:
+    """Which of a store's features heads are fitted on: its own, as None, before further ones by name."""
+    asked: set[str] = {store.feature}
+    if model.head_features != "own":
+        asked = set(store.features if model.head_features == "all" else model.head_features)
+    further = sorted(feature for feature in asked if feature != store.feature)
+    return [*([None] if store.feature in asked else []), *further]
 
 
 def read_joined(sources: Sequence[Source], sample_id: NDArray[Any]) -> JoinedEmbeddings:
@@ -100,7 +122,7 @@ def read_joined(sources: Sequence[Source], sample_id: NDArray[Any]) -> JoinedEmb
     """
     sample_id = text_ids(sample_id)
     rows = [_rows_of(source, sample_id) for source in sources]
-    blocks = blocks_of((s.name for s in sources), (s.store.shape[2] for s in sources))
+    blocks = blocks_of((s.label for s in sources), (s.dim for s in sources))
     if len(sources) == 1:
         only = _read(sources[0], rows[0])
         return JoinedEmbeddings(sample_id, only.values, only.present, tuple(sources), blocks, tuple(rows))
@@ -128,7 +150,7 @@ def read_joined(sources: Sequence[Source], sample_id: NDArray[Any]) -> JoinedEmb
         lacking = int((some & ~of_source).sum())
         if lacking:
             warn(
-                f"{source.name} lacks {lacking:,} pictures that another source has: a view counts where every source has it"
+                f"{source.label} lacks {lacking:,} pictures that another source has: a view counts where every source has it"
             )
     if not present.all():
         values[~present] = 0
@@ -149,7 +171,7 @@ def read_content(embeddings: JoinedEmbeddings) -> NDArray[np.uint64]:
 def _read(source: Source, rows: NDArray[np.int64]) -> Embeddings:
     """Rows of a store, in this order. Raises GeoError as `read_store`."""
     first, last = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
-    read = read_store(source.store, slice(first, last + 1))
+    read = read_store(source.store, slice(first, last + 1), feature=source.feature)
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return read
     at = rows - first

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from geo_embed.cli.complete import complete_run
-from geo_embed.config import Config, Device, Dtype, OnBadImage, OnDamagedImage, Tracker
+from geo_embed.config import FEATURES, Config, Device, Dtype, OnBadImage, OnDamagedImage, Tracker
 from geo_embed.console import set_progress_seconds
 from geo_embed.settings import resolve
 
@@ -28,6 +28,15 @@ BackbonesOption = Annotated[
     typer.Option(
         "--backbone",
         help="Hub id, model directory, or the name of an import; repeat it to take several together.",
+    ),
+]
+
+FeaturesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature",
+        metavar=f"[{'|'.join(FEATURES)}|all]",
+        help="Which feature of a store heads are fitted on; repeat it, or take all that it has, to fit them on several together.",
     ),
 ]
 
@@ -139,6 +148,9 @@ class Globals:
             names = [named] if isinstance(named, str) else named
             several = names if len(names) > 1 else ()
             overrides |= {"model__backbone_name": names[0], "model__backbones": several}
+        features = overrides.get("model__head_features")
+        if features is not None and len(features) == 1 and features[0] in ("own", "all"):
+            overrides["model__head_features"] = features[0]
         config = resolve(self.file, self.settings, {k.replace("__", "."): v for k, v in overrides.items()})[0]
         set_progress_seconds(config.tracking.progress_seconds)
         return config

@@ -17,6 +17,7 @@ from geo_embed.cli.options import (
     DeviceOption,
     DtypeOption,
     EngineOption,
+    FeaturesOption,
     LimitOption,
     NameOption,
     OverwriteOption,
@@ -204,6 +205,7 @@ def _fit_heads(
         ),
     ] = None,
     backbone: BackbonesOption = None,
+    feature: FeaturesOption = None,
     device: DeviceOption = None,
     batch_size: BatchOption = None,
     limit: LimitOption = None,
@@ -215,6 +217,7 @@ def _fit_heads(
     spin_briefly()
     config = GLOBALS.config(
         model__backbone_name=backbone,
+        model__head_features=feature,
         model__device=device,
         model__fusion=fusion,
         training__preset=preset,
@@ -267,6 +270,7 @@ def _sweep(
         int, typer.Option(min=2, help="Of each rung, one in so many goes on, for so many times the epochs.")
     ] = 3,
     backbone: BackbonesOption = None,
+    feature: FeaturesOption = None,
     device: DeviceOption = None,
     limit: LimitOption = None,
     seed: SeedOption = None,
@@ -287,6 +291,7 @@ def _sweep(
 
     config = GLOBALS.config(
         model__backbone_name=backbone,
+        model__head_features=feature,
         model__device=device,
         training__seed=seed,
         tracking__tracker=track,

@@ -103,10 +103,10 @@ def describe(directory: Path) -> Described:
 def check_exportable(run: Run) -> None:
     """Raise GeoError for a run of several backbones, or one that needs a plugin to answer: who has the export hasn't the plugin's code."""
     for part in answering_runs(run):
-        if len(part.sources) > 1:
+        if len(part.sources) > 1 or part.sources[0].get("feature") is not None:
+            labels = ", ".join(block.name for block in part.blocks)
             raise GeoError(
-                f"the run was fitted on {len(part.sources)} backbones together, and an export holds one: "
-                + ", ".join(str(source["backbone"]) for source in part.sources),
+                f"an export has one backbone and its own feature, and {part.name} was fitted on {labels}",
                 where=part.path,
                 hint="fit heads on one of them: geo fit-heads --backbone NAME",
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from geo_embed.backbones.weights import find_backbone, fingerprint_of
 from geo_embed.cache.find import check_fits, is_meant, same_preprocessing, store_attributes
-from geo_embed.cache.store import PENDING, content_digest, list_stores, read_status, stored_dtype
+from geo_embed.cache.store import PENDING, content_digest, lacking, list_stores, read_status, stored_dtype
 from geo_embed.config import Config, Dtype, Model
 from geo_embed.console import say, warn
 from geo_embed.data.samples import Samples, load_samples
@@ -60,20 +60,27 @@ class _Embedded:
 
     Attributes:
         fitted_on: of `Run.sources`.
+        features: further ones of it that the run takes.
         places: where it may lie.
         given: the settings by which it embeds, where it was named.
     """
 
     fitted_on: dict[str, Any]
+    features: tuple[str, ...]
     places: list[str]
     given: tuple[Config, Dtype] | None = None
 
 
 def _with_places(config: Config, member: Run, split: str, named: list[str]) -> list[_Embedded]:
     """The backbones that a run was fitted on, but imports. Raises GeoError where a named one is none of them."""
+    features: dict[str, list[str]] = {}
+    for fitted_on in member.sources:
+        further = [fitted_on["feature"]] if fitted_on.get("feature") is not None else []
+        features.setdefault(fitted_on["fingerprint"], []).extend(further)
+    stores = {fitted_on["fingerprint"]: fitted_on for fitted_on in member.sources}
     sources = [
-        _Embedded(fitted_on, _places(member, fitted_on))
-        for fitted_on in member.sources
+        _Embedded(fitted_on, tuple(features[fingerprint]), _places(member, fitted_on))
+        for fingerprint, fitted_on in stores.items()
         if fitted_on["weights_sha256"] is not None
     ]
     # One that is named is the run's, be it needed or not.
@@ -109,14 +116,16 @@ def _extract_source(
     split = samples.split
     # Twice: once a variant is there, it may turn out that pictures changed since the others were embedded.
     for _ in range(2):
-        lacking = _lacking(member, source.fitted_on, samples, variants)
-        if not lacking:
+        missing = _lacking(member, source, samples, variants)
+        if not missing:
             break
         if not samples.image_root.is_dir() and not samples.pictures.are_there():
             warn(f"the {split} pictures can't be embedded here: there is no folder {samples.image_root}")
             break
         settings, dtype = source.given or _settings_of(config, member, source.fitted_on, source.places)
-        for variant in lacking:
+        model = settings.model.model_copy(update={"features": (settings.model.feature, *source.features)})
+        settings = settings.model_copy(update={"model": model})
+        for variant in missing:
             kind = "" if variant == AS_THEY_ARE else f", {variant},"
             say(
                 f"{run.name} needs the {split} pictures{kind} embedded by {settings.model.backbone_name}, and the cache "
@@ -131,16 +140,17 @@ def _extract_source(
     return done
 
 
-def _lacking(
-    member: Run, fitted_on: dict[str, Any], samples: Samples, variants: list[Variant]
-) -> list[Variant]:
-    """The variants without a whole store of these samples; all of them where their stores are of different pictures."""
+def _lacking(member: Run, source: _Embedded, samples: Samples, variants: list[Variant]) -> list[Variant]:
+    """The variants without a whole store of these samples, with the features that are needed; all of them where their stores are of different pictures."""
     digests: dict[Variant, str] = {}
     for variant in variants:
         try:
-            store = find_source_of(member, fitted_on, samples.split, variant).store
+            store = find_source_of(member, source.fitted_on, samples.split, variant).store
             check_fits(store, samples, any_order=True)
-            if (read_status(store) != PENDING).all():
+            has_all = all(
+                feature in store.features and not lacking(store, feature) for feature in source.features
+            )
+            if has_all and (read_status(store) != PENDING).all():
                 digests[variant] = content_digest(store)
         # What is wrong with it, the extraction says.
         except GeoError:

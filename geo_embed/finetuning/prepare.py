@@ -35,11 +35,12 @@ _SAME_SCORE, _ONE_RANK = 0.002, 0.28
 
 def fit_initial_heads(config: Config, name: str, *, overwrite: bool, command: Sequence[str] = ()) -> None:
     """The frozen phase; heads of the same settings that an interrupted training fitted are taken as they are."""
-    if len(config.model.backbone_names) > 1:
+    if len(config.model.backbone_names) > 1 or config.model.head_features != "own":
+        several = f"{len(config.model.backbone_names)} backbones, features: {config.model.head_features}"
         raise GeoError(
-            f"fine-tuning trains one backbone, and the settings name {len(config.model.backbone_names)}",
-            where="model.backbones",
-            hint="name one: --backbone NAME",
+            f"fine-tuning trains one backbone for its own feature, and the settings name {several}",
+            where="model",
+            hint="name one: --backbone NAME --set model.head_features=own",
         )
     path = config.paths.runs_dir / name
     if overwrite or not is_run(path):
@@ -103,9 +104,10 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             where=run.path,
             hint="start from a run of geo fit-heads without --folds",
         )
-    if len(run.sources) > 1:
+    if len(run.sources) > 1 or run.sources[0].get("feature") is not None:
+        labels = ", ".join(block.name for block in run.blocks)
         raise GeoError(
-            f"fine-tuning trains one backbone, and the run was fitted on {len(run.sources)} together",
+            f"fine-tuning trains one backbone for its own feature, and the run was fitted on {labels}",
             where=run.path,
             hint="start from heads on one of them: geo fit-heads --backbone NAME",
         )

@@ -23,7 +23,14 @@ _FRUITLESS = 1000
 # Settings that say what is compared, not how heads are fitted.
 _FIXED = {
     *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
-    *("model.backbones", "model.dtype", "model.device", "model.deterministic", "model.tf32"),
+    *(
+        "model.backbones",
+        "model.head_features",
+        "model.dtype",
+        "model.device",
+        "model.deterministic",
+        "model.tf32",
+    ),
     *("training.preset", "training.budget_seconds", "training.seed"),
     *(
         "training.split_seed",

@@ -45,6 +45,8 @@ from geo_embed.tracking import Log, require_tracker, tracked
 
 # Of the state file: one of another number can't be gone on with.
 _FORMAT = 1
+# A sweep begun before there were these settings goes on.
+_LATER_SETTINGS = {"model.plugins": (), "model.backbones": (), "model.head_features": "own"}
 # Trainings that share a program, at most: bounded memory.
 _TOGETHER = 16
 
@@ -471,12 +473,13 @@ def _header(
         for key in known_keys()
         if key.split(".")[0] in ("model", "training")
         and key != "model.device"
-        # A sweep begun before there were plugins, or several backbones, goes on.
-        and (key not in ("model.plugins", "model.backbones") or value_at(base, key))
+        and value_at(base, key) != _LATER_SETTINGS.get(key, ...)
     }
     stores = []
     for source, content_sample in zip(data.sources, data.content_samples, strict=True):
         described = {key: source.store.attrs.get(key) for key in ("fingerprint", "manifest_sha256")}
+        if source.feature is not None:
+            described["feature"] = source.feature
         # What an import holds isn't in its fingerprint.
         stores.append(described | ({"content_sample": list(content_sample)} if content_sample else {}))
     header = {

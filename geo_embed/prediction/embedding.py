@@ -1,6 +1,6 @@
 """Pictures in whatever form they are at hand, through a backbone to embeddings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -139,10 +139,20 @@ def read_pixels(
         raise GeoError(f"can't read the picture: {error}", where=where) from error
 
 
-def embed_pixels(tower: Backbone, pixels: "torch.Tensor") -> NDArray[np.float32]:
-    """Embeddings (B, D) of pixels (B, 3, H, W) uint8 on the tower's device. Raises GeoError where one isn't finite."""
+def embed_pixels(
+    tower: Backbone, pixels: "torch.Tensor", features: Sequence[str | None] = (None,)
+) -> NDArray[np.float32]:
+    """Embeddings (B, D) of pixels (B, 3, H, W) uint8 on the tower's device: of one pass these features of it, side by side; None is its
+    own. Raises GeoError where one isn't finite.
+    """
     normal = images.normalise(pixels, tower.preprocessing, tower.dtype)
-    embedded: NDArray[np.float32] = backbones.embed(tower, normal).float().cpu().numpy()
+    if list(features) == [None]:
+        embedded: NDArray[np.float32] = backbones.embed(tower, normal).float().cpu().numpy()
+    else:
+        given = backbones.embed_features(tower, normal)
+        embedded = np.concatenate(
+            [given[feature or tower.feature].float().cpu().numpy() for feature in features], axis=1
+        )
     if not np.isfinite(embedded).all():
         raise GeoError(
             "the backbone gave NaN or infinity",

@@ -18,7 +18,7 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
-from geo_embed.runs.backbone import load_backbones_of
+from geo_embed.runs.backbone import load_backbones_of, sources_by_backbone
 from geo_embed.runs.recipe import answering_runs, load_heads
 from geo_embed.runs.run import Run
 
@@ -81,6 +81,7 @@ def embed_places(
         GeoError: as `predict_images`.
     """
     views = run.config.model.view_names
+    by_backbone = sources_by_backbone(run)
     variants_by = run.config.finetune.augment if config.inference.tta else None
     size = max(1, (config.inference.batch_size or default_batch_size(towers[0].device)) // len(views))
     batches: list[list[Embedded]] = []
@@ -88,9 +89,10 @@ def embed_places(
         for start in range(0, len(places), size):
             part = places[start : start + size]
             by_tower = []
-            for tower in towers:
+            for tower, sources in zip(towers, by_backbone, strict=True):
+                features = [source.get("feature") for source in sources]
                 pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
-                by_tower.append(_embed(tower, pixels, present, views, variants_by))
+                by_tower.append(_embed(tower, features, pixels, present, views, variants_by))
             batches.append([_side_by_side(variant) for variant in zip(*by_tower, strict=True)])
             advance(len(part))
     return [
@@ -271,12 +273,13 @@ def _read_places(
 
 def _embed(
     tower: backbones.Backbone,
+    features: Sequence[str | None],
     pixels: NDArray[np.uint8],
     present: NDArray[np.bool_],
     views: Sequence[str],
     variants_by: Augment | None,
 ) -> list[Embedded]:
-    """The embeddings (B, V, D) of places' pictures (B, V, 3, H, W), and which are there (B, V); of several variants of them, if there are settings to make these by."""
+    """The embeddings (B, V, D), by these features, of places' pictures (B, V, 3, H, W), and which are there (B, V); of several variants of them, if there are settings to make these by."""
     import torch
 
     from geo_embed.data.augment import tta_views
@@ -289,6 +292,6 @@ def _embed(
     embeddings = []
     with torch.inference_mode():
         for changed, seen in variants:
-            embedded = embed_pixels(tower, changed.flatten(0, 1))
+            embedded = embed_pixels(tower, changed.flatten(0, 1), features)
             embeddings.append((embedded.reshape(*present.shape, -1), seen.cpu().numpy()))
     return embeddings

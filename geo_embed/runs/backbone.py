@@ -1,10 +1,12 @@
 """The backbones that a run's embeddings came from."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.weights import find_backbone, hash_weights
+from geo_embed.blocks import label_of
 from geo_embed.cache.find import same_preprocessing
 from geo_embed.devices import pick_dtype
 from geo_embed.errors import GeoError
@@ -36,19 +38,20 @@ def load_backbone_of(
         GeoError: it is not known, not to be had, or has other weights, settings or preprocessing; or there are several.
     """
     sources = _only_sources(run)
-    if len(sources) > 1:
+    if len(sources) > 1 or sources[0].get("feature") is not None:
+        labels = ", ".join(label_of(source["name"], source.get("feature")) for source in sources)
         raise GeoError(
-            f"the run was fitted on {len(sources)} backbones together: {', '.join(s['name'] for s in sources)}",
+            f"the run was fitted on more than one backbone's own feature: {labels}",
             where=run.path,
             hint="fit heads on one of them: geo fit-heads --backbone NAME",
         )
-    return _load(run, sources[0], device, name, dtype, trainable)
+    return _load(run, sources, device, name, dtype, trainable)
 
 
 def load_backbones_of(
     run: Run, device: "torch.device", names: Sequence[str] = ()
 ) -> list[backbones.Backbone]:
-    """The backbones that a run's embeddings came from, in the order of the embeddings' columns.
+    """The backbones that a run's embeddings came from, in the order of the embeddings' columns, each for all features of it.
 
     Args:
         run: any run.
@@ -58,22 +61,33 @@ def load_backbones_of(
     Raises:
         GeoError: as `load_backbone_of`; or one that is named is none of them.
     """
-    sources = _only_sources(run)
-    if len(sources) == 1 and len(names) < 2:
-        return [_load(run, sources[0], device, next(iter(names), None))]
+    by_backbone = sources_by_backbone(run)
+    if len(by_backbone) == 1 and len(names) < 2:
+        return [_load(run, by_backbone[0], device, next(iter(names), None))]
     free, towers = list(names), []
-    for source in sources:
-        mine = next((name for name in free if _is_of(source, name)), None)
+    for sources in by_backbone:
+        mine = next((name for name in free if _is_of(sources[0], name)), None)
         if mine is not None:
             free.remove(mine)
-        towers.append(_load(run, source, device, mine))
+        towers.append(_load(run, sources, device, mine))
     if free:
+        own = ", ".join(sources[0]["name"] for sources in by_backbone)
         raise GeoError(
-            f"backbone {free[0]} is none of those that this run was fitted on: {', '.join(s['name'] for s in sources)}",
+            f"backbone {free[0]} is none of those that this run was fitted on: {own}",
             where=run.path,
             hint="name the run's own with --backbone",
         )
     return towers
+
+
+def sources_by_backbone(run: Run) -> list[list[dict[str, Any]]]:
+    """What a run was fitted on, backbone by backbone in the order of the embeddings' columns: of each one or several features.
+
+    Raises:
+        GeoError: as `load_backbone_of`, of an ensemble.
+    """
+    sources = _only_sources(run)
+    return [list(of_one) for _, of_one in groupby(sources, key=lambda source: source["name"])]
 
 
 def _is_of(source: dict[str, Any], name: str) -> bool:
@@ -84,12 +98,13 @@ def _is_of(source: dict[str, Any], name: str) -> bool:
 
 def _load(
     run: Run,
-    made_by: dict[str, Any],
+    sources: Sequence[dict[str, Any]],
     device: "torch.device",
     name: str | None = None,
     dtype: str | None = None,
     trainable: bool = False,
 ) -> backbones.Backbone:
+    made_by = sources[0]
     if made_by["weights_sha256"] is None:
         raise GeoError(
             f"the run was fitted on imported embeddings ({made_by['backbone']}); what made them isn't known here",
@@ -98,7 +113,8 @@ def _load(
         )
     model = run.config.model.with_backbone(name or made_by["name"])
     precision = pick_dtype(dtype or model.dtype, device)
-    tower = backbones.load_backbone(model, device, precision, trainable=trainable)
+    further = [source["feature"] for source in sources if source.get("feature") is not None]
+    tower = backbones.load_backbone(model, device, precision, trainable=trainable, further=further)
     for what, same in (
         ("weights", tower.weights_sha256 == made_by["weights_sha256"]),
         # Runs of earlier versions don't say it.
@@ -139,6 +155,7 @@ def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     functions = [store["function"] for store in (first, second) if store["function"] is not None]
     return (
         first["weights_sha256"] == second["weights_sha256"]
+        and first.get("feature") == second.get("feature")
         and (len(functions) < 2 or functions[0] == functions[1])
         and same_preprocessing(first["preprocessing"], second["preprocessing"])
     )

@@ -58,7 +58,7 @@ def by_source(described: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _describe_source(source: "Source", content_sample: Sequence[str]) -> dict[str, Any]:
     store = source.store
-    n, v, d = store.shape
+    n, v, _ = store.shape
     of_import = {"content_sample": list(content_sample), "source_made_by": store.attrs.get("source_made_by")}
     return {
         "name": source.name,
@@ -70,7 +70,8 @@ def _describe_source(source: "Source", content_sample: Sequence[str]) -> dict[st
         "manifest_sha256": store.attrs["manifest_sha256"],
         "samples": n,
         "views": v,
-        "dim": d,
+        "dim": source.dim,
+        **({} if source.feature is None else {"feature": source.feature}),
         "function": store.attrs.get("function"),
         **(of_import if store.attrs.get("imported") else {}),
     }

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Prior, Truth
-from geo_embed.blocks import Block, blocks_of
+from geo_embed.blocks import Block, blocks_of, label_of
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
 from geo_embed.errors import AbsentError, BusyError, GeoError, disk_errors
@@ -125,7 +125,8 @@ class Run:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """Which columns of its embeddings are which source's."""
-        return blocks_of((s["name"] for s in self.sources), (int(s["dim"]) for s in self.sources))
+        labels = [label_of(source["name"], source.get("feature")) for source in self.sources]
+        return blocks_of(labels, (int(source["dim"]) for source in self.sources))
 
     @property
     def store_fingerprints(self) -> list[str]:

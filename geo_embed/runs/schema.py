@@ -63,6 +63,8 @@ class _Store(_File):
     backbone: Text = "unknown"
     weights_sha256: Text | None = None
     preprocessing: dict[str, Any] | None = None
+    # A further one of the store's; None for its own.
+    feature: Text | None = None
     # Of an import alone; runs of earlier versions lack both.
     content_sample: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = Field([], max_length=1000)
     source_made_by: dict[str, Text] | None = None

@@ -26,16 +26,15 @@ def find_sources_of(run: Run, split: str, variant: Variant = AS_THEY_ARE) -> tup
     Raises:
         GeoError: one of them isn't there, or is an import that was replaced by another backbone's.
     """
-    return tuple(
-        Source(fitted_on["name"], _find_store(run, fitted_on, split, variant)) for fitted_on in run.sources
-    )
+    return tuple(find_source_of(run, fitted_on, split, variant) for fitted_on in run.sources)
 
 
 def find_source_of(
     run: Run, fitted_on: Mapping[str, Any], split: str, variant: Variant = AS_THEY_ARE
 ) -> Source:
     """`find_sources_of`, of one of `run.sources`."""
-    return Source(fitted_on["name"], _find_store(run, fitted_on, split, variant))
+    store = _find_store(run, fitted_on, split, variant)
+    return Source(fitted_on["name"], store, fitted_on.get("feature"))
 
 
 def _find_store(run: Run, fitted_on: Mapping[str, Any], split: str, variant: Variant) -> Store:

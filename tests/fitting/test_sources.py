@@ -37,7 +37,7 @@ from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run
 from geo_embed.runs.run import load_run as open_run
-from geo_embed.settings import get_config
+from geo_embed.settings import get_config, with_changes
 from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
@@ -172,15 +172,19 @@ def test_on_the_command_line_a_backbone_is_named_as_often_as_there_are_some(
 
 def test_fine_tuning_of_several_backbones_is_refused(two: tuple[Config, Run]) -> None:
     config, _ = two
-    with pytest.raises(GeoError, match="fine-tuning trains one backbone, and the run was fitted on 2"):
+    with pytest.raises(
+        GeoError, match="fine-tuning trains one backbone for its own feature, and the run was"
+    ):
         finetune(config, name="tuned", init="both")
-    with pytest.raises(GeoError, match="fine-tuning trains one backbone, and the settings name 2"):
+    with pytest.raises(GeoError, match="for its own feature, and the settings name 2 backbones"):
         finetune(config, name="tuned")
 
 
 def test_an_export_of_several_backbones_is_refused(two: tuple[Config, Run]) -> None:
     config, run = two
-    with pytest.raises(GeoError, match="an export has one backbone, and both was fitted on 2 together"):
+    with pytest.raises(
+        GeoError, match="an export has one backbone and its own feature, and both was fitted on"
+    ):
         export(config, run, Path("out"))
 
 
@@ -341,3 +345,55 @@ def test_every_source_is_standardised_by_itself() -> None:
     standardised = (small.views * scale + shift)[small.present]
     torch.testing.assert_close(standardised.var(dim=0, correction=0), torch.ones(12), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(standardised[:, :6], standardised[:, 6:], rtol=1e-2, atol=1e-2)
+
+
+# ---------------------------------------------------------------- features of one store
+
+
+def test_features_of_a_store_are_sources_like_backbones(
+    country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Small.cut(country, tmp_path / "small", train=24, test=3)
+    both = ("image_embeds", "token_mean")
+    config = small.config(model__features=both, model__head="probe", training__val_split=0.3)
+    extract(config, "train")
+    command(
+        capsys,
+        *small.options(),
+        *("--set", "model.head=probe", "--set", "training.val_split=0.3"),
+        *("fit-heads", "--feature", "all", "--name", "all"),
+    )
+    run = open_run(config.paths.runs_dir, "all")
+    assert run.blocks == blocks_of([str(small.backbone), f"{small.backbone}:token_mean"], [768, 160])
+    assert run.store_fingerprints == [run.provenance["store"]["fingerprint"]]
+    # What the cache lacks is made with the features that the run takes, and those alone.
+    own = small.config()
+    (done,) = extract_for_run(own, run, "test")
+    assert done.computed == 12
+    assert find_sources(own, "test")[0].store.features == both
+    assert extract_for_run(own, run, "test") == []
+    cached, _ = predict_split(own, run, "test")
+    table = small.table("test")
+    names = [small.images("test") / table[f"image_{view}"][0] for view in run.config.model.view_names]
+    fresh = predict_images(own, run, names)
+    np.testing.assert_allclose(fresh.probabilities[0], cached.probabilities[0], atol=2e-3)
+
+    # One further feature alone.
+    fit_heads(with_changes(config, {"model.head_features": ["token_mean"]}), name="one")
+    one = open_run(config.paths.runs_dir, "one")
+    assert one.dim == 160
+    assert one.blocks == blocks_of([f"{small.backbone}:token_mean"], [160])
+    np.testing.assert_allclose(
+        predict_images(own, one, names).probabilities[0],
+        predict_split(own, one, "test")[0].probabilities[0],
+        atol=2e-3,
+    )
+    for verb in (
+        lambda: finetune(config, name="tuned", init="one"),
+        lambda: export(config, one, Path("out")),
+    ):
+        with pytest.raises(GeoError, match="own feature"):
+            verb()
+    with pytest.raises(GeoError, match="the store has no pooler_output") as caught:
+        fit_heads(with_changes(config, {"model.head_features": ["pooler_output"]}), name="none")
+    assert "model.features" in caught.value.hint

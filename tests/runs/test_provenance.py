@@ -31,7 +31,8 @@ def test_a_run_tells_what_it_was_fitted_on(country: Country, run: Run) -> None:
         **{key: store.attrs[key] for key in ("backbone", "weights_sha256", "preprocessing")},
         "manifest_sha256": store.attrs["manifest_sha256"],
         **dict(zip(("samples", "views", "dim"), store.shape, strict=True)),
-        # Of an import alone.
+        # Of a further feature alone, and of an import.
+        "feature": None,
         "content_sample": [],
         "source_made_by": None,
     }
