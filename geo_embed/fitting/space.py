@@ -25,6 +25,7 @@ _FIXED = {
     *("model.backbone_name", "model.fingerprint", "model.feature", "model.view_names", "model.exact"),
     *(
         "model.backbones",
+        "model.features",
         "model.head_features",
         "model.dtype",
         "model.device",
