@@ -289,7 +289,7 @@ def test_a_run_of_several_backbones_is_refused_by_their_names(
     path.write_text(json.dumps(provenance | {"sources": sources}))
     several = load_run(run.path.parent, run.name)
     for heads_only in (False, True):
-        with pytest.raises(GeoError, match=r"fitted on 2 backbones together.*: first/tower, second/tower"):
+        with pytest.raises(GeoError, match=r"own feature.*first/tower, second/tower"):
             export(config, several, tmp_path / "e", heads_only=heads_only)
 
 
