@@ -246,7 +246,8 @@ def test_an_import_that_no_longer_fits_is_to_be_imported_again(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache_import(small.config(), save(small.root / "in.npy", made_up()), "train", "mine")
-    small.write(small.table().iloc[::-1])
+    table = small.table()
+    small.write(table.replace({"sample_id": {table["sample_id"].iloc[0]: "another"}}))
     ran = command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first")
     assert ran.code == 1
     assert f"hint: {small.geo} cache import FILE --split train --backbone mine" in ran.err

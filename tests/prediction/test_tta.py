@@ -11,7 +11,8 @@ import pytest
 from small import Small, command
 
 from geo_embed.cache.find import variant_stores
-from geo_embed.cache.store import content_digest, open_store, read_store
+from geo_embed.cache.join import JoinedEmbeddings, Source, read_joined
+from geo_embed.cache.store import Store, content_digest, open_store, read_ids
 from geo_embed.config import Config
 from geo_embed.data.samples import load_samples
 from geo_embed.data.variants import Variant
@@ -28,6 +29,10 @@ from geo_embed.runs.table import is_tta, read_stores
 
 pytestmark = pytest.mark.cut(train=12, test=3)
 TABLE = "test_predictions.parquet"
+
+
+def joined(store: Store) -> JoinedEmbeddings:
+    return read_joined([Source("backbone", store)], read_ids(store))
 
 
 def set_of_run(run: Run, **augment: float) -> Run:
@@ -89,13 +94,11 @@ def test_it_is_the_mean_over_three_stores_of_which_the_mirrored_ones_views_swap_
     plain = open_store(store_of(small, run))
     middle, mirrored = sorted(variant_stores(small.cache, plain), key=lambda store: store.variant.mirror)
     assert (str(middle.variant), str(mirrored.variant)) == ("the middle 75 %", "mirrored")
-    swapped = read_store(mirrored)
+    swapped = joined(mirrored)
     assert swapped.present[1].tolist() == [True, False, True, True]
     swapped.values[:] = swapped.values[:, [0, 3, 2, 1]]
     swapped.present[:] = swapped.present[:, [0, 3, 2, 1]]
-    parts = [
-        predict_embeddings(run, e).probabilities for e in (read_store(plain), read_store(middle), swapped)
-    ]
+    parts = [predict_embeddings(run, e).probabilities for e in (joined(plain), joined(middle), swapped)]
     np.testing.assert_allclose(both, np.mean(parts, axis=0), atol=1e-6)
 
 
