@@ -22,7 +22,7 @@ from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.files import file_sha256, read_json, write_json
 from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS
-from geo_embed.runs.backbone import load_backbone_of
+from geo_embed.runs.backbone import check_own_feature_alone, load_backbone_of
 from geo_embed.runs.recipe import answering_runs, load_ensemble, read_recipe
 from geo_embed.runs.run import Run, RunWriter, backbone_dir, load_run
 
@@ -103,13 +103,8 @@ def describe(directory: Path) -> Described:
 def check_exportable(run: Run) -> None:
     """Raise GeoError for a run of several backbones, or one that needs a plugin to answer: who has the export hasn't the plugin's code."""
     for part in answering_runs(run):
-        if len(part.sources) > 1 or part.sources[0].get("feature") is not None:
-            labels = ", ".join(block.name for block in part.blocks)
-            raise GeoError(
-                f"an export has one backbone and its own feature, and {part.name} was fitted on {labels}",
-                where=part.path,
-                hint="fit heads on one of them: geo fit-heads --backbone NAME",
-            )
+        what = f"an export has one backbone and its own feature, and {part.name} was fitted on"
+        check_own_feature_alone(part, part.sources, what)
         recipe, described = read_recipe(part)
         sets = [
             heads["model"]

@@ -25,6 +25,7 @@ from geo_embed.finetuning.validate import Validation, score_val, validate
 from geo_embed.fitting.examples import TrainingData, open_training_data
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.heads.predictor import apply_heads
+from geo_embed.runs.backbone import check_own_feature_alone
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, is_run, load_run
 
@@ -104,13 +105,8 @@ def prepare(config: Config, run: Run, directory: Path, limit: int | None, team: 
             where=run.path,
             hint="start from a run of geo fit-heads without --folds",
         )
-    if len(run.sources) > 1 or run.sources[0].get("feature") is not None:
-        labels = ", ".join(block.name for block in run.blocks)
-        raise GeoError(
-            f"fine-tuning trains one backbone for its own feature, and the run was fitted on {labels}",
-            where=run.path,
-            hint="start from heads on one of them: geo fit-heads --backbone NAME",
-        )
+    what = "fine-tuning trains one backbone for its own feature, and the run was fitted on"
+    check_own_feature_alone(run, run.sources, what, "start from heads")
     if directory.absolute() == run.path.absolute():
         raise GeoError(
             "a run can't be trained from itself", where=run.path, hint="give the new one another --name"

@@ -1,6 +1,6 @@
 """The backbones that a run's embeddings came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +38,21 @@ def load_backbone_of(
         GeoError: it is not known, not to be had, or has other weights, settings or preprocessing; or there are several.
     """
     sources = _only_sources(run)
+    check_own_feature_alone(run, sources, "the run was fitted on more than one backbone's own feature:")
+    return _load(run, sources, device, name, dtype, trainable)
+
+
+def check_own_feature_alone(
+    run: Run, sources: Sequence[Mapping[str, Any]], what: str, advice: str = "fit heads"
+) -> None:
+    """Raise GeoError where these sources of a run aren't one backbone's own feature alone: `what` and their labels, and `advice`."""
     if len(sources) > 1 or sources[0].get("feature") is not None:
         labels = ", ".join(label_of(source["name"], source.get("feature")) for source in sources)
         raise GeoError(
-            f"the run was fitted on more than one backbone's own feature: {labels}",
+            f"{what} {labels}",
             where=run.path,
-            hint="fit heads on one of them: geo fit-heads --backbone NAME",
+            hint=f"{advice} on one of them: geo fit-heads --backbone NAME",
         )
-    return _load(run, sources, device, name, dtype, trainable)
 
 
 def load_backbones_of(

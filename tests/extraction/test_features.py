@@ -264,33 +264,11 @@ def test_a_feature_goes_out_and_comes_back_as_a_store_of_its_own(
 ) -> None:
     store = open_store(extracted(small, "token_mean").store)
     out = small.root / "mean.safetensors"
-    wrong = command(
-        capsys,
-        *small.options(),
-        "cache",
-        "export",
-        "--split",
-        "train",
-        "--out",
-        out,
-        "--feature",
-        "pooler_output",
-    )
+    export = ("--json", "cache", "export", "--split", "train", "--out", out, "--feature")
+    wrong = command(capsys, *small.options(), *export, "pooler_output")
     assert (wrong.code, out.exists()) == (1, False)
     assert "the store has no pooler_output, only image_embeds and token_mean" in wrong.err
-    ran = command(
-        capsys,
-        *small.options(),
-        "--json",
-        "cache",
-        "export",
-        "--split",
-        "train",
-        "--out",
-        out,
-        "--feature",
-        "token_mean",
-    )
+    ran = command(capsys, *small.options(), *export, "token_mean")
     assert (ran.code, ran.json["feature"], ran.json["dim"]) == (0, "token_mean", 160), ran.err
     imported = cache_import(small.config(), out, "train", "mean")
     back = open_store(imported.store)
