@@ -26,6 +26,8 @@ from functools import partial, update_wrapper
 from importlib import import_module
 from typing import Any
 
+from geo_embed.threads import spin_briefly
+
 __version__ = "0.1.0"
 
 _VERBS = {
@@ -90,6 +92,8 @@ __all__ = sorted(_VERBS)
 def __getattr__(name: str) -> Any:
     """A verb, looked up when it is used: `import geo_embed` must not wait for torch."""
     if name in _VERBS:
+        # Before torch, where the caller hasn't imported it: threads that spin at length are ten times as slow beside other work.
+        spin_briefly()
         verb = getattr(import_module(f"geo_embed.{_VERBS[name]}"), name)
         if name not in _EMBEDDING:
             return verb

@@ -9,6 +9,8 @@ from geo_embed.geography import EARTH_RADIUS_KM, to_degrees
 _ON_CENTRE = 1e-5
 # Rows whose geometric medians are sought at once, so that memory stays bounded.
 _MEDIAN_ROWS = 8192
+# Labels are at least e to this, relative to the largest: 1e-26.
+_NO_LABEL = -60.0
 # Expected distances that differ by less are the same.
 _SAME_KM = 1e-6
 
@@ -18,8 +20,10 @@ def pairwise_km(a: Tensor, b: Tensor) -> Tensor:
 
     In float32 the cancellation leaves an error of some 2 km below 5 km: fine for labels with τ ≥ 25 km, not for metrics.
     """
-    half_chord = ((1 - a @ b.T) / 2).clamp(0, 1).sqrt()
-    return half_chord.asin() * (2 * EARTH_RADIUS_KM)
+    # In place where it can be: as many new tensors of this size would take longer than what is done to them.
+    half = torch.full((), 0.5, dtype=a.dtype, device=a.device)
+    half_chord = torch.addmm(half, a, b.T, alpha=-0.5).clamp(0, 1).sqrt_()
+    return half_chord.asin_().mul_(2 * EARTH_RADIUS_KM)
 
 
 def soft_targets(points: Tensor, centres: Tensor, tau_km: float | Tensor) -> Tensor:
@@ -27,7 +31,10 @@ def soft_targets(points: Tensor, centres: Tensor, tau_km: float | Tensor) -> Ten
 
     (Haas et al., CVPR 2024, eq. 2.) d(c_true, x) is one number per sample, so normalising cancels it: softmax(−d/τ).
     """
-    return torch.softmax(pairwise_km(points, centres) / -tau_km, dim=1)
+    km = pairwise_km(points, centres)
+    closer = (km.amin(dim=1, keepdim=True) - km) / tau_km
+    # Labels that add nothing to the sum would be subnormal numbers, with which a CPU takes several times as long, here and in the loss.
+    return torch.softmax(closer.clamp_min(_NO_LABEL), dim=1)
 
 
 def great_circle_km(a: Tensor, b: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+
+import geo_embed
 
 # Prints what torch finds when it is first looked for, and ends there; or what it would find where the command ends before.
 _WATCHED = """
@@ -62,3 +65,17 @@ def test_the_command_decides_and_not_a_word_of_the_command_line(words: list[str]
 def test_what_the_environment_says_stands() -> None:
     told = found_by_torch("evaluate", "first", GOMP_SPINCOUNT="7")
     assert told == "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=7"
+
+
+def test_a_verb_of_the_package_decides_too_and_its_import_alone_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(key, raising=False)
+        # So that what is set meanwhile is taken back, too.
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
+    importlib.reload(geo_embed)
+    assert not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    assert callable(geo_embed.fit_heads)
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"

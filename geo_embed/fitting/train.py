@@ -363,26 +363,24 @@ class Source:
         In epochs that look at some views alone, V is their number.
         """
         rows, training = self.rows, self.training
-        # One number for sample and view: a look-up along one axis is several times as fast as along two.
-        all_views, all_present, count = rows.views.flatten(0, 1), rows.present.flatten(), rows.views.shape[1]
+        # One number for sample and view: a look-up along one axis is several times as fast as along two. What takes another's
+        # place is known before the look-up, so that each view is moved once.
+        all_present, count = rows.present.flatten(), rows.views.shape[1]
         view = self._draw_views(index)
-        place = index[:, None] * count + view
-        views, present = all_views[place], all_present[place]
-        device = views.device
+        own = index[:, None] * count + view
+        place, device = own, rows.views.device
         if self.by_cell is not None:
             other = self.by_cell.draw(index, self.view_draws)
-            swapped = torch.rand(present.shape, generator=self.view_draws).to(device) < training.view_swap
-            i, v = swapped.nonzero(as_tuple=True)
-            taken = other[i] * count + view[i, v]
-            views[i, v], present[i, v] = all_views[taken], all_present[taken]
+            swapped = torch.rand(own.shape, generator=self.view_draws).to(device) < training.view_swap
+            place = torch.where(swapped, other[:, None] * count + view, own)
+        present = all_present[place]
         if training.view_dropout:
-            kept = torch.rand(present.shape, generator=self.view_draws).to(device) >= training.view_dropout
+            kept = torch.rand(own.shape, generator=self.view_draws).to(device) >= training.view_dropout
             present = present & kept
         # A sample that would be left without a view keeps those that it has.
-        bare = ~present.any(dim=1)
-        if bool(bare.any()):
-            views[bare], present[bare] = all_views[place[bare]], all_present[place[bare]]
-        return views, present
+        bare = ~present.any(dim=1, keepdim=True)
+        place, present = torch.where(bare, own, place), torch.where(bare, all_present[own], present)
+        return rows.views.flatten(0, 1)[place], present
 
     def _draw_views(self, index: Tensor) -> Tensor:
         """Which views (B, V) of a batch are looked at: all, or some at random, of those that are there while there are enough."""
