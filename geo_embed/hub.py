@@ -13,6 +13,7 @@ from typing import Any
 
 from geo_embed.console import is_quiet, on_terminal, say
 from geo_embed.errors import GeoError, PlainError, UnreachableError
+from geo_embed.files import JSON_BYTES, read_bytes
 
 SCHEME = "hf"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
@@ -49,6 +50,12 @@ def parse_address(text: str) -> HubAddress | None:
             "this is no place on the hub", where=text[:200], hint="hf://USER/REPO, or hf://USER/REPO/RUN"
         )
     return HubAddress(found["repository"], found["name"] or "")
+
+
+def repository_of(text: str) -> str:
+    """The repository that people mean, with `hf://` before it or without. Raises GeoError as `parse_address`."""
+    address = parse_address(text)
+    return text if address is None or address.name else address.repository
 
 
 def check_can_push(repository: str) -> None:
@@ -125,13 +132,30 @@ def _make(api: Any, repository: str) -> None:
         say(f"{repository} is new, and private: its settings on the hub make it public")
 
 
-def files_there(repository: str) -> list[str]:
-    """The names of the files of a repository. Raises GeoError and UnreachableError as `push_files`."""
+def files_there(repository: str, *, maybe_new: bool = False) -> list[str]:
+    """The names of the files of a repository; with `maybe_new` none of one that isn't there.
+
+    Raises GeoError and UnreachableError as `push_files`.
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     with hub_errors(repository):
-        names: list[str] = HfApi(library_name="geo_embed").list_repo_files(repository)
+        try:
+            names: list[str] = HfApi(library_name="geo_embed").list_repo_files(repository)
+        except RepositoryNotFoundError:
+            if not maybe_new:
+                raise
+            names = []
     return names
+
+
+def read_file(repository: str, name: str) -> bytes:
+    """A small file of a repository. Raises as `push_files`."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(repository), _bars_on_terminals():
+        return read_bytes(Path(hf_hub_download(repository, name, library_name="geo_embed")), limit=JSON_BYTES)
 
 
 def download(repository: str, **options: Any) -> Path:

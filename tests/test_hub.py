@@ -14,7 +14,8 @@ from hub import READER, TOKEN, Hub, Repository, serving_hub
 from huggingface_hub import ModelCard, constants
 from small import command, files
 
-from geo_embed import GeoPredictor
+from geo_embed import GeoPredictor, export
+from geo_embed.config import Config
 from geo_embed.errors import GeoError, UnreachableError
 from geo_embed.hub import HubAddress, check_can_push, parse_address
 from geo_embed.runs.run import Run, load_run
@@ -126,8 +127,11 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     run: Run, hub: Hub, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*country.options(tmp_path), "--json"]
-    hub.repositories["ada/places"] = Repository(files={"backbone/old.bin": b"1", "notes.txt": b"theirs"})
-    ran = command(capsys, *options, "export", "first", "--out", "e", "--push", "ada/places")
+    hub.repositories["ada/places"] = Repository(files={"README.md": b"mine", "notes.txt": b"theirs"})
+    push = [*options, "export", "first", "--out", "e", "--push", "hf://ada/places"]
+    assert command(capsys, *push).code == 0
+    hub.repositories["ada/places"].files |= {"backbone/old.bin": b"1"}
+    ran = command(capsys, *push)
     assert ran.code == 0, ran.err
     assert ran.json["pushed"] == f"{hub.url}/ada/places"
     there = hub.repositories["ada/places"]
@@ -136,7 +140,7 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     }
     assert "POST /api/validate-yaml" in hub.requests
     given = [str(path) for path in sorted(country.images().glob("img_000003_*"))]
-    answer = GeoPredictor.from_pretrained("ada/places", device="cpu").predict(given)
+    answer = GeoPredictor.from_pretrained("hf://ada/places", device="cpu").predict(given)
     assert json.dumps(answer) == json.dumps(GeoPredictor("e", device="cpu").predict(given))
     there.files["model.onnx"] = b"large"
     there.commits.append("onnx")
@@ -148,6 +152,39 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     assert again == {name: Path("e", name).read_bytes() for name in files(Path("e"))} | {
         ".gitattributes": again[".gitattributes"]
     }
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [{"config.json": b'{"model_type": "bert"}'}, {"run/run.json": b"{}"}, {"config.json": b"\xff"}],
+)
+def test_a_repository_with_another_model_or_runs_is_no_place_for_an_export(
+    run: Run, config: Config, hub: Hub, tmp_path: Path, theirs: dict[str, bytes]
+) -> None:
+    hub.repositories["ada/other"] = Repository(files=dict(theirs))
+    with pytest.raises(GeoError, match="what lies there is no export of geo_embed"):
+        export(config, run, tmp_path / "e", push="ada/other")
+    assert hub.repositories["ada/other"].files == theirs
+    assert not (tmp_path / "e").exists()
+
+
+def test_what_was_downloaded_without_its_onnx_file_is_not_passed_on_as_if_it_had_it(
+    run: Run, config: Config, hub: Hub, tmp_path: Path
+) -> None:
+    export(config, run, tmp_path / "e", heads_only=True, push="ada/heads")
+    there = hub.repositories["ada/heads"]
+    described = json.loads(there.files["config.json"]) | {"onnx": {"file": "heads.onnx"}}
+    there.files |= {"config.json": json.dumps(described).encode(), "heads.onnx": b"large"}
+    there.commits.append("onnx")
+    with pytest.raises(GeoError, match=r"heads\.onnx isn't there: of a repository it isn't downloaded"):
+        GeoPredictor.from_pretrained("ada/heads").save_pretrained(tmp_path / "copy")
+
+
+def test_a_run_whose_name_no_address_can_have_is_not_pushed(run: Run, hub: Hub) -> None:
+    odd = run.path.rename(run.path.parent / "my run")
+    with pytest.raises(GeoError, match="a run of this name couldn't be pulled again"):
+        push_run(load_run(odd.parent, "my run"), "hf://ada/runs")
+    assert hub.repositories == {}
 
 
 FAULTS = {
@@ -193,8 +230,10 @@ def test_a_repository_that_isnt_there_a_hub_that_isnt_and_one_that_may_not_be_as
 ) -> None:
     with pytest.raises(GeoError, match="there is no such repository"):
         pull_run("hf://ada/none/first", tmp_path / "elsewhere")
-    with pytest.raises(GeoError, match="there is no such repository"):
+    with pytest.raises(GeoError, match="no such directory; as a repository: there is no such repository"):
         GeoPredictor.from_pretrained("ada/none")
+    with pytest.raises(GeoError, match="there is no such directory"):
+        GeoPredictor.from_pretrained("predictor")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match="can't be reached"):
         pull_run("hf://ada/none/first", tmp_path / "elsewhere")

@@ -338,6 +338,7 @@ def _export(
         )
     if done.pushed is not None:
         rows.append(("pushed", done.pushed))
+    rows.append(("in Python", f"GeoPredictor.from_pretrained({str(done.directory)!r}): docs/export.md"))
     print_made(done, rows)
 
 

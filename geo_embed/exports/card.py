@@ -1,11 +1,13 @@
 """The model card of an export: what it is, how good, on what, and what it is not for."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geo_embed import __version__
+from geo_embed.console import harmless
 from geo_embed.errors import GeoError
 from geo_embed.exports.directory import BACKBONE, HEADS_ONNX, MODEL_ONNX, RUN
 from geo_embed.exports.origin import UNKNOWN, Origin
@@ -27,6 +29,7 @@ class Facts:
         heads_only: whether the backbone is left out.
         neighbours: training samples that the export holds for refining points, and their bytes.
         checks: of the ONNX file, as `config.json` has them.
+        features: of the backbone, with their widths, in the order of the embeddings' columns; empty where it is its own one alone.
     """
 
     origin: Origin
@@ -34,6 +37,7 @@ class Facts:
     heads_only: bool
     neighbours: tuple[int, int]
     checks: Mapping[str, Any] | None
+    features: Sequence[tuple[str, int]] = ()
 
 
 def write_card(path: Path, run: Run, facts: Facts) -> None:
@@ -41,7 +45,7 @@ def write_card(path: Path, run: Run, facts: Facts) -> None:
     summary, scores = summarise(run), run.read_metrics()
     parts = [
         _front_matter(facts, summary),
-        f"# {facts.name}\n",
+        f"# {_plain(facts.name)}\n",
         _opening(run, facts),
         _use(run, facts),
         _scores(run, summary, scores),
@@ -75,7 +79,7 @@ def _front_matter(facts: Facts, summary: RunSummary) -> str:
             if value is not None
         ]
     data = ModelCardData(
-        license=origin.license,
+        license=origin.license.split(", ") if ", " in origin.license else origin.license,
         license_name=origin.license_name,
         license_link=origin.license_link,
         base_model=origin.base_model if origin.on_hub else None,
@@ -89,19 +93,25 @@ def _front_matter(facts: Facts, summary: RunSummary) -> str:
 
 def _opening(run: Run, facts: Facts) -> str:
     views, classes = run.config.model.view_names, len(run.labels)
-    seen = f"pictures of {len(views)} views ({', '.join(views)})" if len(views) > 1 else "a picture"
+    named = ", ".join(map(_plain, views))
+    seen = f"pictures of {len(views)} views ({named})" if len(views) > 1 else "a picture"
     if facts.heads_only:
-        seen = f"embeddings of {seen} by {facts.origin.base_model} ({run.dim} numbers each)"
+        columns = f"{run.dim} numbers each"
+        if facts.features:
+            columns += ": " + ", then ".join(f"{width} of {feature}" for feature, width in facts.features)
+        seen = f"embeddings of {seen} by {_plain(facts.origin.base_model)} ({columns})"
     return (
-        f"From {seen} of one place: a probability for each of {classes} classes, and a point (latitude, longitude). Made by geo_embed "
-        f"{__version__} from the run `{run.name}`.\n"
+        f"From {seen} of one place: a probability for each of {classes:,} classes, and a point (latitude, longitude). Made by geo_embed "
+        f"{__version__} from the run {_plain(run.name)}.\n"
     )
 
 
 def _use(run: Run, facts: Facts) -> str:
     views = run.config.model.view_names
     given = (
-        "embeddings=array" if facts.heads_only else "[" + ", ".join(f'"{view}.jpg"' for view in views) + "]"
+        "embeddings=array"
+        if facts.heads_only
+        else "[" + ", ".join(json.dumps(f"{view}.jpg", ensure_ascii=False) for view in views) + "]"
     )
     forms = (
         f"`array` holds embeddings (places, {len(views)}, {run.dim}); `present=` (places, {len(views)}) says which views are there."
@@ -125,9 +135,14 @@ In place of `"."`: the directory of this file, or the repository's id on the hub
     checks = facts.checks
     inputs = "; ".join(f"`{name}` {shape}" for name, shape in checks["inputs"].items())
     outputs = "; ".join(f"`{name}` {shape}" for name, shape in checks["outputs"].items())
+    resized = (
+        ""
+        if facts.heads_only
+        else "Pictures must be resized and cropped before: `picture` in config.json says how. "
+    )
     return f"""{text}
 `{checks["file"]}` does the same in ONNX, without geo_embed. Inputs: {inputs}. Outputs: {outputs}. The order of the classes is that of
-`states` in config.json. Pictures must be resized before: see `backbone/preprocessor_config.json`. Run by ONNX Runtime
+`states` in config.json. {resized}Run by ONNX Runtime
 {checks["onnxruntime"]} beside torch on {checks["places"]} places ({checks["of"]}), the largest errors were
 {checks["probability_error"]:.1e} in a probability and {checks["point_error_km"] * 1000:.2g} m in a point.
 """
@@ -248,12 +263,13 @@ def _license(origin: Origin) -> str:
     lines = ["## Licence\n"]
     if origin.license == UNKNOWN:
         lines.append(
-            f"Unknown: nothing says what the licence of the backbone, {origin.base_model}, is. Whoever passes this export on, or uses it, has "
-            "to find out first."
+            f"Unknown: nothing says what the licence of the backbone, {_plain(origin.base_model)}, is. Whoever passes this export on, or uses "
+            "it, has to find out first."
         )
     else:
         lines.append(
-            f"{origin.license_name or origin.license}, as the backbone's, {origin.base_model} ({origin.said_by})."
+            f"{_plain(origin.license_name or origin.license)}, as the backbone's, {_plain(origin.base_model)} ({_plain(origin.said_by)})."
+            + (f" <{origin.license_link}>" if origin.license_link else "")
         )
     if origin.forbids_commerce:
         lines.append(
@@ -266,16 +282,17 @@ def _license(origin: Origin) -> str:
 def _data(run: Run, summary: RunSummary, facts: Facts) -> str:
     counts, _ = run.read_classes()
     kind, data = summary.validation, summary.data
-    folds = f" in {kind['folds']} folds, each held out in turn" if kind["folds"] > 1 else ""
-    split = (
-        f"{kind['val_split']:.0%} of them were held out{folds}: "
-        + (
-            f"groups of places within {kind['group_km']:g} km, whole"
-            if kind["kind"] == "spatial"
-            else "drawn at random"
-        )
-        + f", seed {kind['split_seed']}"
+    held = (
+        f"each was held out once, in {kind['folds']} folds"
+        if kind["folds"] > 1
+        else f"{kind['val_split']:.0%} of them were held out"
     )
+    drawn = (
+        f"groups of places within {kind['group_km']:g} km, whole"
+        if kind["kind"] == "spatial"
+        else "drawn at random"
+    )
+    split = f"{held}: {drawn}, seed {kind['split_seed']}"
     rows = "\n".join(
         f"| {_plain(name)} | {int(index)} | {int(count):,} |"
         for name, index, count in zip(run.labels.names, run.labels.state_idx, counts, strict=True)
@@ -284,7 +301,8 @@ def _data(run: Run, summary: RunSummary, facts: Facts) -> str:
     if len(run.labels) > _LISTED:
         table = f"<details><summary>{len(run.labels)} classes</summary>\n\n{table}\n</details>\n"
     total = f"{data['samples']:,} places" if data["samples"] else "places"
-    origin = f"Backbone: {facts.origin.base_model}; {_recipe(summary)}."
+    taken = "" if not facts.features else f", its {' and '.join(feature for feature, _ in facts.features)}"
+    origin = f"Backbone: {_plain(facts.origin.base_model)}{taken}; {_recipe(summary)}."
     return f"""## Data
 
 {total} of {len(run.labels)} classes; {split}. sha256 of the table: `{data["sha256"] or "unknown"}`. {origin}
@@ -304,8 +322,8 @@ def _recipe(summary: RunSummary) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name for a cell of a table: no markup, no line's end."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>|#" else c for c in " ".join(text.split()))
+    """A name in a text or a cell of a table: no markup, no line's end."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>|#~$&" else c for c in harmless(" ".join(text.split())))
 
 
 def _files(facts: Facts) -> str:

@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL.Image import Resampling
 from pydantic import BaseModel, ConfigDict, Field
 
 from geo_embed import __version__
 from geo_embed.backbones.backbone import Backbone, save_backbone
 from geo_embed.backbones.weights import find_backbone, hash_weights, read_weights
 from geo_embed.config import Config
-from geo_embed.errors import GeoError
-from geo_embed.files import file_sha256, read_json, write_json
-from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS
-from geo_embed.runs.backbone import check_own_feature_alone, load_backbone_of
+from geo_embed.errors import AbsentError, GeoError
+from geo_embed.files import JSON_BYTES, file_sha256, parse_json, read_bytes, read_json, validated, write_json
+from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS, REGISTRIES
+from geo_embed.runs.backbone import check_one_backbone, load_backbone_of, sources_by_backbone
 from geo_embed.runs.recipe import answering_runs, load_ensemble, read_recipe
 from geo_embed.runs.run import Run, RunWriter, backbone_dir, load_run
 
@@ -34,6 +35,7 @@ _OURS = {CARD, CONFIG, RUN, BACKBONE, MODEL_ONNX, HEADS_ONNX, f"{MODEL_ONNX}.dat
 # Of config.json; another one can't be read.
 _FORMAT = 1
 _LIBRARY = "geo_embed"
+_NO_EXPORT = "what lies there is no export of geo_embed"
 
 
 class Described(BaseModel):
@@ -47,6 +49,7 @@ class Described(BaseModel):
     views: list[str] = Field(min_length=1)
     dim: int
     heads_only: bool
+    onnx: dict[str, Any] | None = None
     sha256: dict[Annotated[str, Field(pattern="^run/")], str]
 
 
@@ -68,9 +71,17 @@ def check_directory(directory: Path) -> None:
         raise GeoError(f"it holds {others[0]}, which is no part of an export", where=directory, hint=hint)
     if entries:
         try:
-            read_json(directory / CONFIG, Described)
-        except GeoError as error:
-            raise GeoError("what lies there is no export of geo_embed", where=directory, hint=hint) from error
+            check_is_export(read_bytes(directory / CONFIG, limit=JSON_BYTES), directory, hint)
+        except AbsentError as error:
+            raise GeoError(_NO_EXPORT, where=directory, hint=hint) from error
+
+
+def check_is_export(content: bytes, where: str | Path, hint: str) -> None:
+    """Raise GeoError where the content of a config.json isn't an export's."""
+    try:
+        validated(Described, parse_json(content, where), where)
+    except GeoError as error:
+        raise GeoError(_NO_EXPORT, where=where, hint=hint) from error
 
 
 def read_export(directory: Path) -> tuple[Described, Run]:
@@ -102,9 +113,10 @@ def describe(directory: Path) -> Described:
 
 def check_exportable(run: Run) -> None:
     """Raise GeoError for a run of several backbones, or one that needs a plugin to answer: who has the export hasn't the plugin's code."""
+    check_one_backbone(
+        run, f"an export has one backbone, and {run.name} was fitted on", sources_by_backbone(run)
+    )
     for part in answering_runs(run):
-        what = f"an export has one backbone and its own feature, and {part.name} was fitted on"
-        check_own_feature_alone(part, part.sources, what)
         recipe, described = read_recipe(part)
         sets = [
             heads["model"]
@@ -181,10 +193,16 @@ def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
     counts, _ = run.read_classes()
     name = str(changes["backbone"])
     model = run.config.model.with_backbone(name).model_copy(update={"fingerprint": None, "plugins": ()})
-    config = Config(model=model, training=run.config.training, finetune=run.config.finetune)
+    kept = {
+        "model": model,
+        "training": run.config.training,
+        "finetune": run.config.finetune,
+    }
+    settings = {group: _known(values.model_dump()) for group, values in kept.items()}
+    config = Config.model_validate(settings)
     writer.write_description(config, run.labels, counts, run.prior, _provenance(run, changes))
     _, recipe = read_recipe(run)
-    writer.write_recipe(_renamed(recipe, name))
+    writer.write_recipe(_known(_renamed(recipe, name)))
     writer.copy_results(run)
     ensemble = load_ensemble(run)
     for member in ensemble.members if ensemble else ():
@@ -194,8 +212,22 @@ def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
 def _provenance(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: run.provenance.get(key) for key in ("created", "versions", "function", "seed")}
     data = {"sha256": (run.provenance.get("data") or {}).get("sha256")}
-    store = {key: value for key, value in run.provenance["store"].items() if key != "path"} | dict(changes)
-    return kept | ({"data": data} if data["sha256"] else {}) | {"store": store}
+    store = _placeless(run.provenance["store"]) | dict(changes)
+    # Several features of the one backbone.
+    sources = [
+        _placeless(source) | dict(changes) | {"name": changes["backbone"]}
+        for source in run.provenance.get("sources") or ()
+    ]
+    return (
+        kept
+        | ({"data": data} if data["sha256"] else {})
+        | {"store": store}
+        | ({"sources": sources} if sources else {})
+    )
+
+
+def _placeless(store: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in store.items() if key != "path"}
 
 
 def _renamed(recipe: Any, backbone: str) -> Any:
@@ -204,6 +236,22 @@ def _renamed(recipe: Any, backbone: str) -> Any:
         named = {"backbone_name": backbone, "backbones": []}
         return {key: named.get(key, _renamed(value, backbone)) for key, value in recipe.items()}
     return [_renamed(value, backbone) for value in recipe] if isinstance(recipe, list) else recipe
+
+
+def _known(described: Any) -> Any:
+    """Settings or a recipe with the default in place of a plugin's loss, or of what else of a plugin no answer needs: who has the export
+    couldn't load a run that names it.
+    """
+    if isinstance(described, list):
+        return [_known(each) for each in described]
+    if not isinstance(described, dict):
+        return described
+    known = {key: _known(each) for key, each in described.items()}
+    for registry in REGISTRIES:
+        group, key = registry.setting.split(".")
+        if isinstance(known.get(key), str) and known[key] not in registry.built_in:
+            known[key] = getattr(getattr(Config(), group), key)
+    return known
 
 
 def write_config(
@@ -223,7 +271,16 @@ def write_config(
             "state_idx": run.labels.state_idx.tolist(),
             "dim": run.dim,
             "heads_only": backbone is None,
-            "picture": None if spec is None else {"height": spec.height, "width": spec.width},
+            "picture": None
+            if spec is None
+            else {
+                "height": spec.height,
+                "width": spec.width,
+                "shortest_edge": spec.shortest_edge,
+                "longest_edge": spec.longest_edge,
+                "resample": Resampling(spec.resample).name.lower(),
+            },
+            **({"features": dict(further_features(run))} if further_features(run) else {}),
             "onnx": checks,
             "sha256": {
                 name: file_sha256(directory / name)
@@ -232,6 +289,16 @@ def write_config(
             },
         },
     )
+
+
+def further_features(run: Run) -> list[tuple[str, int]]:
+    """The features of its backbone that a run takes, and their widths, in the order of its embeddings' columns; none where it is the
+    backbone's own one alone.
+    """
+    part = answering_runs(run)[0]
+    own = part.config.model.feature
+    features = [(source.get("feature") or own, int(source["dim"])) for source in part.sources]
+    return [] if features == [(own, part.dim)] else features
 
 
 def files_of(directory: Path) -> dict[str, int]:

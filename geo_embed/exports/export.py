@@ -1,5 +1,6 @@
 """`geo export`: a run and its backbone to one directory that predicts by itself, with a card, and on request as ONNX."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed import hub
-from geo_embed.cache.store import read_ids, read_store
+from geo_embed.cache.join import read_joined
+from geo_embed.cache.store import read_ids
 from geo_embed.config import Config
 from geo_embed.console import say
 from geo_embed.data import images
@@ -16,12 +18,16 @@ from geo_embed.data.images import Preprocessing
 from geo_embed.errors import GeoError
 from geo_embed.exports.card import Facts, write_card
 from geo_embed.exports.directory import (
+    BACKBONE,
     CARD,
+    CONFIG,
     HEADS_ONNX,
     MODEL_ONNX,
     check_directory,
     check_exportable,
+    check_is_export,
     files_of,
+    further_features,
     is_ours,
     load_stored_backbone,
     write_config,
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
 _PLACES, _ROWS = 6, 64
 # Of those that are looked through for pictures that can be read.
 _LOOKED_AT = 24
+# Pictures (n, V, 3, H, W) or embeddings (n, V, D) of places, and which views are there (n, V).
+_Places = tuple[NDArray[Any], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,9 @@ def export(
 
         check_onnx()
     if push is not None:
+        push = hub.repository_of(push)
         hub.check_can_push(push)
+        _check_repository(push)
 
     origin = find_origin(run, backbone)
     neighbours = count_neighbours(run)
@@ -112,6 +122,8 @@ def export(
     with replacing_directory(out) as directory:
         stored = None if heads_only else load_stored_backbone(run, backbone)
         write_run(directory, run, stored, origin.base_model)
+        for text in origin.texts if stored is not None else ():
+            shutil.copyfile(text, directory / BACKBONE / text.name)
         write_config(directory, run, stored, None)
         # What was written is read again: its hashes and shapes are looked at here, and not first where it is used.
         from geo_embed.exports.predictor import GeoPredictor
@@ -120,7 +132,9 @@ def export(
         if onnx:
             checks = _write_onnx(config, run, predictor, directory)
             write_config(directory, run, stored, checks)
-        write_card(directory / CARD, run, Facts(origin, out.resolve().name, heads_only, neighbours, checks))
+        name = out.resolve().name
+        facts = Facts(origin, name, heads_only, neighbours, checks, further_features(run))
+        write_card(directory / CARD, run, facts)
         check_not_replaced(run)
     warn_of_license(origin)
 
@@ -141,6 +155,18 @@ def export(
         checks,
         pushed,
     )
+
+
+def _check_repository(push: str) -> None:
+    """Raise GeoError where another model lies in a repository: as of a directory, an export takes the place of nothing else."""
+    names = hub.files_there(push, maybe_new=True)
+    # A card may have been written where the repository was made.
+    replaced = [name for name in names if is_ours(name) and name != CARD]
+    if replaced:
+        there = hub.read_file(push, CONFIG) if CONFIG in names else b""
+        check_is_export(
+            there, f"{push}/{replaced[0]}", "name another repository: one that isn't there is made"
+        )
 
 
 def count_neighbours(run: Run) -> tuple[int, int]:
@@ -196,23 +222,24 @@ def _inputs(
 ) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
     """Pictures or embeddings of held-out places, where they are at hand, and which of them are there; else drawn ones. And which of it.
 
-    Some views are taken away, and of the last place all.
+    Beside those that are missing anyway some views are taken away, and of the last place all.
     """
     here = on_this_machine(answering_runs(run)[0], config.paths, "cpu")
     views, spec = len(predictor.views), predictor.preprocessing
-    found: NDArray[Any] | None = _cached(here) if spec is None else _pictures(here, spec)
+    found = _cached(here) if spec is None else _pictures(here, spec)
     of = "held out"
-    rng = np.random.default_rng(0)
     if found is None:
         of = "drawn at random: there were none of the data at hand"
+        rng = np.random.default_rng(0)
         if spec is None:
-            found = rng.normal(size=(_ROWS, views, run.dim)).astype(np.float32)
+            drawn: NDArray[Any] = rng.normal(size=(_ROWS, views, here.dim)).astype(np.float32)
         else:
-            found = rng.integers(0, 256, (_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
-    present = np.ones(found.shape[:2], dtype=bool)
-    present[len(found) // 2 :, : views // 2] = False
+            drawn = rng.integers(0, 256, (_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
+        found = drawn, np.ones(drawn.shape[:2], dtype=bool)
+    given, present = found
+    present[len(given) // 2 :, : views // 2] = False
     present[-1] = False
-    return found, present, of
+    return given, present, of
 
 
 def _held_out(run: Run) -> list[str]:
@@ -220,36 +247,39 @@ def _held_out(run: Run) -> list[str]:
     return [str(sample) for sample in split["sample_id"][split["part"] == "val"].unique()[:_ROWS]]
 
 
-def _cached(run: Run) -> NDArray[np.float32] | None:
-    """Embeddings (n, V, D) of held-out samples from the run's store; None where it isn't here."""
+def _cached(run: Run) -> _Places | None:
+    """Embeddings (n, V, D) of held-out samples from the run's store, and which are there; None where it isn't here."""
     try:
-        (source,) = find_sources_of(run, "train")
-        store = source.store
-        ids = read_ids(store)
-        rows = np.flatnonzero(np.isin(ids.astype(str), _held_out(run)))[:_ROWS]
-        values = read_store(store).values[rows].astype(np.float32)
+        sources = find_sources_of(run, "train")
+        ids = read_ids(sources[0].store)
+        joined = read_joined(sources, ids[np.isin(ids.astype(str), _held_out(run))])
     except GeoError:
         return None
-    return values if len(values) > 1 else None
+    return (joined.values.astype(np.float32), joined.present.copy()) if len(joined.values) > 1 else None
 
 
-def _pictures(run: Run, spec: Preprocessing) -> NDArray[np.uint8] | None:
-    """Pictures (n, V, 3, H, W) of held-out samples; None where none of them can be read."""
+def _pictures(run: Run, spec: Preprocessing) -> _Places | None:
+    """Pictures (n, V, 3, H, W) of held-out samples, and which are there; None where none of them can be read."""
     try:
         samples = load_samples_of(run, "train")
         wanted = set(_held_out(run)[:_LOOKED_AT])
     except GeoError:
         return None
-    places = []
+    views = len(samples.view_names)
+    pixels = np.zeros((_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
+    present = np.zeros((_PLACES, views), dtype=bool)
+    places = 0
     for row in np.flatnonzero([str(sample) in wanted for sample in samples.sample_id]):
-        try:
-            names = [samples.images[int(row), view] for view in range(len(samples.view_names))]
-            places.append(
-                np.stack([images.resize(images.decode(samples.pictures.read(name)), spec) for name in names])
-            )
-        # Absent, damaged, or no picture: another one does.
-        except (OSError, GeoError, images.UnreadableImage, images.DamagedImage):
-            continue
-        if len(places) == _PLACES:
+        for view in range(views):
+            try:
+                data = samples.pictures.read(samples.images[int(row), view])
+                pixels[places, view] = images.resize(images.decode(data), spec)
+            # Absent, damaged, or no picture: the others do.
+            except (OSError, GeoError, images.UnreadableImage):
+                present[places, view] = False
+            else:
+                present[places, view] = True
+        places += bool(present[places].any())
+        if places == _PLACES:
             break
-    return np.stack(places) if len(places) > 1 else None
+    return (pixels[:places], present[:places]) if places > 1 else None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geo_embed.answers import LabelEncoder, Prior
-from geo_embed.backbones.backbone import Backbone, embed
+from geo_embed.backbones.backbone import Backbone, embed_features
 from geo_embed.data.images import Preprocessing
 from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
@@ -26,7 +26,7 @@ from geo_embed.heads.predictor import Panel
 from geo_embed.heads.refine import Gallery
 from geo_embed.metrics import RANK_CREDIT
 from geo_embed.prediction.combine import LEAST_LENGTH, MAJORITY_TIE, RRF_K, RRF_TIE, VOTING_TIE
-from geo_embed.runs.recipe import Ensemble, load_ensemble, load_heads
+from geo_embed.runs.recipe import Ensemble, EnsembleOf, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 from geo_embed.sphere import geometric_median, geometric_median_of, great_circle_km
 
@@ -35,14 +35,16 @@ Answers = tuple[Tensor, Tensor]
 HeadsOf = Callable[[Run], Panel]
 
 
-def network_of(run: Run, heads_of: HeadsOf = load_heads) -> nn.Module:
+def network_of(
+    run: Run, heads_of: HeadsOf = load_heads, ensemble_of: EnsembleOf = load_ensemble
+) -> nn.Module:
     """The heads of a run, or an ensemble's members together: embeddings (B, V, D) and which are there (B, V) bool to P(state) (B, C)
     float32, and latitude and longitude (B, 2) float64 in degrees. Raises GeoError as `load_heads` and `load_ensemble`.
     """
-    ensemble = load_ensemble(run)
+    ensemble = ensemble_of(run)
     if ensemble is None:
         return PanelNetwork(heads_of(run), run.prior)
-    members = [network_of(member, heads_of) for member in ensemble.members]
+    members = [network_of(member, heads_of, ensemble_of) for member in ensemble.members]
     return EnsembleNetwork(ensemble, run.labels, members)
 
 
@@ -52,13 +54,17 @@ class PictureNetwork(nn.Module):
     Args:
         backbone: in float32, on the CPU.
         answer: as `network_of` gives it.
+        features: which of the backbone's, side by side; None is its own.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, answer: nn.Module) -> None:
+    def __init__(
+        self, backbone: Backbone, answer: nn.Module, features: Sequence[str | None] = (None,)
+    ) -> None:
         super().__init__()
+        self.features = [feature or backbone.feature for feature in features]
         self.backbone, self.tower, self.answer = backbone, backbone.module, answer
         spec: Preprocessing = backbone.preprocessing
         self.scale = spec.scale
@@ -68,7 +74,8 @@ class PictureNetwork(nn.Module):
     def forward(self, pixels: Tensor, present: Tensor) -> Answers:
         """Pictures (B, V, 3, H, W) uint8, resized and cropped, red first, and which are there (B, V) bool, to answers."""
         normal = (pixels.flatten(0, 1).float() * self.scale - self.mean) / self.std
-        embeddings = embed(self.backbone, normal.to(self.backbone.dtype)).float()
+        given = embed_features(self.backbone, normal.to(self.backbone.dtype))
+        embeddings = torch.cat([given[feature].float() for feature in self.features], dim=1)
         answers: Answers = self.answer(embeddings.reshape(*present.shape, -1), present)
         return answers
 

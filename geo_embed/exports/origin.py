@@ -16,7 +16,12 @@ _CARD_BYTES = 4 << 20
 UNKNOWN = "unknown"
 # Of backbones that people keep as directories without their card.
 _KNOWN = {"geolocal/StreetCLIP": "cc-by-nc-4.0"}
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_HUB_ID = re.compile(r"[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}")
+# What the hub takes for a licence, and for the name of one that it doesn't know.
+_LICENSE = re.compile(r"[a-z0-9.-]{1,100}")
+# The text of a licence beside a model: whoever passes the model on has to pass it on as well.
+_TEXT = re.compile(r"(LICEN[CS]E|NOTICE|COPYING)([._-][\w.-]{0,80})?", re.IGNORECASE)
+_MOST_TEXTS, _TEXT_BYTES = 8, 1 << 20
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
@@ -27,9 +32,10 @@ class Origin:
     Attributes:
         base_model: its id on the hub; or the name of its directory, where that is all that is known.
         on_hub: whether `base_model` is an id.
-        license: as its card has it, by the hub's own names; `unknown` where nothing says.
+        license: as its card has it, by the hub's own names, several with commas between them; `unknown` where nothing says.
         license_name, license_link: of a license `other`, as its card has them.
         said_by: where the licence stands.
+        texts: files with the licence's own words, which go along with the backbone.
     """
 
     base_model: str
@@ -38,11 +44,13 @@ class Origin:
     license_name: str | None = None
     license_link: str | None = None
     said_by: str = ""
+    texts: tuple[Path, ...] = ()
 
     @property
     def forbids_commerce(self) -> bool:
         """Whether the licence's name says so."""
-        return "-nc" in self.license or "noncommercial" in f"{self.license_name}".lower()
+        names = f"{self.license} {self.license_name}".lower()
+        return "-nc" in names or "noncommercial" in re.sub("[^a-z]", "", names)
 
 
 def find_origin(run: Run, name: str | None) -> Origin:
@@ -63,20 +71,62 @@ def find_origin(run: Run, name: str | None) -> Origin:
         names += [part.config.model.backbone_name, part.provenance["store"]["backbone"]]
     named = list(dict.fromkeys(str(each) for each in names if each))
     base_model = next(filter(None, map(_hub_id, named)), None)
+    texts = tuple(text for each in named for text in _license_texts(each))[:_MOST_TEXTS]
     for each in named:
         card, is_id = _front_matter(each)
         if base_model is None:
-            base_model = each if is_id else card.get("base_model")
-            base_model = base_model if isinstance(base_model, str) else None
-        if card.get("license"):
-            texts = {key: str(card[key]) for key in ("license_name", "license_link") if card.get(key)}
-            license = card["license"][0] if isinstance(card["license"], list) else card["license"]
+            base_model = each if is_id else _id_of(card.get("base_model"))
+        licenses = [str(one).strip() for one in _several(card.get("license")) if str(one).strip()]
+        if licenses:
             where = f"the card of {each}" if is_id else "the card beside it"
+            license, license_name, link = _by_the_hubs_names(licenses, card, base_model)
             known = base_model or Path(each).name
-            return Origin(known, base_model is not None, str(license), **texts, said_by=where)
-    if base_model in _KNOWN:
-        return Origin(base_model, True, _KNOWN[base_model], said_by=f"what geo_embed knows of {base_model}")
-    return Origin(base_model or Path(named[-1]).name, base_model is not None)
+            return Origin(known, base_model is not None, license, license_name, link, where, texts)
+    known = base_model or Path(named[-1]).name
+    if known in _KNOWN:
+        return Origin(known, True, _KNOWN[known], said_by=f"what geo_embed knows of {known}", texts=texts)
+    return Origin(known, base_model is not None, texts=texts)
+
+
+def _by_the_hubs_names(
+    licenses: list[str], card: dict[str, Any], base_model: str | None
+) -> tuple[str, str | None, str | None]:
+    """`license`, `license_name` and `license_link` of an origin, as the hub takes them: it refuses a whole card for what it doesn't."""
+    name, link = (
+        " ".join(str(card.get(key) or "").split()) or None for key in ("license_name", "license_link")
+    )
+    if not all(map(_LICENSE.fullmatch, licenses)):
+        licenses, name = ["other"], name or ", ".join(licenses)
+    if name is not None:
+        name = re.sub("[^a-z0-9.-]+", "-", name.lower()).strip("-")[:100] or None
+    # A file beside the backbone's card lies beside it still.
+    if link is not None and not re.fullmatch(r"https?://[^\s<>()\[\]]{1,500}", link):
+        is_file = base_model is not None and re.fullmatch(r"[\w.-]{1,100}", link)
+        link = f"https://huggingface.co/{base_model}/blob/main/{link}" if is_file else None
+    return ", ".join(licenses), name, link
+
+
+def _several(said: object) -> list[Any]:
+    return said if isinstance(said, list) else [said or ""]
+
+
+def _id_of(said: object) -> str | None:
+    """The first of what a card names as its base models, where it is an id."""
+    first = str(_several(said)[0]) if _several(said) else ""
+    return first if _HUB_ID.fullmatch(first) else None
+
+
+def _license_texts(name: str) -> list[Path]:
+    """The files beside a backbone in a directory that hold the licence's own words."""
+    try:
+        files = sorted(Path(name).iterdir()) if Path(name).is_dir() else []
+        return [
+            file
+            for file in files
+            if _TEXT.fullmatch(file.name) and file.is_file() and file.stat().st_size <= _TEXT_BYTES
+        ]
+    except OSError:
+        return []
 
 
 def warn_of_license(origin: Origin) -> None:

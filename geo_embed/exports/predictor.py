@@ -16,7 +16,7 @@ from geo_embed.cache.arrays import check_embeddings
 from geo_embed.config import Config
 from geo_embed.data.images import Preprocessing
 from geo_embed.devices import pick_device, torch_switches
-from geo_embed.errors import GeoError, disk_errors
+from geo_embed.errors import GeoError, PlainError
 from geo_embed.exports.directory import (
     BACKBONE,
     CARD,
@@ -25,14 +25,16 @@ from geo_embed.exports.directory import (
     check_directory,
     describe,
     files_of,
+    is_ours,
     read_export,
 )
 from geo_embed.exports.network import Answers, PictureNetwork, network_of
+from geo_embed.files import replacing_directory
 from geo_embed.heads.predictor import Panel
-from geo_embed.hub import download
+from geo_embed.hub import download, repository_of
 from geo_embed.prediction.pictures import arrange, embed_places, predict_embedded
-from geo_embed.runs.backbone import load_backbone_of
-from geo_embed.runs.recipe import load_heads
+from geo_embed.runs.backbone import load_backbone_of, sources_by_backbone
+from geo_embed.runs.recipe import Ensemble, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 
 
@@ -65,17 +67,21 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         settings: Config | None = None,
     ) -> None:
         super().__init__()
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()
         self.described, self.run = read_export(self.directory)
         here = settings or Config()
         self._here = here.model_copy(update={"model": here.model.model_copy(update={"device": device})})
+        # All is in memory from here on: another export may take this one's place, or the directory go.
         self._heads: dict[Path, Panel] = {}
-        answer = network_of(self.run, self._heads_of)
+        self._ensembles: dict[Path, Ensemble | None] = {}
+        self._sources = sources_by_backbone(self.run)
+        answer = network_of(self.run, self._heads_of, self._ensemble_of)
         self._backbone = None
         if not self.described.heads_only:
             name = str(self.directory / BACKBONE)
             self._backbone = load_backbone_of(self.run, pick_device(device), name, dtype=dtype)
-        self.network = answer if self._backbone is None else PictureNetwork(self._backbone, answer)
+        features = [source.get("feature") for source in self._sources[0]]
+        self.network = answer if self._backbone is None else PictureNetwork(self._backbone, answer, features)
         self.requires_grad_(False).eval()
 
     @property
@@ -111,7 +117,8 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
             images: one place, or a list of places. A place is a list of one picture per view in the order of `views`, None where one is
                 missing, or a dict from views to pictures. A picture is a PIL image, a path, a file's bytes, or a uint8 array (height,
                 width, 3).
-            embeddings: in place of pictures (N, V, D), by the backbone that the run was fitted on.
+            embeddings: in place of pictures (N, V, D), by the backbone that the run was fitted on; of several features of it side by
+                side, in the order of `run.blocks`.
             present: (N, V) bool beside `embeddings`, False where a view is missing; default: all are there.
 
         Raises:
@@ -139,11 +146,11 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         tower = replace(self._backbone, device=parameter.device, dtype=parameter.dtype)
         with torch_switches(self._here.model):
             places = arrange(images, self.views)
-            return self._answer(embed_places(self._here, self.run, places, [tower]))
+            return self._answer(embed_places(self._here, self.run, places, [tower], self._sources))
 
     def _answer(self, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> Predictions:
         with torch_switches(self._here.model):
-            return predict_embedded(self._here, self.run, variants, self._heads_of)
+            return predict_embedded(self._here, self.run, variants, self._heads_of, self._ensemble_of)
 
     def forward(self, given: Tensor, present: Tensor) -> Answers:
         """Tensors to tensors, as the ONNX file has it: probabilities (B, C), and points (B, 2) float64 in degrees.
@@ -160,6 +167,11 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         if run.path not in self._heads:
             self._heads[run.path] = load_heads(run)
         return self._heads[run.path]
+
+    def _ensemble_of(self, run: Run) -> Ensemble | None:
+        if run.path not in self._ensembles:
+            self._ensembles[run.path] = load_ensemble(run)
+        return self._ensembles[run.path]
 
     @classmethod
     def from_pretrained(
@@ -186,49 +198,82 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         """
         directory = Path(pretrained_model_name_or_path)
         if not directory.is_dir():
-            directory = download(
-                str(pretrained_model_name_or_path),
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                # An ONNX file is as large as all the rest.
-                allow_patterns=[CARD, CONFIG, f"{RUN}/*", f"{BACKBONE}/*"],
-            )
-        describe(directory)
-        predictor: GeoPredictor = super().from_pretrained(directory, **options)
-        return predictor
+            repository = _repository(str(pretrained_model_name_or_path))
+            try:
+                directory = download(
+                    repository,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    # An ONNX file is as large as all the rest.
+                    allow_patterns=[CARD, CONFIG, f"{RUN}/*", f"{BACKBONE}/*"],
+                )
+            except PlainError as error:
+                # Most often it was meant to be one.
+                error.what = f"there is no such directory; as a repository: {error.what}"
+                raise
+        # Not by the mixin's own: it would take arguments from what a config.json says.
+        return cls(directory, **options)
 
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "GeoPredictor":
-        of_hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        return cls(model_id, **{name: value for name, value in options.items() if name not in of_hub})
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Copy the files that it was loaded from.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Copy the files that it was loaded from; the directory appears whole.
 
         Args:
-            save_directory: a new directory, or of an export.
-            options: as the hub's own mixin takes them.
+            save_directory: a new directory, or of an export, which is replaced.
+            push_to_hub, repo_id, options: as the hub's own mixin takes them.
 
         Raises:
-            GeoError: something else lies there, or itself; or the disk is full.
+            GeoError: something else lies there, or itself; another export took the place of the one that it was loaded from; or the
+                disk is full.
         """
-        # Whatever lies there: the mixin's first step is to delete its config.json.
-        directory = Path(save_directory)
+        directory = Path(save_directory).absolute()
         check_directory(directory)
         if directory.resolve() == self.directory.resolve():
             raise GeoError("it lies there already", where=directory, hint="name another directory")
-        address: str | None = super().save_pretrained(directory, **options)
-        return address
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        for name in files_of(self.directory):
-            target = save_directory / name
-            with disk_errors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.directory / name, target)
+        hint = "load it again: GeoPredictor.from_pretrained"
+        if describe(self.directory) != self.described:
+            raise GeoError(
+                "another export lies now where this predictor was loaded from",
+                where=self.directory,
+                hint=hint,
+            )
+        onnx = (self.described.onnx or {}).get("file")
+        names = [name for name in files_of(self.directory) if is_ours(name)]
+        if onnx is not None and onnx not in names:
+            raise GeoError(
+                f"{onnx} isn't there: of a repository it isn't downloaded",
+                where=self.directory,
+                hint="download the whole repository: hf download USER/REPO --local-dir DIR",
+            )
+        with replacing_directory(directory) as writing:
+            for name in names:
+                (writing / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.directory / name, writing / name)
+        if push_to_hub:
+            address: str = super().push_to_hub(repo_id or directory.name, **options)
+            return address
+        return None
 
     def __repr__(self) -> str:
         return f"<predictor {self.described.run}: {', '.join(self.views)} to {len(self.states)} classes>"
+
+
+def _repository(name: str) -> str:
+    """The repository that a name means which is no directory's."""
+    name = repository_of(name)
+    if "/" not in name.strip("/"):
+        raise GeoError(
+            "there is no such directory",
+            where=name,
+            hint="name the directory of an export, or a repository on the hub: USER/REPO",
+        )
+    return name

@@ -158,6 +158,7 @@ def _ensemble(
         **describe_origin(command, seed=config.training.seed, note=config.tracking.note),
         "data": first.provenance.get("data"),
         "store": first.provenance["store"],
+        **({"sources": first.sources} if len(first.sources) > 1 else {}),
         "stores": _stores(runs),
         "ensemble": {
             **described,

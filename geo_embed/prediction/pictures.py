@@ -19,7 +19,7 @@ from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
 from geo_embed.runs.backbone import load_backbones_of, sources_by_backbone
-from geo_embed.runs.recipe import answering_runs, load_heads
+from geo_embed.runs.recipe import EnsembleOf, answering_runs, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ def predict_images(
 
 
 def embed_places(
-    config: Config, run: Run, places: Sequence[Place], towers: Sequence[backbones.Backbone]
+    config: Config,
+    run: Run,
+    places: Sequence[Place],
+    towers: Sequence[backbones.Backbone],
+    by_backbone: Sequence[Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Embedded]:
     """Places' pictures through a run's backbones, `inference.batch_size` in a pass.
 
@@ -73,6 +77,7 @@ def embed_places(
         run: whose views they are.
         places: N of them.
         towers: as `load_backbones_of` gives them.
+        by_backbone: as `sources_by_backbone` gives them; for who keeps them in memory.
 
     Returns:
         The embeddings of the pictures as they are, by all backbones side by side; with `inference.tta` of several variants of them.
@@ -81,7 +86,7 @@ def embed_places(
         GeoError: as `predict_images`.
     """
     views = run.config.model.view_names
-    by_backbone = sources_by_backbone(run)
+    by_backbone = sources_by_backbone(run) if by_backbone is None else by_backbone
     variants_by = run.config.finetune.augment if config.inference.tta else None
     size = max(1, (config.inference.batch_size or default_batch_size(towers[0].device)) // len(views))
     batches: list[list[Embedded]] = []
@@ -142,6 +147,7 @@ def predict_embedded(
     run: Run,
     variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
     heads_of: Callable[[Run], "Panel"] = load_heads,
+    ensemble_of: EnsembleOf = load_ensemble,
 ) -> Predictions:
     """Predictions for embeddings (N, V, D), of which some are there (N, V): the average over several variants of them.
 
@@ -150,6 +156,7 @@ def predict_embedded(
         run: whose heads answer.
         variants: one or more.
         heads_of: a run's heads; for who keeps them in memory.
+        ensemble_of: what makes a run an ensemble; likewise.
     """
     values, seen = variants[0]
     without = int((~seen.any(axis=1)).sum())
@@ -171,7 +178,7 @@ def predict_embedded(
             [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in variants]
         )
 
-    return predict_by_members(run, predict)
+    return predict_by_members(run, predict, ensemble_of)
 
 
 def _towers(

@@ -18,7 +18,7 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.calibration import calibrated
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.combine import by_state, combine
-from geo_embed.runs.recipe import load_ensemble, load_heads
+from geo_embed.runs.recipe import EnsembleOf, load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.store import find_sources_of
@@ -131,18 +131,21 @@ def _predict_variant(
     return predict_embeddings(member, embeddings)
 
 
-def predict_by_members(run: Run, predict: Callable[[Run], Predictions]) -> Predictions:
+def predict_by_members(
+    run: Run, predict: Callable[[Run], Predictions], ensemble_of: EnsembleOf = load_ensemble
+) -> Predictions:
     """The predictions of a run with heads of its own, or of an ensemble's members, combined.
 
     Args:
         run: any run.
         predict: the predictions of a run with heads, each time for the same samples.
+        ensemble_of: what makes a run an ensemble; for who keeps it in memory.
     """
-    ensemble = load_ensemble(run)
+    ensemble = ensemble_of(run)
     if ensemble is None:
         return predict(run)
     # An ensemble's classes ascend by state, whatever their order in a member.
-    members = [by_state(predict_by_members(member, predict)) for member in ensemble.members]
+    members = [by_state(predict_by_members(member, predict, ensemble_of)) for member in ensemble.members]
     combined = combine(ensemble.method, ensemble.weights, members, ensemble.point)
     if ensemble.calibration is not None:
         combined = replace(combined, probabilities=calibrated(ensemble.calibration, combined.probabilities))

@@ -25,7 +25,7 @@ def load_backbone_of(
     dtype: str | None = None,
     trainable: bool = False,
 ) -> backbones.Backbone:
-    """The very backbone that a run's embeddings came from, where it is one.
+    """The very backbone that a run's embeddings came from, where it is one, for all features of it that the run takes.
 
     Args:
         run: any run.
@@ -37,9 +37,19 @@ def load_backbone_of(
     Raises:
         GeoError: it is not known, not to be had, or has other weights, settings or preprocessing; or there are several.
     """
-    sources = _only_sources(run)
-    check_own_feature_alone(run, sources, "the run was fitted on more than one backbone's own feature:")
-    return _load(run, sources, device, name, dtype, trainable)
+    by_backbone = sources_by_backbone(run)
+    check_one_backbone(run, "the run was fitted on more than one backbone:", by_backbone)
+    return _load(run, by_backbone[0], device, name, dtype, trainable)
+
+
+def check_one_backbone(run: Run, what: str, by_backbone: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Raise GeoError where these sources of a run, as `sources_by_backbone` gives them, are several backbones': `what` and their names."""
+    if len(by_backbone) > 1:
+        raise GeoError(
+            f"{what} {', '.join(sources[0]['name'] for sources in by_backbone)}",
+            where=run.path,
+            hint="fit heads on one of them: geo fit-heads --backbone NAME",
+        )
 
 
 def check_own_feature_alone(
@@ -160,6 +170,9 @@ def _only_sources(run: Run) -> list[dict[str, Any]]:
 def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two runs' stores were made by one backbone, as far as they say."""
     functions = [store["function"] for store in (first, second) if store["function"] is not None]
+    if first["weights_sha256"] is None and first["fingerprint"] != second["fingerprint"]:
+        # Imports tell no weights.
+        return False
     return (
         first["weights_sha256"] == second["weights_sha256"]
         and first.get("feature") == second.get("feature")

@@ -1,5 +1,6 @@
 """What a run answers with, on disk: its heads, or the members of an ensemble."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ class Ensemble:
     members: tuple[Run, ...]
     point: EnsemblePoint
     calibration: "Calibration | None" = None
+
+
+# Gives what makes a run an ensemble, which whoever answers more than once keeps.
+EnsembleOf = Callable[[Run], Ensemble | None]
 
 
 def load_ensemble(run: Run) -> Ensemble | None:

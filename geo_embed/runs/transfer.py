@@ -70,8 +70,16 @@ def _push_to_hub(run: Run, into: HubAddress, overwrite: bool) -> Transferred:
         raise GeoError(
             "a run goes into a repository under its own name", where=str(into), hint=f"hf://{into.repository}"
         )
-    hub.check_can_push(into.repository)
     name = run.path.name
+    try:
+        hub.parse_address(f"{into}/{name}")
+    except GeoError as error:
+        raise GeoError(
+            "a run of this name couldn't be pulled again",
+            where=run.path,
+            hint="give its folder a name of letters, digits, dots, dashes",
+        ) from error
+    hub.check_can_push(into.repository)
     paths = {file: run.path / file for file in _files_of(run.path)}
     size = sum(path.stat().st_size for path in paths.values())
     listed = _Files(files={file: file_sha256(path) for file, path in paths.items()})

@@ -60,6 +60,89 @@ def test_streetclip_is_not_for_commerce_and_an_unknown_licence_is_said_to_be(
     assert card.data.base_model is None
 
 
+def with_card(country: Country, to: Path, *lines: str) -> str:
+    shutil.copytree(country.backbone, to)
+    (to / "README.md").write_text("\n".join(("---", *lines, "---", "# Tower", "")), encoding="utf-8")
+    return str(to)
+
+
+def test_every_licence_and_its_own_words_go_along(
+    run: Run, config: Config, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = with_card(
+        country,
+        tmp_path / "m",
+        "license: [apache-2.0, cc-by-nc-4.0]",
+        "license_link: LICENSE",
+        "base_model: [maker/tower, b/c]",
+    )
+    for name in ("LICENSE", "NOTICE.txt", "train.log"):
+        (tmp_path / "m" / name).write_text(f"words of {name}")
+    done = export(config, run, tmp_path / "e", backbone=model)
+    assert {name for name in done.files if name.startswith("backbone/") and "json" not in name} == {
+        "backbone/model.safetensors",
+        "backbone/LICENSE",
+        "backbone/NOTICE.txt",
+    }
+    assert "not for commercial use" in " ".join(capsys.readouterr().err.split())
+    card, text = card_of(tmp_path / "e")
+    assert card.data.license == ["apache-2.0", "cc-by-nc-4.0"]
+    assert card.data.base_model == "maker/tower"
+    assert "<https://huggingface.co/maker/tower/blob/main/LICENSE>" in text
+    assert (tmp_path / "e" / "backbone" / "LICENSE").read_text() == "words of LICENSE"
+
+
+@pytest.mark.parametrize(
+    ("lines", "license", "name", "warned"),
+    [
+        (
+            ("license: other", "license_name: Flux Non-Commercial License"),
+            "other",
+            "flux-non-commercial-license",
+            True,
+        ),
+        (
+            ("license: fair-noncommercial-research-license",),
+            "fair-noncommercial-research-license",
+            None,
+            True,
+        ),
+        (("license: 'My own\t<b>licence</b>'",), "other", "my-own-b-licence-b", False),
+        (("license: mit", "base_model: ../local/tower"), "mit", None, False),
+        (
+            ("license: mit", 'base_model: "a/b\\n- evil: yes"', "license_link: 'javascript:x'"),
+            "mit",
+            None,
+            False,
+        ),
+    ],
+)
+def test_what_a_card_says_is_taken_as_the_hub_takes_it(
+    run: Run, country: Country, tmp_path: Path, lines: tuple[str, ...], license: str, name: str, warned: bool
+) -> None:
+    origin = find_origin(run, with_card(country, tmp_path / "m", *lines))
+    assert (origin.license, origin.license_name) == (license, name)
+    assert origin.forbids_commerce == warned
+    assert (origin.on_hub, origin.base_model, origin.license_link) == (False, "m", None)
+
+
+def test_names_are_text_and_nothing_that_a_card_would_obey(tmp_path: Path) -> None:
+    """Of views, classes, the directory, and the backbone's card."""
+    views = ('a"]); evil(["', "<img src=x>")
+    config = make_world(tmp_path / "w", ("Zürich 東京", "$x$ ~~y~~ &amp;"), views=views, samples=40)
+    run = made_run(config, "first")
+    out = tmp_path / "x: [1] <script>\n---\nlicense: mit"
+    export(config, run, out, heads_only=True)
+    card, text = card_of(out)
+    assert card.data.license == "unknown"
+    assert card.data.model_name == out.name
+    body = text.split("\n---\n", 1)[1]
+    assert "<img" not in body.replace("\\<", "")
+    assert "<script" not in body.replace("\\<", "")
+    assert "Zürich 東京" in body
+    assert r"\$x\$ \~\~y\~\~ \&amp;" in body
+
+
 @pytest.mark.parametrize(
     ("path", "known"),
     [
@@ -127,6 +210,7 @@ def test_the_finest_granularity_is_where_half_of_the_places_are_found(tmp_path: 
     path.write_text(json.dumps(metrics | {"val": metrics["val"] | {"within_km": marks, "median_km": 180.0}}))
     export(config, run, tmp_path / "e", heads_only=True)
     _, text = card_of(tmp_path / "e")
+    assert "80 places of 2 classes; 30% of them were held out: drawn at random, seed 0." in text
     assert "Finest granularity: 200 km." in text
     assert "(50%); half of them are off by more than 180 km. Within 1 km it finds 1.0%." in text
     assert "private pictures" in text

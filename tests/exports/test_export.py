@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from networks import changed
 from PIL import Image
-from small import NO_LARGE_FILES, Nursery, command
+from small import NO_LARGE_FILES, Nursery, command, files
 from worlds import NAME, made_run, make_world
 
 from geo_embed import GeoPredictor, export
+from geo_embed.cache.exchange import cache_import
 from geo_embed.config import Config
 from geo_embed.data.images import decode, resize
 from geo_embed.errors import GeoError
@@ -136,6 +139,36 @@ def test_saved_again_it_is_the_same_directory(
     with pytest.raises(GeoError, match="it lies there already"):
         predictor.save_pretrained(exported)
     assert (exported / "config.json").exists()
+
+
+def test_a_predictor_goes_on_when_its_directory_is_replaced_and_saves_no_other_export(
+    run: Run, config: Config, country: Country, tmp_path: Path
+) -> None:
+    """Members, weights and heads of an ensemble are read once: never a part of one export and a part of another."""
+    shutil.copytree(run.path, run.path.parent / "again")
+    ensemble(config, ["first", "again"], method="average", name="twice")
+    twice = load_run(config.paths.runs_dir, "twice")
+    export(config, twice, tmp_path / "e")
+    predictor = GeoPredictor.from_pretrained(os.path.relpath(tmp_path / "e"), device="cpu")
+    given = [pictures(country, 2)]
+    before = predictor.predict(given)
+    (tmp_path / "away").mkdir()
+    os.chdir(tmp_path / "away")
+    export(config, run, tmp_path / "e", heads_only=True)
+    same(predictor.predict(given), before)
+    with pytest.raises(GeoError, match="another export lies now where this predictor was loaded from"):
+        predictor.save_pretrained(tmp_path / "copy")
+    shutil.rmtree(tmp_path / "e")
+    same(predictor.predict(given), before)
+
+
+def test_saved_in_the_place_of_another_export_nothing_of_that_one_stays(
+    predictor: GeoPredictor, exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "other")
+    (tmp_path / "other" / "model.onnx").write_bytes(b"of another run")
+    predictor.save_pretrained(tmp_path / "other")
+    assert files(tmp_path / "other") == files(exported)
 
 
 def test_a_fine_tuned_run_and_a_mixture_of_it_bring_their_own_backbone(own: Country, tmp_path: Path) -> None:
@@ -289,7 +322,9 @@ def test_a_run_of_several_backbones_is_refused_by_their_names(
     path.write_text(json.dumps(provenance | {"sources": sources}))
     several = load_run(run.path.parent, run.name)
     for heads_only in (False, True):
-        with pytest.raises(GeoError, match=r"own feature.*first/tower, second/tower"):
+        with pytest.raises(
+            GeoError, match="an export has one backbone, and first was fitted on first/tower, second/tower"
+        ):
             export(config, several, tmp_path / "e", heads_only=heads_only)
 
 
@@ -302,6 +337,33 @@ def test_one_backbone_that_is_named_as_several_are_is_exported_without_its_path(
     for path in (tmp_path / "e" / "run").iterdir():
         assert str(country.root).encode() not in path.read_bytes()
     assert GeoPredictor(tmp_path / "e", device="cpu").predict(pictures(country, 1))
+
+
+def test_an_ensemble_of_embeddings_that_were_made_by_different_things_is_refused(
+    imported: Config, tmp_path: Path
+) -> None:
+    """Heads alone, too: no array could be right for both, though it had the width of either."""
+    made_run(imported, "one")
+    cache_import(imported, imported.paths.data_root.parent / "train.npy", "train", "another")
+    other = imported.model_copy(update={"model": imported.model.with_backbone("another")})
+    made_run(other, "two")
+    ensemble(imported, ["one", "two"], method="average", name="both")
+    with pytest.raises(GeoError, match=f"different backbones, {NAME} and another"):
+        export(imported, load_run(imported.paths.runs_dir, "both"), tmp_path / "e", heads_only=True)
+
+
+def test_a_plugins_loss_is_nothing_that_an_export_needs(
+    imported: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geo_embed.registry import GPS_LOSSES
+
+    run = made_run(changed(imported, training__gps_loss="mae", training__calibration="temperature"), "lossy")
+    with monkeypatch.context() as plugged:
+        # As a plugin's: known while it is loaded, and not where the export is used.
+        plugged.setattr(GPS_LOSSES, "built_in", {k: v for k, v in GPS_LOSSES.built_in.items() if k != "mae"})
+        export(imported, run, tmp_path / "e", heads_only=True)
+    assert GeoPredictor(tmp_path / "e").run.config.training.gps_loss == "mse"
+    assert run.config.training.gps_loss == "mae"
 
 
 def test_a_full_disk_leaves_what_was_there(

@@ -14,10 +14,12 @@ import torch
 from rows import CLASSES, region_of, rows_of, tiny
 from small import Small, command, saved_predictions
 
+from geo_embed import GeoPredictor
 from geo_embed import fit_heads as fit_heads_of_package
 from geo_embed.blocks import blocks_of
 from geo_embed.cache.join import find_sources
 from geo_embed.config import Config, Model, Training
+from geo_embed.data.images import decode, resize
 from geo_embed.errors import GeoError
 from geo_embed.exports.export import export
 from geo_embed.extraction.extract import extract
@@ -32,7 +34,7 @@ from geo_embed.heads.mixture import build_mixture
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.evaluate import evaluate
 from geo_embed.prediction.notebook import load_run
-from geo_embed.prediction.pictures import predict_images
+from geo_embed.prediction.pictures import predict_arrays, predict_images
 from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
 from geo_embed.runs.run import Run
@@ -182,9 +184,7 @@ def test_fine_tuning_of_several_backbones_is_refused(two: tuple[Config, Run]) ->
 
 def test_an_export_of_several_backbones_is_refused(two: tuple[Config, Run]) -> None:
     config, run = two
-    with pytest.raises(
-        GeoError, match="an export has one backbone and its own feature, and both was fitted on"
-    ):
+    with pytest.raises(GeoError, match="an export has one backbone, and both was fitted on"):
         export(config, run, Path("out"))
 
 
@@ -388,12 +388,34 @@ def test_features_of_a_store_are_sources_like_backbones(
         predict_split(own, one, "test")[0].probabilities[0],
         atol=2e-3,
     )
-    for verb in (
-        lambda: finetune(config, name="tuned", init="one"),
-        lambda: export(config, one, Path("out")),
-    ):
-        with pytest.raises(GeoError, match="own feature"):
-            verb()
+    with pytest.raises(GeoError, match="own feature"):
+        finetune(config, name="tuned", init="one")
+
+    # An export takes them along: the same pass, the same columns.
+    shutil.copytree(run.path, run.path.parent / "again")
+    ensemble(config, ["all", "again"], method="average", name="twice")
+    for source in (run, one, open_run(config.paths.runs_dir, "twice")):
+        export(own, source, Path(source.name))
+        predictor = GeoPredictor(source.name, device="cpu")
+        wanted = predict_images(own, source, [names])
+        assert predictor.predict([names]) == [wanted.describe(0)]
+        spec = predictor.preprocessing
+        assert spec is not None
+        pixels = np.stack([[resize(decode(name.read_bytes()), spec) for name in names]])
+        states, _ = predictor(torch.from_numpy(pixels), torch.ones(1, 4, dtype=torch.bool))
+        np.testing.assert_allclose(states.numpy(), wanted.probabilities, rtol=0, atol=1e-6)
+        described = json.loads(Path(source.name, "config.json").read_text())
+        assert described["dim"] == sum(described["features"].values()) == source.dim
+        for path in Path(source.name, "run").iterdir():
+            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+    export(own, run, Path("heads"), heads_only=True)
+    assert "(928 numbers each: 768 of image_embeds, then 160 of token_mean)" in Path(
+        "heads/README.md"
+    ).read_text().replace("\\", "")
+    embeddings = np.random.default_rng(0).normal(size=(2, 4, 928)).astype(np.float32)
+    answered = GeoPredictor("heads", device="cpu").predictions(embeddings=embeddings)
+    np.testing.assert_array_equal(answered.probabilities, predict_arrays(own, run, embeddings).probabilities)
+
     with pytest.raises(GeoError, match="the store has no pooler_output") as caught:
         fit_heads(with_changes(config, {"model.head_features": ["pooler_output"]}), name="none")
     assert "model.features" in caught.value.hint
