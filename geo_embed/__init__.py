@@ -52,6 +52,7 @@ _VERBS = {
     "evaluate": "prediction.evaluate",
     "evaluate_protocol": "prediction.protocol",
     "export": "exports.export",
+    "explore": "explorer.explore",
     "explore_data": "reporting.data_page",
     "extract": "extraction.extract",
     "extract_for_run": "extraction.for_run",

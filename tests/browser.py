@@ -58,12 +58,20 @@ class Looked:
 
 @contextmanager
 def look(
-    browser: Browser, page_at: Path | str, *, width: int = 1440, scheme: str = "light", scripts: bool = True
+    browser: Browser,
+    page_at: Path | str,
+    *,
+    width: int = 1440,
+    scheme: str = "light",
+    scripts: bool = True,
+    touch: bool = False,
 ) -> Iterator[Looked]:
-    """Open a file of this disk or an address, wait until it is drawn, if it has `scripts` that draw any, and close it again."""
+    """Open a file of this disk or an address, wait until it is drawn, if it has `scripts` that draw any, and close it again; `touch`: on a telephone."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme=scheme,  # type: ignore[arg-type]
+        has_touch=touch,
+        is_mobile=touch,
     )
     page = context.new_page()
     looked = Looked(page)

@@ -134,7 +134,7 @@ def _explore(
 ) -> None:
     """Serve a page over a run: its samples on a map, its mistakes, its answers to your own pictures, a game. Ends on Ctrl-C."""
     wait_passively()
-    from geo_embed.explorer.explore import explore
+    from geo_embed.explorer.explore import explore_until_interrupt
     from geo_embed.explorer.serving import leaving_at_once
 
     def announce(url: str) -> None:
@@ -143,4 +143,4 @@ def _explore(
 
     config = GLOBALS.config(model__device=device)
     with leaving_at_once():
-        explore(config, run, announce, host=host, port=port, compare=compare, split=split)
+        explore_until_interrupt(config, run, announce, host=host, port=port, compare=compare, split=split)

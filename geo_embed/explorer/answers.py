@@ -46,7 +46,11 @@ class About(_Answer):
     why_no_pictures: str | None
     can_predict: bool
     why_not: str | None
-    compare: str | None
+    compare: str | None = Field(
+        description="the run that stands beside; null where it has no answers for the split"
+    )
+    why_no_game: str | None
+    most_bytes: int = Field(description="of a picture that is sent")
     embedding_view: str = Field(description="what x and y are a projection of")
     provenance: list[str]
 

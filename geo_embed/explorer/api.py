@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from geo_embed import __version__
+from geo_embed.console import harmless
 from geo_embed.errors import PlainError
 from geo_embed.explorer import answers
 from geo_embed.explorer.docs_page import docs_page
@@ -43,6 +44,12 @@ _TYPES = {
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Error} for status in (400, 403, 404, 408, 413, 415, 422, 503)
+}
+# What is said of a request that no function of ours is asked by.
+_MISASKED = {
+    400: ("what was sent can't be read", "/docs has what is asked for"),
+    404: ("there is nothing here", "/docs has what there is"),
+    405: ("this can't be asked for in this way", "/docs has how"),
 }
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -259,18 +266,16 @@ def build_app(scene: Scene, split: str) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def misunderstood(_: Request, error: Any) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return _error(
-            422, f"{where}: {first['msg']}" if where else first["msg"], "/docs has what is asked for"
-        )
+        # Of JSON that is none the place is a number, which says nothing; names may be any text, and none is too long.
+        where = ".".join(part for part in first["loc"][1:] if isinstance(part, str))
+        told = harmless(f"{where}: {first['msg']}" if where else first["msg"])[:500]
+        return _error(422, told, "/docs has what is asked for")
 
-    @app.exception_handler(404)
-    async def absent(_: Request, error: Any) -> Response:
-        return _error(404, "there is nothing here", "/docs has what there is")
+    async def misasked(_: Request, error: Any) -> Response:
+        return _error(error.status_code, *_MISASKED[error.status_code])
 
-    @app.exception_handler(405)
-    async def wrong_method(_: Request, error: Any) -> Response:
-        return _error(405, "this can't be asked for in this way", "/docs has how")
+    for status in _MISASKED:
+        app.add_exception_handler(status, misasked)
 
     return app
 

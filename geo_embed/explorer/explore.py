@@ -1,19 +1,51 @@
 """`geo explore`: a page over a run, its cache and its pictures, served from this machine."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlencode
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.explorer.scene import Scene
-from geo_embed.runs.run import load_run
+from geo_embed.explorer.serving import Explorer, bind, serve, serve_aside, url_of
+from geo_embed.runs.run import Run, load_run
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
 def explore(
+    config: Config,
+    run: Run | str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    compare: Run | str | None = None,
+    split: str | None = None,
+) -> Explorer:
+    """Serve a page over a run, and a JSON API, from a thread of this process, as a notebook does.
+
+    Args:
+        config: paths and device.
+        run: itself, its name or its directory; None is the newest.
+        host: where to listen. Beyond this machine a token is asked for.
+        port: default: a free one.
+        compare: another run, whose answers stand beside.
+        split: `val` or `test`, shown first; default: the held-out samples, or where there are none those of test.
+
+    Returns:
+        Its address, `url`, where it answers already; it ends with `close()`, a `with` block, or the process.
+
+    Raises:
+        GeoError: a package is missing; no such run, or a damaged one; it has no predictions of the split; the port is taken.
+    """
+    with _listening(config, run, host=host, port=port, compare=compare, split=split) as (app, socket, url):
+        return serve_aside(app, socket, url)
+
+
+def explore_until_interrupt(
     config: Config,
     name: str | None,
     announce: Callable[[str], None],
@@ -23,41 +55,53 @@ def explore(
     compare: str | None = None,
     split: str | None = None,
 ) -> None:
-    """Serve a page over a run, and a JSON API, until an interrupt.
+    """As `explore`, until an interrupt.
 
     Args:
-        config: paths and device.
-        name: a run, by name or directory; None is the newest.
         announce: told the address once it answers; where others than this machine can reach it, with the token that it asks for.
-        host: where to listen. Beyond this machine a token is asked for.
-        port: default: a free one.
-        compare: another run, whose answers stand beside.
-        split: `val` or `test`, shown first; default: the held-out samples, or where there are none those of test.
-
-    Raises:
-        GeoError: a package is missing; no such run, or a damaged one; it has no predictions of the split; the port is taken.
     """
+    with _listening(config, name, host=host, port=port, compare=compare, split=split) as (app, socket, url):
+        serve(app, socket, lambda: announce(url))
+
+
+@contextmanager
+def _listening(
+    config: Config,
+    name: Run | str | None,
+    *,
+    host: str,
+    port: int | None,
+    compare: Run | str | None,
+    split: str | None,
+) -> Iterator[tuple[Any, Any, str]]:
+    """The application, a socket that listens, closed where what is done with it fails, and the address to print."""
     check_installed()
     from geo_embed.explorer.api import build_app
     from geo_embed.explorer.guard import TOKEN, Guard, is_loopback, own_names
-    from geo_embed.explorer.serving import bind, serve, url_of
 
     # A port that is taken is to be known before anything is read.
-    with bind(host, port) as listening:
+    listening = bind(host, port)
+    try:
         scene, first = open_scene(config, name, compare=compare, split=split)
-        own_port = listening.getsockname()[1]
-        token = None if is_loopback(host) else secrets.token_urlsafe(24)
-        app = Guard(build_app(scene, first), hosts=own_names(host), token=token, port=own_port)
-        url = url_of(listening) + (f"?{urlencode({TOKEN: token})}" if token else "")
-        serve(app, listening, lambda: announce(url))
+        address, own_port = listening.getsockname()[:2]
+        alone = is_loopback(address)
+        token = None if alone else secrets.token_urlsafe(24)
+        app = Guard(build_app(scene, first), hosts=own_names(host, alone=alone), token=token, port=own_port)
+        yield app, listening, url_of(listening) + (f"?{urlencode({TOKEN: token})}" if token else "")
+    except BaseException:
+        listening.close()
+        raise
 
 
 def open_scene(
-    config: Config, name: str | None, *, compare: str | None = None, split: str | None = None
+    config: Config, name: Run | str | None, *, compare: Run | str | None = None, split: str | None = None
 ) -> tuple[Scene, str]:
     """What the page is to show, and the split that it shows first, read and ready. As `explore`."""
-    run = load_run(config.paths.runs_dir, name)
-    compared = None if compare is None else load_run(config.paths.runs_dir, compare)
+    run = name if isinstance(name, Run) else load_run(config.paths.runs_dir, name)
+    if compare is None or isinstance(compare, Run):
+        compared = compare
+    else:
+        compared = load_run(config.paths.runs_dir, compare)
     scene = Scene(config, run, compared)
     if not scene.splits:
         raise GeoError(

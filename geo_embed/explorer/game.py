@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from geo_embed.errors import GeoError
-from geo_embed.explorer.scene import Scene, Value, csv_of, geoscore_of, number, score_of
+from geo_embed.explorer.scene import Scene, Value, geoscore_of, number, score_of
 from geo_embed.geography import haversine_km
 
 MOST_ROUNDS = 50
@@ -23,11 +23,9 @@ def deal(scene: Scene, rounds: int, seed: int | None = None) -> Value:
     Raises:
         GeoError: the run held out no samples, or their pictures aren't at hand.
     """
-    if "val" not in scene.splits:
-        raise GeoError("the run held out no samples, so there is nothing to guess", where=scene.run.path)
+    if (why := scene.why_no_game) is not None:
+        raise GeoError(why, where=scene.run.path)
     shown = scene.shown("val")
-    if (why := scene.why_no_pictures(csv_of("val"))) is not None:
-        raise GeoError(f"there are no pictures to guess by: {why}", where=scene.run.path)
     seed = secrets.randbelow(2**31) if seed is None else seed
     order = np.random.default_rng(seed).permutation(len(shown))
     dealt: list[Value] = []
@@ -38,6 +36,8 @@ def deal(scene: Scene, rounds: int, seed: int | None = None) -> Value:
             dealt.append({"sample_id": sample_id, "split": "val", "views": views})
         if len(dealt) == rounds:
             break
+    if not dealt:
+        raise GeoError("none of the held-out samples has a picture to guess by", where=scene.run.path)
     return {"seed": seed, "rounds": dealt}
 
 

@@ -93,7 +93,9 @@ class Guard:
             if self._under_way > MOST_REQUESTS:
                 raise Refusal(503, "too many requests at once", "try again in a moment")
             cookie += self._check(scope)
-            await self._app(scope, guarded_receive, guarded_send)
+            # RFC 9110, 9.3.2: what GET would say, of which the server leaves out the body.
+            asked = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
+            await self._app(asked, guarded_receive, guarded_send)
         except Refusal as refusal:
             if not started:
                 await _answer(guarded_send, refusal)
@@ -156,18 +158,17 @@ class Guard:
         return self._token is not None or address.is_loopback
 
 
-def own_names(host: str) -> set[str]:
-    """Names that a browser may call a server on `host` by, beside addresses."""
+def own_names(host: str, *, alone: bool = True) -> set[str]:
+    """Names that a browser may call a server on `host` by, beside addresses; `alone` says that only this machine can ask it."""
     names = {"localhost", host.lower()}
-    if not is_loopback(host):
+    if not alone:
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return names
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask there. Raises OSError for a host that there is not."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can ask at an address that a socket listens on."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def refusal_of(error: PlainError, status: int) -> Refusal:

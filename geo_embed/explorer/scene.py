@@ -20,6 +20,7 @@ from geo_embed.data.samples import Samples, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.explorer.memory import Answered, RunInMemory, Spread, spread_over_classes
 from geo_embed.explorer.space import Space, plane_of, space_of
+from geo_embed.explorer.uploads import MOST_BYTES
 from geo_embed.geography import haversine_km
 from geo_embed.metrics import (
     GEOSCORE_KM,
@@ -183,6 +184,15 @@ class Scene:
                 return f"there are no pictures at {samples.image_root}"
         except GeoError as error:
             return str(error)
+        return None
+
+    @property
+    def why_no_game(self) -> str | None:
+        """Why there is nothing to guess; None where there is."""
+        if "val" not in self.splits:
+            return "the run held out no samples, so there is nothing to guess"
+        if (why := self.why_no_pictures("train")) is not None:
+            return f"there is nothing to guess by: {why}"
         return None
 
     # ---------------------------------------------------------------- the learnt space
@@ -414,6 +424,9 @@ class Scene:
             writer.write_table(table)
         return buffer.getvalue()
 
+    def _has_beside(self, split: str) -> bool:
+        return self.compared is not None and self.compared.predictions_path(split).is_file()
+
     def _beside(self, split: str, shown: Shown) -> dict[str, Any]:
         """Whether the other run's first state is the same, and how far off its point is; null where it has no answer, or nothing is known."""
         import pyarrow as pa
@@ -480,7 +493,9 @@ class Scene:
             "why_no_pictures": why_no_pictures,
             "can_predict": why_not is None,
             "why_not": why_not,
-            "compare": None if self.compared is None else self.compared.name,
+            "compare": self.compared.name if self.compared is not None and self._has_beside(split) else None,
+            "why_no_game": self.why_no_game,
+            "most_bytes": MOST_BYTES,
             "embedding_view": shown.space_name,
             "provenance": self._provenance(),
         }

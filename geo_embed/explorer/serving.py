@@ -1,13 +1,15 @@
 """The server: one process, one loop, clients that are slow let go of, and an end within a second."""
 
+import html
 import logging
 import os
 import socket
 import sys
+import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 from geo_embed.errors import GeoError
 from geo_embed.explorer.guard import HEADERS
@@ -25,6 +27,10 @@ def bind(host: str, port: int | None) -> socket.socket:
     Raises:
         GeoError: there is no such host, or the port is taken or not allowed.
     """
+    if port is not None and not 0 < port < 1 << 16:
+        raise GeoError(
+            f"there is no port {port}", where="--port", hint="1 to 65535, or leave it out for a free one"
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -32,6 +38,9 @@ def bind(host: str, port: int | None) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
     except OSError as error:
         raise GeoError(f"can't listen on {host!r:.200}: {error.strerror}", where="--host") from error
+    # What can't be the name of a host: with empty or long parts, or a NUL.
+    except ValueError as error:
+        raise GeoError(f"can't listen on {host!r:.200}: it is no name of a host", where="--host") from error
     try:
         # So that one that has just ended can be begun again.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,6 +72,68 @@ def serve(app: Any, listening: socket.socket, started: Callable[[], None]) -> No
         listening: what `bind` gave; closed at the end.
         started: called once it answers.
     """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    try:
+        _server(app, started).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+class Explorer:
+    """A page that a thread of this process serves, until `close` or the end of the process.
+
+    Attributes:
+        url: its address; beyond this machine with the token that it asks for.
+    """
+
+    def __init__(self, url: str, server: Any, thread: threading.Thread, listening: socket.socket) -> None:
+        self.url = url
+        self._server, self._thread, self._listening = server, thread, listening
+
+    def close(self) -> None:
+        """End it, and whatever it is being asked. A second time changes nothing."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._listening.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<geo explore at {self.url}>" if self._thread.is_alive() else "<geo explore, closed>"
+
+    def _repr_html_(self) -> str:
+        url = html.escape(self.url)
+        return f'<a href="{url}" target="_blank">{url}</a>' if self._thread.is_alive() else "closed"
+
+
+def serve_aside(app: Any, listening: socket.socket, url: str) -> Explorer:
+    """Serve from a thread, which doesn't keep the process from ending.
+
+    Args:
+        app: an ASGI application.
+        listening: what `bind` gave; closed at the end.
+        url: its address.
+    """
+    answers = threading.Event()
+    server = _server(app, answers.set)
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listening])
+        finally:
+            answers.set()
+
+    thread = threading.Thread(target=run, daemon=True, name="geo explore")
+    thread.start()
+    answers.wait()
+    return Explorer(url, server, thread, listening)
+
+
+def _server(app: Any, started: Callable[[], None]) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -86,11 +157,7 @@ def serve(app: Any, listening: socket.socket, started: Callable[[], None]) -> No
         timeout_graceful_shutdown=0,
         h11_max_incomplete_event_size=_MOST_HEADERS,
     )
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    try:
-        Server(config).run(sockets=[listening])
-    finally:
-        listening.close()
+    return Server(config)
 
 
 @contextmanager

@@ -268,6 +268,35 @@ def test_what_goes_wrong_is_an_error_and_a_hint(
     assert answer.json().keys() == {"error", "hint"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b'{"sample_id": "\xff"}',
+        b"[" * 8000,
+        b'{"state": 1' + b"0" * 5000 + b"}",
+        b'{"\\ud800": 1}',
+        b'{"sample_id": "\\ud800", "latitude": 0, "longitude": 0}',
+        b'{"sample_id": "x", "latitude": NaN, "longitude": 0}',
+    ],
+    ids=["half", "empty", "list", "no text", "deep", "long number", "no name", "no id", "NaN"],
+)
+def test_a_body_that_is_no_guess_is_told_so_as_anything_else_is(client: TestClient, content: bytes) -> None:
+    answer = client.post("/api/guess", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json().keys() == {"error", "hint"}
+    assert not answer.json()["error"].startswith(("1", "body"))
+
+
+def test_head_is_answered_as_get_without_a_body(client: TestClient) -> None:
+    for address in ("/", "/api/run", "/assets/main.js"):
+        asked, whole = client.head(address), client.get(address)
+        assert (asked.status_code, asked.headers) == (200, whole.headers)
+    assert client.head("/api/predict").status_code == 405
+
+
 def test_nothing_but_the_run_is_needed_to_look_at_it(country: Country, fitted: Path, tmp_path: Path) -> None:
     """Without CSV, pictures and cache the recorded predictions are still there; what is missing is said."""
     shutil.copytree(fitted, tmp_path / "runs" / "first")
@@ -288,4 +317,5 @@ def test_nothing_but_the_run_is_needed_to_look_at_it(country: Country, fitted: P
         assert [view["picture"] for view in told["views"]] == [None] * 4
         assert client.get("/api/outlines").status_code == 200
         game = client.get("/api/game")
-        assert (game.status_code, game.json()["error"][:21]) == (404, "there are no pictures")
+        assert (game.status_code, "nothing to guess by" in game.json()["error"]) == (404, True)
+        assert about["why_no_game"] == game.json()["error"]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from browser import Looked, look, open_browser, settle
 from PIL import Image
-from small import Country
+from small import Country, encode
 from worlds import made_run, make_world
 
 from geo_embed.explorer import api
@@ -26,6 +27,7 @@ from geo_embed.explorer.explore import open_scene
 from geo_embed.explorer.guard import Guard, own_names
 from geo_embed.explorer.scene import Scene
 from geo_embed.explorer.serving import bind, url_of
+from geo_embed.explorer.uploads import MOST_BYTES
 from geo_embed.metrics import metrics
 from geo_embed.runs.table import read_predictions, write_predictions
 
@@ -102,10 +104,14 @@ def hostile(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
         model__fusion="attention",
     )
     run = made_run(config, "plain")
-    # Answers for test samples, whose truth nobody here knows.
-    predictions, _ = read_predictions(run.predictions_path("val"), run.labels)
+    # Answers for test samples, whose truth nobody here knows. The other run has none of those, and none for one that was held out.
+    other = shutil.copytree(run.path, run.path.with_name("other"))
+    path = run.predictions_path("val")
+    predictions, truth = read_predictions(path, run.labels)
+    assert truth is not None
+    write_predictions(other / path.name, predictions.take(slice(1, None)), truth.take(slice(1, None)))
     write_predictions(run.predictions_path("test"), predictions.take(slice(5)), None)
-    with serving(open_scene(config, "plain")[0]) as url:
+    with serving(open_scene(config, "plain", compare="other")[0]) as url:
         yield url
 
 
@@ -228,6 +234,75 @@ def test_a_box_drawn_over_either_view_selects_in_both(browser: Browser, address:
     assert cleared == f"{of}all"
 
 
+def test_what_is_drawn_around_is_selected_and_the_address_has_it(browser: Browser, address: str) -> None:
+    with look(browser, f"{address}?points=pixels") as looked:
+        page, drawn = looked.page, looked.ask(OPACITY)
+        left, top, width, height = middle_of(looked, "#map")
+        page.locator("#map [data-tool=lasso]").click()
+        corners = [(0.1, 0.1), (0.6, 0.2), (0.45, 0.9)]
+        for k, (x, y) in enumerate([*corners, corners[0]]):
+            page.mouse.move(left + x * width, top + y * height, steps=12)
+            if k == 0:
+                page.mouse.down()
+        page.mouse.up()
+        settle(page)
+        selected = number(looked, "Samples")
+        page.wait_for_url(re.compile("area="))
+        page.reload()
+        page.wait_for_selector("html[data-shown=yes]", state="attached")
+        settle(page)
+        again = number(looked, "Samples")
+
+    inside = 0
+    (ax, ay), (bx, by), (cx, cy) = [(x * width, y * height) for x, y in corners]
+    for _, x, y, _ in drawn:
+        sides = [
+            (qx - px) * (y - py) - (qy - py) * (x - px)
+            for px, py, qx, qy in ((ax, ay, bx, by), (bx, by, cx, cy), (cx, cy, ax, ay))
+        ]
+        inside += min(sides) > 0 or max(sides) < 0
+    assert 0 < inside < len(drawn)
+    assert selected == again == f"{inside}of {len(drawn)}"
+
+
+def test_fingers_tap_pan_and_pinch_and_a_pinch_selects_nothing(browser: Browser, address: str) -> None:
+    with look(browser, f"{address}?points=pixels", width=390, touch=True) as looked:
+        page = looked.page
+        x, y = next(row[1:3] for row in looked.ask(OPACITY))
+        page.locator("#map [data-tool=box]").tap()
+        page.locator("#map .plane").scroll_into_view_if_needed()
+        left, top, width, height = middle_of(looked, "#map")
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *places: tuple[float, float]) -> None:
+            points = [
+                {"x": left + a * width, "y": top + b * height, "id": k} for k, (a, b) in enumerate(places)
+            ]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        # Two fingers, of which the first moves a little before the second comes, and goes on when that is gone.
+        touch("touchStart", (0.45, 0.5))
+        touch("touchMove", (0.4, 0.5))
+        touch("touchStart", (0.4, 0.5), (0.6, 0.5))
+        for reach in (0.15, 0.2, 0.25):
+            touch("touchMove", (0.5 - reach, 0.5), (0.5 + reach, 0.5))
+        touch("touchEnd", (0.25, 0.5))
+        touch("touchMove", (0.3, 0.6))
+        touch("touchEnd")
+        settle(page)
+        zoomed = page.evaluate("async () => (await import('/assets/address.js')).shown.at")
+        unselected = number(looked, "Samples")
+        page.get_by_role("button", name="Show all").first.tap()
+        page.wait_for_url(re.compile("^((?!at=).)*$"))
+        page.touchscreen.tap(left + x, top + y)
+        page.wait_for_selector(".of-sample .bars")
+        opened = page.url
+
+    assert zoomed[0] > 1.5
+    assert unselected.endswith("all")
+    assert "sample=" in opened
+
+
 def test_a_sample_shows_its_views_its_probabilities_and_its_neighbours(
     browser: Browser, address: str, beside: Scene
 ) -> None:
@@ -288,15 +363,17 @@ def test_an_address_brings_everything_back(browser: Browser, address: str, besid
     assert "at=2,0.4,0.5" in closed
 
 
+DROP = """async files => {
+    const data = new DataTransfer();
+    for (const [bytes, name, type] of files) data.items.add(new File([Uint8Array.from(bytes)], name, {type}));
+    document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
 def test_a_dropped_picture_is_answered_and_a_text_is_refused_in_words(
     browser: Browser, address: str, country: Country
 ) -> None:
     picture = sorted(country.images("train").glob("*south*"))[0]
-    drop = """async ([bytes, name, type]) => {
-        const data = new DataTransfer();
-        data.items.add(new File([Uint8Array.from(bytes)], name, {type}));
-        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
-    }"""
     with look(browser, address) as looked:
         page = looked.page
         # Which field a picture is sent in can be seen here alone: Playwright shows no form with files.
@@ -304,13 +381,14 @@ def test_a_dropped_picture_is_answered_and_a_text_is_refused_in_words(
             """() => { const real = fetch; globalThis.fetch = (url, options) => {
             globalThis.fields = options?.body instanceof FormData ? [...options.body.keys()] : globalThis.fields; return real(url, options); }; }"""
         )
-        page.evaluate(drop, [list(picture.read_bytes()), picture.name, "image/jpeg"])
+        page.evaluate(DROP, [[list(picture.read_bytes()), picture.name, "image/jpeg"]])
         page.wait_for_selector(".result .bars li")
         bars = page.locator(".result .bars li").count()
         mark = page.locator("#map .above .prediction").count()
         mode = page.url
         view, fields = page.locator(".trial .views select").input_value(), looked.ask("globalThis.fields")
-        page.evaluate(drop, [list(b"no picture"), "notes.txt", "text/plain"])
+        asked = [url for url in looked.requests if url.endswith("/api/predict")]
+        page.evaluate(DROP, [[list(b"no picture"), "notes.txt", "text/plain"]])
         page.wait_for_selector(".result .problem")
         refused = page.locator(".result .problem").inner_text()
         page.get_by_role("button", name="Remove notes.txt").click()
@@ -319,7 +397,50 @@ def test_a_dropped_picture_is_answered_and_a_text_is_refused_in_words(
     assert (bars, mark) == (5, 1)
     assert "mode=try" in mode
     assert (view, fields) == ("south", ["south"])
+    # Although it came from another view of the page: a large backbone takes its time.
+    assert len(asked) == 1
     assert "picture" in refused
+
+
+def test_where_a_picture_was_taken_is_shown_as_truth_and_what_is_too_much_is_said(
+    browser: Browser, address: str, country: Country
+) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (40.0, 30.0, 0.0), 3: "W", 4: (100.0, 0.0, 0.0)}
+    taken = list(encode(Image.new("RGB", (64, 64), (90, 120, 60)), "JPEG", exif=exif))
+    plain = list((country.images("train") / "img_000000_north.jpg").read_bytes())
+    with look(browser, address) as looked:
+        page = looked.page
+        page.evaluate(DROP, [[taken, "taken.jpg", "image/jpeg"]])
+        page.wait_for_selector(".result .bars li")
+        facts = page.locator(".result .facts").inner_text()
+        marks = page.locator("#map .above .truth").count(), page.locator("#map .above .link").count()
+        # Three more fit, the fourth doesn't; then the place is full, and what comes is of another.
+        page.evaluate(DROP, [[plain, f"{k}.jpg", "image/jpeg"] for k in range(4)])
+        page.wait_for_selector(".result .bars li")
+        full = page.locator(".trial .views li").count(), page.locator(".trial .note").inner_text()
+        page.evaluate(DROP, [[plain, "next.jpg", "image/jpeg"]])
+        page.wait_for_selector(".result .bars li")
+        after = page.locator(".trial .views li").count(), page.locator(".trial .note").is_visible()
+        untold = page.locator(".result .facts").inner_text()
+        page.evaluate(
+            "size => { const [data, file] = [new DataTransfer(), new File([new Uint8Array(size)], 'large.jpg', {type: 'image/jpeg'})];"
+            "data.items.add(file); document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }",
+            MOST_BYTES + 1,
+        )
+        page.wait_for_selector(".result .problem")
+        refused = page.locator(".result .problem").inner_text()
+        complaints = looked.complaints
+
+    assert "40.50° N, 100.00° W" in facts
+    assert "Nebraska" in facts
+    assert re.search(r"Distance\s+[\d,.]+ km", facts)
+    assert marks == (1, 1)
+    assert full == (4, "The model looks at 4 pictures of a place at most: 1 picture is left out.")
+    assert after == (1, False)
+    assert "no coordinates" in untold
+    assert "large.jpg has 24.0 MB" in refused
+    assert complaints == []
 
 
 def test_a_game_of_five_rounds_is_played_by_keyboard(browser: Browser, address: str) -> None:
@@ -495,3 +616,49 @@ def test_samples_without_truth_have_no_score_and_back_leads_to_those_that_have_o
     assert re.fullmatch(r"\d+of \d+", back)
     assert "truth=1" in url
     assert complaints == []
+
+
+def test_a_sample_that_the_other_run_has_no_answer_for_is_not_said_to_be_answered_otherwise(
+    browser: Browser, hostile: str
+) -> None:
+    with look(browser, f"{hostile}#colour=agrees") as looked:
+        page = looked.page
+        legend = page.locator(".key-of-points").inner_text()
+        page.get_by_label("Beside other").select_option("none")
+        settle(page)
+        left = number(looked, "Samples")
+        page.wait_for_timeout(100)
+        page.locator(".line").first.click()
+        page.wait_for_selector(".of-sample .bars")
+        said = page.locator(".of-sample .facts").inner_text()
+
+    assert re.search(r"another class · 0\b.*no answer of other · 1\b", legend, re.DOTALL)
+    assert left.startswith("1of")
+    assert "no answer to this sample" in said
+
+
+def test_a_game_that_was_left_goes_on_and_a_seed_that_is_none_deals_another(
+    browser: Browser, address: str
+) -> None:
+    with look(browser, f"{address}#mode=play&seed=no") as looked:
+        page = looked.page
+        page.wait_for_selector(".views.large")
+        dealt = page.url
+        page.locator("#map .plane").focus()
+        for key in ("ArrowLeft", "ArrowLeft", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_selector(".verdict")
+        page.get_by_role("button", name="Next round").click()
+        page.get_by_role("link", name="Explore").click()
+        settle(page)
+        page.go_back()
+        settle(page)
+        title = page.locator(".game h2").inner_text()
+        page.locator("#map .plane").focus()
+        page.keyboard.press("ArrowLeft")
+        settle(page)
+        pins = page.locator("#map .above .pin").count()
+
+    assert re.search(r"seed=\d+$", dealt)
+    assert title == "Round 2 of 5"
+    assert pins == 1

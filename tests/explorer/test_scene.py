@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import shutil
+import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +96,7 @@ def test_an_ensemble_is_looked_at_as_any_run(config: Config, run: Run) -> None:
 def test_a_run_that_is_damaged_or_held_out_nothing_says_so_before_it_serves(config: Config, run: Run) -> None:
     def refused() -> GeoError:
         with pytest.raises(GeoError) as error:
-            explore(config, "first", lambda url: pytest.fail(f"it serves at {url}"))
+            explore(config, "first")
         return error.value
 
     path = run.predictions_path("val")
@@ -142,13 +146,54 @@ def test_a_run_without_its_backbone_at_hand_says_why_it_cannot_answer(
 def test_without_the_extra_it_says_what_to_install(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(GeoError, match="fastapi") as lacking:
-        explore(config, None, lambda url: None)
+        explore(config)
     assert lacking.value.hint == "pip install 'geo-embed[explore]'"
 
 
 def test_a_port_that_is_taken_is_known_before_a_run_is_looked_for(config: Config) -> None:
     with bind("127.0.0.1", None) as taken, pytest.raises(GeoError, match="can't listen on port"):
-        explore(config, "no-such-run", lambda url: None, port=taken.getsockname()[1])
+        explore(config, "no-such-run", port=taken.getsockname()[1])
+
+
+def test_a_notebook_serves_a_run_beside_its_work_and_ends_it(config: Config, run: Run) -> None:
+    with bind("127.0.0.1", None) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(GeoError, match="no predictions of the test split"):
+        explore(config, run, port=port, split="test")
+    # A port is let go where nothing comes of it.
+    with explore(config, run, port=port) as page:
+        assert page.url == f"http://127.0.0.1:{port}/"
+        assert page.url in page._repr_html_()
+        with urllib.request.urlopen(f"{page.url}api/run") as answer:
+            assert json.load(answer)["run"] == "first"
+    page.close()
+    assert "closed" in repr(page)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0"])
+def test_where_others_can_reach_it_the_address_has_the_token(config: Config, run: Run, host: str) -> None:
+    with explore(config, run, host=host) as page:
+        own, _, token = page.url.partition("?token=")
+        port = own.rstrip("/").rpartition(":")[2]
+        assert len(token) > 20
+        for query, status in ((f"?token={token}", 200), ("", 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", int(port))
+            connection.request("GET", f"/api/run{query}")
+            assert connection.getresponse().status == status
+            connection.close()
+
+
+def test_a_split_that_the_other_run_has_no_answers_for_is_shown_without_it(config: Config, run: Run) -> None:
+    shutil.copytree(run.path, run.path.with_name("other"))
+    predict_split(config, run, "test")
+    scene, split = open_scene(config, "first", compare="other")
+    with client_of(scene, split) as client:
+        assert client.get("/api/run").json()["compare"] == "other"
+        assert client.get("/api/run?split=test").json()["compare"] is None
+    with pytest.raises(GeoError, match="no predictions of the test split to compare"):
+        open_scene(config, "first", compare="other", split="test")
 
 
 def test_the_plane_has_the_two_widest_directions() -> None:

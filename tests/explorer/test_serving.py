@@ -86,6 +86,7 @@ def test_a_server_stands_a_crowd_and_strangers_and_ends_at_ctrl_c(served: Served
     for text, status in (
         (b"GET /api/run HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", b"403"),
         (b"GET /api/run HTTP/1.0\r\n\r\n", b"403"),
+        (b"HEAD /api/run HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", b"200"),
         (b"GET /pictures/val/..%2f..%2fetc%2fpasswd/north HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", b"404"),
         (b"GET /pictures/val/%00%ff/north HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", b"404"),
         (b"GET /assets/../../../../etc/passwd HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", b"404"),
@@ -97,6 +98,7 @@ def test_a_server_stands_a_crowd_and_strangers_and_ends_at_ctrl_c(served: Served
         assert b"nosniff" in answer
         assert b"content-security-policy" in answer
         assert b"root:" not in answer
+        assert not text.startswith(b"HEAD") or answer.endswith(b"\r\n\r\n")
 
     # 4. Ctrl-C, though one client is still sending and another waits for its answer.
     form = (
@@ -125,6 +127,11 @@ def test_a_port_that_is_taken_is_named_and_a_free_one_is_found() -> None:
         assert url_of(first) == f"http://127.0.0.1:{first.getsockname()[1]}/"
         with pytest.raises(GeoError, match="can't listen on port"):
             bind("127.0.0.1", first.getsockname()[1])
-    with pytest.raises(GeoError, match="can't listen on"):
-        bind("no.such.host.invalid", None)
+    for host in ("no.such.host.invalid", "", "..", "a" * 70, "[::1]", "http://localhost"):
+        with pytest.raises(GeoError, match="can't listen on"):
+            bind(host, None)
+    # The system would take it for another one.
+    for port in (0, -1, 65536 + 8000):
+        with pytest.raises(GeoError, match="there is no port"):
+            bind("127.0.0.1", port)
     assert serving.INTERRUPTED == INTERRUPTED

@@ -29,7 +29,7 @@ export function hash(patch = {}) {
   const all = { ...shown, ...patch };
   const parts = new URLSearchParams();
   for (const [key, value] of Object.entries(PLAIN)) if (all[key] !== value) parts.set(key, all[key]);
-  for (const key of NUMBERS) if (all[key]) parts.set(key, all[key].map((x) => +x.toFixed(3)).join(","));
+  for (const key of NUMBERS) if (all[key]) parts.set(key, all[key].map((x) => +x.toFixed(5)).join(","));
   return `#${parts.toString().replaceAll("%2C", ",")}`;
 }
 

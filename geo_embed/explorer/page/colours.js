@@ -1,4 +1,5 @@
 // What a point's colour means. Hues are those of the report, told apart by people who see fewer of them.
+import { UNKNOWN } from "./data.js";
 import { count, percent, score as asScore } from "./format.js";
 
 export const KINDS = {
@@ -62,8 +63,11 @@ export function binsOf(kind, samples, run) {
     return { bins, colours, names: ["first", "second", "third", "fourth or fifth", "none of the five"], level: bins };
   }
   if (kind === "agrees") {
-    const bins = Uint8Array.from(samples.agrees, (agrees) => 1 - agrees);
-    return { bins, level: bins, colours: [variable("--a"), variable("--b")], names: [`same class as ${run.compare}`, "another class"] };
+    const bins = Uint8Array.from(samples.agrees, (agrees) => (agrees === UNKNOWN ? 2 : 1 - agrees));
+    const lacks = samples.agrees.includes(UNKNOWN);
+    const names = [`same class as ${run.compare}`, "another class", ...(lacks ? [`no answer of ${run.compare}`] : [])];
+    // Few disagree, as a rule.
+    return { bins, level: bins.map((bin) => [1, 2, 0][bin]), colours: ["--a", "--b", "--muted"].map(variable), names };
   }
   const dealt = dealHues(run.classes);
   const state = samples.state ?? samples.predicted_state;

@@ -13,7 +13,9 @@ async function ask(url, options) {
   let answer;
   try {
     answer = await fetch(url, { credentials: "same-origin", ...options });
-  } catch {
+  } catch (failure) {
+    // Whoever ended the request knows why.
+    if (options?.signal?.aborted) throw failure;
     throw new Failure("The server doesn't answer", "Was geo explore stopped? Start it again, then reload this page.");
   }
   if (answer.ok) return answer;
@@ -28,24 +30,19 @@ export const postJson = async (url, body) =>
 
 export const postForm = async (url, form, signal) => (await ask(url, { method: "POST", body: form, signal })).json();
 
+// In place of whether two runs agree, where the other one has no answer.
+export const UNKNOWN = 2;
+
 const NUMBERS = ["latitude", "longitude", "predicted_latitude", "predicted_longitude", "km", "score", "confidence", "x", "y", "compare_km", "state", "predicted_state", "rank"];
 
 // The samples of a split: {length, ids, latitude, …}, typed arrays; a column that the split lacks is null.
 export async function getSamples(split, compare) {
-  const about = new URLSearchParams({ split, ...(compare && { compare }) });
-  let answer;
-  try {
-    answer = await ask(`/api/samples.arrow?${about}`);
-  } catch (failure) {
-    // The other run needn't have answers for every split that this one has.
-    if (!compare || failure.status !== 404) throw failure;
-    return getSamples(split, "");
-  }
+  const answer = await ask(`/api/samples.arrow?${new URLSearchParams({ split, ...(compare && { compare }) })}`);
   const table = tableFromIPC(new Uint8Array(await answer.arrayBuffer()));
   const names = new Set(table.names);
   const samples = { length: table.numRows, ids: names.has("sample_id") ? table.getChild("sample_id").toArray() : [] };
   for (const name of NUMBERS) samples[name] = names.has(name) ? dense(table.getChild(name)) : null;
-  samples.agrees = names.has("agrees") ? Uint8Array.from(table.getChild("agrees").toArray(), Number) : null;
+  samples.agrees = names.has("agrees") ? Uint8Array.from(table.getChild("agrees").toArray(), (agrees) => (agrees === null ? UNKNOWN : Number(agrees))) : null;
   samples.rowOf = new Map(Array.from(samples.ids, (id, row) => [id, row]));
   return samples;
 }
@@ -83,7 +80,7 @@ export function select(samples, shown, onMap, inSpace) {
     const ranks = new Set(shown.rank.split(",").map(Number));
     keep(samples.rank, (rank) => ranks.has(rank));
   }
-  if (shown.agrees !== "") keep(samples.agrees, (agrees) => agrees === (shown.agrees === "yes" ? 1 : 0));
+  if (shown.agrees !== "") keep(samples.agrees, (agrees) => agrees === ({ yes: 1, no: 0 }[shown.agrees] ?? UNKNOWN));
   between(samples.score, shown.score);
   between(samples.confidence, shown.confidence);
   for (const [shape, positions] of [[shown.area, onMap], [shown.zone, inSpace]])

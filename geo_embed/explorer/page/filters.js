@@ -1,5 +1,6 @@
 // What is asked of the samples beside where they lie: class, rank, score, confidence, agreement. Histograms show what is left.
 import { show, shown } from "./address.js";
+import { UNKNOWN } from "./data.js";
 import { count, percent } from "./format.js";
 import { h } from "./elements.js";
 import { svg } from "./scatter.js";
@@ -22,7 +23,7 @@ export function makeFilters(run, samples) {
   if (samples.rank) parts.push(ranks());
   if (samples.score) parts.push(range("score", "Score", samples.score, (x) => x.toFixed(2)));
   parts.push(range("confidence", "Confidence", samples.confidence, (x) => percent(x)));
-  if (samples.agrees) parts.push(agreement(run));
+  if (samples.agrees) parts.push(agreement(run, samples));
   if (samples.state) parts.push(confusions(run, samples));
 
   const reset = h("button", { type: "button", class: "quiet" }, "Clear all");
@@ -80,8 +81,9 @@ function ranks() {
   };
 }
 
-function agreement(run) {
-  const choice = h("select", {}, h("option", { value: "" }, "All"), h("option", { value: "yes" }, "Same class"), h("option", { value: "no" }, "Another class"));
+function agreement(run, samples) {
+  const options = { "": "All", yes: "Same class", no: "Another class", ...(samples.agrees.includes(UNKNOWN) && { none: "No answer" }) };
+  const choice = h("select", {}, Object.entries(options).map(([value, name]) => h("option", { value }, name)));
   choice.addEventListener("change", () => show({ agrees: choice.value }));
   return { element: h("label", { class: "field" }, h("span", {}, `Beside ${run.compare}`), choice), update: () => (choice.value = shown.agrees) };
 }

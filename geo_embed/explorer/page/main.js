@@ -2,7 +2,7 @@
 import { hash, onShow, show, shown } from "./address.js";
 import { problem, sentence } from "./answer.js";
 import { KINDS, binsOf, bytesFor, kindsOf, legendOf, onScheme } from "./colours.js";
-import { getJson, getSamples, measure, select } from "./data.js";
+import { UNKNOWN, getJson, getSamples, measure, select } from "./data.js";
 import { choices, h, legend } from "./elements.js";
 import { makeFilters } from "./filters.js";
 import { count, km, percent, plural, score } from "./format.js";
@@ -21,7 +21,8 @@ const find = (id) => document.getElementById(id);
 const app = find("app");
 const tell = (text) => (find("news").textContent = text);
 
-let run, outlines, samples, names;
+// `run` is what there is to say of it and of the split that is shown; `home` the split of an address that names none.
+let run, home, outlines, samples, names;
 let map, space, filters, list, trial, game, frame, opener;
 let places, spots, mask, bins;
 // A camera that moves because of the address isn't written into it again.
@@ -44,10 +45,12 @@ async function begin() {
   const drawn = getJson("/api/outlines");
   drawn.catch(() => {});
   run = await getJson("/api/run");
+  home = run.split;
   document.title = `${run.run} · geo explore`;
   find("run").textContent = run.run;
   // An address may name a split that this run doesn't have.
   if (!run.splits.includes(shown.split)) shown.split = "";
+  if (split() !== home) run = await getAbout(split());
   [samples, outlines] = await Promise.all([getSamples(split(), run.compare), drawn]);
   names = new Map(run.classes.map((item) => [item.index, item.name]));
   map = makeMap(outlines, samples, {
@@ -92,7 +95,8 @@ function fail(failure) {
   if (!failure.hint && failure.name !== "Error") throw failure;
 }
 
-const split = () => shown.split || run.split;
+const split = () => shown.split || home;
+const getAbout = (of) => getJson(`/api/run?${new URLSearchParams({ split: of })}`);
 const shapeOf = (shape) => (shape && (shape.length > 4 || shape[0] !== shape[2] || shape[1] !== shape[3]) ? shape.map((x) => +x.toFixed(1)) : null);
 
 // What depends on the split's samples.
@@ -191,8 +195,13 @@ function later(changed) {
 async function update(changed, first = false) {
   if (changed.has("split") && !first) {
     if (!run.splits.includes(split())) return show({ split: "" });
+    const asked = split();
     try {
-      samples = await getSamples(split(), run.compare);
+      const about = await getAbout(asked);
+      const found = await getSamples(asked, about.compare);
+      // Another split was chosen meanwhile.
+      if (asked !== split()) return;
+      [run, samples] = [about, found];
     } catch (failure) {
       return fail(failure);
     }
@@ -226,7 +235,7 @@ async function update(changed, first = false) {
   if (first || has("sort", "split", "sample")) list.update(mask);
   else if (selecting) listing = setTimeout(() => list.update(mask), 60);
   if (has("mode")) useMode(first);
-  else if (has("seed") && shown.mode === "play") game.begin(shown.seed);
+  else if (has("seed") && shown.mode === "play") deal();
   if (has("sample", "split", "mode") && shown.mode === "map") openSample(first);
   if (has("at")) steer();
   for (const link of document.querySelectorAll("#modes a")) link.href = hash({ mode: link.dataset.mode, sample: "" });
@@ -256,7 +265,7 @@ function fillNumbers() {
   const tile = (name, value, whole, main) => h("div", { class: main }, h("dt", {}, name), h("dd", {}, value, h("span", { class: "of-all" }, whole)));
   const ofAll = (text) => (part ? `all: ${text}` : "");
   const [low, high] = run.interval ?? [];
-  const range = !part && split() === run.split && Number.isFinite(low) ? `${low.toFixed(3)} to ${high.toFixed(3)}` : "";
+  const range = !part && Number.isFinite(low) ? `${low.toFixed(3)} to ${high.toFixed(3)}` : "";
   numbers.replaceChildren(
     ...[
       tile("Samples", count(now.count), part ? `of ${count(all.count)}` : "all", "half"),
@@ -275,7 +284,7 @@ function fillSplits() {
   );
   if (run.splits.length < 2) return;
   const choice = h("select", {}, run.splits.map((name) => h("option", { value: name, selected: name === split() }, { val: "held-out (val)", test: "test", train: "train" }[name] ?? name)));
-  choice.addEventListener("change", () => show({ split: choice.value === run.split ? "" : choice.value, sample: "", area: null, zone: null, truth: "", answer: "", rank: "", agrees: "", score: null, confidence: null }));
+  choice.addEventListener("change", () => show({ split: choice.value === home ? "" : choice.value, sample: "", area: null, zone: null, truth: "", answer: "", rank: "", agrees: "", score: null, confidence: null }));
   find("splits").replaceChildren(h("label", { class: "field" }, h("span", {}, "Samples"), choice));
 }
 
@@ -296,16 +305,18 @@ function useMode(first) {
   map.pointing = false;
   map.setShape(mode === "map" ? shown.area : null);
   map.mark({});
-  if (mode === "play") {
-    if (shown.seed) game.begin(shown.seed);
-    else {
-      shown.seed = newSeed();
-      history.replaceState(null, "", hash());
-      game.begin(shown.seed);
-    }
-  }
+  if (mode === "play") deal();
   if (mode === "try") trial.again();
   if (!first) ({ try: trial, play: game })[mode]?.focus();
+}
+
+// The game that the address names, or a new one where it names none that there is.
+function deal() {
+  if (!/^\d{1,15}$/.test(shown.seed)) {
+    shown.seed = newSeed();
+    history.replaceState(null, "", hash());
+  }
+  game.begin(shown.seed);
 }
 
 // Only the wide page has room for filters that are always open.
@@ -379,6 +390,7 @@ async function openSample(first) {
 
 // What the other run says of a sample.
 function besideOf(row) {
+  if (samples.agrees[row] === UNKNOWN) return "no answer to this sample";
   const away = samples.compare_km ? `, ${km(Number.isFinite(samples.compare_km[row]) ? samples.compare_km[row] : null)} off` : "";
   return `${samples.agrees[row] ? "the same class" : "another class"}${away}`;
 }
@@ -395,7 +407,7 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
     if (shown.mode !== "map" || !shown.sample) return;
-    const act = { Escape: close, n: () => step(1), p: () => step(-1) }[event.key];
+    const act = { escape: close, n: () => step(1), p: () => step(-1) }[event.key.toLowerCase()];
     if (!act) return;
     event.preventDefault();
     act();

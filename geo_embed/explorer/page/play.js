@@ -11,16 +11,23 @@ const ROUNDS = 5;
 export function makeGame(run, map, calls) {
   const element = h("div", { class: "game" });
   let [game, round, answers, pin, busy] = [null, 0, [], null, false];
+  // What the map shows of it, so that a game that was left can be gone on with.
+  let [marks, pointing] = [{}, false];
+  const mark = (given) => map.mark((marks = given));
+  const point = (on) => (map.pointing = pointing = on);
   const where = h("p", { class: "where", "aria-live": "polite" });
   const guess = h("button", { type: "button", class: "main", disabled: true }, "Guess");
   guess.addEventListener("click", () => send());
 
   async function begin(seed) {
-    [game, round, answers, pin] = [null, 0, [], null];
-    map.mark({});
-    if (!run.has_pictures) {
-      return element.replaceChildren(title("Play against the model"), h("p", { class: "empty" }, `${sentence(run.why_no_pictures ?? "no pictures are at hand")} There is nothing to guess from.`));
+    if (game && String(game.seed) === seed) {
+      map.pointing = pointing;
+      return mark(marks);
     }
+    [game, round, answers, pin] = [null, 0, [], null];
+    mark({});
+    point(false);
+    if (run.why_no_game !== null) return element.replaceChildren(title("Play against the model"), h("p", { class: "empty" }, sentence(run.why_no_game)));
     element.replaceChildren(title("Play against the model"), h("p", { class: "waiting" }, "Choosing five places …"));
     try {
       const found = await getJson(`/api/game?rounds=${ROUNDS}&seed=${seed}`);
@@ -37,8 +44,8 @@ export function makeGame(run, map, calls) {
 
   function ask() {
     pin = null;
-    map.pointing = true;
-    map.mark({});
+    point(true);
+    mark({});
     map.glide(1, 0.5, 0.5);
     guess.disabled = true;
     where.textContent = "Click on the map, or go there with the arrow keys. Then guess.";
@@ -59,7 +66,7 @@ export function makeGame(run, map, calls) {
     if (!place) return;
     const k = map.classAt(x, y);
     pin = { x, y, longitude: place[0], latitude: place[1], item: k < 0 ? nearest(place) : run.classes[k] };
-    map.mark({ person: [x, y] });
+    mark({ person: [x, y] });
     guess.disabled = false;
     where.textContent = k < 0 ? `Your pin lies in none of the classes: it counts as ${pin.item.name}.` : `Your pin is in ${pin.item.name}.`;
   }
@@ -77,20 +84,23 @@ export function makeGame(run, map, calls) {
     guess.disabled = true;
     try {
       const body = { split, sample_id, latitude: pin.latitude, longitude: pin.longitude, state: pin.item?.index ?? null };
+      const asked = game;
       const answer = await postJson("/api/guess", body);
+      // The game was left, or another one begun.
+      if (asked !== game || shown.mode !== "play") return;
       answers.push({ ...answer, pin });
       reveal(answer);
     } catch (failure) {
       where.replaceChildren(problem(failure));
       guess.disabled = false;
+    } finally {
+      busy = false;
     }
-    busy = false;
   }
 
   function reveal(answer) {
-    map.pointing = false;
-    const marks = { truth: map.project(answer.truth), prediction: map.project(answer.model), person: [pin.x, pin.y] };
-    map.mark(marks);
+    point(false);
+    mark({ truth: map.project(answer.truth), prediction: map.project(answer.model), person: [pin.x, pin.y] });
     map.flyTo([marks.truth, marks.prediction, marks.person], 1, 8);
     const won = answer.person.score > answer.model.score ? "You were better" : answer.person.score < answer.model.score ? "The model was better" : "A draw";
     const last = round + 1 === game.rounds.length;
@@ -141,7 +151,6 @@ export function makeGame(run, map, calls) {
   }
 
   function finish() {
-    map.pointing = false;
     const [person, model] = ["person", "model"].map((who) => mean(answers.map((answer) => answer[who].score)));
     const again = h("button", { type: "button", class: "main" }, "Play again");
     again.addEventListener("click", () => {
@@ -149,7 +158,7 @@ export function makeGame(run, map, calls) {
       focus();
     });
     const told = person > model ? "You beat the model" : person < model ? "The model beat you" : "A draw";
-    map.mark({ rounds: answers.map((answer) => ({ truth: map.project(answer.truth), prediction: map.project(answer.model), person: [answer.pin.x, answer.pin.y] })) });
+    mark({ rounds: answers.map((answer) => ({ truth: map.project(answer.truth), prediction: map.project(answer.model), person: [answer.pin.x, answer.pin.y] })) });
     map.glide(1, 0.5, 0.5);
     element.replaceChildren(title(told), versus(answers), ledger(), again);
     calls.tell(`${told}: ${score(person)} against ${score(model)}.`);
@@ -162,7 +171,6 @@ export function makeGame(run, map, calls) {
     begin,
     put,
     focus,
-    over: () => !game || answers.length === game.rounds.length,
     // Arrow keys move the pin, Enter guesses.
     key(event) {
       if (!map.pointing) return false;

@@ -33,6 +33,8 @@ export function scatter({ label, help, tools = true, ...calls }) {
   let [width, height, ratio] = [0, 0, 1];
   let [extent, places, selected, chosenCount] = [[0, 0, 1, 1], new Float32Array(0), null, 0];
   let [shape, draft, asked, whole, flight] = [null, null, false, false, 0];
+  // The selection before a box is drawn, which a pinch brings back.
+  let kept = null;
 
   // Where the plane lies on the screen: scale, and where its origin is.
   function view() {
@@ -191,10 +193,13 @@ export function scatter({ label, help, tools = true, ...calls }) {
     if (down.size === 2) {
       const [[ax, ay], [bx, by]] = down.values();
       gap = Math.hypot(ax - bx, ay - by);
+      // The first finger had begun to pan, or to select; whichever is lifted last only pans.
+      if (draft && begun?.tool === "box") calls.brush?.(kept, true);
       draft = null;
+      if (begun) begun.tool = "pan";
       return;
     }
-    moved = false;
+    [moved, kept] = [false, shape];
     begun = { at: at(event), tool: made.pointing ? "pan" : event.shiftKey ? "box" : made.tool };
     showTip(-1);
   });
@@ -292,7 +297,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
     else if (event.key === "+" || event.key === "=") zoomAt(1.5);
     else if (event.key === "-") zoomAt(1 / 1.5);
     else if (event.key === "0") glide(1, 0.5, 0.5);
-    else if (event.key === "v" && calls.brush) calls.brush(inSight(), true);
+    else if (event.key.toLowerCase() === "v" && calls.brush) calls.brush(inSight(), true);
     else if (event.key === "Escape" && shape) calls.brush?.(null, true);
     else if (event.key === "Enter" && calls.pick) {
       const row = nearest(width / 2, height / 2, Infinity);
