@@ -260,13 +260,8 @@ def _read(
     if kind == "parquet":
         folder = temporary / "train_images"
         folder.mkdir()
-        files = parquet_files(source)
-        if not files:
-            raise GeoError(
-                "there is no Parquet file here", where=source, hint="name the folder or file that is one"
-            )
         return read_parquet(
-            files,
+            source,
             folder,
             said=columns,
             label=column,
@@ -331,6 +326,9 @@ def _nothing(ledger: Ledger, source: Path) -> GeoError:
         hint = f"--coordinates {named}"
     if "missing-picture" in reasons:
         hint = "name the folder of the pictures: --images DIR"
+        hint = next((f"{note}; or {hint}" for note in ledger.notes if note.startswith("archives")), hint)
+    if "unreadable-picture" in reasons and parquet_files(source):
+        hint = "where only one column is of pictures, name it: --column image=NAME"
     return GeoError(f"nothing here is a sample{': ' if why else ''}{why}", where=source, hint=hint)
 
 

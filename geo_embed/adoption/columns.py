@@ -58,6 +58,10 @@ _USUAL: dict[str, tuple[str, ...]] = {
     # OSV-5M's own unique names first: of `Paris` there are several.
     **{area: (f"unique{area.replace('-', '')}", area.replace("-", "")) for area in AREAS},
 }
+# `latitude_deg`, `Lat (WGS84)`: what the degrees are of.
+_DEGREES = re.compile(
+    r"((?:gps|decimal)?(?:latitude|lat|longitude|long|lon|lng))(?:deg|degree|degrees|decimal|dd|wgs84)"
+)
 _VIEW = re.compile(r"image_(.+)", re.IGNORECASE)
 _NO_VIEWS = {
     "path",
@@ -203,4 +207,6 @@ def _advice(value: str) -> str:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    degrees = _DEGREES.fullmatch(key)
+    return degrees[1] if degrees else key

@@ -60,14 +60,16 @@ def read_folder(
     ledger.leave_files(
         [name for name in files if not is_picture(name)], "no-picture", "its name doesn't end as a picture's"
     )
-    grouped = group_pictures(pictures, pattern, ledger)
+    grouped = group_pictures(pictures, pattern, views, ledger)
     if grouped.empty:
         raise GeoError(
             "there is no picture in this folder"
             if not pictures
             else f"none of {len(pictures):,} pictures is of the pattern, as {pictures[0]}",
             where=root,
-            hint="name the folder that has them" if not pictures else "correct --pattern",
+            hint="name the folder that has them"
+            if not pictures
+            else "correct --pattern" + (", or --views" if views else ""),
         )
     views = views or order_views(grouped["view"])
     frame = pivot(grouped, views, ledger)

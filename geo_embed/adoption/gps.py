@@ -21,11 +21,12 @@ def read_gps(file: BinaryIO) -> tuple[float, float] | str:
                 tags = image.getexif().get_ifd(_GPS)
     except Exception:
         return "its EXIF can't be read"
-    if not tags:
+    # A height or a time may stand there alone.
+    if not {_LATITUDE, _LONGITUDE} & set(tags):
         return "no coordinates in its EXIF"
     try:
-        latitude = _degrees(tags[_LATITUDE], tags.get(_LATITUDE_REF), "S")
-        longitude = _degrees(tags[_LONGITUDE], tags.get(_LONGITUDE_REF), "W")
+        latitude = _degrees(tags[_LATITUDE], tags.get(_LATITUDE_REF), "NS")
+        longitude = _degrees(tags[_LONGITUDE], tags.get(_LONGITUDE_REF), "EW")
     except Exception:
         return "its EXIF has a place that is no pair of coordinates"
     if not (math.isfinite(latitude) and math.isfinite(longitude)):
@@ -33,12 +34,18 @@ def read_gps(file: BinaryIO) -> tuple[float, float] | str:
     return latitude, longitude
 
 
-def _degrees(angle: Any, hemisphere: Any, negative: str) -> float:
-    """Degrees of an angle as EXIF has it: degrees, minutes and seconds, of which the later may be left out."""
+def _degrees(angle: Any, hemisphere: Any, letters: str) -> float:
+    """Degrees of an angle as EXIF has it: degrees, minutes and seconds, of which the later may be left out; `letters` are those of its
+    hemispheres, the positive one first.
+    """
     parts = [float(part) for part in (angle if isinstance(angle, tuple | list) else (angle,))]
-    if not 1 <= len(parts) <= 3 or any(part < 0 for part in parts[1:]):
+    # Sixty comes of rounding; more is a fraction without its denominator, and would be a place far off.
+    if not 1 <= len(parts) <= 3 or not all(0 <= part <= 60 for part in parts[1:]):
         raise ValueError(angle)
     value = sum(abs(part) / 60**place for place, part in enumerate(parts))
-    letter = hemisphere.decode("latin-1") if isinstance(hemisphere, bytes) else str(hemisphere or "")
-    south_or_west = letter.strip("\0 ").upper().startswith(negative) or parts[0] < 0
-    return -float(value) if south_or_west else float(value)
+    text = hemisphere.decode("latin-1") if isinstance(hemisphere, bytes) else str(hemisphere or "")
+    letter = text.strip("\0 ").upper()[:1]
+    # Some write none, and a sign or nothing; the other axis' is of the other angle.
+    if letter not in ("", *letters):
+        raise ValueError(hemisphere)
+    return -float(value) if letter == letters[1] or parts[0] < 0 else float(value)

@@ -100,26 +100,33 @@ def read_outlines(path: Path, name: str | None) -> dict[str, Polygons]:
     for number, feature in enumerate(features):
         try:
             properties, geometry = feature.get("properties") or {}, feature.get("geometry")
-            if geometry is None or properties.get(named) in (None, ""):
+            called = _called(properties.get(named))
+            if geometry is None or not called:
                 continue
             parts = {"Polygon": lambda c: [c], "MultiPolygon": list}[geometry["type"]](
                 geometry["coordinates"]
             )
-            polygons = [[_ring(ring) for ring in part] for part in parts]
+            # An empty geometry is one, and holds nothing.
+            polygons = [[_ring(ring) for ring in part] for part in parts if part]
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise GeoError(
                 f"feature {number + 1} has no polygons of longitudes and latitudes in degrees",
                 where=path,
                 hint="convert it: ogr2ogr -t_srs EPSG:4326 OUT.geojson IN",
             ) from error
-        shapes.setdefault(str(properties[named]), []).extend(polygons)
-    if not shapes:
+        shapes.setdefault(called, []).extend(polygons)
+    if not any(shapes.values()):
         raise GeoError(
-            f"none of its {len(features):,} shapes has a property {named!r}",
+            f"none of its {len(features):,} shapes has {'an area' if shapes else f'a property {named!r}'}",
             where=path,
             hint=f"name another one: --label {path}:PROPERTY; there are {', '.join(_properties(features))}",
         )
     return shapes
+
+
+def _called(value: Any) -> str:
+    """A property as a class is called, "" where it names none."""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 def _ring(points: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -133,8 +140,9 @@ def _ring(points: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 
 
 def _properties(features: Sequence[Any]) -> list[str]:
-    first = features[0].get("properties") if isinstance(features[0], Mapping) else None
-    return [str(key) for key in first][:20] if isinstance(first, Mapping) else []
+    """The properties that shapes have, some of them perhaps not each."""
+    every = [feature.get("properties") for feature in features if isinstance(feature, Mapping)]
+    return list(dict.fromkeys(str(key) for each in every if isinstance(each, Mapping) for key in each))[:20]
 
 
 def _naming(path: Path, features: Sequence[Any]) -> str:
@@ -142,14 +150,15 @@ def _naming(path: Path, features: Sequence[Any]) -> str:
     usual = [key for wanted in _NAMES for key in there if key.lower() == wanted]
     if usual:
         return usual[0]
-    texts = [key for key in there if isinstance(features[0]["properties"][key], str)]
-    if len(texts) != 1:
+    first = next((f["properties"] for f in features if isinstance(f, Mapping) and f.get("properties")), None)
+    texts = [key for key in there if isinstance(first, Mapping) and isinstance(first.get(key), str)]
+    if len(texts) != 1 and len(there) != 1:
         raise GeoError(
             f"which property names a class? Its shapes have {', '.join(there) or 'none'}",
             where=path,
             hint=f"--label {path}:PROPERTY",
         )
-    return texts[0]
+    return (texts or there)[0]
 
 
 def _atlas(name: str | None) -> dict[str, Polygons]:

@@ -12,6 +12,7 @@ import pandas as pd
 from geo_embed.adoption.candidates import ONE_VIEW, Candidates, Ledger
 from geo_embed.adoption.columns import find_columns, with_degrees
 from geo_embed.adoption.pictures import list_files
+from geo_embed.adoption.tables import TEST_NAMES
 from geo_embed.console import progress
 from geo_embed.errors import GeoError
 from geo_embed.files import open_regular
@@ -42,7 +43,7 @@ def parquet_files(source: Path) -> list[Path]:
 
 
 def read_parquet(
-    files: Sequence[Path],
+    source: Path,
     folder: Path,
     *,
     said: Mapping[str, str],
@@ -51,13 +52,13 @@ def read_parquet(
     progress_seconds: float,
     ledger: Ledger,
 ) -> Candidates:
-    """Samples of Parquet files, their pictures written into `folder`; files called test are the test split.
+    """Samples of Parquet files, their pictures written into `folder`; files called test, or that lie in a folder called so, are the test split.
 
     A column of pictures is what `datasets` makes of one: bytes, or bytes and path. One of them is the one view; several are views by their
-    names, without `image_`.
+    names, without `image_`, unless somebody says which is meant: `image`.
 
     Args:
-        files: of one layout.
+        source: a file, or a folder of files of one layout.
         folder: where pictures go.
         said: ours to the table's columns, as somebody says it.
         label: the column of classes, where somebody says it.
@@ -66,19 +67,28 @@ def read_parquet(
         ledger: what is left out.
 
     Raises:
-        GeoError: not Parquet, or without pictures or coordinates.
+        GeoError: there is no Parquet, or it has no pictures or coordinates; or files differ in their columns of pictures.
     """
-    # 1. The columns that aren't pictures, of all files: which rows are samples is known before a picture is unpacked.
-    pictures = _picture_columns(files[0])
-    if not pictures:
+    files = parquet_files(source)
+    if not files:
         raise GeoError(
-            "no column has pictures (bytes, or bytes and path)",
-            where=files[0],
-            hint="save the data set with its pictures, or write the table as CSV beside them",
+            "there is no Parquet file here", where=source, hint="name the folder or file that is one"
         )
+    # 1. The columns that aren't pictures, of all files: which rows are samples is known before a picture is unpacked.
+    every_picture = _picture_columns(files[0])
+    if not every_picture:
+        raise _no_pictures(files[0])
+    for path in files[1:]:
+        if lacked := [name for name in every_picture if name not in _picture_columns(path)]:
+            raise GeoError(
+                f"no pictures in a column {lacked[0]!r}, as {files[0].name} has",
+                where=path,
+                hint="name one file, or a folder whose files have the same columns",
+            )
+    pictures, said = _said_pictures(every_picture, said)
     table = pd.concat(
-        [_texts(path, pictures).assign(file=k) for k, path in enumerate(files)], ignore_index=True
-    )
+        [_texts(path, every_picture).assign(file=k) for k, path in enumerate(files)], ignore_index=True
+    ).fillna("")
     header = [str(name) for name in table if name not in ("file", "row")]
     of_views = {_view_name(name): name for name in pictures} if len(pictures) > 1 else {ONE_VIEW: pictures[0]}
     unknown = [view for view in views if view not in of_views]
@@ -99,9 +109,9 @@ def read_parquet(
     kept = {ours: theirs for ours, theirs in found.items() if not ours.startswith("image")}
     frame = table[["file", "row"]].assign(**{ours: table[theirs] for ours, theirs in kept.items()})
     is_test = (
-        frame["split"].str.lower() == "test"
+        frame["split"].str.lower().isin(TEST_NAMES)
         if "split" in kept
-        else frame["file"].map(lambda k: bool(_TEST.search(files[k].stem.lower())))
+        else frame["file"].map(lambda k: _is_test(files[k], source))
     )
     frame = frame.assign(
         split=is_test.map({True: "test", False: "train"}),
@@ -141,6 +151,40 @@ def read_parquet(
     return Candidates(frame.drop(columns=["file", "row", *({"state"} & set(frame))]), views, folder)
 
 
+def _is_test(path: Path, source: Path) -> bool:
+    """By its own name, or that of the folder that it lies in: `datasets` writes the one, the hub's own conversion the other."""
+    names = [path.stem, path.parent.name] if path.parent not in (source, source.parent) else [path.stem]
+    return any(_TEST.search(name.lower()) for name in names)
+
+
+def _said_pictures(every: list[str], said: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Which columns of pictures are meant, the one that somebody calls `image`, or all of them; and what else is said."""
+    wanted = [theirs for ours, theirs in said.items() if ours == "image" and theirs in every]
+    return wanted or every, {ours: theirs for ours, theirs in said.items() if theirs not in wanted}
+
+
+def _no_pictures(path: Path) -> GeoError:
+    import pyarrow as pa
+
+    with _opened(path) as opened:
+        lists = [
+            field.name
+            for field in opened.schema_arrow
+            if pa.types.is_list(field.type) and _holds_pictures(field.type.value_type)
+        ]
+    if lists:
+        return GeoError(
+            f"column {lists[0]!r} has a list of pictures in each row, and which view each of them is isn't told",
+            where=path,
+            hint="write a column for each view, image_north and so on, or a row for each picture",
+        )
+    return GeoError(
+        "no column has pictures (bytes, or bytes and path)",
+        where=path,
+        hint="save the data set with its pictures, or write the table as CSV beside them",
+    )
+
+
 @contextmanager
 def _opened(path: Path) -> "Iterator[ParquetFile]":
     import pyarrow as pa
@@ -160,47 +204,49 @@ def _opened(path: Path) -> "Iterator[ParquetFile]":
 
 
 def _picture_columns(path: Path) -> list[str]:
+    with _opened(path) as opened:
+        return [field.name for field in opened.schema_arrow if _holds_pictures(field.type)]
+
+
+def _holds_pictures(kind: "pa.DataType") -> bool:
     import pyarrow as pa
 
-    with _opened(path) as opened:
-        return [
-            field.name
-            for field in opened.schema_arrow
-            if pa.types.is_binary(field.type)
-            or pa.types.is_large_binary(field.type)
-            or (pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type])
-        ]
+    if pa.types.is_struct(kind):
+        return "bytes" in [inner.name for inner in kind]
+    return any(
+        is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
 
 
 def _texts(path: Path, pictures: Sequence[str]) -> pd.DataFrame:
-    """The flat columns of a file but its pictures, as text, "" for null; which `row` of the file each is."""
+    """The flat columns of a file but its pictures, and those of structs, as text, "" for null; which `row` of the file each is."""
     import pyarrow as pa
 
     with _opened(path) as opened:
         schema = opened.schema_arrow
         names = _class_names(schema)
-        flat = [
+        wanted = [
             field.name
             for field in schema
-            if field.name not in pictures and not pa.types.is_nested(field.type)
+            if field.name not in pictures
+            and (pa.types.is_struct(field.type) or not pa.types.is_nested(field.type))
         ]
         columns: dict[str, list[str]] = {}
-        table = opened.read(columns=flat, use_threads=False)
-        for name in flat:
+        # What lies in a struct is called `struct.field`.
+        table = opened.read(columns=wanted, use_threads=False).flatten()
+        for name in (field.name for field in table.schema if not pa.types.is_nested(field.type)):
             values, classes = table[name].to_pylist(), names.get(name)
-            columns[name] = [
-                ""
-                if value is None
-                else classes[value]
-                if classes and 0 <= value < len(classes)
-                else _text(value)
-                for value in values
-            ]
+            columns[name] = [_text(value, classes) for value in values]
         frame = pd.DataFrame(columns, dtype="str", index=range(table.num_rows))
     return frame.assign(row=range(len(frame)))
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, classes: Sequence[str] | None) -> str:
+    """A value as a CSV would have it, "" for none; of a ClassLabel the name of its class."""
+    if value is None or value != value:
+        return ""
+    if classes and isinstance(value, int) and 0 <= value < len(classes):
+        return classes[value]
     return repr(value) if isinstance(value, float) else str(value).strip()
 
 

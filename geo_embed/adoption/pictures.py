@@ -134,12 +134,15 @@ def is_picture(name: str) -> bool:
     return Path(name).suffix.lower() in _ENDINGS
 
 
-def group_pictures(names: Sequence[str], pattern: Pattern | None, ledger: Ledger) -> pd.DataFrame:
+def group_pictures(
+    names: Sequence[str], pattern: Pattern | None, views: Sequence[str], ledger: Ledger
+) -> pd.DataFrame:
     """A row per picture: `key` of its sample, `id`, `class`, `view` and `path`; what doesn't match the pattern is left out.
 
     Without a pattern each picture is a sample by itself, called by its name without the ending. Samples in different folders
-    are different ones, unless the pattern is of whole paths.
+    are different ones, unless the pattern is of whole paths. Views that differ in case are one, as `views` has it, or the first.
     """
+    spelled = {view.casefold(): view for view in views}
     rows, others, again = [], [], []
     taken: set[tuple[str, str]] = set()
     for name in names:
@@ -150,6 +153,7 @@ def group_pictures(names: Sequence[str], pattern: Pattern | None, ledger: Ledger
             continue
         parent = fields.get("class", "") if pattern is not None and pattern.is_path else folder
         key, view = f"{parent}/{fields['id']}".lstrip("/"), fields.get("view", ONE_VIEW)
+        view = spelled.setdefault(view.casefold(), view)
         if (key, view) in taken:
             again.append(name)
             continue

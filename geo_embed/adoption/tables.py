@@ -14,7 +14,8 @@ from geo_embed.data.samples import AREAS
 from geo_embed.data.table import Problem, composed, read_header, read_separated
 from geo_embed.errors import GeoError
 
-_TEST = {"test", "testing", "query"}
+# What a column of splits calls the test split.
+TEST_NAMES = frozenset({"test", "testing", "query"})
 
 
 def read_table(path: Path, said: Mapping[str, str], label: str | None, ledger: Ledger) -> pd.DataFrame:
@@ -85,7 +86,7 @@ def samples_of_table(
     table = with_degrees(table.rename(columns={"image": f"image_{ONE_VIEW}"}), ledger)
     if split is None:
         column = table["split"] if "split" in table else pd.Series("train", index=table.index)
-        split_of = np.where(column.str.lower().isin(_TEST), "test", "train")
+        split_of = np.where(column.str.lower().isin(TEST_NAMES), "test", "train")
     else:
         split_of = np.full(len(table), split, dtype=object)
     label = table["state"] if "state" in table else pd.Series("", index=table.index)
@@ -97,7 +98,12 @@ def samples_of_table(
             where=root,
             hint="name its column: --column image=NAME, --column image_VIEW=NAME for each view, or --column sample_id=NAME",
         )
-    names = [name for name in list_files(root, ledger) if is_picture(name)]
+    files = list_files(root, ledger)
+    names = [name for name in files if is_picture(name)]
+    archives = sum(name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz")) for name in files)
+    note = f"archives beside the pictures aren't looked into: unpack them, {archives:,} in all"
+    if archives and note not in ledger.notes:
+        ledger.notes.append(note)
     if pattern is not None and named in ((), (ONE_VIEW,)):
         frame, views = _by_pattern(frame, names, pattern, views, ledger)
     else:
@@ -131,7 +137,7 @@ def _by_pattern(
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Rows with the pictures whose names have their id, or the id of the picture that they name."""
     unmatched = Ledger()
-    grouped = group_pictures(names, pattern, unmatched)
+    grouped = group_pictures(names, pattern, views, unmatched)
     ids = frame["sample_id"] if f"image_{ONE_VIEW}" not in frame else None
     if ids is None:
         fields = frame[f"image_{ONE_VIEW}"].str.replace("\\", "/").map(pattern.match)

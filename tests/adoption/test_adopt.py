@@ -307,6 +307,8 @@ def test_a_share_is_held_out_by_whole_groups_of_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_table_of_usual_names_and_any_separator(tmp_path: Path, separator: str) -> None:
     rows = pd.DataFrame(town_rows(tmp_path / "src")).rename(columns={"town": "Country"})
+    if separator == "\t":
+        rows = rows.rename(columns={"lat": "latitude_deg", "lon": "Lng (WGS84)"})
     rows.to_csv(
         tmp_path / "src" / "t.csv", index=False, sep=separator, decimal="," if separator == ";" else "."
     )
@@ -500,6 +502,10 @@ def test_osv5m_as_it_is_unpacked(tmp_path: Path) -> None:
     truth = table(adopted.directory, "test_ground_truth.csv")
     assert truth["city"].tolist() == ["Lima_R", "Oslo_R", "Suva_R"]
     assert truth["sub-region"].isna().all()
+    # As it is downloaded.
+    (root / "images" / "train" / "00.zip").write_bytes(b"PK")
+    packed = adopt(Config(), root, tmp_path / "packed")
+    assert packed.notes == ["archives beside the pictures aren't looked into: unpack them, 1 in all"]
 
 
 def test_im2gps3k_is_a_test_split_without_classes(tmp_path: Path) -> None:
@@ -571,6 +577,80 @@ def test_parquet_without_pictures_or_that_is_none_is_refused(tmp_path: Path) -> 
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(GeoError, match="not a readable Parquet file"):
         adopt(Config(), tmp_path / "b.parquet", tmp_path / "out")
+
+
+def pictures_of(*names: str, rows: int = 4, start: int = 0) -> dict[str, list[Any]]:
+    """Columns of pictures as `datasets` has them, and places."""
+    images = {
+        name: [
+            {"bytes": encoded(scene(48, 40, start + 50 * c + k), "JPEG"), "path": None} for k in range(rows)
+        ]
+        for c, name in enumerate(names)
+    }
+    latitude, longitude = zip(*(near("Oslo", start + k) for k in range(rows)), strict=True)
+    return images | {"lat": list(latitude), "lon": list(longitude), "label": ["a", "b"] * (rows // 2)}
+
+
+def test_views_that_differ_in_case_are_one(tmp_path: Path) -> None:
+    for k in range(2):
+        for view in ("north", "South") if k else ("North", "SOUTH"):
+            paint(tmp_path / "src" / f"{k}_{view}.jpg", 10 * k + len(view) * view.islower(), near("Oslo", k))
+    found = adopt(Config(), tmp_path / "src", tmp_path / "found", pattern="{id}_{view}.jpg")
+    assert (found.views, found.train) == (("North", "SOUTH"), 2)
+    named = adopt(
+        Config(), tmp_path / "src", tmp_path / "named", pattern="{id}_{view}.jpg", views=("south", "north")
+    )
+    assert (named.views, named.train) == (("south", "north"), 2)
+    sound(named)
+
+
+def columns(path: Path, given: dict[str, list[Any]]) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(given), path)
+    return path
+
+
+def test_parquet_as_the_hub_converts_it_has_splits_by_folders_and_gaps_are_no_classes(tmp_path: Path) -> None:
+    given = pictures_of("image")
+    given["label"] = [0.0, 1.0, float("nan"), None]
+    columns(tmp_path / "hub" / "default" / "train" / "0000.parquet", given)
+    bare = pictures_of("image", start=10)
+    del bare["label"]
+    bare["more"] = [{"place": "x"}] * 4
+    columns(tmp_path / "hub" / "default" / "train" / "0001.parquet", bare)
+    columns(tmp_path / "hub" / "default" / "test" / "0000.parquet", pictures_of("image", start=20))
+    adopted = adopt(Config(), tmp_path / "hub", tmp_path / "out")
+    assert (adopted.train, adopted.test, reasons(adopted)) == (2, 4, {"no-label": 6})
+    sound(adopted)
+
+
+def test_one_of_several_columns_of_bytes_and_fields_of_a_struct_are_named(tmp_path: Path) -> None:
+    given = pictures_of("jpg") | {"md5": [b"0123", b"4567", b"89ab", b"cdef"]}
+    degrees = zip(given.pop("lat"), given.pop("lon"), strict=True)
+    given["at"] = [{"lat": latitude, "lon": longitude} for latitude, longitude in degrees]
+    file = columns(tmp_path / "a.parquet", given)
+    named = {"latitude": "at.lat", "longitude": "at.lon"}
+    with pytest.raises(GeoError, match="md5") as refused:
+        adopt(Config(), file, tmp_path / "out", columns=named)
+    assert refused.value.hint == "where only one column is of pictures, name it: --column image=NAME"
+    adopted = adopt(Config(), file, tmp_path / "out", columns=named | {"image": "jpg"})
+    assert (adopted.train, adopted.views) == (4, ("picture",))
+    sound(adopted)
+
+
+def test_lists_of_pictures_and_files_of_other_columns_are_refused(tmp_path: Path) -> None:
+    listed = pictures_of("images")
+    listed["images"] = [[picture] * 2 for picture in listed["images"]]
+    with pytest.raises(GeoError, match="'images' has a list of pictures in each row"):
+        adopt(Config(), columns(tmp_path / "l.parquet", listed), tmp_path / "out")
+    columns(tmp_path / "two" / "a.parquet", pictures_of("image"))
+    other = columns(tmp_path / "two" / "b.parquet", pictures_of("picture"))
+    with pytest.raises(GeoError, match=r"no pictures in a column 'image', as a\.parquet has") as refused:
+        adopt(Config(), tmp_path / "two", tmp_path / "out")
+    assert refused.value.where == str(other)
 
 
 # ---------------------------------------------------------------- whatever the source

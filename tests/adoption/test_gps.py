@@ -42,6 +42,8 @@ def test_degrees_minutes_and_seconds_of_all_four_quarters(kind: str) -> None:
 def test_a_picture_without_a_place_says_so() -> None:
     assert read_gps(encoded(scene(24, 20), "JPEG")) == NONE
     assert read_gps(tagged(t1="N", t2=(1.0, 2.0, 3.0))) == NO_PAIR
+    # A height alone, as a phone without a fix writes it.
+    assert read_gps(tagged(t5=b"\0", t6=100.0)) == NONE
     assert read_gps(b"no picture") == "its EXIF can't be read"
     assert read_gps(b"") == "its EXIF can't be read"
 
@@ -55,6 +57,22 @@ def test_half_degrees_alone_are_understood_and_fractions_over_nothing_are_not() 
     )
     assert damaged != whole
     assert read_gps(damaged) == NO_PAIR
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"t2": (48.0, 51.0, 60.0)}, (48 + 52 / 60, 2.0)),
+        ({"t2": (48.0, 75.0, 0.0)}, NO_PAIR),
+        ({"t2": (48.0, 10.0, 4512.0)}, NO_PAIR),
+        ({"t1": "South"}, (-48.0, 2.0)),
+        ({"t1": "E", "t3": "N"}, NO_PAIR),
+        ({"t1": "", "t3": ""}, (48.0, 2.0)),
+    ],
+)
+def test_what_would_be_a_place_far_off_is_none(changed: Any, found: Any) -> None:
+    tags = {"t1": "N", "t2": (48.0, 0.0, 0.0), "t3": "E", "t4": (2.0, 0.0, 0.0)}
+    assert read_gps(tagged(**tags | changed)) == (found if found == NO_PAIR else pytest.approx(found))
 
 
 def test_no_damage_to_the_exif_makes_an_exception_or_a_place_of_no_number() -> None:

@@ -61,6 +61,21 @@ def test_holes_overlaps_and_shapes_of_one_name(tmp_path: Path) -> None:
     assert frame["label"].tolist() == ["ring", "late", "ring"]
 
 
+def test_shapes_without_a_name_or_an_area_are_no_classes(tmp_path: Path) -> None:
+    file = collection(
+        tmp_path / "s.geojson",
+        ({}, [square(0, 0, 10)]),
+        ({"name": None}, [square(0, 0, 10)]),
+        ({"name": ["a", "b"]}, [square(0, 0, 10)]),
+        ({"name": "empty"}, []),
+        ({"name": " here "}, [square(0, 0, 10)]),
+    )
+    assert with_labels(places((5, 5)), str(file), 0, Ledger())["label"].tolist() == ["here"]
+    # The only property names the classes, be it a number.
+    numbered = collection(tmp_path / "n.geojson", ({"code": 7}, [square(0, 0, 10)]))
+    assert with_labels(places((5, 5)), str(numbered), 0, Ledger())["label"].tolist() == ["7"]
+
+
 @pytest.mark.parametrize("point", [(5.0, 10.1), (10.2, 5.0), (-0.1, -0.1)])
 def test_a_place_just_outside_belongs_to_the_nearest_and_one_farther_to_none(
     tmp_path: Path, point: tuple[float, float]
@@ -99,6 +114,8 @@ def test_a_coast_that_the_atlas_cuts_off_is_still_its_countrys() -> None:
         ('{"type": "FeatureCollection", "features": [{"properties": {"name": "a"}, "geometry": {"type": "Point", "coordinates": [1, 2]}}]}', "feature 1 has no polygons"),
         ('{"type": "FeatureCollection", "features": [{"properties": {"name": "a"}, "geometry": {"type": "Polygon", "coordinates": [[[500000, 4649776], [1, 2], [3, 4]]]}}]}', "feature 1 has no polygons"),
         ('{"type": "FeatureCollection", "features": [7]}', "which property|feature 1"),
+        ('{"type": "FeatureCollection", "features": [{"properties": {"name": "a"}, "geometry": {"type": "Polygon", "coordinates": []}}]}', "none of its 1 shapes has an area"),
+        ('{"type": "Topology", "objects": {}, "arcs": []}', "no FeatureCollection"),
         ('{"type": "FeatureCollection", "features": [{"properties": {"a": "x", "b": "y"}, "geometry": null}]}', "which property names a class"),
     ],
 )  # fmt: skip
