@@ -20,7 +20,7 @@ from geo_embed.geography import haversine_km, to_unit_vectors
 # Places closer than this are the same; samples whose mean views are at least so similar show the same.
 SAME_KM, SAME_COSINE = 0.1, 0.999
 # Axes that twins are first looked for along, the samples that say which, and what float32 may add to a squared distance.
-_AXES, _AXES_ROWS, _ROUNDING = 32, 4000, 1e-5
+_AXES, _AXES_ROUNDS, _AXES_ROWS, _ROUNDING = 32, 3, 4000, 1e-5
 # Similarities that are held at once, 16 MB.
 _BLOCK = 4_000_000
 # Rows whose views are averaged at once, in float32.
@@ -298,9 +298,15 @@ def _alike(
 
 
 def _main_axes(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The axes (D, 32 at most) along which vectors (n, D) vary most, orthonormal."""
-    covariance = vectors.T @ vectors
-    axes: NDArray[np.float32] = np.linalg.eigh(covariance)[1][:, -_AXES:].astype(np.float32)
+    """Axes (D, 32 at most) along which vectors (n, D) vary most, or nearly so, orthonormal.
+
+    By subspace iteration from a random start (Halko, Martinsson & Tropp, SIAM Review 53, 2011, algorithm 4.4): the eigenvectors of the
+    covariance are a hundredth better, and of joined sources, 2,816 numbers, cost six seconds.
+    """
+    dim = vectors.shape[1]
+    axes = np.random.default_rng(0).standard_normal((dim, min(_AXES, dim)), dtype=np.float32)
+    for _ in range(_AXES_ROUNDS):
+        axes = np.linalg.qr(vectors.T @ (vectors @ axes))[0]
     return axes
 
 
