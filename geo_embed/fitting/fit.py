@@ -36,7 +36,7 @@ from geo_embed.fitting.examples import (
     to_rows,
 )
 from geo_embed.fitting.leaks import near_twins
-from geo_embed.fitting.race import CHOSEN_SETTINGS, EARLY, LATE, Race, fit_best
+from geo_embed.fitting.race import CHOSEN_SETTINGS, EARLY, LATE, TOGETHER, Race, fit_best
 from geo_embed.fitting.stacked import TrainingJob, train_all
 from geo_embed.fitting.train import TrainedHeads, Validated, find_refiner, gallery_of
 from geo_embed.heads.heads import CellHeads, Heads
@@ -570,7 +570,7 @@ def _compare_sources(
         return None
     scores: dict[str, float] = {}
     if split.val.any():
-        scores["together"] = dataset.score(together, split.val)["score"]
+        scores[TOGETHER] = dataset.score(together, split.val)["score"]
         for name, mixture in race.alternatives.items():
             scores[name] = dataset.score(dataset.predict(mixture, split.val), split.val)["score"]
     return {"shares": race.shares, "scores": scores, "brief": race.brief}
@@ -586,7 +586,7 @@ def describe_comparison(sources: Mapping[str, Any], samples: int) -> str:
     shares, scores = sources["shares"], dict(sources["scores"])
     early = float(shares.get(EARLY, 0.0))
     winner = f"{EARLY if early >= 0.5 else LATE} fusion won, {max(early, 1 - early):.2f} to {min(early, 1 - early):.2f}"
-    together = scores.pop("together")
+    together = scores.pop(TOGETHER)
     alone = [name for name in scores if name not in (EARLY, LATE)]
     called = dict(zip(alone, short_names(alone), strict=True))
     each = ", ".join(
@@ -594,7 +594,7 @@ def describe_comparison(sources: Mapping[str, Any], samples: int) -> str:
         for name, score in scores.items()
     )
     brief = " as trained briefly in the race," if sources["brief"] else ""
-    return f"sources: {winner}; {samples:,} held-out samples: together {together:.4f},{brief} {each}"
+    return f"sources: {winner}; {samples:,} held-out samples: {TOGETHER} {together:.4f},{brief} {each}"
 
 
 def _describe_labels(shares: Mapping[str, float]) -> str:

@@ -88,6 +88,8 @@ _STEP_SECONDS = 0.0015
 
 # What fusion is called that puts all sources side by side first, and what that is called which mixes each one's answers.
 EARLY, LATE = "early", "late"
+# What all of it is called in a comparison.
+TOGETHER = "together"
 
 # Settings that follow from the race, whatever the configuration says.
 CHOSEN_SETTINGS = (
@@ -143,7 +145,7 @@ class Race:
                 self.chosen.append(f"{member.name} × {weight:.2f}")
             kind = "hard" if member.training.state_loss == "cross_entropy" else "soft"
             self.state_labels[kind] = self.state_labels.get(kind, 0.0) + weight
-            source = EARLY if member.block is None else member.block.name
+            source = EARLY if member.block is None else name_of_source(member.block)
             self.shares[source] = self.shares.get(source, 0.0) + weight
 
 
@@ -392,9 +394,12 @@ def _alternatives(rows: Rows) -> dict[str, list[Block | None]]:
     if len(rows.blocks) < 2:
         return {}
     members: dict[str, list[Block | None]] = {EARLY: [None], LATE: list(rows.blocks)}
-    for block in rows.blocks:
-        members[block.name] = [block]
-    return members
+    return members | {name_of_source(block): [block] for block in rows.blocks}
+
+
+def name_of_source(block: Block) -> str:
+    """What a source is called beside the fusions, with whose names some folder may be called as well."""
+    return f"the source {block.name}" if block.name in (EARLY, LATE, TOGETHER) else block.name
 
 
 def _answer(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) -> Answer:
@@ -474,7 +479,7 @@ def _race_large(
         weights = _mix(answers, inner).weights
         options[LATE] = {block: weight for block, weight in zip(rows.blocks, weights, strict=True) if weight}
         scores[LATE] = inner.score(answers, Decision(weights))[0]
-        options |= {block.name: {block: 1.0} for block in rows.blocks}
+        options |= {name_of_source(block): {block: 1.0} for block in rows.blocks}
         race.brief = True
         race.alternatives = {
             name: Mixture(

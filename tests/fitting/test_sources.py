@@ -27,8 +27,8 @@ from geo_embed.extraction.for_run import extract_for_run
 from geo_embed.finetuning.finetune import finetune
 from geo_embed.fitting import race as room
 from geo_embed.fitting.examples import Rows
-from geo_embed.fitting.fit import fit_heads
-from geo_embed.fitting.race import EARLY, LATE, fit_best
+from geo_embed.fitting.fit import describe_comparison, fit_heads
+from geo_embed.fitting.race import EARLY, LATE, TOGETHER, fit_best
 from geo_embed.fitting.train import scale_and_shift, train
 from geo_embed.heads.mixture import build_mixture
 from geo_embed.prediction.ensemble import ensemble
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def twofold(country: Country, tmp_path_factory: pytest.TempPathFactory) -> tuple[Small, str]:
     """A few places, embedded by the country's backbone and by another one, and a run on both, `both`."""
     root = tmp_path_factory.mktemp("twofold")
-    small = Small.cut(country, root / "small", train=24, test=4)
+    small = Small.cut(country, root / "small", train=24, test=4, chunk_rows=12)
     other = str(root / "other")
     write_backbone(Path(other), seed=1)
     for name in (str(small.backbone), other):
@@ -284,6 +284,17 @@ def rows_by_two(telling: str, n: int = 400) -> Rows:
     if b is None:
         b = torch.randn(*rows.views.shape[:2], 300, generator=generator)
     return replace(rows, views=torch.cat([a, b], dim=2), blocks=blocks_of(["a", "b"], [12, b.shape[2]]))
+
+
+def test_sources_that_are_called_as_fusions_are_told_apart_from_them(narrow: None) -> None:
+    rows = replace(rows_by_two(EARLY, n=60), blocks=blocks_of([EARLY, TOGETHER], [12, 12]))
+    _, race = fit_best(rows, CLASSES, Model(fusion="average"), Training(), seed=0)
+    sources = {"the source early", "the source together"}
+    assert set(race.alternatives) == {EARLY, LATE, *sources}
+    assert set(race.shares) == {EARLY, *sources}
+    scores = dict.fromkeys((TOGETHER, *race.alternatives), 0.5)
+    told = describe_comparison({"shares": race.shares, "scores": scores, "brief": False}, 9)
+    assert "together 0.5000, early 0.5000, late 0.5000, the source early alone 0.5000" in told
 
 
 @pytest.mark.parametrize("telling", [EARLY, LATE])
