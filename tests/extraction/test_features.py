@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import Small, chunk_files, command, content, forty_places
+from small import Nursery, Small, chunk_files, command, content, forty_places, holding
 
 from geo_embed.backbones import backbone as backbones
 from geo_embed.cache.exchange import cache_export, cache_import
@@ -140,6 +140,19 @@ def test_parts_in_any_order_add_what_one_pass_makes(country: Any, tmp_path: Path
     extract(small.config(), "train")
     counts = [(done.computed, done.reused) for done in (extracted(small, part=(k, 3)) for k in (3, 1, 2))]
     assert sum(computed for computed, _ in counts) == 158, "an image that another part embedded is copied"
+    assert_one_pass(small)
+
+
+def test_two_parts_that_begin_an_addition_at_once_make_what_one_pass_makes(
+    small: Small, nursery: Nursery
+) -> None:
+    extract(small.config(), "train")
+    adding = ("extract", "--split", "train", "--set", f"model.features={json.dumps(ALL)}", "--part")
+    first = nursery.start(small, *adding, "1/2", before=holding("extraction.plan.add_features"))
+    assert first.wait_for((small.root / "held").exists)
+    second = nursery.start(small, *adding, "2/2")
+    (small.root / "go").touch()
+    assert [first.end().code, second.end().code] == [0, 0]
     assert_one_pass(small)
 
 
