@@ -8,6 +8,8 @@ TRACKIO := $(VENV)/trackio
 BROWSER := $(VENV)/.browser
 # Processes that run tests, each on one thread. One more than two cores have work for, where none waits: for a disk, a server, the end of a process.
 WORKERS ?= 3
+# Images often set it. Tests begin hundreds of processes, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test pytest pytest-timm pytest-trackio quick check format house gpu fuzz lowest clean
 

@@ -405,8 +405,8 @@ def hear_signals() -> None:
 
 _NURSERY = """
 import atexit, json, os, signal, sys, threading
-import google_crc32c, pandas, simplejpeg, torch, xxhash, zarr
-import geo_embed.cache.exchange, geo_embed.cache.tidy, geo_embed.cache.verify
+import google_crc32c, pandas, pyarrow.compute, pyarrow.parquet, rich.console, rich.markdown, simplejpeg, tomlkit, torch, xxhash, zarr
+import geo_embed.cache.exchange, geo_embed.cache.tidy, geo_embed.cache.verify, geo_embed.cli.app
 import geo_embed.extraction.extract, geo_embed.fitting.fit, geo_embed.prediction.submission
 from geo_embed.cli import main
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
@@ -524,6 +524,8 @@ class Running:
         while not seen():
             if self._is_over() or time.monotonic() > deadline:
                 return False
+            # What is looked for needs the core as well.
+            time.sleep(0.0005)
         return True
 
     def _is_over(self) -> bool:

@@ -72,6 +72,6 @@ def test_an_installed_wheel_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     where = run([python, "-c", "import geo_embed; print(geo_embed.__file__)"], tmp_path)
     assert Path(where.strip()) == site_packages / "geo_embed" / "__init__.py"
     assert run([geo, "--version"], tmp_path).strip() == geo_embed.__version__
-    short = ("--set", "training.budget_seconds=2", "--set", "finetune.epochs=2")
-    told = json.loads(run([geo, "--json", *short, "demo", "--locations", "60", "--root", "demo"], tmp_path))
+    short = ("--set", "training.budget_seconds=0.2", "--set", "finetune.epochs=1")
+    told = json.loads(run([geo, "--json", *short, "demo", "--locations", "40", "--root", "demo"], tmp_path))
     assert (tmp_path / told["submission"]).stat().st_size > 0

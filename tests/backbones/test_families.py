@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import Country
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small import Country
 from torch import nn
 from towers import (
     EACH,
@@ -60,6 +60,7 @@ from geo_embed.data.images import decode, normalise, resize
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
+from geo_embed.synthetic.country import write_country
 
 each_family = pytest.mark.parametrize("family", EACH)
 
@@ -592,11 +593,18 @@ def test_without_timm_its_models_say_how_to_get_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- end to end
 
 
+@pytest.fixture
+def places(tmp_path: Path) -> Country:
+    """A handful: timm's tests have a session of their own, and the others' country would be made for this one alone."""
+    write_country(tmp_path / "places" / "data", locations=5, seed=0, image_size=64, workers=1)
+    return Country(tmp_path / "places", tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("family", ["siglip", "dinov2", TIMM])
 def test_pictures_are_extracted_with_it_and_with_what_was_saved_of_it(
-    own: Country, made: Path, family: str, tmp_path: Path
+    places: Country, made: Path, family: str, tmp_path: Path
 ) -> None:
-    config = own.config(tmp_path, model__backbone_name=str(made), model__exact=True)
+    config = places.config(tmp_path, model__backbone_name=str(made), model__exact=True)
     done = extract(config, "train", limit=3)
     assert (done.computed, done.dim) == (12, WIDTH)
     backbone = load(made, exact=True)
@@ -609,7 +617,7 @@ def test_pictures_are_extracted_with_it_and_with_what_was_saved_of_it(
             wanted = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))[0]
         np.testing.assert_allclose(stored[row, view], wanted.numpy(), atol=1e-3, rtol=1e-3)
     save_backbone(backbone, tmp_path / "saved")
-    resaved = own.config(tmp_path, model__backbone_name=str(tmp_path / "saved"), model__exact=True)
+    resaved = places.config(tmp_path, model__backbone_name=str(tmp_path / "saved"), model__exact=True)
     again = extract(resaved, "train", limit=3)
     # A whole SigLIP, a timm model with its classifier, or a tower saved alone: the same weights, the same store.
     assert (again.fingerprint, again.computed) == (done.fingerprint, 0)

@@ -28,8 +28,9 @@ SAMPLES, DIM = 700, 48
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    config = resolve(overrides={"training.budget_seconds": 1.0})[0]
+    config = resolve(overrides={"training.budget_seconds": 0.1})[0]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_ROUNDS", 1)
         patch.setattr(fitting, "gemm_rate", lambda device: gemm_rate(device, size=128))
         # Many processes: tests/bench/test_commands.py.
         patch.setattr(commands, "bench_commands", lambda *given: [])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 from small import Small, hear_signals
+from small import command as run_here
 
 if TYPE_CHECKING:
     from conftest import Country, Geo, Ran
@@ -377,8 +378,12 @@ def commands() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("command", [*commands()], ids=" ".join)
-def test_every_command_explains_itself_with_an_example_of_itself(geo: Geo, command: list[str]) -> None:
-    ran = geo(*command, "--help", env={"NO_COLOR": "1", "COLUMNS": "200"})
+def test_every_command_explains_itself_with_an_example_of_itself(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    ran = run_here(capsys, *command, "--help")
     assert ran.code == 0
     assert ran.err == ""
     (example,) = (line for line in ran.out.splitlines() if "Example:" in line)

@@ -19,7 +19,7 @@ TOLD = {
         r"read train: \d+ of 64 samples",
         r"fit-heads: 1 of 3 epochs, .*, ETA \d+ s, best score 0\.\d{4}$",
     ),
-    ("fit-heads", "--name", "b", "--preset", "best", "--budget", "1"): (
+    ("fit-heads", "--name", "b", "--preset", "best", "--budget", "0.05"): (
         r"race: 1 of \d members, .*, ETA \d+ s, best 0\.\d{4}$",
     ),
     ("sweep", "--trials", "2", "--name", "c"): (r"sweep: 1 of 2, rung 1 of 1, .*, best so far 0\.\d{4}",),

@@ -200,7 +200,7 @@ def test_every_command_that_looks_after_a_cache_does_so_in_a_bucket(
         "cache", "import", "train.npz", "--split", "train", "--backbone", "mine", "--dtype", "float32"
     ).json
     # Damage is found, and mended.
-    for name in ("zarr.json", "status/zarr.json", "embeddings/c/1/0/0", "status/c/2/0", "sample_id/c/0"):
+    for name in ("zarr.json", "embeddings/c/1/0/0", "sample_id/c/0"):
         before = buckets.get(train / name)
         buckets.put(train / name, b"damage")
         assert geo("cache", "verify", "--split", "train", code=3).json["problems"]

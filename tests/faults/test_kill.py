@@ -17,7 +17,7 @@ from geo_embed.cache.store import OK, open_store
 from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 
-KILLS = 24
+KILLS = 14
 ROWS = 40
 
 pytestmark = pytest.mark.cut(train=ROWS, chunk_rows=1)
@@ -98,7 +98,7 @@ def test_killed_after_the_csv_and_the_pictures_changed_the_result_is_right(
     small.picture(20, "west").write_bytes(small.other_picture(2))
     whole = content(whole_store(small))
     rng = random.Random(1)
-    for _ in range(8):
+    for _ in range(5):
         ran = start_and_kill(small, nursery, rng)
         assert ran.code in (0, -signal.SIGKILL), ran.err
     ran = finish(small, nursery)
@@ -108,7 +108,7 @@ def test_killed_after_the_csv_and_the_pictures_changed_the_result_is_right(
 
 
 def test_a_picture_changed_between_two_kills_is_not_mixed_up(small: Small, nursery: Nursery) -> None:
-    for seed in range(4):
+    for seed in range(3):
         process = nursery.start(small, "extract", "--split", "train")
         process.wait_for(lambda: done_rows(small) >= 3)
         process.signal(signal.SIGKILL)

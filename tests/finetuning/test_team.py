@@ -183,15 +183,10 @@ def alone(country: Country, work: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
-def test_two_processes_learn_what_one_learns(
-    tune: Any, options: Any, geo: Geo, work: Path, alone: Finetuned, sharded: bool
-) -> None:
+def test_two_processes_learn_what_one_learns(tune: Any, work: Path, alone: Finetuned, sharded: bool) -> None:
     """Augmentation and dropout on, a last pass of five samples, and one process's turn to speak."""
     name = "parts" if sharded else "two"
-    if sharded:
-        together = tune(name, sharded=True)
-    else:
-        together = geo(*options(name), command=(*TORCHRUN, "-m", "geo_embed"))
+    together = tune(name, sharded=sharded)
     assert together.code == 0, together.err
     assert together.json["run"] == name
     assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1

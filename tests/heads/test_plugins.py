@@ -185,7 +185,7 @@ def test_best_lets_a_plugins_fusion_race_and_prices_it(
     more = {
         "model.plugins": str(plugin),
         "training.preset": "best",
-        "training.budget_seconds": 0.5,
+        "training.budget_seconds": 0.05,
         "model.head": "geocells",
     }
     config = settings_of(country, tmp_path, **more)

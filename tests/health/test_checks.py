@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from small import UNPRIVILEGED, Country, Nursery, Ran, Small, command
 
+from geo_embed.backbones import pace
 from geo_embed.health.checks import Check, diagnose
 from geo_embed.settings import resolve
 
-if TYPE_CHECKING:
-    from conftest import Geo
+# In the place of the default backbone's 24 layers of 1,024, whose pace is measured where nobody names another.
+NARROW = {"hidden_size": 64, "intermediate_size": 128, "image_size": 56}
+NARROWED = f"import geo_embed.backbones.pace as pace; pace.STREETCLIP |= {NARROW!r}\n"
 
 
 def checks(ran: Ran) -> dict[str, Check]:
@@ -69,10 +70,11 @@ def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
 
 
 def test_what_it_tells_to_type_has_the_options_that_it_was_called_with(
-    capsys: pytest.CaptureFixture[str],
+    country: Country, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = command(capsys, "--set", "paths.cache_dir=my cache", "doctor").out
-    assert "→ geo --set 'paths.cache_dir=my cache' extract --split all" in shown
+    given = ("--set", "paths.cache_dir=my cache", "--set", f"model.backbone_name={country.backbone}")
+    shown = command(capsys, *given, "doctor").out
+    assert f"→ geo {shlex.join(given)} extract --split all" in shown
 
 
 def test_a_pictures_folder_that_is_gone_is_no_fault_where_they_are_embedded(
@@ -105,18 +107,22 @@ def test_faults_of_every_kind_are_findings(small: Small, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("library", ["torch", "zarr", "pandas", "huggingface_hub", "packaging"])
-def test_a_library_that_cannot_be_loaded_is_a_finding(geo: Geo, library: str, country: Country) -> None:
-    script = (
+def test_a_library_that_cannot_be_loaded_is_a_finding(
+    nursery: Nursery, library: str, country: Country, tmp_path: Path
+) -> None:
+    """In a process that forgets it, and all of ours, which imported it."""
+    broken = (
         "import sys\n"
         "class Broken:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] == {library!r}:\n"
         f"            raise ImportError('libcudart.so: cannot open', name={library!r})\n"
+        f"for name in [name for name in sys.modules if name.split('.')[0] in ({library!r}, 'geo_embed')]:\n"
+        "    del sys.modules[name]\n"
         "sys.meta_path.insert(0, Broken())\n"
         "from geo_embed.cli import main\n"
-        "main()\n"
     )
-    ran = geo(*country.options(Path()), "--json", "doctor", command=[sys.executable, "-c", script])
+    ran = nursery.start_in(tmp_path, *country.options(Path()), "--json", "doctor", before=broken).end()
     assert ran.code == 3, ran.err
     assert ran.err == ""
     wrong = [check for check in checks(ran).values() if not check.ok]
@@ -124,8 +130,9 @@ def test_a_library_that_cannot_be_loaded_is_a_finding(geo: Geo, library: str, co
 
 
 def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(
-    country: Country, tmp_path: Path
+    country: Country, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pace, "STREETCLIP", pace.STREETCLIP | NARROW)
     small = {"model.backbone_name": str(country.backbone)}
     (tmp_path / "geo.toml").write_text("[training]\nsead = 1\n")
     found = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
@@ -148,9 +155,9 @@ def test_folders_and_settings_without_permission_are_findings(
     small = f"model.backbone_name={country.backbone}"
     words = ("--set", "paths.data_root=data", "--set", small, "--json", "doctor")
     try:
-        ran = nursery.start_in(tmp_path, *words, before=UNPRIVILEGED).end()
+        ran = nursery.start_in(tmp_path, *words, before=NARROWED + UNPRIVILEGED).end()
         (tmp_path / "geo.toml").unlink()
-        again = nursery.start_in(tmp_path, *words, before=UNPRIVILEGED).end()
+        again = nursery.start_in(tmp_path, *words, before=NARROWED + UNPRIVILEGED).end()
     finally:
         for name in ("cache", "runs", "data"):
             (tmp_path / name).chmod(0o700)

@@ -58,17 +58,17 @@ def plugin(small: Small, code: str) -> dict[str, list[str]]:
 def test_workers_that_die_at_random_leave_the_bytes_of_one_run(
     small: Small, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    starts = sorted(random.Random(4).sample(range(0, ROWS, 2), 3))
+    starts = sorted(random.Random(4).sample(range(0, ROWS, 2), 2))
     changes = plugin(small, DYING.format(folder=str(small.root), starts=set(starts)))
     features = {"model__features": ("pooler_output", "token_mean")}
     done = extract_on_ray(small.config(**changes, **features), "train", cluster)
     assert sorted(small.root.glob("died-*")) == sorted(small.root / f"died-{start}" for start in starts)
     assert (done.samples, done.skipped, done.damaged) == (ROWS, [], [])
     # What a dead worker had committed of its part was found there by the next.
-    assert 4 * (ROWS - 8) <= done.computed <= 4 * ROWS
+    assert 4 * (ROWS - 6) <= done.computed <= 4 * ROWS
     assert done.computed + done.reused == 4 * ROWS
     told = capsys.readouterr().err
-    assert told.count("is begun again elsewhere") == 3
+    assert told.count("is begun again elsewhere") == 2
     assert "a worker died" in told
     assert_equals_one_run(small, **features)
     again = extract(small.config(), "train")
@@ -117,14 +117,14 @@ def test_the_command_prints_what_it_prints_without_ray_and_keeps_stdout_clean(
 ) -> None:
     """Workers' folder is not the command's: its paths are relative. One of them dies, of which Ray tells on stdout."""
     small.write_toml()
-    (small.root / "plugin.py").write_text(DYING.format(folder=str(small.root), starts={2}))
+    (small.root / "plugin.py").write_text(DYING.format(folder=str(small.root), starts={0}))
     settings = ["--set", "paths.cache_dir=cache", "--set", "paths.data_root=data"]
     settings += ["--set", 'model.plugins=["plugin.py"]']
-    options = ["--json", *settings, "extract", "--split", "test"]
+    options = ["--json", *settings, "extract", "--split", "test", "--limit", "2"]
     ran = nursery.start_in(small.root, *options, "--engine", "ray", "--ray-address", ray_address).end()
     assert ran.code == 0, ran.err
     alone = nursery.start_in(small.root, *options).end()
-    assert (ran.json["computed"], alone.json["computed"], alone.json["reused"]) == (16, 0, 16)
+    assert (ran.json["computed"], alone.json["computed"], alone.json["reused"]) == (8, 0, 8)
     differing = {"computed", "reused", "images_per_second", "working_seconds", "seconds"}
     for key in ran.json.keys() | alone.json.keys():
         assert key in differing or ran.json[key] == alone.json[key], key

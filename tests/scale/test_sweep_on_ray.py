@@ -51,29 +51,15 @@ def tried(config: Config, name: str = "sweep") -> dict[tuple[int, int], dict[str
 
 
 @pytest.mark.slow
-def test_trials_on_ray_come_to_the_numbers_of_a_local_sweep_though_a_worker_dies(
-    country: Country, tmp_path: Path, cluster: Cluster
-) -> None:
-    short = {"training__epochs": 3, "training__batch_size": 32, "training__learning_rate": 1e-6}
-    local = country.config(tmp_path / "local", **short)
-    alone = sweep(local, **options(local))
-    (tmp_path / "plugin.py").write_text(DYING.format(folder=str(tmp_path)))
-    plugins = [str(tmp_path / "plugin.py")]
-    remote = country.config(tmp_path / "remote", model__plugins=plugins, **short)
-    divided = sweep_on_ray(remote, cluster, **options(remote))
-    assert (tmp_path / "died").exists()
-    assert tried(remote) == tried(local)
-    assert [trial["trial"] for trial in divided.trials] == [trial["trial"] for trial in alone.trials]
-    assert divided.best["val"] == alone.best["val"]
-    assert (divided.computed, divided.reused) == (alone.computed, 0)
-
-
-@pytest.mark.slow
-def test_a_local_sweep_that_was_interrupted_goes_on_on_ray(
+def test_an_interrupted_sweep_goes_on_on_ray_to_the_numbers_of_a_local_one_though_a_worker_dies(
     country: Country, tmp_path: Path, cluster: Cluster
 ) -> None:
     short = {"training__epochs": 2, "training__batch_size": 32, "training__learning_rate": 1e-6}
-    config = country.config(tmp_path, **short)
+    whole = country.config(tmp_path / "whole", **short)
+    alone = sweep(whole, **options(whole))
+    (tmp_path / "plugin.py").write_text(DYING.format(folder=str(tmp_path)))
+    # Here nothing loads it: workers do.
+    config = country.config(tmp_path / "begun", model__plugins=[str(tmp_path / "plugin.py")], **short)
 
     def interrupted(*arguments: Any) -> Iterator[list[Result]]:
         results = train_here(*arguments)
@@ -86,12 +72,13 @@ def test_a_local_sweep_that_was_interrupted_goes_on_on_ray(
     before = tried(config)
     assert len(before) == 2
     done = sweep_on_ray(config, cluster, **options(config))
-    assert done.reused == 2
+    assert (tmp_path / "died").exists()
+    assert (done.reused, done.computed + done.reused) == (2, alone.computed)
     after = tried(config)
     assert {key: after[key] for key in before} == before
-    whole = country.config(tmp_path / "whole", **short)
-    sweep(whole, **options(whole))
     assert after == tried(whole)
+    assert [trial["trial"] for trial in done.trials] == [trial["trial"] for trial in alone.trials]
+    assert done.best["val"] == alone.best["val"]
 
 
 @pytest.mark.slow
