@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -174,7 +175,14 @@ def build_app(scene: Scene, split: str) -> FastAPI:
     ) -> Response:
         """A picture of the manifest, made small and written anew, without EXIF."""
         tag = request.headers.get("if-none-match", "")
-        found = await read(lambda: thumbnails.of(split, sample_id, view, side, tag))
+        # Ids and names of views may hold a slash each.
+        whole = f"{sample_id}/{view}"
+        names = [name for name in scene.run.config.model.view_names if whole.endswith(f"/{name}")]
+        found = None
+        for name in sorted(names, key=len, reverse=True):
+            if found is None:
+                own_id = whole.removesuffix(f"/{name}")
+                found = await read(partial(thumbnails.of, split, own_id, name, side, tag))
         if found is None:
             raise Refusal(404, "the dataset has no such picture at hand", "")
         headers = {"ETag": found.tag, "Cache-Control": "private, max-age=60"}

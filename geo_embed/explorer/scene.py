@@ -36,7 +36,7 @@ from geo_embed.metrics import (
 from geo_embed.reporting.outlines import class_at
 from geo_embed.reporting.subject import Subject, subject_of
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
-from geo_embed.runs.table import read_predictions
+from geo_embed.runs.table import has_rows, read_predictions
 
 SPLITS = ("val", "test")
 NEIGHBOURS = 8
@@ -138,7 +138,7 @@ class Scene:
     @cached_property
     def splits(self) -> list[str]:
         """Those that the run has predictions of."""
-        return [split for split in SPLITS if self.run.predictions_path(split).is_file()]
+        return [split for split in SPLITS if has_rows(self.run.predictions_path(split))]
 
     def shown(self, split: str) -> Shown:
         """A split's samples. Raises GeoError where the run has no predictions of it, or they are damaged."""
@@ -217,7 +217,9 @@ class Scene:
             rows = _rows_among(space.sample_id, predictions.sample_id)
             if (rows < 0).any():
                 raise GeoError(f"{(rows < 0).sum():,} samples aren't in the store")
-            return plane_of(space.vectors[rows]), self.memory.embedder().name
+            plane = plane_of(space.vectors[rows])
+            plane[~space.seen[rows]] = np.nan
+            return plane, self.memory.embedder().name
         except GeoError as error:
             warn(f"the embedding view shows the predicted distributions, not the learnt space: {error}")
             # Hellinger's distance between distributions is that of their roots.
@@ -239,6 +241,9 @@ class Scene:
         except GeoError:
             return []
         direction = space.directions(answered.vector[None])[0]
+        # Heads of one class tell nothing apart.
+        if not direction.any():
+            return []
         allowed = self._learnt_from(space)
         if but and (own := np.flatnonzero(space.sample_id == but)).size:
             allowed = allowed.copy()
@@ -259,7 +264,7 @@ class Scene:
                     "latitude": latitude,
                     "longitude": longitude,
                     "km": number(float(haversine_km(*place, latitude, longitude))),
-                    "similarity": float(cosine),
+                    "similarity": min(float(cosine), 1.0),
                     "picture": next(
                         (v["picture"] for v in self.views("train", sample_id) if v["picture"]), None
                     ),
@@ -275,7 +280,11 @@ class Scene:
         except GeoError as error:
             warn(f"neighbours are sought among all training samples: {error}")
             return None
-        return frozenset(text_ids(table["sample_id"][table["part"] == "train"]))
+        learnt = table["part"] == "train"
+        # Of folds each was learnt from by the heads of the others.
+        if "fold" in table and table["fold"][~learnt].nunique() > 1:
+            learnt |= True
+        return frozenset(text_ids(table["sample_id"][learnt]))
 
     def _is_learnt(self, sample_id: str) -> bool:
         return self._learnt is not None and sample_id in self._learnt
@@ -425,7 +434,7 @@ class Scene:
         return buffer.getvalue()
 
     def _has_beside(self, split: str) -> bool:
-        return self.compared is not None and self.compared.predictions_path(split).is_file()
+        return self.compared is not None and has_rows(self.compared.predictions_path(split))
 
     def _beside(self, split: str, shown: Shown) -> dict[str, Any]:
         """Whether the other run's first state is the same, and how far off its point is; null where it has no answer, or nothing is known."""

@@ -70,11 +70,13 @@ class Space:
         sample_id: (N,) text.
         vectors: (N, W) float16, centred and of length 1; 0 of a sample without views.
         mean: (W,) what they were centred by.
+        seen: (N,) which samples have a view.
     """
 
     sample_id: NDArray[np.object_]
     vectors: NDArray[np.float16]
     mean: Floats
+    seen: NDArray[np.bool_]
 
     def directions(self, vectors: Floats) -> Floats:
         """Vectors (n, W) centred as the samples are, and of length 1; 0 where NaN."""
@@ -95,6 +97,7 @@ class Space:
             [part.astype(np.float32) @ direction for part in _parts(self.vectors)]
             or [np.zeros(0, np.float32)]
         )
+        allowed = allowed & self.seen
         cosine[~allowed] = -np.inf
         count = min(count, int(allowed.sum()))
         rows = np.argpartition(-cosine, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
@@ -158,10 +161,10 @@ def _space(
         ]
         or [np.zeros((0, width), np.float16)]
     )
-    mean = _mean(vectors)
+    mean, seen = _mean(vectors), np.isfinite(vectors).all(axis=1)
     for rows in _parts(vectors):
         rows[:] = _directions(rows.astype(np.float32), mean)
-    return Space(sample_id, vectors, mean)
+    return Space(sample_id, vectors, mean, seen)
 
 
 def plane_of(vectors: NDArray[np.floating[Any]]) -> Floats:

@@ -100,6 +100,19 @@ def is_tta(path: Path) -> bool:
     return _read_notes(path).get(_TTA) == _YES
 
 
+def has_rows(path: Path) -> bool:
+    """Whether there is a table that has any; what is damaged counts as one, so that it is said where it is read."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with open_regular(path) as file:
+            return bool(parquet.read_metadata(file).num_rows)
+    except AbsentError:
+        return False
+    except (GeoError, ArrowException, ValueError):
+        return True
+
+
 def _read_notes(path: Path) -> dict[bytes, bytes]:
     """What a table's schema says beside its columns; nothing where it can't be read."""
     from pyarrow import ArrowException, parquet

@@ -102,6 +102,7 @@ def hostile(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ids="<i>{}</i>",
         samples=48,
         model__fusion="attention",
+        model__head="geocells",
     )
     run = made_run(config, "plain")
     # Answers for test samples, whose truth nobody here knows. The other run has none of those, and none for one that was held out.
@@ -635,6 +636,51 @@ def test_a_sample_that_the_other_run_has_no_answer_for_is_not_said_to_be_answere
     assert re.search(r"another class · 0\b.*no answer of other · 1\b", legend, re.DOTALL)
     assert left.startswith("1of")
     assert "no answer to this sample" in said
+
+
+def test_the_heat_of_a_prediction_covers_the_hulls_of_classes_and_a_drag_beside_the_map_selects_nothing(
+    browser: Browser, hostile: str
+) -> None:
+    # Cells in sight whose middle lies in a hull, and how blue it is there; where they are on the screen follows from the two marks.
+    hues = """async () => {
+        const {atlas} = await import('/assets/map.js'), {shown} = await import('/assets/address.js');
+        const told = await (await fetch('/api/samples/val/' + encodeURIComponent(shown.sample))).json();
+        const {levels, project} = atlas(await (await fetch('/api/outlines')).json(), {});
+        const plane = at => project(at.longitude, at.latitude), [truth, point] = [told.truth, told.prediction].map(plane);
+        const ring = document.querySelector('#map .above .truth'), [x, y] = ['cx', 'cy'].map(name => Number(ring.getAttribute(name)));
+        const other = Number(document.querySelector('#map .above .prediction').getAttribute('d').match(/[0-9.]+/)[0]);
+        const scale = (other - x) / (point[0] - truth[0]), canvas = document.querySelector('#map canvas.ground'), pen = canvas.getContext('2d');
+        const {latitude, longitude} = told.distribution, found = [];
+        for (const k in latitude) {
+            const [a, b] = project(longitude[k], latitude[k]), at = [x + (a - truth[0]) * scale, y + (b - truth[1]) * scale].map(Math.round);
+            if (!levels[1].classes.some(path => new OffscreenCanvas(1, 1).getContext('2d').isPointInPath(path, a, b, 'evenodd'))) continue;
+            if (at[0] < 0 || at[1] < 0 || at[0] >= canvas.width || at[1] >= canvas.height) continue;
+            const [red, , blue] = pen.getImageData(...at, 1, 1).data;
+            found.push(blue - red);
+        }
+        return found;
+    }"""
+    with look(browser, hostile) as looked:
+        page = looked.page
+        page.locator("#map [data-tool=lasso]").click()
+        page.locator(".line").last.click()
+        page.wait_for_selector(".of-sample .bars")
+        page.wait_for_timeout(400)
+        tints = looked.ask(hues)
+        # What the map does there is chosen where it is shown alone.
+        page.get_by_role("link", name="Try it").click()
+        settle(page)
+        brush(looked, "#map", 0.5)
+        page.locator("#map .plane").focus()
+        page.keyboard.press("V")
+        page.get_by_role("link", name="Explore").click()
+        settle(page)
+        selected = number(looked, "Samples")
+
+    # Land is nearly grey.
+    assert tints
+    assert min(tints) > 30
+    assert selected.endswith("all")
 
 
 def test_a_game_that_was_left_goes_on_and_a_seed_that_is_none_deals_another(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import shutil
 import socket
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from served import client_of
 from small import Country
+from worlds import made_run, make_world
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
@@ -25,9 +29,11 @@ from geo_embed.explorer.explore import explore, open_scene
 from geo_embed.explorer.scene import Scene
 from geo_embed.explorer.serving import bind
 from geo_embed.explorer.space import plane_of
+from geo_embed.extraction.extract import extract
+from geo_embed.fitting.fit import fit_heads
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.predict import predict_split
-from geo_embed.runs.run import Run
+from geo_embed.runs.run import Run, load_run
 from geo_embed.runs.table import read_predictions, write_predictions
 
 
@@ -183,6 +189,73 @@ def test_where_others_can_reach_it_the_address_has_the_token(config: Config, run
             connection.request("GET", f"/api/run{query}")
             assert connection.getresponse().status == status
             connection.close()
+
+
+def test_a_run_that_held_out_nothing_is_shown_by_its_test_samples(config: Config, run: Run) -> None:
+    path = run.predictions_path("val")
+    predictions, truth = read_predictions(path, run.labels)
+    assert truth is not None
+    write_predictions(path, predictions.take(slice(0)), truth.take(slice(0)))
+    with pytest.raises(GeoError, match="no predictions to show: it held out no samples") as lacking:
+        open_scene(config, "first")
+    assert "geo predict first --split test" in lacking.value.hint
+    predict_split(config, run, "test")
+    scene, split = open_scene(config, "first")
+    with client_of(scene, split) as client:
+        about = client.get("/api/run").json()
+        assert (about["split"], about["splits"]) == ("test", ["test"])
+        assert about["why_no_game"].startswith("the run held out no samples")
+        assert client.get("/api/game").json()["error"] == about["why_no_game"]
+
+
+def test_neighbours_of_folds_are_all_others_and_no_heads_say_where_they_learnt_a_sample(
+    config: Config, run: Run
+) -> None:
+    """Each sample was held out by one fold, and learnt from by the others."""
+    settings = {"head": "geocells", "fusion": "average"}
+    update = {"training": config.training.model_copy(update={"folds": 2, "epochs": 1})}
+    update |= {"model": config.model.model_copy(update=settings)}
+    fit_heads(config.model_copy(update=update), name="folded")
+    scene, split = open_scene(config, "folded")
+    with client_of(scene, split) as client:
+        told = client.get(f"/api/samples/val/{rows_of(client)['sample_id'][0]}").json()
+    assert len(told["neighbours"]) == 8
+    assert told["distribution"]["kind"] == "classes"
+
+
+def test_a_sample_without_any_view_lies_nowhere_in_the_learnt_space(own: Country, fitted: Path) -> None:
+    config = own.config(inference__on_bad_image="skip")
+    shutil.copytree(fitted, config.paths.runs_dir / "first")
+    for picture in own.images("test").glob("img_000000_*"):
+        picture.unlink()
+    extract(config, "test")
+    predict_split(config, load_run(config.paths.runs_dir, "first"), "test")
+    scene, split = open_scene(config, "first", split="test")
+    with client_of(scene, split) as client:
+        table = rows_of(client)
+        told = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
+    assert table["x"].isna().tolist() == [True] + [False] * (len(table) - 1)
+    assert told["neighbours"] == []
+    assert len(told["prediction"]["top"]) == 5
+
+
+def test_ids_and_views_of_any_name_have_their_pictures(tmp_path: Path) -> None:
+    views, names = ("up/down", "down", "<b>"), ("a.jpg", "b.jpg", "c.jpg")
+    config = make_world(tmp_path, ["A", "B"], views=views, ids="{}/up/../é #?", samples=24)
+    made_run(config, "first")
+    csv = config.paths.csv("train")
+    csv.write_text(csv.read_text(encoding="utf-8").replace(",,,,", f",{','.join(names)},"), encoding="utf-8")
+    config.paths.images("train").mkdir()
+    for k, name in enumerate(names):
+        Image.new("RGB", (8 + k, 8)).save(config.paths.images("train") / name)
+    scene, split = open_scene(config, "first")
+    with client_of(scene, split) as client:
+        sample_id = rows_of(client)["sample_id"][0]
+        told = client.get(f"/api/samples/val/{quote(sample_id, safe='')}").json()
+        assert told["sample_id"] == sample_id
+        found = [client.get(view["picture"]) for view in told["views"]]
+    assert [answer.status_code for answer in found] == [200] * 3
+    assert [Image.open(io.BytesIO(answer.content)).width for answer in found] == [8, 9, 10]
 
 
 def test_a_split_that_the_other_run_has_no_answers_for_is_shown_without_it(config: Config, run: Run) -> None:

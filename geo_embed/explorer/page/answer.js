@@ -24,7 +24,7 @@ export function bars(top, truth) {
 
 // Samples that are near in the learnt space; `point` is called with one that is looked at, or null.
 export function neighbours(found, from, point, open) {
-  if (!found?.length) return h("p", { class: "empty" }, "No neighbours: the cache of the training samples isn't at hand.");
+  if (!found?.length) return h("p", { class: "empty" }, "No neighbours: the training samples' embeddings aren't at hand, or tell nothing of this place.");
   return h(
     "ol",
     { class: "neighbours" },

@@ -303,6 +303,7 @@ function useMode(first) {
   find("panel").setAttribute("aria-label", { map: "Selection", try: "Your pictures", play: "Game" }[mode]);
   map.plane.classList.toggle("placing", mode === "play");
   map.pointing = false;
+  map.selecting = mode === "map";
   map.setShape(mode === "map" ? shown.area : null);
   map.mark({});
   if (mode === "play") deal();
@@ -391,7 +392,7 @@ async function openSample(first) {
 // What the other run says of a sample.
 function besideOf(row) {
   if (samples.agrees[row] === UNKNOWN) return "no answer to this sample";
-  const away = samples.compare_km ? `, ${km(Number.isFinite(samples.compare_km[row]) ? samples.compare_km[row] : null)} off` : "";
+  const away = Number.isFinite(samples.compare_km?.[row]) ? `, ${km(samples.compare_km[row])} off` : "";
   return `${samples.agrees[row] ? "the same class" : "another class"}${away}`;
 }
 

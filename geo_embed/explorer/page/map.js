@@ -22,9 +22,7 @@ export function atlas(outlines, samples) {
   const context = (outlines.context ?? []).map(clockwise);
   const levels = [COARSE, FINE].map((least) => {
     const classes = wound.map((rings) => pathsOf(rings, least));
-    const land = pathsOf(context, least);
-    for (const path of classes) land.addPath(path);
-    return { classes, context: pathsOf(context, least), land };
+    return { classes, context: pathsOf(context, least) };
   });
   const [[left, top], [right, bottom]] = geoPath(projection).bounds({ type: "MultiPoint", coordinates: places.length ? places : [[0, 0]] });
   const extent = outlines.projection === "albers-usa" ? [0, 0, WIDE, 0.6 * WIDE] : [left, top, right, bottom];
@@ -83,7 +81,11 @@ export function makeMap(outlines, samples, calls) {
       colours ??= Object.fromEntries(["--land", "--line", "--panel", "--muted", "--a"].map((name) => [name, variable(name)]));
       const level = drawn.levels[map.camera.zoom > NEAR ? 1 : 0];
       pen.lineJoin = "round";
-      pen.fillStyle = colours["--panel"];
+      // What is painted over the land shows where land is, as strongly as it is opaque.
+      if (marks.heat?.cells) {
+        pen.fillStyle = colours["--panel"];
+        pen.fill(level.context, "evenodd");
+      }
       pen.strokeStyle = colours["--line"];
       pen.lineWidth = 0.8 / scale;
       pen.globalAlpha = 0.6;
@@ -103,11 +105,10 @@ export function makeMap(outlines, samples, calls) {
         }
       }
       if (marks.heat?.cells) {
-        // Nothing is predicted at sea.
-        pen.save();
-        if (level.classes.length) pen.clip(level.land, "evenodd");
+        // Nothing is predicted at sea. Areas may overlap, so that no path has them all.
+        pen.globalCompositeOperation = "source-atop";
         cells(pen, marks.heat.cells, colours["--a"]);
-        pen.restore();
+        pen.globalCompositeOperation = "source-over";
       }
       pen.globalAlpha = 0.55;
       pen.lineWidth = 0.7 / scale;

@@ -29,7 +29,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
   const layer = pointLayer(plane);
   plane.insertBefore(plane.querySelector("canvas.points"), above);
   const camera = { zoom: 1, x: 0.5, y: 0.5 };
-  const made = { plane, layer, camera, kind: () => layer.kind, tool: "pan", pointing: false };
+  const made = { plane, layer, camera, kind: () => layer.kind, tool: "pan", pointing: false, selecting: true };
   let [width, height, ratio] = [0, 0, 1];
   let [extent, places, selected, chosenCount] = [[0, 0, 1, 1], new Float32Array(0), null, 0];
   let [shape, draft, asked, whole, flight] = [null, null, false, false, 0];
@@ -200,7 +200,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
       return;
     }
     [moved, kept] = [false, shape];
-    begun = { at: at(event), tool: made.pointing ? "pan" : event.shiftKey ? "box" : made.tool };
+    begun = { at: at(event), tool: !made.selecting ? "pan" : event.shiftKey ? "box" : made.tool };
     showTip(-1);
   });
 
@@ -297,7 +297,7 @@ export function scatter({ label, help, tools = true, ...calls }) {
     else if (event.key === "+" || event.key === "=") zoomAt(1.5);
     else if (event.key === "-") zoomAt(1 / 1.5);
     else if (event.key === "0") glide(1, 0.5, 0.5);
-    else if (event.key.toLowerCase() === "v" && calls.brush) calls.brush(inSight(), true);
+    else if (event.key.toLowerCase() === "v" && made.selecting) calls.brush?.(inSight(), true);
     else if (event.key === "Escape" && shape) calls.brush?.(null, true);
     else if (event.key === "Enter" && calls.pick) {
       const row = nearest(width / 2, height / 2, Infinity);
