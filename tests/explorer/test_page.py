@@ -291,6 +291,7 @@ def test_fingers_tap_pan_and_pinch_and_a_pinch_selects_nothing(browser: Browser,
         touch("touchMove", (0.3, 0.6))
         touch("touchEnd")
         settle(page)
+        page.wait_for_url(re.compile("at="))
         zoomed = page.evaluate("async () => (await import('/assets/address.js')).shown.at")
         unselected = number(looked, "Samples")
         page.get_by_role("button", name="Show all").first.tap()
