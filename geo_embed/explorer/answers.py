@@ -86,6 +86,7 @@ class Distribution(_Answer):
     """Where a sample may be: the likeliest cells, or classes where the heads have no cells."""
 
     kind: str
+    state: list[int] | None = Field(description="of each its class; null where they are cells")
     latitude: list[float]
     longitude: list[float]
     probability: list[float]

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from geo_embed import __version__
 from geo_embed.console import harmless
-from geo_embed.errors import PlainError
+from geo_embed.errors import GeoError, PlainError
 from geo_embed.explorer import answers
 from geo_embed.explorer.docs_page import docs_page
 from geo_embed.explorer.game import MOST_ROUNDS, deal, judge
@@ -23,6 +23,7 @@ from geo_embed.explorer.memory import RunInMemory
 from geo_embed.explorer.scene import Scene, distribution
 from geo_embed.explorer.thumbnails import LEAST_SIDE, MOST_SIDE, Thumbnails
 from geo_embed.explorer.uploads import decode_pictures, place_of, read_form
+from geo_embed.runs.run import is_run
 
 Result = TypeVar("Result")
 Split = Literal["val", "test"]
@@ -79,7 +80,17 @@ def build_app(scene: Scene, split: str) -> FastAPI:
         try:
             return await run_sync(work, abandon_on_cancel=True, limiter=reading)
         except PlainError as error:
-            raise refusal_of(error, 404) from error
+            raise lacks(error, 404) from error
+
+    def lacks(error: PlainError, status: int) -> Refusal:
+        """What is said of what is missing: of a run that was removed meanwhile that alone, not which of its files is sought."""
+        if is_run(scene.run.path):
+            return refusal_of(error, status)
+        return Refusal(
+            status,
+            f"the run {scene.run.name} is no longer there",
+            "end geo explore, and start it with another run",
+        )
 
     def chosen(asked: str | None) -> str:
         name = split if asked is None else asked
@@ -213,7 +224,7 @@ def build_app(scene: Scene, split: str) -> FastAPI:
     async def predict(request: Request) -> Any:
         """The run's answer to one place, by 1 to V pictures. They are kept in memory alone, and forgotten with the answer."""
         if (why := scene.memory.why_not()) is not None:
-            raise Refusal(503, f"this run can't answer pictures: {why}", "")
+            raise lacks(GeoError(f"this run can't answer pictures: {why}"), 503)
         if sending.statistics().tasks_waiting >= _MOST_WAITING:
             raise Refusal(503, "too many pictures wait for their turn", "try again in a moment")
         async with sending:
@@ -229,7 +240,7 @@ def build_app(scene: Scene, split: str) -> FastAPI:
                     lambda: _answer(scene, pictures), abandon_on_cancel=True, limiter=answering
                 )
             except PlainError as error:
-                raise refusal_of(error, 503) from error
+                raise lacks(error, 503) from error
 
     # ---------------------------------------------------------------- play
 

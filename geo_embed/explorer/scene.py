@@ -183,7 +183,7 @@ class Scene:
             if not samples.pictures.are_there():
                 return f"there are no pictures at {samples.image_root}"
         except GeoError as error:
-            return str(error)
+            return f"the dataset isn't at hand: {error}"
         return None
 
     @property
@@ -562,6 +562,7 @@ def distribution(spread: Spread) -> Value:
     rows = rows[np.argsort(-spread.probability[rows], kind="stable")][:_MOST_PLACES]
     return {
         "kind": spread.kind,
+        "state": rows.tolist() if spread.kind == "classes" else None,
         "latitude": np.round(spread.latitude[rows], 5).tolist(),
         "longitude": np.round(spread.longitude[rows], 5).tolist(),
         "probability": np.round(spread.probability[rows], 7).tolist(),

@@ -639,35 +639,52 @@ def test_a_sample_that_the_other_run_has_no_answer_for_is_not_said_to_be_answere
     assert "no answer to this sample" in said
 
 
+# Of the open sample's distribution the places in sight that lie in a class: how blue it is there, and which class that is. Where places are on the
+# screen follows from the marks of truth and prediction.
+TINTS = """(async () => {
+    const {atlas} = await import('/assets/map.js'), {shown} = await import('/assets/address.js');
+    const told = await (await fetch('/api/samples/val/' + encodeURIComponent(shown.sample))).json();
+    const {levels, project} = atlas(await (await fetch('/api/outlines')).json(), {});
+    const [truth, point] = [told.truth, told.prediction].map(at => project(at.longitude, at.latitude));
+    const ring = document.querySelector('#map .above .truth'), [x, y] = ['cx', 'cy'].map(name => Number(ring.getAttribute(name)));
+    const other = Number(document.querySelector('#map .above .prediction').getAttribute('d').match(/[0-9.]+/)[0]);
+    const scale = (other - x) / (point[0] - truth[0]), canvas = document.querySelector('#map canvas.ground'), pen = canvas.getContext('2d');
+    const {latitude, longitude} = told.distribution, aside = new OffscreenCanvas(1, 1).getContext('2d'), found = [];
+    for (const k in latitude) {
+        const [a, b] = project(longitude[k], latitude[k]), at = [x + (a - truth[0]) * scale, y + (b - truth[1]) * scale].map(Math.round);
+        const inside = levels[1].classes.findIndex(path => aside.isPointInPath(path, a, b, 'evenodd'));
+        if (inside < 0 || at[0] < 0 || at[1] < 0 || at[0] >= canvas.width || at[1] >= canvas.height) continue;
+        const [red, , blue] = pen.getImageData(...at, 1, 1).data;
+        found.push([blue - red, inside]);
+    }
+    return found;
+})()"""
+
+
+def test_the_heat_over_classes_is_strongest_where_the_model_says(
+    browser: Browser, address: str, beside: Scene
+) -> None:
+    predictions = beside.shown("val").predictions
+    sure = int(predictions.probabilities.max(axis=1).argmax())
+    with look(browser, f"{address}#sample={predictions.sample_id[sure]}") as looked:
+        looked.page.wait_for_selector(".of-sample .bars")
+        looked.page.wait_for_timeout(400)
+        tints = looked.ask(TINTS)
+
+    assert len({inside for _, inside in tints}) > 3
+    assert max(tints)[1] == predictions.probabilities[sure].argmax()
+
+
 def test_the_heat_of_a_prediction_covers_the_hulls_of_classes_and_a_drag_beside_the_map_selects_nothing(
     browser: Browser, hostile: str
 ) -> None:
-    # Cells in sight whose middle lies in a hull, and how blue it is there; where they are on the screen follows from the two marks.
-    hues = """async () => {
-        const {atlas} = await import('/assets/map.js'), {shown} = await import('/assets/address.js');
-        const told = await (await fetch('/api/samples/val/' + encodeURIComponent(shown.sample))).json();
-        const {levels, project} = atlas(await (await fetch('/api/outlines')).json(), {});
-        const plane = at => project(at.longitude, at.latitude), [truth, point] = [told.truth, told.prediction].map(plane);
-        const ring = document.querySelector('#map .above .truth'), [x, y] = ['cx', 'cy'].map(name => Number(ring.getAttribute(name)));
-        const other = Number(document.querySelector('#map .above .prediction').getAttribute('d').match(/[0-9.]+/)[0]);
-        const scale = (other - x) / (point[0] - truth[0]), canvas = document.querySelector('#map canvas.ground'), pen = canvas.getContext('2d');
-        const {latitude, longitude} = told.distribution, found = [];
-        for (const k in latitude) {
-            const [a, b] = project(longitude[k], latitude[k]), at = [x + (a - truth[0]) * scale, y + (b - truth[1]) * scale].map(Math.round);
-            if (!levels[1].classes.some(path => new OffscreenCanvas(1, 1).getContext('2d').isPointInPath(path, a, b, 'evenodd'))) continue;
-            if (at[0] < 0 || at[1] < 0 || at[0] >= canvas.width || at[1] >= canvas.height) continue;
-            const [red, , blue] = pen.getImageData(...at, 1, 1).data;
-            found.push(blue - red);
-        }
-        return found;
-    }"""
     with look(browser, hostile) as looked:
         page = looked.page
         page.locator("#map [data-tool=lasso]").click()
         page.locator(".line").last.click()
         page.wait_for_selector(".of-sample .bars")
         page.wait_for_timeout(400)
-        tints = looked.ask(hues)
+        tints = [tint for tint, _ in looked.ask(TINTS)]
         # What the map does there is chosen where it is shown alone.
         page.get_by_role("link", name="Try it").click()
         settle(page)

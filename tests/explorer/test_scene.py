@@ -136,6 +136,17 @@ def test_a_run_that_is_replaced_while_it_is_shown_does_not_answer_by_the_other_o
         assert client.get("/api/run").status_code == 200
 
 
+def test_a_run_that_is_removed_while_it_is_shown_is_said_to_be_gone(config: Config, run: Run) -> None:
+    scene, split = open_scene(config, "first")
+    shutil.rmtree(run.path)
+    picture = (config.paths.images("test") / "img_000003_north.jpg").read_bytes()
+    with client_of(scene, split) as client:
+        answers = [client.get("/api/run"), client.post("/api/predict", files={"north": picture})]
+        assert client.get("/api/samples.arrow").status_code == 200
+    assert [answer.status_code for answer in answers] == [404, 503]
+    assert {answer.json()["error"] for answer in answers} == {"the run first is no longer there"}
+
+
 def test_a_run_without_its_backbone_at_hand_says_why_it_cannot_answer(
     country: Country, run: Run, tmp_path: Path
 ) -> None:

@@ -179,7 +179,11 @@ export function makeMap(outlines, samples, calls) {
       if (!distribution?.probability?.length) return null;
       const most = Math.max(...distribution.probability);
       const shares = distribution.probability.map((p) => (p / most) ** 0.65);
-      if (distribution.kind === "classes" && shares.length === classes && outlines.features.some((feature) => feature.rings.length)) return { classes: shares };
+      if (distribution.state && outlines.features.some((feature) => feature.rings.length)) {
+        const found = new Array(classes).fill(0);
+        for (const [k, state] of distribution.state.entries()) found[state] = shares[k];
+        return { classes: found };
+      }
       const found = shares.map((share, k) => [...drawn.project(distribution.longitude[k], distribution.latitude[k]), share]);
       return { cells: { found: found.filter(([x, , share]) => Number.isFinite(x) && share > 0.05), reach: reachOf(found) } };
     },
