@@ -10,6 +10,7 @@ heads.onnx       embeddings to answers, of heads alone
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,14 +51,22 @@ class Described(BaseModel):
     dim: int
     heads_only: bool
     onnx: dict[str, Any] | None = None
-    sha256: dict[Annotated[str, Field(pattern="^run/")], str]
+    sha256: dict[Annotated[str, Field(pattern="^run/", max_length=1000)], str] = Field(min_length=1)
 
 
 def check_directory(directory: Path) -> None:
-    """Raise GeoError where something lies there that an export may not take the place of. Cheap: call it before any work is done."""
+    """Raise GeoError where something lies there that an export may not take the place of, or somebody stands in it. Cheap: call it before
+    any work is done.
+    """
+    hint = "name a directory that isn't there yet: --out DIR"
+    if Path.cwd().is_relative_to(os.path.realpath(directory)):
+        raise GeoError(
+            "this is the working directory, or one that it lies in: a new one would take its place",
+            where=directory,
+            hint=hint,
+        )
     if not os.path.lexists(directory):
         return
-    hint = "name a directory that isn't there yet: --out DIR"
     try:
         entries = {path.name for path in directory.iterdir()}
     except NotADirectoryError:
@@ -90,7 +99,11 @@ def read_export(directory: Path) -> tuple[Described, Run]:
     # The backbone's tensors are compared when they are loaded.
     for name, digest in described.sha256.items():
         path = directory / name
-        if not path.is_file() or file_sha256(path) != digest:
+        is_same = False
+        # A name can be longer than any file's.
+        with suppress(OSError):
+            is_same = path.is_file() and file_sha256(path) == digest
+        if not is_same:
             raise GeoError(
                 "this file of the export is gone or isn't the one that was written",
                 where=path,

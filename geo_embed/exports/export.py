@@ -1,5 +1,6 @@
 """`geo export`: a run and its backbone to one directory that predicts by itself, with a card, and on request as ONNX."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def export(
     """
     # Whatever can be refused cheaply is, before anything is loaded.
     check_directory(out)
+    if Path(os.path.realpath(out)).is_relative_to(run.path.resolve()):
+        raise GeoError("this lies in the run itself", where=out, hint="name another directory: --out DIR")
     check_exportable(run)
     if onnx:
         from geo_embed.exports.onnx import check_onnx
@@ -119,7 +122,8 @@ def export(
     origin = find_origin(run, backbone)
     neighbours = count_neighbours(run)
     checks = None
-    with replacing_directory(out) as directory:
+    # A link to a directory stays, and says where the export is wanted.
+    with replacing_directory(Path(os.path.realpath(out)) if out.is_dir() else out) as directory:
         stored = None if heads_only else load_stored_backbone(run, backbone)
         write_run(directory, run, stored, origin.base_model)
         for text in origin.texts if stored is not None else ():

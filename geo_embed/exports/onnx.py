@@ -49,6 +49,7 @@ def write_onnx(
         GeoError: a step of it has no form in ONNX, or the disk is full.
     """
     import torch
+    from onnxscript.optimizer import remove_unused_nodes
 
     batch = torch.export.Dim("batch", min=1)
     try:
@@ -65,6 +66,8 @@ def write_onnx(
                 verbose=False,
                 custom_translation_table=_translations(),
             )
+            # ONNX Runtime complains of a constant that nothing uses, to whoever runs the file.
+            remove_unused_nodes(written.model)
     # torch's exporter fails in as many ways as there are models.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

@@ -221,6 +221,10 @@ def test_heads_alone_answer_embeddings_and_no_pictures(imported: Config, tmp_pat
         (lambda out: (out.mkdir(), (out / ".git").mkdir()), "it holds .git"),
         (lambda out: (out.mkdir(), (out / "config.json").write_text("{}")), "no export of geo_embed"),
         (lambda out: out.symlink_to(out), "can't read"),
+        (lambda out: out.symlink_to("gone"), "can't read"),
+        # Whoever stands in it would be left in what is no more.
+        (lambda out: (out.mkdir(), os.chdir(out)), "this is the working directory"),
+        (lambda out: out.symlink_to("runs/first"), "this lies in the run itself|no part of an export"),
     ],
 )
 def test_what_is_no_export_stays_and_is_named(
@@ -244,8 +248,12 @@ def test_an_export_and_an_empty_directory_are_replaced_by_a_new_one_whole(
     assert not (out / "run" / "old").exists()
     assert not (out / "backbone").exists()
     (tmp_path / "empty").mkdir()
-    export(config, run, tmp_path / "empty", heads_only=True)
+    (tmp_path / "link").symlink_to("empty")
+    export(config, run, tmp_path / "link", heads_only=True)
+    assert (tmp_path / "link").is_symlink()
     assert GeoPredictor(tmp_path / "empty").described.heads_only
+    with pytest.raises(GeoError, match="this lies in the run itself"):
+        export(config, run, run.path / "inside", heads_only=True)
 
 
 @pytest.mark.parametrize("damage", ["heads.safetensors", "metrics.json", "state_centroids.json", "backbone"])

@@ -98,6 +98,9 @@ def test_heads_alone_of_runs_combined_with_neighbours_sorts_and_medians(tmp_path
     assert exported.neighbours["bytes"] > 90 * (8 * 2 + 8 + 3 * 8)
     opened = onnx.load(tmp_path / "e" / "heads.onnx")
     onnx.checker.check_model(opened)
+    inside = [a.g for node in opened.graph.node for a in node.attribute if a.HasField("g")]
+    used = {name for graph in (opened.graph, *inside) for node in graph.node for name in node.input}
+    assert {entry.name for entry in opened.graph.initializer} <= used
     assert [entry.name for entry in opened.graph.input] == ["embeddings", "present"]
     assert [d.dim_value for d in opened.graph.input[0].type.tensor_type.shape.dim][1:] == [len(VIEWS), 12]
 
