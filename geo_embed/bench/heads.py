@@ -19,6 +19,8 @@ from geo_embed.settings import resolve
 
 # The scores settle with fewer samples than the speed is asked for.
 _SCORED = 20_000
+# What another source adds shows with few.
+_JOINED, _JOINED_SEED = 700, 1
 
 
 def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: int = 11) -> Bench:
@@ -26,16 +28,18 @@ def bench_heads(config: Config, *, samples: int = 65_980, dim: int = 768, seed: 
 
     Args:
         config: device and budget.
-        samples: of the speed and memory rows; the scores take a part of them, 20,000 at most.
+        samples: of the speed and memory rows; the scores take a part of them, 20,000 at most, and those of two sources 700.
         dim, seed: of the data.
     """
     from geo_embed.bench.commands import bench_commands
     from geo_embed.bench.fitting import bench_fitting, bench_memory
+    from geo_embed.bench.sources import bench_sources
 
     passed_on: dict[str, Any] = {"model.device": config.model.device}
     if config.training.budget_seconds is not None:
         passed_on["training.budget_seconds"] = config.training.budget_seconds
     scored = _recipes(passed_on, planted(min(samples, _SCORED), seed=seed, dim=dim))
+    scored.append(bench_sources(min(samples // 4, _JOINED), _JOINED_SEED, dim, passed_on))
     data = planted(samples, seed=seed, dim=dim)
     timed = bench_fitting(config, data)
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:

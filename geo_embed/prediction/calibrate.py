@@ -69,7 +69,7 @@ class Calibrated:
 
 @with_torch_switches
 def calibrate(
-    config: Config, name: str | None = None, *, kind: str = "temperature", command: Sequence[str] = ()
+    config: Config, name: str | Run | None = None, *, kind: str = "temperature", command: Sequence[str] = ()
 ) -> Calibrated:
     """Calibrate the states' probabilities of a finished run: of heads, fine-tuned, or an ensemble.
 
@@ -82,7 +82,7 @@ def calibrate(
 
     Args:
         config: paths.
-        name: of the run, or its directory; default the newest.
+        name: of the run, its directory, or the run itself; default the newest.
         kind: a name in `CALIBRATIONS`; `none` takes a calibration away again.
         command: the command line that asks for it, for the run's provenance.
 
@@ -94,7 +94,7 @@ def calibrate(
         CALIBRATIONS.check(kind)
     except ValueError as error:
         raise GeoError(f"{kind!r:.80} is no calibration: {error}", where="--kind") from error
-    path = load_run(config.paths.runs_dir, name).path
+    path = name.path if isinstance(name, Run) else load_run(config.paths.runs_dir, name).path
     with only_run_writer(path.parent, path.name, overwrite=True):
         run = load_run(path.parent, path.name)
         recipe, described = read_recipe(run)

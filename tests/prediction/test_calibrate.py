@@ -127,7 +127,7 @@ def test_what_would_not_help_new_samples_is_left_out_and_said(
 ) -> None:
     before = files(run.path)
     # Thirteen samples are too few for a number per state.
-    done = calibrate(config, "first", kind="vector")
+    done = calibrate(config, run, kind="vector")
     assert (done.applied, done.kind, done.changed) == (False, "none", False)
     assert done.nll["after"] >= done.nll["before"]
     assert "calibration by vector is left out" in capsys.readouterr().err

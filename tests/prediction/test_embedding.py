@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from small import Small
+from small import Nursery, Small
 
 from geo_embed.cache.store import open_store, read_store
 from geo_embed.data.samples import load_samples
@@ -46,6 +47,24 @@ def test_pictures_may_have_any_form_and_one_alone_is_one_row(
     np.testing.assert_allclose(mixed, as_files, atol=1e-3)
     np.testing.assert_allclose(backbone.embed(opened), mixed[3:], atol=1e-6)
     np.testing.assert_allclose(backbone.embed(np.asarray(opened)), mixed[3:], atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is not glibc's")
+def test_memory_that_a_batch_frees_is_at_hand_for_the_next(small: Small, nursery: Nursery) -> None:
+    ask = f"""
+import pathlib, resource
+import numpy as np
+from geo_embed.prediction.embedding import load_backbone
+from geo_embed.settings import get_config
+config = get_config(model={{"device": "cpu"}})
+load_backbone({str(small.backbone)!r}, config=config).embed(np.zeros((9, 9, 3), np.uint8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(64 << 20)[:: 1 << 12] = b"x" * (64 << 8)
+pathlib.Path("pages").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+"""
+    nursery.start_in(small.root, "--version", before=ask).end()
+    assert int((small.root / "pages").read_text()) < 3 * 16_384
 
 
 def test_it_says_what_it_is(small: Small, backbone: NotebookBackbone) -> None:
