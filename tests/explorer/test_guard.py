@@ -88,6 +88,27 @@ def test_beyond_this_machine_a_token_is_asked_for_once(scene: Scene) -> None:
         assert client.get("/api/run", headers={"Host": "192.168.1.7:8000"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("cookie", "status"),
+    [
+        ("geo-explore-8000=a-secret", 200),
+        ("first=1; geo-explore-8000=a-secret; geo-explore-9000=another", 200),
+        ("geo-explore-9000=a-secret", 403),
+        ("geo-explore-8000=a-secre", 403),
+        ("geo-explore-8000=a-secret2", 403),
+        ("geo-explore-8000=", 403),
+        ("geo-explore-8000", 403),
+        ("=a-secret", 403),
+    ],
+)
+def test_the_token_is_kept_by_a_cookie_of_this_port_alone(scene: Scene, cookie: str, status: int) -> None:
+    """Cookies go by names of machines, so that of several servers each sees all."""
+    with client_of(scene, token="a-secret") as client:
+        assert client.get("/api/run", headers={"Cookie": cookie}).status_code == status
+        odd = client.get("/api/run", headers={b"Cookie": b"geo-explore-8000=a-secret\xff"})
+    assert odd.status_code == 403
+
+
 def test_every_answer_forbids_what_is_not_the_pages_own(client: TestClient, ids: list[str]) -> None:
     tag = client.get(f"/pictures/val/{ids[0]}/north").headers["etag"]
     answers = {
@@ -284,3 +305,44 @@ def test_more_requests_at_once_than_there_is_place_for_are_told_to_come_again(
     monkeypatch.setattr(guard, "MOST_REQUESTS", 0)
     answer = client.get("/api/run")
     assert (answer.status_code, answer.json()["error"]) == (503, "too many requests at once")
+
+
+def test_of_many_places_at_once_four_are_taken_sixteen_wait_and_the_rest_are_told_to_come_again(
+    scene: Scene,
+) -> None:
+    """Each may be a hundred megabytes."""
+    app = Guard(build_app(scene, "val"), hosts=own_names("127.0.0.1"), token=None, port=8000)
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/api/predict", "raw_path": b"/api/predict"},
+        **{"query_string": b"", "headers": headers, "root_path": "", "scheme": "http"},
+        **{"http_version": "1.1", "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 1), "state": {}},
+    }
+
+    async def crowd() -> tuple[int, list[int], list[int]]:
+        come, taken = asyncio.Event(), 0
+
+        async def ask() -> int:
+            status = 0
+
+            async def receive() -> dict[str, Any]:
+                nonlocal taken
+                taken += 1
+                await come.wait()
+                return {"type": "http.request", "body": b"--x--\r\n"}
+
+            async def send(message: dict[str, Any]) -> None:
+                nonlocal status
+                status = message.get("status", status)
+
+            await app(dict(scope), receive, send)
+            return status
+
+        tasks = [asyncio.create_task(ask()) for _ in range(22)]
+        refused, waiting = await asyncio.wait(tasks, timeout=0.5)
+        before = taken
+        come.set()
+        return before, [task.result() for task in refused], list(await asyncio.gather(*waiting))
+
+    taken, refused, answered = asyncio.run(crowd())
+    assert (taken, refused, answered) == (4, [503] * 2, [400] * 20)
