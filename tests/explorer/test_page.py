@@ -24,6 +24,7 @@ from worlds import made_run, make_world
 from geo_embed.explorer import api
 from geo_embed.explorer.api import build_app
 from geo_embed.explorer.explore import open_scene
+from geo_embed.explorer.game import deal
 from geo_embed.explorer.guard import Guard, own_names
 from geo_embed.explorer.scene import Scene
 from geo_embed.explorer.serving import bind, url_of
@@ -473,8 +474,15 @@ def test_a_game_of_five_rounds_is_played_by_keyboard(browser: Browser, address: 
     assert float(rows[1].split("\t")[1]) == pytest.approx(np.mean(told), abs=0.005)
 
 
-def test_a_pin_is_put_by_a_click_where_the_map_was_clicked(browser: Browser, address: str) -> None:
-    with look(browser, f"{address}#mode=play&seed=7") as looked:
+def test_a_pin_is_put_by_a_click_where_the_map_was_clicked_and_what_the_model_scores_is_explained(
+    browser: Browser, address: str, beside: Scene
+) -> None:
+    shown = beside.shown("val")
+    assert shown.labels is not None
+    # A game that begins with a sample whose class is the model's second guess.
+    second = {str(shown.predictions.sample_id[k]) for k in np.flatnonzero(shown.ranked[:, 1] == shown.labels)}
+    seed = next(k for k in range(200) if deal(beside, 1, k)["rounds"][0]["sample_id"] in second)
+    with look(browser, f"{address}#mode=play&seed={seed}") as looked:
         page = looked.page
         page.wait_for_selector(".views.large")
         left, top, width, height = middle_of(looked, "#map")
@@ -484,12 +492,13 @@ def test_a_pin_is_put_by_a_click_where_the_map_was_clicked(browser: Browser, add
             page.get_by_role("button", name="Guess").click()
         guess = asked.value.post_data_json
         page.wait_for_selector(".verdict")
-        shown = page.locator(".verdict").inner_text()
+        verdict = page.locator(".verdict").inner_text()
 
     # The middle of the map of the states lies in Kansas or a neighbour of it.
     assert guess["latitude"] == pytest.approx(38, abs=5)
     assert guess["longitude"] == pytest.approx(-97, abs=6)
-    assert "GeoGuessr points" in shown
+    assert "GeoGuessr points" in verdict
+    assert "is its second, which earns a part of the score" in verdict
 
 
 def test_the_keyboard_alone_reaches_and_opens_samples(browser: Browser, address: str) -> None:

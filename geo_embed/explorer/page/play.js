@@ -113,10 +113,16 @@ export function makeGame(run, map, calls) {
     });
     where.textContent = "";
     const told = `${won}: it is ${answer.truth.name}.`;
-    guess.replaceWith(h("div", { class: "verdict" }, h("p", {}, h("strong", {}, told)), versus([answer]), next));
+    guess.replaceWith(h("div", { class: "verdict" }, h("p", {}, h("strong", {}, told)), versus([answer]), consoled(answer), next));
     element.querySelector(".ledger")?.replaceWith(ledger());
     calls.tell(`${told} You ${km(answer.person.km)}, the model ${km(answer.model.km)} away.`);
     next.focus({ preventScroll: true });
+  }
+
+  // Why a model that is wrong may have scored nonetheless.
+  function consoled({ truth, model }) {
+    const rank = model.top.findIndex(({ state }) => state === truth.state);
+    return rank > 0 && h("p", { class: "at" }, `The model names five classes: ${truth.name} is its ${["second", "third", "fourth", "fifth"][rank - 1]}, which earns a part of the score.`);
   }
 
   const mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
