@@ -46,6 +46,21 @@ def test_angles_are_those_of_double_precision_which_the_runtime_has_not(tmp_path
     np.testing.assert_allclose(sines, np.arcsin(x.numpy()), rtol=0, atol=1e-3)
 
 
+class Tiny(torch.nn.Module):
+    """What keeps logarithms from 0 in heads whose answers are sure."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.relu() + 1e-9).log(), x * 1.000001
+
+
+def test_a_tiny_constant_is_no_0_and_one_near_1_no_1(tmp_path: Path) -> None:
+    x = torch.tensor([[0.0, 1.0], [-1.0, 3.0]])
+    write_onnx(Tiny(), (x,), ("x",), tmp_path / "tiny.onnx")
+    logs, scaled = run_onnx(tmp_path / "tiny.onnx", {"x": x.numpy()})
+    np.testing.assert_allclose(logs, (x.relu() + 1e-9).log().numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(scaled, (x * 1.000001).numpy())
+
+
 def test_pictures_to_answers_by_the_runtime_are_the_predictors(
     run: Run, own: Country, tmp_path: Path
 ) -> None:
