@@ -86,7 +86,9 @@ def resolve(
     try:
         return Config.model_validate(_nest(values)), origins
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
+        # Of what may be a word or a list: of a list that was given, the item that is wrong.
+        first = next((e for e in others if e["loc"][:2] == first["loc"][:2] and len(e["loc"]) > 3), first)
         located = ".".join(str(part) for part in first["loc"])
         key = next(
             (k for k in values if located == k or located.startswith(k + ".") or k.startswith(located)), ""

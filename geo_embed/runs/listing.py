@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from geo_embed.blocks import label_of
 from geo_embed.config import RunOrder
 from geo_embed.console import warn
 from geo_embed.errors import GeoError
@@ -36,7 +37,7 @@ class RunSummary:
         score, score_interval, state_score, gps_score, mean_km, samples: on the samples that it held out; the interval is unknown, like
             the rest where nothing was held out, in runs of earlier versions.
         recipe: preset, head and fusion; of `best`, what its race chose; of a fine-tuned run `init`, of an ensemble `method` and `members`.
-        backbone, store: whose embeddings it was fitted on, and the store's fingerprint; of an ensemble its first member's.
+        backbone, store: whose embeddings it was fitted on, with the feature where it isn't the store's own, and the store's fingerprint; of an ensemble its first member's.
         stores: fingerprints of all of them, more than one of an ensemble alone.
         data: `train_csv`, its `sha256`, and the `samples` and `views` of the store.
         validation: kind (random, spatial), `folds`, `val_split`, `split_seed`, and of a spatial one `group_km`.
@@ -166,7 +167,7 @@ def summarise(run: Run) -> RunSummary:
         mean_km=scores.get("mean_km"),
         samples=int(scores.get("samples") or 0),
         recipe=recipe,
-        backbone=", ".join(source["backbone"] for source in run.sources),
+        backbone=", ".join(label_of(source["backbone"], source.get("feature")) for source in run.sources),
         store=store["fingerprint"],
         stores=run.store_fingerprints,
         data={

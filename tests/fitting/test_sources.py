@@ -37,6 +37,7 @@ from geo_embed.prediction.notebook import load_run
 from geo_embed.prediction.pictures import predict_arrays, predict_images
 from geo_embed.prediction.predict import predict_split
 from geo_embed.prediction.submission import submit
+from geo_embed.runs.listing import summarise
 from geo_embed.runs.run import Run
 from geo_embed.runs.run import load_run as open_run
 from geo_embed.settings import get_config, with_changes
@@ -377,6 +378,7 @@ def test_features_of_a_store_are_sources_like_backbones(
     run = open_run(config.paths.runs_dir, "all")
     assert run.blocks == blocks_of([str(small.backbone), f"{small.backbone}:token_mean"], [768, 160])
     assert run.store_fingerprints == [run.provenance["store"]["fingerprint"]]
+    assert summarise(run).backbone == f"{small.backbone}, {small.backbone}:token_mean"
     # What the cache lacks is made with the features that the run takes, and those alone.
     own = small.config()
     (done,) = extract_for_run(own, run, "test")
@@ -389,6 +391,9 @@ def test_features_of_a_store_are_sources_like_backbones(
     fresh = predict_images(own, run, names)
     np.testing.assert_allclose(fresh.probabilities[0], cached.probabilities[0], atol=2e-3)
 
+    wrong = command(capsys, *small.options(), "fit-heads", "--feature", "tokens", "--name", "wrong")
+    assert wrong.code == 1
+    assert "Input should be 'image_embeds', 'pooler_output' or 'token_mean', got ['tokens']" in wrong.err
     # One further feature alone.
     fit_heads(with_changes(config, {"model.head_features": ["token_mean"]}), name="one")
     one = open_run(config.paths.runs_dir, "one")
