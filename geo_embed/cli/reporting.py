@@ -138,7 +138,7 @@ def _explore(
     from geo_embed.explorer.serving import leaving_at_once
 
     def announce(url: str) -> None:
-        print_result({"url": url}, [("url", url)])
+        print_result({"url": url}, [("url", url), ("end it", "Ctrl-C")])
         flush()
 
     config = GLOBALS.config(model__device=device)

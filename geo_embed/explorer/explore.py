@@ -116,7 +116,11 @@ def open_scene(
     first = split or scene.splits[0]
     if compared is not None and not has_rows(compared.predictions_path(first)):
         raise GeoError(
-            f"the run {compared.name} has no predictions of the {first} split to compare", where=compared.path
+            f"the run {compared.name} has no predictions of the {first} split to compare",
+            where=compared.path,
+            hint=f"geo predict {compared.name} --split test"
+            if first == "test"
+            else "compare one that held out samples",
         )
     # The page's first paint waits for these.
     _ = scene.shown(first), scene.outlines

@@ -276,8 +276,9 @@ def test_a_split_that_the_other_run_has_no_answers_for_is_shown_without_it(confi
     with client_of(scene, split) as client:
         assert client.get("/api/run").json()["compare"] == "other"
         assert client.get("/api/run?split=test").json()["compare"] is None
-    with pytest.raises(GeoError, match="no predictions of the test split to compare"):
+    with pytest.raises(GeoError, match="no predictions of the test split to compare") as lacking:
         open_scene(config, "first", compare="other", split="test")
+    assert lacking.value.hint == "geo predict other --split test"
 
 
 def test_the_plane_has_the_two_widest_directions() -> None:
