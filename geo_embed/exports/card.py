@@ -234,7 +234,9 @@ def _limits(summary: RunSummary, scores: Mapping[str, Any], facts: Facts) -> str
         "- It knows the classes below and no others: a picture from anywhere else gets one of them, often with confidence.",
         "- It answers by what places look like: roads, plants, houses, light. Pictures of other cameras, seasons, heights or years are "
         "harder, and so is whatever is rare in the training data.",
-        "- Probabilities are as good as the calibration error above says, for pictures like those held out.",
+        "- Probabilities are as good as the calibration error above says, for pictures like those held out."
+        if scores.get("ece") is not None
+        else "- How far its probabilities can be believed isn't known.",
     ]
     if facts.neighbours[0]:
         samples, size = facts.neighbours
@@ -292,7 +294,7 @@ def _data(run: Run, summary: RunSummary, facts: Facts) -> str:
         if kind["kind"] == "spatial"
         else "drawn at random"
     )
-    split = f"{held}: {drawn}, seed {kind['split_seed']}"
+    split = f"{held}: {drawn}, seed {kind['split_seed']}" if summary.samples else "none were held out"
     rows = "\n".join(
         f"| {_plain(name)} | {int(index)} | {int(count):,} |"
         for name, index, count in zip(run.labels.names, run.labels.state_idx, counts, strict=True)

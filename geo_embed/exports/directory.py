@@ -166,11 +166,17 @@ def load_stored_backbone(run: Run, name: str | None) -> Backbone:
     """
     import torch
 
+    if not _is_known(run):
+        raise GeoError(
+            "the run was fitted on imported embeddings: what made them isn't known here",
+            where=run.path,
+            hint=f"export its heads alone: geo export {run.name} --out DIR --heads-only",
+        )
     name = name or next(
         (str(backbone_dir(part.path)) for part in answering_runs(run) if backbone_dir(part.path).is_dir()),
         answering_runs(run)[0].config.model.backbone_name,
     )
-    kinds = {tensor.values.dtype for tensor in _stored(name)} if _is_known(run) else set()
+    kinds = {tensor.values.dtype for tensor in _stored(name)}
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     return load_backbone_of(
         run, torch.device("cpu"), name, dtype=str(dtype).removeprefix("torch."), trainable=True
@@ -178,7 +184,7 @@ def load_stored_backbone(run: Run, name: str | None) -> Backbone:
 
 
 def _is_known(run: Run) -> bool:
-    """Whether the backbone is known: of an import, `load_backbone_of` says so."""
+    """Whether the backbone is known: that of an import isn't."""
     return all(part.provenance["store"]["weights_sha256"] is not None for part in answering_runs(run))
 
 

@@ -223,4 +223,6 @@ def test_the_card_of_a_run_that_held_nothing_out_says_that_nothing_is_known(tmp_
     export(config, run, tmp_path / "e", heads_only=True)
     card, text = card_of(tmp_path / "e")
     assert "how good it is isn't known" in text
+    assert "40 places of 2 classes; none were held out." in text
+    assert "calibration error above" not in text
     assert card.data.eval_results is None

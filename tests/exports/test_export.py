@@ -196,8 +196,9 @@ def imported(tmp_path: Path) -> Config:
 def test_heads_alone_answer_embeddings_and_no_pictures(imported: Config, tmp_path: Path) -> None:
     """The only export of a run on embeddings that were made elsewhere: what made them isn't known."""
     run = made_run(imported, "of-import")
-    with pytest.raises(GeoError, match="fitted on imported embeddings"):
+    with pytest.raises(GeoError, match="fitted on imported embeddings") as refused:
         export(imported, run, tmp_path / "e")
+    assert refused.value.hint.endswith("geo export of-import --out DIR --heads-only")
     assert not (tmp_path / "e").exists()
     done = export(imported, run, tmp_path / "e", heads_only=True)
     assert not any(name.startswith("backbone") for name in done.files)
