@@ -166,7 +166,7 @@ def _print_protocol(run: str | None, protocol: Literal["im2gps3k", "osv5m"], tru
         if protocol == "osv5m" and not result["areas"]:
             show()
             show(
-                "no areas: training CSV and truth have none of the columns country, region, sub-region, city"
+                "no areas: none of the columns country, region, sub-region, city is in both the training CSV and the truth"
             )
 
 
