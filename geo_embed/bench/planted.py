@@ -18,6 +18,8 @@ from geo_embed.geography import EARTH_RADIUS_KM, Floats, to_unit_vectors
 BOX_DEGREES = (25.0, 49.0, -124.0, -67.0)  # south, north, west, east
 SCALES_KM = (2000.0, 600.0, 200.0, 60.0, 20.0)
 SCALE_WEIGHTS = (1.0, 1.0, 0.9, 0.8, 0.7)  # how strongly each scale enters the location code
+SCENE_FREEDOM = 5  # degrees of freedom of a scene's numbers, Student's t
+SCALE = 0.3  # of all embeddings
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,28 @@ class Difficulty:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """How a place's code and everything else become an embedding: (offset + gain · (signal · s · code · mix + …)) · SCALE.
+
+    mix: (code_dim, D). scene_mix: (rank, D). cue_axes: (2, D). offset, gain: (D,). code: (N, code_dim) of every place.
+    """
+
+    difficulty: Difficulty
+    mix: Floats
+    scene_mix: Floats
+    cue_axes: Floats
+    offset: Floats
+    gain: Floats
+    code: Floats
+
+
+@dataclass(frozen=True)
 class Planted:
     """A planted data set. N samples, V views, D features.
 
     embeddings: (N, V, D) float16. state_idx: (N,) ints in [0, 49], not consecutive. latitude, longitude: (N,) degrees.
-    sample_id: (N,). kind: (N, V) 0 telling, 1 misleading, 2 blank. train, test: sorted row numbers, 90 % and 10 %.
+    sample_id: (N,). kind: (N, V) 0 telling, 1 misleading, 2 blank. train, test: sorted row numbers, 90 % and 10 %. maker: what made
+    the embeddings.
     """
 
     embeddings: NDArray[np.float16]
@@ -55,6 +74,7 @@ class Planted:
     kind: NDArray[np.int8]
     train: NDArray[np.int64]
     test: NDArray[np.int64]
+    maker: Maker
 
 
 def _uniform(rng: np.random.Generator, n: int) -> Floats:
@@ -112,43 +132,55 @@ def _location_code(rng: np.random.Generator, points: Floats, dim: int) -> Floats
     return np.asarray((code - code.mean(axis=0)) / code.std(axis=0))
 
 
-def _embeddings(
-    rng: np.random.Generator,
-    code: Floats,
-    kind: NDArray[np.int8],
-    strength: Floats,
-    dim: int,
-    difficulty: Difficulty,
-) -> NDArray[np.float16]:
-    """(N, V, dim) embeddings of views of these kinds and strengths (N, V), of places with this code (N, code_dim)."""
-    n, views = kind.shape
-    strength = np.where(kind == 2, 0.0, strength)
-    mix = rng.normal(size=(difficulty.code_dim, dim)) / np.sqrt(difficulty.code_dim)
-    scene_mix = rng.normal(size=(difficulty.nuisance_rank, dim)) / np.sqrt(difficulty.nuisance_rank)
-    cue_axes = rng.normal(size=(2, dim)) / np.sqrt(dim) * np.sqrt(24.0)
-    offset, gain = (
-        rng.normal(size=dim),
-        np.exp(0.5 * rng.normal(size=dim)),
-    )  # raw features aren't standardised
+def _maker(rng: np.random.Generator, code: Floats, dim: int, difficulty: Difficulty) -> Maker:
+    return Maker(
+        difficulty,
+        mix=rng.normal(size=(difficulty.code_dim, dim)) / np.sqrt(difficulty.code_dim),
+        scene_mix=rng.normal(size=(difficulty.nuisance_rank, dim)) / np.sqrt(difficulty.nuisance_rank),
+        cue_axes=rng.normal(size=(2, dim)) / np.sqrt(dim) * np.sqrt(24.0),
+        # Raw features aren't standardised.
+        offset=rng.normal(size=dim),
+        gain=np.exp(0.5 * rng.normal(size=dim)),
+        code=code,
+    )
 
+
+def _embeddings(
+    rng: np.random.Generator, maker: Maker, kind: NDArray[np.int8], strength: Floats
+) -> NDArray[np.float16]:
+    """(N, V, D) embeddings of views of these kinds and strengths (N, V)."""
+    difficulty = maker.difficulty
+    (n, views), dim = kind.shape, len(maker.gain)
+    strength = np.where(kind == 2, 0.0, strength)
     embeddings = np.empty((n, views, dim), dtype=np.float16)
     for view in range(views):  # a view at a time keeps the peak memory low
         source = np.where(kind[:, view] == 1, rng.permutation(n), np.arange(n))
         # Scenes: heavy-tailed weights on few directions, skewed so that a view's mean isn't 0.
-        scene = rng.standard_t(5, size=(n, difficulty.nuisance_rank)) * np.exp(
-            -np.arange(difficulty.nuisance_rank) / 16.0
-        )
+        scene = rng.standard_t(SCENE_FREEDOM, size=(n, difficulty.nuisance_rank))
+        scene *= scene_spread(difficulty)
         # The cue is a sign on one axis and its product with a second: a linear probe of either alone sees half of it.
         flip = rng.choice([-1.0, 1.0], size=n)
         telling = np.where(kind[:, view] == 0, 1.0, -1.0)
-        first = telling * difficulty.cue / 2 + rng.normal(size=n)
-        second = flip * (1.0 + 0.5 * telling) * difficulty.cue / 2 + rng.normal(size=n)
-        x = difficulty.signal * strength[:, view, None] * (code[source] @ mix)
-        x += difficulty.nuisance * (scene @ scene_mix)
-        x += first[:, None] * cue_axes[0] + second[:, None] * cue_axes[1]
+        first, second = cue_means(difficulty, telling)
+        first = first + rng.normal(size=n)
+        second = flip * second + rng.normal(size=n)
+        x = difficulty.signal * strength[:, view, None] * (maker.code[source] @ maker.mix)
+        x += difficulty.nuisance * (scene @ maker.scene_mix)
+        x += first[:, None] * maker.cue_axes[0] + second[:, None] * maker.cue_axes[1]
         x += difficulty.noise * rng.normal(size=(n, dim))
-        embeddings[:, view] = (offset + gain * x) * 0.3
+        embeddings[:, view] = (maker.offset + maker.gain * x) * SCALE
     return embeddings
+
+
+def scene_spread(difficulty: Difficulty) -> Floats:
+    """(rank,) how strongly a scene enters each of its directions."""
+    return np.asarray(np.exp(-np.arange(difficulty.nuisance_rank) / 16.0))
+
+
+def cue_means(difficulty: Difficulty, telling: Floats | float) -> tuple[Floats, Floats]:
+    """The means of the cue's two numbers, of the second without its sign, where a view tells the place (1) and where not (−1)."""
+    told = np.asarray(telling)
+    return told * difficulty.cue / 2, (1.0 + 0.5 * told) * difficulty.cue / 2
 
 
 def another_source(
@@ -161,7 +193,7 @@ def another_source(
     rng = np.random.default_rng(seed)
     code = _location_code(rng, np.stack([data.latitude, data.longitude], axis=-1), difficulty.code_dim)
     strength = np.exp(difficulty.strength_spread * rng.normal(size=data.kind.shape))
-    return _embeddings(rng, code, data.kind, strength, dim, difficulty)
+    return _embeddings(rng, _maker(rng, code, dim, difficulty), data.kind, strength)
 
 
 def planted(
@@ -194,7 +226,8 @@ def planted(
         ],
     ).astype(np.int8)
     strength = np.exp(difficulty.strength_spread * rng.normal(size=(n, views)))
-    embeddings = _embeddings(rng, code, kind, strength, dim, difficulty)
+    maker = _maker(rng, code, dim, difficulty)
+    embeddings = _embeddings(rng, maker, kind, strength)
 
     numbers = np.sort(rng.choice(np.arange(max(50, classes)), size=classes, replace=False))
     order = rng.permutation(n)
@@ -208,4 +241,5 @@ def planted(
         kind=kind,
         train=np.sort(order[:cut]),
         test=np.sort(order[cut:]),
+        maker=maker,
     )
