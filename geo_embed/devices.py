@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 from geo_embed.config import Config, Model
 from geo_embed.console import say
 from geo_embed.errors import GeoError
+from geo_embed.threads import one_blas_thread
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def side_by_side(
         return [function(item, stopped) for item in items]
     share = partial(torch.set_num_threads, threads // workers)
     try:
-        with ThreadPoolExecutor(workers, initializer=share) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(workers, initializer=share) as pool:
             futures = [pool.submit(function, item, stopped) for item in items]
             try:
                 return [future.result() for future in futures]

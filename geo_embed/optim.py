@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from geo_embed.config import Training
+from geo_embed.threads import one_blas_thread
 
 # Of AdamW, in every training.
 BETAS = (0.9, 0.98)
@@ -115,11 +116,12 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, *, rounds: int) ->
         (gradient,) = torch.autograd.grad(value, x)
         return float(value.detach()), gradient.double().cpu().numpy().ravel()
 
-    least = minimize(
-        loss_and_gradient,
-        start.detach().double().cpu().numpy().ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": rounds, "maxcor": _HISTORY, "maxfun": 2 * rounds},
-    )
+    with one_blas_thread():
+        least = minimize(
+            loss_and_gradient,
+            start.detach().double().cpu().numpy().ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": rounds, "maxcor": _HISTORY, "maxfun": 2 * rounds},
+        )
     return torch.from_numpy(least.x).to(start).view_as(start)

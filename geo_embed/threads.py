@@ -6,6 +6,8 @@ What the environment says already stands.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _WAIT, _SPIN = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
@@ -18,6 +20,18 @@ def wait_passively() -> None:
 def spin_briefly() -> None:
     """For training."""
     _choose(_SPIN, "1000")
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """NumPy's and SciPy's own BLAS on one thread meanwhile, in all threads; to be entered in the main one, OpenBLAS ignores others.
+
+    Its threads wait by spinning: where other work had one of two cores, an L-BFGS took twenty times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def _choose(name: str, value: str) -> None:

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from geo_embed.config import Training
+from geo_embed.devices import side_by_side
 from geo_embed.optim import BETAS, make_adamw, minimise
 
 SETTINGS = Training(learning_rate=0.01, weight_decay=0.3)
@@ -63,3 +65,32 @@ def test_neither_imports_torchs_compiler() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_blas_has_one_thread_in_a_minimisation_and_beside_others_and_its_own_number_again_afterwards() -> (
+    None
+):
+    seen: list[set[int]] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(blas_threads())
+        return x.square().sum()
+
+    def work(start: Tensor, _: int) -> Tensor:
+        return minimise(watched, start, rounds=1)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            minimise(watched, torch.ones(2), rounds=1)
+            side_by_side(work, [torch.ones(2), torch.ones(2)], torch.device("cpu"))
+            assert blas_threads() == {2}
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) >= 3
+    assert all(threads == {1} for threads in seen)
