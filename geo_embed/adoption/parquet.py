@@ -79,7 +79,8 @@ def read_parquet(
     if not every_picture:
         raise _no_pictures(files[0])
     for path in files[1:]:
-        if lacked := [name for name in every_picture if name not in _picture_columns(path)]:
+        there = _picture_columns(path)
+        if lacked := [name for name in every_picture if name not in there]:
             raise GeoError(
                 f"no pictures in a column {lacked[0]!r}, as {files[0].name} has",
                 where=path,

@@ -7,15 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geo_embed.bench.planted import SCALE, SCENE_FREEDOM, Maker, Planted, cue_means, scene_spread
+from geo_embed.bench.planted import SCALE, SCENE_FREEDOM, Difficulty, Maker, Planted, cue_means, scene_spread
 from geo_embed.geography import to_unit_vectors
 from geo_embed.sphere import geometric_median, unit_to_degrees
 
 # Strengths of a telling view that are tried, in standard deviations of their logarithm.
 _STRENGTHS = torch.linspace(-2.5, 2.5, 11)
 _ROWS = 128
-# Of a sample's places, those that its point is a median of.
-_LIKELIEST = 200
 
 
 def informed_answers(data: Planted) -> tuple[Tensor, Tensor]:
@@ -36,6 +34,8 @@ def informed_answers(data: Planted) -> tuple[Tensor, Tensor]:
     whiten, told = _channel(maker)
     codes = torch.from_numpy(maker.code[data.train]).float()
     energy = (codes @ told).square().sum(dim=1)
+    weights = torch.log_softmax(-_STRENGTHS.square() / 2, dim=0)
+    read_cue = torch.linalg.pinv(torch.from_numpy(maker.cue_axes).float() @ whiten)
 
     probabilities, points = [], []
     for rows in torch.split(torch.from_numpy(data.test), _ROWS):
@@ -47,23 +47,19 @@ def informed_answers(data: Planted) -> tuple[Tensor, Tensor]:
         # 1. How much likelier each view is with a place's code than with none: log L (views, places).
         match = y @ told.T @ codes.T
         log_l = torch.full_like(match, -torch.inf)
-        weights = torch.log_softmax(-_STRENGTHS.square() / 2, dim=0)
         for z, weight in zip(_STRENGTHS.tolist(), weights.tolist(), strict=True):
             s = float(np.exp(maker.difficulty.strength_spread * z))
             log_l = torch.logaddexp(log_l, s * match - s * s / 2 * energy + weight)
 
         # 2. What the view says of each place, whichever kind of view it is.
-        tells, misleads, blank = _kinds(maker, y, whiten)
+        tells, misleads, blank = _kinds(maker.difficulty, y @ read_cue)
         elsewhere = torch.logaddexp(misleads + log_l.logsumexp(dim=1) - np.log(len(codes)), blank)
         views = torch.logaddexp(tells[:, None] + log_l, elsewhere[:, None])
 
         # 3. All views of a sample together.
         p = torch.softmax(views.view(len(rows), -1, len(codes)).sum(dim=1), dim=1)
         probabilities.append(p.new_zeros(len(rows), int(labels.max()) + 1).index_add_(1, train_labels, p))
-        weight, place = p.topk(min(_LIKELIEST, p.shape[1]), dim=1)
-        points.append(
-            torch.cat([geometric_median(w[None], places[k]) for w, k in zip(weight, place, strict=True)])
-        )
+        points.append(geometric_median(p, places))
     return torch.cat(probabilities), unit_to_degrees(torch.cat(points))
 
 
@@ -79,11 +75,8 @@ def _channel(maker: Maker) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(whiten).float(), torch.from_numpy(difficulty.signal * maker.mix @ whiten).float()
 
 
-def _kinds(maker: Maker, y: Tensor, whiten: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log P(kind, cue) of whitened views (n, D): telling, misleading and blank, up to what all three share."""
-    axes = torch.from_numpy(maker.cue_axes).float() @ whiten
-    cue = y @ torch.linalg.pinv(axes)
-    difficulty = maker.difficulty
+def _kinds(difficulty: Difficulty, cue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log P(kind, cue) of views by their cues (n, 2): telling, misleading and blank, up to what all three share."""
 
     def likelihood(telling: float) -> Tensor:
         first, second = (float(mean) for mean in cue_means(difficulty, telling))

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geo_embed.bench.ceiling import informed_answers
 from geo_embed.bench.dataset import write_planted
 from geo_embed.bench.measure import Bench, Measurement, this_machine
-from geo_embed.bench.planted import Planted, planted
+from geo_embed.bench.planted import Planted, planted, score_of
 from geo_embed.config import Config
 from geo_embed.fitting.fit import Fit, fit_heads
 from geo_embed.fitting.outlook import budget_for
-from geo_embed.geography import Floats, haversine_km
-from geo_embed.metrics import competition_score, top_states
+from geo_embed.metrics import top_states
 from geo_embed.prediction.predict import predict_split
 from geo_embed.runs.run import load_run
 from geo_embed.settings import resolve
@@ -61,10 +59,6 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
     with tempfile.TemporaryDirectory(prefix="geo-bench-") as folder:
         overrides = write_planted(data, Path(folder)) | passed_on
         scores: dict[str, float] = {}
-        probabilities, points = informed_answers(data)
-        limit = _score(
-            probabilities.numpy(), np.unique(data.state_idx), points[:, 0].numpy(), points[:, 1].numpy(), data
-        )
         fits: dict[str, Fit] = {}
         for preset in ("pigeon", "best"):
             preset_config = resolve(overrides=overrides | {"training.preset": preset})[0]
@@ -80,7 +74,7 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
             ours,
             plain,
             ours / plain,
-            limit,
+            _informed_score(data),
             "score",
             "pigeon",
             "who knows how the rows were made answers by Bayes' rule",
@@ -111,23 +105,11 @@ def _recipes(passed_on: dict[str, Any], data: Planted) -> list[Measurement]:
 def _test_score(config: Config, name: str, data: Planted) -> float:
     run = load_run(config.paths.runs_dir, name)
     predictions, _ = predict_split(config, run, "test")
-    return _score(
-        predictions.probabilities,
-        np.asarray(run.labels.decode(np.arange(predictions.probabilities.shape[1]))),
-        predictions.latitude,
-        predictions.longitude,
-        data,
-    )
+    ranked = run.labels.decode(top_states(predictions.probabilities))
+    return score_of(data, data.test, ranked, predictions.latitude, predictions.longitude)[0]
 
 
-def _score(
-    probabilities: NDArray[Any],
-    states: NDArray[np.int64],
-    latitude: Floats,
-    longitude: Floats,
-    data: Planted,
-) -> float:
-    """Of answers for the test rows; `states` are the `state_idx` of the columns of P(state)."""
-    truth = data.test
-    km = haversine_km(latitude, longitude, data.latitude[truth], data.longitude[truth])
-    return competition_score(states[top_states(probabilities)], data.state_idx[truth], km)[0]
+def _informed_score(data: Planted) -> float:
+    probabilities, points = informed_answers(data)
+    ranked = np.unique(data.state_idx)[top_states(probabilities.numpy())]
+    return score_of(data, data.test, ranked, *points.numpy().T)[0]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_embed.geography import EARTH_RADIUS_KM, Floats, to_unit_vectors
+from geo_embed.geography import EARTH_RADIUS_KM, Floats, haversine_km, to_unit_vectors
+from geo_embed.metrics import competition_score
 
 BOX_DEGREES = (25.0, 49.0, -124.0, -67.0)  # south, north, west, east
 SCALES_KM = (2000.0, 600.0, 200.0, 60.0, 20.0)
@@ -181,6 +182,25 @@ def cue_means(difficulty: Difficulty, telling: Floats | float) -> tuple[Floats, 
     """The means of the cue's two numbers, of the second without its sign, where a view tells the place (1) and where not (−1)."""
     told = np.asarray(telling)
     return told * difficulty.cue / 2, (1.0 + 0.5 * told) * difficulty.cue / 2
+
+
+def score_of(
+    data: Planted,
+    rows: NDArray[np.int64] | slice,
+    ranked: NDArray[np.int64],
+    latitude: Floats,
+    longitude: Floats,
+) -> tuple[float, Floats]:
+    """The score of answers for some rows, and how far off their points are, km (n,).
+
+    Args:
+        data: of which they are.
+        rows: which.
+        ranked: (n, 5) their `state_idx`, the likeliest first.
+        latitude, longitude: (n,) degrees.
+    """
+    km = haversine_km(latitude, longitude, data.latitude[rows], data.longitude[rows])
+    return competition_score(ranked, data.state_idx[rows], km)[0], km
 
 
 def another_source(

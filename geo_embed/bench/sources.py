@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geo_embed.bench.measure import Measurement
-from geo_embed.bench.planted import another_source, planted
+from geo_embed.bench.planted import another_source, planted, score_of
 from geo_embed.fitting.fit import fit_heads
-from geo_embed.geography import haversine_km
-from geo_embed.metrics import competition_score
 from geo_embed.prediction.notebook import load_run
 from geo_embed.settings import resolve
 
@@ -54,14 +52,9 @@ def scores_of_sources(
             answers = load_run(fit.run, config=config).predict(
                 embeddings={source: sources[source][unseen] for source in taken}
             )
-            km = haversine_km(
-                answers["latitude"].to_numpy(),
-                answers["longitude"].to_numpy(),
-                data.latitude[unseen],
-                data.longitude[unseen],
-            )
             ranked = answers[[f"state_{rank}" for rank in range(1, 6)]].to_numpy(dtype=np.int64)
-            score = competition_score(ranked, data.state_idx[unseen], km)[0]
+            latitude, longitude = answers["latitude"].to_numpy(), answers["longitude"].to_numpy()
+            score, km = score_of(data, unseen, ranked, latitude, longitude)
             scores[name] = SourceScore(score, float(km.mean()), fit.seconds)
     return scores
 

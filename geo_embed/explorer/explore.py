@@ -12,7 +12,6 @@ from geo_embed.errors import GeoError
 from geo_embed.explorer.scene import Scene
 from geo_embed.explorer.serving import Explorer, bind, serve, serve_aside, url_of
 from geo_embed.runs.run import Run, load_run
-from geo_embed.runs.table import has_rows
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
@@ -114,7 +113,7 @@ def open_scene(
         hint = f"geo predict {run.name} --split test" if split == "test" else "train the run again"
         raise GeoError(f"the run has no predictions of the {split} split", where=run.path, hint=hint)
     first = split or scene.splits[0]
-    if compared is not None and not has_rows(compared.predictions_path(first)):
+    if compared is not None and scene.compared_on(first) is None:
         raise GeoError(
             f"the run {compared.name} has no predictions of the {first} split to compare",
             where=compared.path,

@@ -433,8 +433,10 @@ class Scene:
             writer.write_table(table)
         return buffer.getvalue()
 
-    def _has_beside(self, split: str) -> bool:
-        return self.compared is not None and has_rows(self.compared.predictions_path(split))
+    def compared_on(self, split: str) -> Run | None:
+        """The run that stands beside; None without one, and where it has no answers for the split."""
+        other = self.compared
+        return other if other is not None and has_rows(other.predictions_path(split)) else None
 
     def _beside(self, split: str, shown: Shown) -> dict[str, Any]:
         """Whether the other run's first state is the same, and how far off its point is; null where it has no answer, or nothing is known."""
@@ -470,6 +472,7 @@ class Scene:
         interval = (metrics or {}).get("score_interval")
         why_no_pictures = self.why_no_pictures(csv_of(split))
         why_not = self.memory.why_not()
+        beside = self.compared_on(split)
         return {
             "run": run.name,
             "split": split,
@@ -502,7 +505,7 @@ class Scene:
             "why_no_pictures": why_no_pictures,
             "can_predict": why_not is None,
             "why_not": why_not,
-            "compare": self.compared.name if self.compared is not None and self._has_beside(split) else None,
+            "compare": beside and beside.name,
             "why_no_game": self.why_no_game,
             "most_bytes": MOST_BYTES,
             "embedding_view": shown.space_name,

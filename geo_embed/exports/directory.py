@@ -299,7 +299,7 @@ def write_config(
                 "longest_edge": spec.longest_edge,
                 "resample": Resampling(spec.resample).name.lower(),
             },
-            **({"features": dict(further_features(run))} if further_features(run) else {}),
+            **({"features": dict(features)} if (features := further_features(run)) else {}),
             "onnx": checks,
             "sha256": {
                 name: file_sha256(directory / name)
