@@ -1,5 +1,6 @@
 """Embeddings made elsewhere, in and out."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,13 @@ def cache_export(config: Config, split: str, out: Path, *, feature: str | None =
     if out.suffix not in FORMATS:
         raise GeoError(f"can't write {out.suffix or 'a file without an ending'}", where=out, hint=FORMAT_HINT)
     check_output(config.paths, out)
+    if len(config.model.backbone_names) > 1:
+        names = config.model.backbone_names
+        raise GeoError(
+            f"a file holds the embeddings of one backbone, and the settings name {', '.join(names)}",
+            where="model.backbones",
+            hint=f"geo cache export --backbone {shlex.quote(names[0])}",
+        )
     embeddings = read_store(find_store(config, split), feature=feature)
     check_holds(out, embeddings)
     with disk_errors(out):

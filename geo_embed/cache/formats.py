@@ -13,7 +13,7 @@ a file of others that names none is taken by position.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -392,6 +392,13 @@ def _check_length(file: Path, name: str, have: int, wanted: int) -> None:
         raise GeoError(f"{name}: {have:,} names for {wanted:,} embeddings", where=file)
 
 
+def _check_has_all(file: Path, what: str, lacking: Sequence[str], wanted: int, hint: str) -> None:
+    if lacking:
+        which = f"{what} {lacking[0]!r:.80}"
+        many = "" if len(lacking) == 1 else f" and {len(lacking) - 1:,} more"
+        raise GeoError(f"the file lacks {which}{many} of {wanted:,}", where=file, hint=hint)
+
+
 def _order(file: Path, what: str, names: list[str], wanted: list[str], hint: str) -> NDArray[np.int64] | None:
     """Where each wanted name stands; None where they stand in that order. Raises GeoError where they aren't the same names."""
     place = {name: k for k, name in enumerate(names)}
@@ -400,9 +407,7 @@ def _order(file: Path, what: str, names: list[str], wanted: list[str], hint: str
         raise GeoError(
             f"a {'sample_id' if what == 'sample' else what} is repeated: {twice!r:.80}", where=file
         )
-    lacking = next((name for name in wanted if name not in place), None)
-    if lacking is not None:
-        raise GeoError(f"the file lacks {what} {lacking!r:.80}", where=file, hint=hint)
+    _check_has_all(file, what, [name for name in wanted if name not in place], len(wanted), hint)
     if len(names) != len(wanted):
         known = set(wanted)
         strange = next(name for name in names if name not in known)
@@ -466,12 +471,11 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
         ("sample", seen.any(axis=1), samples.sample_id),
         ("view", seen.any(axis=0) | (described.view_names is not None), samples.view_names),
     ):
-        if not there.all():
-            raise GeoError(
-                f"the file lacks {name} {wanted[int((~there).argmax())]!r:.80}",
-                where=file,
-                hint="check --split and --set model.view_names=[…]; a view without an embedding may have a null there",
-            )
+        lacking = [wanted[k] for k in np.flatnonzero(~there)]
+        hint = (
+            "check --split and --set model.view_names=[…]; a view without an embedding may have a null there"
+        )
+        _check_has_all(file, name, lacking, len(wanted), hint)
     if values is None:
         raise GeoError("no row has an embedding", where=file)
     for sample_id, view in described.unreadable:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from geo_embed.blocks import Block, blocks_of, label_of
 from geo_embed.cache.find import choose_store
-from geo_embed.cache.store import Embeddings, Store, read_content_hash, read_ids, read_store
+from geo_embed.cache.store import Embeddings, Store, read_content_hash, read_ids, read_store, rebuild_hint
 from geo_embed.config import Config, Model
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import text_ids
 from geo_embed.errors import GeoError
 
@@ -49,6 +49,8 @@ class JoinedEmbeddings:
         sources: S of them.
         blocks: S; which columns of `values` are whose.
         store_rows: S; (N,) each, the samples' rows in the store.
+        lacking: S; how many pictures each source lacks that another one has.
+        lost: how many samples that leaves without any view.
     """
 
     sample_id: NDArray[np.object_]
@@ -57,6 +59,8 @@ class JoinedEmbeddings:
     sources: tuple[Source, ...]
     blocks: tuple[Block, ...]
     store_rows: tuple[NDArray[np.int64], ...]
+    lacking: tuple[int, ...] = (0,)
+    lost: int = 0
 
     @property
     def where(self) -> Path:
@@ -67,6 +71,11 @@ class JoinedEmbeddings:
     def split(self) -> str:
         """`train` or `test`."""
         return self.sources[0].store.split
+
+    @property
+    def least(self) -> str:
+        """What a sample needs at least, for people: pictures may lie there that only some of the sources have."""
+        return "picture" if len(self.sources) == 1 else "view that every source has"
 
 
 def find_sources(config: Config, split: str, *, fingerprint: str | None = None) -> tuple[Source, ...]:
@@ -146,15 +155,31 @@ def read_joined(sources: Sequence[Source], sample_id: NDArray[Any]) -> JoinedEmb
         del part
     present = np.logical_and.reduce(seen)
     some = np.logical_or.reduce(seen)
-    for source, of_source in zip(sources, seen, strict=True):
-        lacking = int((some & ~of_source).sum())
-        if lacking:
-            warn(
-                f"{source.label} lacks {lacking:,} pictures that another source has: a view counts where every source has it"
-            )
     if not present.all():
         values[~present] = 0
-    return JoinedEmbeddings(sample_id, values, present, tuple(sources), blocks, tuple(rows))
+    lacking = tuple(int((some & ~of_source).sum()) for of_source in seen)
+    lost = int((some.any(axis=1) & ~present.any(axis=1)).sum())
+    return JoinedEmbeddings(
+        sample_id, values, present, tuple(sources), blocks, tuple(rows), lacking=lacking, lost=lost
+    )
+
+
+def warn_of_lacking(embeddings: JoinedEmbeddings) -> None:
+    """Say in one line which sources lack pictures that another one has, what that costs, and what embeds them."""
+    short = [(s, n) for s, n in zip(embeddings.sources, embeddings.lacking, strict=True) if n]
+    if not short:
+        return
+    lacks = " and ".join(f"{source.label} lacks {counted(count, 'picture')}" for source, count in short)
+    left = f", which leaves {counted(embeddings.lost, 'sample')} without any" if embeddings.lost else ""
+    commands = [
+        rebuild_hint(source.store.path, source.store.attrs)
+        for source, _ in short
+        if not source.store.attrs.get("imported")
+    ]
+    cure = f"; where they lie there now: {', then '.join(dict.fromkeys(commands))}" if commands else ""
+    warn(
+        f"{lacks} of {embeddings.split} that another source has: a view counts where every source has it{left}{cure}"
+    )
 
 
 def read_content(embeddings: JoinedEmbeddings) -> NDArray[np.uint64]:

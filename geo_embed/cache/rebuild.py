@@ -5,6 +5,7 @@ from the store of the other split, from the backbone or from an import's name, a
 """
 
 import hashlib
+import itertools
 import math
 import tempfile
 from collections import Counter
@@ -272,25 +273,27 @@ def _made_by(config: Config, path: Path, width: int) -> dict[str, Any]:
     for attrs in _of_others(path):
         if attrs["view_names"] == views and _fingerprint(attrs) == fingerprint:
             return attrs
-    for stored, size in _ITEM_BYTES.items():
-        attrs = import_attributes(model.backbone_name, views, stored, width // size)
+    for name, (stored, size) in itertools.product(model.backbone_names, _ITEM_BYTES.items()):
+        attrs = import_attributes(name, views, stored, width // size)
         if attrs["fingerprint"] == fingerprint:
             return attrs
-    # 2. The backbone, in any precision: its weights are read once.
+    # 2. A backbone, in any precision: its weights are read once.
     why = ""
-    try:
-        import torch
+    for name in model.backbone_names:
+        try:
+            import torch
 
-        base = store_attributes(model, find_backbone(model.backbone_name, download=False), torch.float32)
-        for dtype in ("float32", "float16", "bfloat16"):
-            for stored in _ITEM_BYTES:
+            named = model.with_backbone(name)
+            base = store_attributes(named, find_backbone(name, download=False), torch.float32)
+            for dtype, stored in itertools.product(("float32", "float16", "bfloat16"), _ITEM_BYTES):
                 attrs = attributes_with(base, dtype=dtype, stored=stored)
                 if attrs["fingerprint"] == fingerprint:
                     return attrs
-    except GeoError as error:
-        why = f" ({error.what})"
+        except GeoError as error:
+            why = why or f" ({error.what})"
+    names = " or ".join(model.backbone_names)
     raise GeoError(
-        f"zarr.json can't be made again: {model.backbone_name} with these settings didn't make this store{why}",
+        f"zarr.json can't be made again: {names} with these settings didn't make this store{why}",
         where=path,
         hint="name the backbone, or the import, that made it with --backbone, and its settings with --set model.…; or delete the store and run geo extract",
     )

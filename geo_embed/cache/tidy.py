@@ -12,7 +12,7 @@ from geo_embed.cache.locks import changing_layout, is_busy, put_right
 from geo_embed.cache.objects import unread
 from geo_embed.cache.storage import all_superseded, is_inside, leftovers, lexists, usage
 from geo_embed.cache.storage import delete as delete_files
-from geo_embed.cache.store import PENDING, Store, lacking, list_stores, open_store, read_status
+from geo_embed.cache.store import OK, PENDING, Store, lacking, list_stores, open_store, read_status
 from geo_embed.cache.verify import StoreProblem
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
@@ -26,7 +26,7 @@ from geo_embed.files import leftovers as old_leftovers
 class StoreSummary:
     """A store at a glance. `bytes` on disk, `age_days` since its last write, `runs` fitted on it.
 
-    `variant` is what was done to its pictures first, nothing to nearly all; its `runs` are those fitted on the pictures as they are.
+    `missing` is how many pictures were looked for and have no embedding. `variant` is what was done to its pictures first, nothing to nearly all; its `runs` are those fitted on the pictures as they are.
     `feature` is what its embeddings are; `further` has by name the features beside them: `dim`, and how many pictures are `lacking` it.
     """
 
@@ -38,6 +38,7 @@ class StoreSummary:
     views: int
     dim: int
     complete: float
+    missing: int
     bytes: int
     age_days: float
     runs: list[str]
@@ -75,14 +76,16 @@ def summarise(
 def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary:
     """One store at a glance; `runs` gives the names of the runs fitted on each fingerprint. Raises GeoError for damage."""
     size, last_write = store.storage.usage()
-    complete = float((read_status(store) != PENDING).mean())
+    status = read_status(store)
+    tried = status != PENDING
     return StoreSummary(
         store.path,
         store.split,
         store.attrs["backbone"],
         store.fingerprint,
         *store.shape,
-        complete=complete,
+        complete=float(tried.mean()),
+        missing=int((tried & (status != OK)).sum()),
         bytes=size,
         age_days=(time.time() - last_write) / 86_400,
         runs=[run for name in fingerprints_of(store) for run in runs.get(name, [])],

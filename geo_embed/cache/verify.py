@@ -1,6 +1,8 @@
 """Whether a store is whole: every byte against its checksum, and embeddings against their images."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,13 @@ from numpy.typing import NDArray
 from geo_embed.backbones import backbone as backbones
 from geo_embed.backbones.families import family_of
 from geo_embed.backbones.preprocessing import recorded_preprocessing
-from geo_embed.backbones.weights import find_backbone
+from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.cache.find import check_fits, choose_store, variant_stores
 from geo_embed.cache.layout import hash_array
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import folders, store_paths
 from geo_embed.cache.store import (
+    MISSING,
     OK,
     PENDING,
     UNREADABLE,
@@ -84,9 +87,9 @@ def choose_stores(
     problems = unreadable_stores(cache_dir, splits)
     stores: list[Store] = []
     absent: list[GeoError] = []
-    for name in splits:
+    for backbone, name in itertools.product(model.backbone_names, splits):
         try:
-            store = choose_store(cache_dir, model, name)
+            store = choose_store(cache_dir, model.with_backbone(backbone), name)
             stores += [store, *variant_stores(cache_dir, store)]
         except GeoError as error:
             absent.append(error)
@@ -202,6 +205,20 @@ def find_pending(store: Store, parts: int | None = None) -> Pending | None:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """How many `pictures` of a store were looked for and have no embedding: they weren't there, or couldn't be read."""
+
+    store: Path
+    pictures: int
+
+
+def find_missing(store: Store) -> Missing | None:
+    """The pictures that an extraction couldn't have; None where it had all. Raises GeoError for damage."""
+    count = int(np.isin(read_status(store), (MISSING, UNREADABLE)).sum())
+    return Missing(store.path, count) if count else None
+
+
+@dataclass(frozen=True)
 class Lacking:
     """Pictures of a store that have an embedding, and not yet a further feature that it has room for.
 
@@ -271,7 +288,7 @@ def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> li
     samples = load_samples(config, store.split)
     check_fits(store, samples)
     device = pick_device(config.model.device)
-    model = config.model.model_copy(update={"feature": store.attrs["feature"]})
+    model = _model_of(store, config.model).model_copy(update={"feature": store.attrs["feature"]})
     known = [name for name in store.further if name in family_of(find_backbone(model.backbone_name)).features]
     dtype = getattr(torch, store.attrs["dtype"])
     backbone = backbones.load_backbone(model, device, dtype, further=known)
@@ -291,6 +308,15 @@ def verify_deep(config: Config, store: Store, *, count: int = DEEP_IMAGES) -> li
         # NaN is no likeness.
         if again.fault or not again.cosine >= SAME_COSINE
     ]
+
+
+def _model_of(store: Store, model: Model) -> Model:
+    """The settings with the backbone that made a store, where they name several; the first where none did."""
+    for name in model.backbones:
+        with suppress(GeoError):
+            if hash_weights(find_backbone(name, download=False)) == store.attrs["weights_sha256"]:
+                return model.with_backbone(name)
+    return model.with_backbone(model.backbone_name)
 
 
 @dataclass(frozen=True)

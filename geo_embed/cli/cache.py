@@ -18,7 +18,7 @@ from geo_embed.cli.options import (
 )
 from geo_embed.cli.show import after_embedding, print_made, print_result, readable_size, with_given_options
 from geo_embed.config import Feature
-from geo_embed.console import say, show, warn
+from geo_embed.console import counted, say, show, warn
 from geo_embed.threads import wait_passively
 
 cache_app = typer.Typer(no_args_is_help=True, help="Look after the embedding stores.")
@@ -40,7 +40,7 @@ def _cache_ls() -> None:
         (
             f"{s.path.parent.name}/{s.path.name}",
             f"--backbone {shlex.quote(s.backbone)}, {_kind(s.variant)}{s.samples:,} × {s.views} × {s.dim}, {s.complete:.0%} complete, "
-            f"{_further(s.further)}"
+            f"{_missing(s.missing)}{_further(s.further)}"
             f"{readable_size(s.bytes)}, "
             f"{s.age_days:.1f} days old, runs: {', '.join(s.runs) or 'none'}",
         )
@@ -112,7 +112,7 @@ def _cache_verify(
         ),
     ] = None,
 ) -> None:
-    """Read every byte of the stores of the settings' backbone against its checksum. Exits with 3 where something is damaged."""
+    """Read every byte of the stores of the settings' backbones against its checksum. Exits with 3 where something is damaged."""
     wait_passively()
     from geo_embed.cache.layout import ARRAYS
     from geo_embed.cache.rebuild import Rebuilt, rebuild_stores
@@ -121,6 +121,7 @@ def _cache_verify(
         choose_stores,
         damaged_features,
         find_lacking,
+        find_missing,
         find_pending,
         other_stores,
         verify,
@@ -146,6 +147,7 @@ def _cache_verify(
         except GeoError as error:
             refusals.append(error)
     pending = [left for left in (find_pending(opened, parts) for opened in whole) if left is not None]
+    missing = [gap for opened in whole if (gap := find_missing(opened)) is not None]
     lacks = [left for opened in whole for left in find_lacking(opened)]
     # Who names a backbone or a store means no other.
     looked_at = [opened.path for opened in stores] + [problem.store for problem in problems]
@@ -155,19 +157,28 @@ def _cache_verify(
         "problems": problems,
         "rebuilt": rebuilt,
         "pending": pending,
+        "missing": missing,
         "lacking": lacks,
         "not_looked_at": others,
     }
+    absent = {gap.store: f", {counted(gap.pictures, 'picture')} missing" for gap in missing}
     print_result(
         result,
-        [(str(s.path), f"{_kind(s.variant.recorded())}{s.shape[0]:,} samples") for s in stores],
+        [
+            (
+                str(s.path),
+                f"{_kind(s.variant.recorded())}{counted(s.shape[0], 'sample')}{absent.get(s.path, '')}",
+            )
+            for s in stores
+        ],
     )
     if not GLOBALS.as_json:
         for problem in problems:
             show(f"{problem.where}: {problem.message} ({problem.store})")
         for left in pending:
-            missing = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
-            show(f"{left.store}: {left.samples:,} samples are not extracted yet{missing}. Next:")
+            parts_left = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
+            those = counted(left.samples, "sample is", "samples are")
+            show(f"{left.store}: {those} not extracted yet{parts_left}. Next:")
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
         for lack in lacks:
@@ -334,6 +345,10 @@ def _cache_export(
         result | {"out": out},
         [("file", out), ("samples", f"{samples:,} × {views} views × {dim}, {embeddings.feature}")],
     )
+
+
+def _missing(pictures: int) -> str:
+    return f"{counted(pictures, 'picture')} missing, " if pictures else ""
 
 
 def _further(further: dict[str, dict[str, int]]) -> str:

@@ -1,7 +1,7 @@
 """`geo cache export --atlas`: a split as the table that Apple's Embedding Atlas opens: a plane, neighbours, and what is known of each sample."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.cache.join import find_sources
 from geo_embed.config import Config
+from geo_embed.console import counted, warn
 from geo_embed.data.outputs import check_output
 from geo_embed.data.samples import Samples, load_samples, text_ids
 from geo_embed.errors import GeoError, disk_errors
@@ -59,6 +60,11 @@ def export_atlas(config: Config, split: str, out: Path, run: str | None = None) 
         scene = Scene(config, load_run(config.paths.runs_dir, run))
         embedder = scene.memory.embedder()
         space, name = space_of(embedder, split)[0], embedder.name
+    without = int((~space.seen).sum())
+    if without:
+        warn(f"{counted(without, 'sample has', 'samples have')} no view to be placed by: left out")
+        seen = space.seen
+        space = replace(space, sample_id=space.sample_id[seen], vectors=space.vectors[seen], seen=seen[seen])
     table = _columns(config, split, space, scene)
     import pyarrow as pa
     from pyarrow import parquet

@@ -11,10 +11,17 @@ from geo_embed import geography
 from geo_embed.answers import LabelEncoder, Prior, Truth, label_encoder
 from geo_embed.blocks import Block
 from geo_embed.cache.find import check_fits
-from geo_embed.cache.join import JoinedEmbeddings, Source, find_sources, read_content, read_joined
+from geo_embed.cache.join import (
+    JoinedEmbeddings,
+    Source,
+    find_sources,
+    read_content,
+    read_joined,
+    warn_of_lacking,
+)
 from geo_embed.cache.store import content_sample, is_finite
 from geo_embed.config import Config
-from geo_embed.console import say, warn
+from geo_embed.console import counted, say, warn
 from geo_embed.data.duplicates import shared_pictures, tied_samples
 from geo_embed.data.holdout import Places
 from geo_embed.data.samples import Samples, load_mapping, load_samples, truth_of
@@ -119,14 +126,18 @@ def join(embeddings: JoinedEmbeddings, truth: Truth, mapping: dict[int, str]) ->
     Raises:
         GeoError: no sample has an embedding, or one of them isn't finite.
     """
+    warn_of_lacking(embeddings)
     seen = embeddings.present.any(axis=1)
+    if not seen.any():
+        raise GeoError(f"no sample has a {embeddings.least}", where=embeddings.where)
     if not seen.all():
-        warn(f"{int((~seen).sum()):,} samples have no picture and are left out of training")
+        absent, least = int((~seen).sum()), embeddings.least
+        one, many = f"sample has no {least} and is", f"samples have no {least} and are"
+        warn(f"{counted(absent, one, many)} left out of training")
     partly = int((seen & ~embeddings.present.all(axis=1)).sum())
     if partly:
-        warn(f"{partly:,} samples lack some of their views; those views are left out of the fusion")
-    if not seen.any():
-        raise GeoError("no sample has a picture", where=embeddings.where)
+        some = counted(partly, "sample lacks some of its views", "samples lack some of their views")
+        warn(f"{some}; those views are left out of the fusion")
     if not is_finite(embeddings.values):
         finite = np.isfinite(embeddings.values).all(axis=(1, 2))
         first = embeddings.sample_id[~finite][0]

@@ -75,8 +75,8 @@ def diagnose(settings: Callable[[], tuple[Config, dict[str, str]]]) -> list[Chec
         ("runs_dir", lambda config: _folder(config.paths.runs_dir)),
         ("train data", lambda config: _data(config, "train")),
         ("test data", lambda config: _data(config, "test")),
-        ("weights", _weights),
-        ("pace", _pace),
+        ("weights", lambda config: _of_each_backbone(config, _weights)),
+        ("pace", lambda config: _of_each_backbone(config, _pace)),
         ("stores", _stores),
         ("runs", _runs),
     ):
@@ -294,6 +294,17 @@ def _data(config: Config, split: str) -> tuple[bool, str, str]:
             f"geo data check --split {split}",
         )
     return True, f"{said}, all pictures there", ""
+
+
+def _of_each_backbone(
+    config: Config, look: Callable[[Config], tuple[bool, str, str]]
+) -> tuple[bool, str, str]:
+    """What there is to say of every backbone that the settings name, in one line; and the first thing to do about one."""
+    models = [config.model.with_backbone(name) for name in config.model.backbone_names]
+    looks = [look(config.model_copy(update={"model": model})) for model in models]
+    faults = [found for found in looks if not found[0]] or looks
+    hints = [hint for _, _, hint in faults if hint]
+    return all(good for good, _, _ in looks), "; ".join(said for _, said, _ in looks), (hints or [""])[0]
 
 
 def _weights(config: Config) -> tuple[bool, str, str]:

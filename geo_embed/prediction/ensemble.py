@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.config import Config, EnsembleMethod, EnsemblePoint, PointChoice
-from geo_embed.console import track
+from geo_embed.console import counted, track, warn
 from geo_embed.data.holdout import deal, random_folds
+from geo_embed.data.samples import text_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
 from geo_embed.metrics import final_metrics, metrics
@@ -31,9 +32,10 @@ from geo_embed.runs.twins import remembered_twins
 _FOLDS = 5
 # A place as two machines read it from the same text.
 _SAME_DEGREES = 1e-6
+# Whoever left samples out, having no picture of them, deals the others otherwise.
 _REFIT = (
     "fit the runs with the same training.split_seed (before there was one, a run's training.seed split it), training.val_split and "
-    "training.validation, or all of them with --folds"
+    "training.validation and, where one of them left samples out that it has no view of, or in any case, all of them with --folds"
 )
 
 
@@ -121,7 +123,7 @@ def _ensemble(
     runs_dir = config.paths.runs_dir
 
     # 1. The members' predictions for the samples that all of them held out.
-    validated = [_val_predictions(run) for run in _load_runs(runs_dir, names)]
+    validated = _on_shared([_val_predictions(run) for run in _load_runs(runs_dir, names)])
     for other in validated[1:]:
         _check_same(validated[0], other)
     first, truth = validated[0].run, validated[0].truth
@@ -221,6 +223,26 @@ def _val_predictions(run: Run) -> _Validated:
         raise GeoError("these predictions carry no truth", where=path, hint="train the run again")
     rows = np.argsort(predictions.sample_id)
     return _Validated(run, by_state(predictions.take(rows)), truth.take(rows))
+
+
+def _on_shared(validated: Sequence[_Validated]) -> Sequence[_Validated]:
+    """The runs on the samples that all of them know, if they are the same on these: one that a run left out of its split, having no
+    view of it, is none that it could have held out.
+    """
+    known = [set(text_ids(member.run.read_split()["sample_id"])) for member in validated]
+    shared = set.intersection(*known)
+    rows = [np.array([i in shared for i in member.predictions.sample_id]) for member in validated]
+    kept = {tuple(m.predictions.sample_id[at]) for m, at in zip(validated, rows, strict=True)}
+    out = {i for m, at in zip(validated, rows, strict=True) for i in m.predictions.sample_id[~at]}
+    if not out or len(kept) > 1 or kept == {()}:
+        return validated
+    warn(
+        f"{counted(len(out), 'held-out sample is', 'held-out samples are')} left out of the ensemble: not every run has a view of them"
+    )
+    return [
+        _Validated(member.run, member.predictions.take(at), member.truth.take(at))
+        for member, at in zip(validated, rows, strict=True)
+    ]
 
 
 def _check_same(a: _Validated, b: _Validated) -> None:

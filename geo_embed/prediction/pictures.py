@@ -11,7 +11,7 @@ from geo_embed.backbones import backbone as backbones
 from geo_embed.blocks import Block
 from geo_embed.cache.arrays import check_sources
 from geo_embed.config import Augment, Config, OnDamagedImage
-from geo_embed.console import progress, warn
+from geo_embed.console import counted, progress, warn
 from geo_embed.data.samples import text_ids
 from geo_embed.devices import default_batch_size, pick_device, with_torch_switches
 from geo_embed.errors import GeoError
@@ -161,7 +161,10 @@ def predict_embedded(
     values, seen = variants[0]
     without = int((~seen.any(axis=1)).sum())
     if without:
-        warn(f"{without:,} of {len(values):,} places have no picture; they get the training set's prior")
+        have, get = ("has", "it gets") if without == 1 else ("have", "they get")
+        warn(
+            f"{without:,} of {counted(len(values), 'place')} {have} no picture; {get} the training set's prior"
+        )
     device = pick_device(config.model.device, float64=True)
     ids = text_ids(range(len(values)))
 
@@ -212,7 +215,7 @@ def arrange(given: Any, views: Sequence[str]) -> list[Place]:
         return [_by_name(given, views, "")]
     items = as_items(given, "")
     if not items:
-        raise GeoError(f"0 pictures, where the run looks at {_counted(views)}", hint=f"a picture is {FORMS}")
+        raise GeoError(f"0 pictures, where the run looks at {_numbered(views)}", hint=f"a picture is {FORMS}")
     if all(item is None or is_picture(item) for item in items):
         return [[item] for item in items] if len(views) == 1 else [_in_order(items, views, "")]
     places: list[Place] = []
@@ -228,7 +231,7 @@ def arrange(given: Any, views: Sequence[str]) -> list[Place]:
 def _in_order(pictures: list[Any], views: Sequence[str], where: str) -> Place:
     if len(pictures) != len(views):
         raise GeoError(
-            f"{len(pictures)} pictures, where the run looks at {_counted(views)}",
+            f"{len(pictures)} pictures, where the run looks at {_numbered(views)}",
             where=where,
             hint="give one picture per view, in this order; in Python None where one is missing, and several places as a list of such lists",
         )
@@ -239,13 +242,13 @@ def _by_name(place: Mapping[Any, Any], views: Sequence[str], where: str) -> Plac
     unknown = [name for name in place if name not in views]
     if unknown:
         raise GeoError(
-            f"there is no view {unknown[0]!r:.80}: the run looks at {_counted(views)}", where=where
+            f"there is no view {unknown[0]!r:.80}: the run looks at {_numbered(views)}", where=where
         )
     return [place.get(name) for name in views]
 
 
-def _counted(views: Sequence[str]) -> str:
-    return f"{len(views)} view{'' if len(views) == 1 else 's'}: {', '.join(views)}"
+def _numbered(views: Sequence[str]) -> str:
+    return f"{counted(len(views), 'view')}: {', '.join(views)}"
 
 
 def _read_places(

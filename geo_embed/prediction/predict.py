@@ -7,10 +7,10 @@ from pathlib import Path
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.find import check_fits
-from geo_embed.cache.join import JoinedEmbeddings, read_joined
+from geo_embed.cache.join import JoinedEmbeddings, read_joined, warn_of_lacking
 from geo_embed.cache.store import content_digest
 from geo_embed.config import Config, Paths
-from geo_embed.console import progress, warn
+from geo_embed.console import counted, progress, warn
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant, scene_order, variants_of
 from geo_embed.devices import pick_device, with_torch_switches
@@ -110,6 +110,7 @@ def _predict_variant(
         # Before the embeddings: if somebody writes meanwhile, the predictions count as stale, not as fresh.
         digests = [content_digest(source.store) for source in sources]
         embeddings = read_joined(sources, samples.sample_id)
+        warn_of_lacking(embeddings)
     except GeoError as error:
         error.hint = error.hint.replace("geo predict RUN ", f"geo predict {asked} ")
         raise
@@ -163,9 +164,10 @@ def predict_embeddings(run: Run, embeddings: JoinedEmbeddings) -> Predictions:
     heads = load_heads(run)
     without_views = int((~embeddings.present.any(axis=1)).sum())
     if without_views:
-        warn(
-            f"{without_views:,} samples of {embeddings.split} have no picture; they get the training set's prior"
-        )
+        of, least = embeddings.split, embeddings.least
+        one = f"sample of {of} has no {least}; it gets"
+        many = f"samples of {of} have no {least}; they get"
+        warn(f"{counted(without_views, one, many)} the training set's prior")
     with progress(
         f"predict {embeddings.split}", len(embeddings.values) - without_views, "samples"
     ) as advance:

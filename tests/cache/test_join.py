@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 from worlds import make_world
 
-from geo_embed.cache.exchange import cache_import
+from geo_embed.cache.exchange import cache_export, cache_import
 from geo_embed.cache.join import find_sources, read_content, read_joined
 from geo_embed.cache.store import MISSING, Store, open_store, read_content_hash, read_store
+from geo_embed.cache.tidy import summarise
+from geo_embed.cache.verify import Missing, choose_stores, find_missing
 from geo_embed.config import Config, Model
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
+from geo_embed.explorer.atlas import export_atlas
 from geo_embed.fitting.examples import open_training_data
 from geo_embed.settings import with_changes
 
@@ -75,13 +78,43 @@ def test_a_view_counts_where_every_source_has_it(tmp_path: Path, capsys: pytest.
     status = np.asarray(store.status[:])
     status[3, 1], status[4] = MISSING, MISSING
     store.status[:] = status
+    capsys.readouterr()
     examples = open_training_data(config).examples
-    assert "another lacks 3 pictures that another source has" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: another lacks 3 pictures of train that another source has: a view counts where every source has it, "
+        "which leaves 1 sample without any",
+        "warning: 1 sample has no view that every source has and is left out of training",
+        "warning: 1 sample lacks some of its views; those views are left out of the fusion",
+    ]
     # Sample 4 has no view left by both.
     assert "s4" not in examples.sample_id
     assert examples.present[3].tolist() == [True, False]
     assert not examples.values[3, 1].any()
     assert examples.values[3, 0].all()
+    # The table for others has a place for no sample that nothing can be placed by.
+    made = export_atlas(config, "train", tmp_path / "atlas.parquet")
+    assert made.samples == 29
+    assert "1 sample has no view to be placed by: left out" in capsys.readouterr().err
+    table = pd.read_parquet(tmp_path / "atlas.parquet")
+    assert "s4" not in table["sample_id"].to_list()
+    assert max(row["ids"].max() for row in table["neighbors"]) < 29
+    # Every backbone's store is looked after, and what it lacks is counted.
+    stores, problems = choose_stores(config.paths.cache_dir, config.model, "all")
+    assert problems == []
+    missing = {store.attrs["backbone"]: find_missing(store) for store in stores}
+    assert missing == {"another": Missing(store.path, 3), "made-elsewhere": None}
+    (summary,) = (each for each in summarise(stores, {})[0] if each.backbone == "another")
+    assert (summary.missing, summary.complete) == (3, 1.0)
+
+
+def test_a_file_of_one_backbone_is_not_written_of_several(tmp_path: Path) -> None:
+    config = two(tmp_path / "world")
+    with pytest.raises(
+        GeoError, match="of one backbone, and the settings name made-elsewhere, another"
+    ) as caught:
+        cache_export(config, "train", tmp_path / "out.npy")
+    assert caught.value.hint == "geo cache export --backbone made-elsewhere"
+    assert not (tmp_path / "out.npy").exists()
 
 
 def test_sources_of_two_precisions_lose_nothing(tmp_path: Path) -> None:

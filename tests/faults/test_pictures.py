@@ -196,7 +196,7 @@ def test_skipped_pictures_are_recorded_reported_and_left_out_downstream(
 
     fitted = command(capsys, *small.options(), "--json", "fit-heads", "--name", "first")
     assert fitted.code == 0, fitted.err
-    assert "1 samples have no picture and are left out of training" in fitted.err
+    assert "1 sample has no picture and is left out of training" in fitted.err
     assert "7 samples lack some of their views; those views are left out of the fusion" in fitted.err
     split = pd.read_parquet(small.root / "runs" / "first" / "split.parquet")
     assert len(split) == 11
@@ -205,7 +205,7 @@ def test_skipped_pictures_are_recorded_reported_and_left_out_downstream(
     submitted = command(capsys, *small.options(), "--json", "submit", "first")
     assert submitted.code == 0, submitted.err
     assert submitted.json["valid"]
-    assert "1 samples of test have no picture; they get the training set's prior" in submitted.err
+    assert "1 sample of test has no picture; it gets the training set's prior" in submitted.err
     prior = load_run(small.root / "runs", "first").prior
     rows = pd.read_csv(submitted.json["submission"])
     assert rows["predicted_latitude"][1] == pytest.approx(prior.latitude)

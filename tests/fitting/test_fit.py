@@ -372,8 +372,8 @@ def test_samples_without_pictures_are_left_out_and_said(
     store.status[:], store.embeddings[:] = status, values
     fit_heads(with_training(own.config(), epochs=1), name="x")
     warnings = capsys.readouterr().err
-    assert "1 samples have no picture and are left out of training" in warnings
-    assert "1 samples lack some of their views" in warnings
+    assert "1 sample has no picture and is left out of training" in warnings
+    assert "1 sample lacks some of its views" in warnings
     saved = split_of(own.root / "runs" / "x")["sample_id"].astype(str).tolist()
     ids = load_samples(own.config(), "train").sample_id.tolist()
     assert saved == ids[:3] + ids[4:]

@@ -18,6 +18,8 @@ from geo_embed import GeoPredictor
 from geo_embed import fit_heads as fit_heads_of_package
 from geo_embed.blocks import blocks_of
 from geo_embed.cache.join import find_sources
+from geo_embed.cache.rebuild import rebuild_stores
+from geo_embed.cache.verify import choose_stores, verify_deep
 from geo_embed.config import Config, Model, Training
 from geo_embed.data.images import decode, resize
 from geo_embed.errors import GeoError
@@ -129,6 +131,56 @@ def test_what_the_cache_lacks_is_embedded_by_the_backbone_that_lacks_it(two: tup
     write_backbone(Path("stranger"), seed=9)
     with pytest.raises(GeoError, match="has other weights"):
         extract_for_run(config, run, "test", backbone=[first, "stranger"])
+
+
+def test_pictures_that_one_backbone_could_not_have_are_told_of_until_it_has_them(
+    two: tuple[Config, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = two
+    whole, _ = predict_split(config, run, "test")
+    _, other = config.model.backbones
+    store = store_of(config, other, "test")
+    shutil.rmtree(store)
+    away = config.paths.images("test").rename("away")
+    config.paths.images("test").mkdir()
+    kept = sorted(away.iterdir())[4:]
+    for picture in kept[1:]:
+        shutil.copy(picture, config.paths.images("test"))
+    # Of one place all pictures were away, and of another the first.
+    by_other = config.model_copy(
+        update={
+            "model": config.model.with_backbone(other),
+            "inference": config.inference.model_copy(update={"on_bad_image": "skip"}),
+        }
+    )
+    extract(by_other, "test")
+    for picture in away.iterdir():
+        shutil.copy(picture, config.paths.images("test"))
+    capsys.readouterr()
+    partly, _ = predict_split(config, run, "test")
+    command_again = f"geo extract --split test --backbone {other}"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {other} lacks 5 pictures of test that another source has: a view counts where every source has it, "
+        f"which leaves 1 sample without any; where they lie there now: {command_again}",
+        "warning: 1 sample of test has no view that every source has; it gets the training set's prior",
+    ]
+    np.testing.assert_array_equal(partly.probabilities[2:], whole.probabilities[2:])
+    # Its pictures are held against the backbone that made them, and what it says of itself is made again by it.
+    shutil.rmtree(store_of(config, other, "train"))
+    (store / "zarr.json").unlink()
+    paths, model = config.paths, config.model
+    stores, problems = choose_stores(paths.cache_dir, model, "test")
+    assert [problem.store for problem in problems] == [store]
+    stores, _, made = rebuild_stores(config, stores, problems)
+    assert [rebuilt.store for rebuilt in made] == [store]
+    assert sorted(s.path for s in stores) == sorted(
+        store_of(config, name, "test") for name in model.backbones
+    )
+    assert [verify_deep(config, each) for each in stores] == [[], []]
+    assert extract(by_other, "test").computed == 5
+    healed, _ = predict_split(config, run, "test")
+    assert "lacks" not in capsys.readouterr().err
+    np.testing.assert_array_equal(healed.probabilities, whole.probabilities)
 
 
 def test_backbones_named_in_another_order_give_the_same_heads(two: tuple[Config, Run]) -> None:

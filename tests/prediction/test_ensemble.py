@@ -15,10 +15,12 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from small import command, saved_predictions
+from worlds import make_world
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.exchange import cache_export, cache_import
-from geo_embed.cache.store import chunks_of, commit_chunk, open_store
+from geo_embed.cache.find import find_store
+from geo_embed.cache.store import MISSING, chunks_of, commit_chunk, open_store
 from geo_embed.config import Config, EnsembleMethod, PointChoice
 from geo_embed.data.samples import load_samples
 from geo_embed.errors import GeoError
@@ -33,6 +35,7 @@ from geo_embed.prediction.submission import submit
 from geo_embed.runs.recipe import load_heads
 from geo_embed.runs.run import Run, load_run, run_stores
 from geo_embed.runs.table import write_predictions
+from geo_embed.settings import with_changes
 
 if TYPE_CHECKING:
     from conftest import Country
@@ -497,6 +500,34 @@ def test_other_held_out_samples_are_counted_and_what_makes_them_the_same_is_said
         "--folds",
     ):
         assert word in refusal.hint
+
+
+def test_samples_that_one_run_had_no_view_of_are_left_out_of_the_ensemble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_world(tmp_path / "world", ["a", "b", "c"], samples=30, training__epochs=1)
+    in_folds = with_changes(config, {"training.folds": 2})
+    fit_heads(in_folds, name="whole")
+    fit_heads(config, name="held")
+    store = open_store(find_store(config, "train").path)
+    status = np.asarray(store.status[:])
+    status[[4, 7]] = MISSING
+    store.status[:] = status
+    fit_heads(in_folds, name="fewer")
+    fit_heads(config, name="held-of-fewer")
+    capsys.readouterr()
+    made = ensemble(config, ["whole", "fewer"], method="average", name="both")
+    assert (
+        "2 held-out samples are left out of the ensemble: not every run has a view of them"
+        in capsys.readouterr().err
+    )
+    recorded, _ = saved_predictions(load_run(config.paths.runs_dir, "both").predictions_path("val"))
+    assert made.val["samples"] == len(recorded) == 28
+    assert not {"s4", "s7"} & set(recorded.sample_id)
+    # A split of fewer samples is another one.
+    with pytest.raises(GeoError, match="held out other samples than held") as caught:
+        ensemble(config, ["held", "held-of-fewer"], method="average", name="none")
+    assert "--folds" in caught.value.hint
 
 
 @pytest.mark.parametrize("column", ["true_state_idx", "true_latitude", "true_longitude"])

@@ -97,7 +97,7 @@ def test_a_view_that_is_missing_is_left_out_and_a_place_without_any_gets_the_pri
     answered = predict_images(config, run, [files[0], [None, *others], [None] * 4])
     assert np.abs(answered.probabilities[0] - answered.probabilities[1]).max() > 1e-4
     np.testing.assert_allclose(answered.probabilities[2], run.prior.probabilities, rtol=1e-6)
-    assert "1 of 3 places have no picture" in capsys.readouterr().err
+    assert "1 of 3 places has no picture" in capsys.readouterr().err
     tower = load_backbone_of(run, pick())
     embedded = embed(tower, [FORMS["pixels"](file) for file in files[0]])
     present = np.array([[True] * 4, [False, True, True, True], [False] * 4])
