@@ -13,6 +13,7 @@ import pytest
 from hub import READER, TOKEN, Hub, Repository, serving_hub
 from huggingface_hub import ModelCard, constants
 from small import command, files
+from twofold import make_twofold
 
 from geo_embed import GeoPredictor, export
 from geo_embed.config import Config
@@ -152,6 +153,20 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     assert again == {name: Path("e", name).read_bytes() for name in files(Path("e"))} | {
         ".gitattributes": again[".gitattributes"]
     }
+
+
+def test_an_export_of_several_backbones_is_read_by_its_name(
+    country: Country, hub: Hub, tmp_path: Path
+) -> None:
+    made = make_twofold(country, tmp_path / "w")
+    done = export(made.config(), made.run("both"), tmp_path / "e", push="ada/both")
+    there = hub.repositories["ada/both"].files
+    assert (
+        {"backbone/1/model.safetensors", "backbone/2/model.safetensors"} < done.files.keys() <= there.keys()
+    )
+    given = made.pictures(1)
+    answer = GeoPredictor.from_pretrained("ada/both", device="cpu").predict(given)
+    assert answer == GeoPredictor(tmp_path / "e", device="cpu").predict(given)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import typer
 
 from geo_embed.cli.commands import Commands
 from geo_embed.cli.complete import complete_run
-from geo_embed.cli.options import GLOBALS, BackboneOption, RunArgument
+from geo_embed.cli.options import GLOBALS, BackbonesOption, RunArgument
 from geo_embed.cli.show import metric_rows, print_made, print_result, print_table, readable_size
 from geo_embed.config import RunOrder
 from geo_embed.console import harmless, show
@@ -304,7 +304,7 @@ def _export(
             "--push", metavar="REPO", help="Also to the Hugging Face hub: USER/REPO; a new one is private."
         ),
     ] = None,
-    backbone: BackboneOption = None,
+    backbone: BackbonesOption = None,
 ) -> None:
     """Make one directory that predicts by itself: backbone, heads, classes, and a model card.
 

@@ -16,7 +16,7 @@ from geo_embed.errors import GeoError
 from geo_embed.explorer.space import Embedder, embedder_of
 from geo_embed.prediction.pictures import embed_places, predict_embedded
 from geo_embed.reporting.weights import weights_of
-from geo_embed.runs.backbone import load_backbones_of
+from geo_embed.runs.backbone import inputs_of, load_backbones_of, sources_by_backbone
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced
 
@@ -71,11 +71,8 @@ class RunInMemory:
 
     def why_not(self) -> str | None:
         """Why pictures can't be answered, as far as can be told without loading anything; None where nothing speaks against it."""
-        run = self.run
         try:
-            while (ensemble := load_ensemble(run)) is not None:
-                run = ensemble.members[0]
-            for source in run.sources:
+            for source in (sources[0] for sources in sources_by_backbone(self.run)):
                 if source["weights_sha256"] is None:
                     return f"the run was fitted on imported embeddings ({source['backbone']}): what made them isn't known here"
                 find_backbone(source["name"], download=False)
@@ -120,7 +117,10 @@ class RunInMemory:
         with self._answering, torch_switches(self.config.model):
             variants = embed_places(self.config, self.run, [place], towers)
             predictions = predict_embedded(self.config, self.run, variants, self.heads_of)
-            return self._answered(predictions, *variants[0])
+            values, present = variants[0]
+            # Of an ensemble's members one has the learnt space, and may look through fewer backbones than all together.
+            values = inputs_of(self.run).take(self.embedder().run, values)
+            return self._answered(predictions, values, present)
 
     def answer_embeddings(
         self, predictions: Predictions, values: NDArray[Any], present: NDArray[np.bool_]

@@ -9,8 +9,8 @@ from typing import Any
 from geo_embed import __version__
 from geo_embed.console import harmless
 from geo_embed.errors import GeoError
-from geo_embed.exports.directory import BACKBONE, HEADS_ONNX, MODEL_ONNX, RUN
-from geo_embed.exports.origin import UNKNOWN, Origin
+from geo_embed.exports.directory import BACKBONE, HEADS_ONNX, MODEL_ONNX, RUN, backbone_places
+from geo_embed.exports.origin import UNKNOWN, Origin, strictest
 from geo_embed.runs.listing import RunSummary, list_runs, summarise
 from geo_embed.runs.run import Run
 
@@ -24,34 +24,37 @@ class Facts:
     """What a card says beside what the run says of itself.
 
     Attributes:
-        origin: of the backbone.
+        origins: of the backbones, in the order of the embeddings' columns.
+        backbones: what the export calls them.
         name: what the export is called: the name of its directory.
         heads_only: whether the backbone is left out.
         neighbours: training samples that the export holds for refining points, and their bytes.
         checks: of the ONNX file, as `config.json` has them.
-        features: of the backbone, with their widths, in the order of the embeddings' columns; empty where it is its own one alone.
+        features: of each backbone, with their widths, in the order of the embeddings' columns; empty where it is the only one, and its
+            own feature alone.
     """
 
-    origin: Origin
+    origins: Sequence[Origin]
+    backbones: Sequence[str]
     name: str
     heads_only: bool
     neighbours: tuple[int, int]
     checks: Mapping[str, Any] | None
-    features: Sequence[tuple[str, int]] = ()
+    features: Sequence[Sequence[tuple[str, int]]] = ((),)
 
 
-def write_card(path: Path, run: Run, facts: Facts) -> None:
-    """Write README.md. Raises GeoError where the run's scores can't be read."""
+def write_card(path: Path, run: Run, dim: int, facts: Facts) -> None:
+    """Write README.md, of a run over embeddings of `dim` numbers. Raises GeoError where its scores can't be read."""
     summary, scores = summarise(run), run.read_metrics()
     parts = [
         _front_matter(facts, summary),
         f"# {_plain(facts.name)}\n",
-        _opening(run, facts),
-        _use(run, facts),
+        _opening(run, dim, facts),
+        _use(run, dim, facts),
         _scores(run, summary, scores),
         _limits(summary, scores, facts),
         _purposes(),
-        _license(facts.origin),
+        _license(facts.origins),
         _data(run, summary, facts),
         _files(facts),
     ]
@@ -61,7 +64,10 @@ def write_card(path: Path, run: Run, facts: Facts) -> None:
 def _front_matter(facts: Facts, summary: RunSummary) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    origin = facts.origin
+    licenses = list(dict.fromkeys(text for origin in facts.origins for text in origin.license.split(", ")))
+    models = list(dict.fromkeys(origin.base_model for origin in facts.origins if origin.on_hub))
+    # The hub takes one name and one link, of a licence that it doesn't know.
+    named = next((origin for origin in facts.origins if origin.license_name), facts.origins[0])
     results = []
     if summary.score is not None:
         kind = "spatially grouped" if summary.validation["kind"] == "spatial" else "random"
@@ -79,10 +85,10 @@ def _front_matter(facts: Facts, summary: RunSummary) -> str:
             if value is not None
         ]
     data = ModelCardData(
-        license=origin.license.split(", ") if ", " in origin.license else origin.license,
-        license_name=origin.license_name,
-        license_link=origin.license_link,
-        base_model=origin.base_model if origin.on_hub else None,
+        license=licenses if len(licenses) > 1 else licenses[0],
+        license_name=named.license_name,
+        license_link=named.license_link,
+        base_model=models if len(models) > 1 else next(iter(models), None),
         library_name="geo_embed",
         tags=_TAGS,
         model_name=facts.name if results else None,
@@ -91,22 +97,33 @@ def _front_matter(facts: Facts, summary: RunSummary) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _opening(run: Run, facts: Facts) -> str:
+def _joined(names: Sequence[str]) -> str:
+    """Names in a text."""
+    return " and ".join(map(_plain, names))
+
+
+def _opening(run: Run, dim: int, facts: Facts) -> str:
     views, classes = run.config.model.view_names, len(run.labels)
     named = ", ".join(map(_plain, views))
     seen = f"pictures of {len(views)} views ({named})" if len(views) > 1 else "a picture"
     if facts.heads_only:
-        columns = f"{run.dim} numbers each"
-        if facts.features:
-            columns += ": " + ", then ".join(f"{width} of {feature}" for feature, width in facts.features)
-        seen = f"embeddings of {seen} by {_plain(facts.origin.base_model)} ({columns})"
+        columns = f"{dim} numbers each"
+        several = len(facts.backbones) > 1
+        each = [
+            f"{width} of {_plain(name)}, {feature}" if several else f"{width} of {feature}"
+            for name, given in zip(facts.backbones, facts.features, strict=True)
+            for feature, width in given
+        ]
+        if each:
+            columns += ": " + ", then ".join(each)
+        seen = f"embeddings of {seen} by {_joined(facts.backbones)} ({columns})"
     return (
         f"From {seen} of one place: a probability for each of {classes:,} classes, and a point (latitude, longitude). Made by geo_embed "
         f"{__version__} from the run {_plain(run.name)}.\n"
     )
 
 
-def _use(run: Run, facts: Facts) -> str:
+def _use(run: Run, dim: int, facts: Facts) -> str:
     views = run.config.model.view_names
     given = (
         "embeddings=array"
@@ -114,7 +131,7 @@ def _use(run: Run, facts: Facts) -> str:
         else "[" + ", ".join(json.dumps(f"{view}.jpg", ensure_ascii=False) for view in views) + "]"
     )
     forms = (
-        f"`array` holds embeddings (places, {len(views)}, {run.dim}); `present=` (places, {len(views)}) says which views are there."
+        f"`array` holds embeddings (places, {len(views)}, {dim}); `present=` (places, {len(views)}) says which views are there."
         if facts.heads_only
         else "A picture is a PIL image, a path, a file's bytes, or a uint8 array (height, width, 3); `None` where a view is missing. "
         "A list of such lists is many places."
@@ -135,11 +152,14 @@ In place of `"."`: the directory of this file, or the repository's id on the hub
     checks = facts.checks
     inputs = "; ".join(f"`{name}` {shape}" for name, shape in checks["inputs"].items())
     outputs = "; ".join(f"`{name}` {shape}" for name, shape in checks["outputs"].items())
-    resized = (
-        ""
-        if facts.heads_only
-        else "Pictures must be resized and cropped before: `picture` in config.json says how. "
-    )
+    resized = ""
+    if not facts.heads_only:
+        resized = "Pictures must be resized and cropped before: `picture` in config.json says how. "
+        if len(facts.backbones) > 1:
+            resized = (
+                "Pictures must be resized and cropped before, for each backbone by itself: `pixels_1` is for the first of `backbones` in "
+                "config.json, whose `picture` says how, and so on. "
+            )
     return f"""{text}
 `{checks["file"]}` does the same in ONNX, without geo_embed. Inputs: {inputs}. Outputs: {outputs}. The order of the classes is that of
 `states` in config.json. {resized}Run by ONNX Runtime
@@ -261,21 +281,31 @@ what makes places look alike.
 """
 
 
-def _license(origin: Origin) -> str:
+def _license(origins: Sequence[Origin]) -> str:
     lines = ["## Licence\n"]
-    if origin.license == UNKNOWN:
+    different = list(dict.fromkeys(origins))
+    for origin in different:
+        if origin.license == UNKNOWN:
+            lines.append(
+                f"Unknown: nothing says what the licence of the backbone, {_plain(origin.base_model)}, is. Whoever passes this export on, or uses "
+                "it, has to find out first."
+            )
+        else:
+            lines.append(
+                f"{_plain(origin.license_name or origin.license)}, as the backbone's, {_plain(origin.base_model)} ({_plain(origin.said_by)})."
+                + (f" <{origin.license_link}>" if origin.license_link else "")
+            )
+        if len(different) > 1:
+            lines.append("")
+    if len(different) > 1:
+        least = strictest(different)
         lines.append(
-            f"Unknown: nothing says what the licence of the backbone, {_plain(origin.base_model)}, is. Whoever passes this export on, or uses "
-            "it, has to find out first."
+            f"The export as a whole may be used and passed on as all of them allow; the strictest is that of {_plain(least.base_model)}."
         )
-    else:
+    if any(origin.forbids_commerce for origin in different):
+        of = "their" if len(different) > 1 else "its"
         lines.append(
-            f"{_plain(origin.license_name or origin.license)}, as the backbone's, {_plain(origin.base_model)} ({_plain(origin.said_by)})."
-            + (f" <{origin.license_link}>" if origin.license_link else "")
-        )
-    if origin.forbids_commerce:
-        lines.append(
-            "**Not for commercial use.** That holds for the heads as well: they were fitted on its embeddings."
+            f"**Not for commercial use.** That holds for the heads as well: they were fitted on {of} embeddings."
         )
     lines.append("The pictures that it learnt from have licences of their own.")
     return "\n".join(lines) + "\n"
@@ -303,8 +333,11 @@ def _data(run: Run, summary: RunSummary, facts: Facts) -> str:
     if len(run.labels) > _LISTED:
         table = f"<details><summary>{len(run.labels)} classes</summary>\n\n{table}\n</details>\n"
     total = f"{data['samples']:,} places" if data["samples"] else "places"
-    taken = "" if not facts.features else f", its {' and '.join(feature for feature, _ in facts.features)}"
-    origin = f"Backbone: {_plain(facts.origin.base_model)}{taken}; {_recipe(summary)}."
+    taken = [
+        _plain(name) + ("" if not given else f", its {' and '.join(feature for feature, _ in given)}")
+        for name, given in zip(facts.backbones, facts.features, strict=True)
+    ]
+    origin = f"Backbone{'s' if len(taken) > 1 else ''}: {'; '.join(taken)}; {_recipe(summary)}."
     return f"""## Data
 
 {total} of {len(run.labels)} classes; {split}. sha256 of the table: `{data["sha256"] or "unknown"}`. {origin}
@@ -329,10 +362,16 @@ def _plain(text: str) -> str:
 
 
 def _files(facts: Facts) -> str:
+    towers = [(f"{BACKBONE}/", "the image tower, a Hugging Face model directory")]
+    if len(facts.backbones) > 1:
+        towers = [
+            (f"{place}/", f"the image tower of {_plain(name)}, a Hugging Face model directory")
+            for place, name in zip(backbone_places(len(facts.backbones)), facts.backbones, strict=True)
+        ]
     rows = [
         ("config.json", "views, classes, sizes"),
         (f"{RUN}/", "settings, heads, classes, centroids and their distances, scores"),
-        *([] if facts.heads_only else [(f"{BACKBONE}/", "the image tower, a Hugging Face model directory")]),
+        *([] if facts.heads_only else towers),
     ]
     if facts.checks is not None:
         rows.append((HEADS_ONNX if facts.heads_only else MODEL_ONNX, "the same as ONNX"))

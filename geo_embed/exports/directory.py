@@ -3,14 +3,16 @@
 README.md        the model card
 config.json      what this is: views, classes, sizes, the check of its ONNX file
 run/             the run's settings, classes, heads and scores, as `load_run` takes them; of an ensemble its members, too
-backbone/        the image tower, a Hugging Face model directory; left out of heads alone
+backbone/        the image tower, a Hugging Face model directory; of several backbone/1/, backbone/2/, …; left out of heads alone
 model.onnx       pictures to answers; model.onnx.data beside it, where weights are beyond a gigabyte
 heads.onnx       embeddings to answers, of heads alone
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +23,11 @@ from geo_embed import __version__
 from geo_embed.backbones.backbone import Backbone, save_backbone
 from geo_embed.backbones.weights import find_backbone, hash_weights, read_weights
 from geo_embed.config import Config
+from geo_embed.data.images import Preprocessing
 from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import JSON_BYTES, file_sha256, parse_json, read_bytes, read_json, validated, write_json
 from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS, REGISTRIES
-from geo_embed.runs.backbone import check_one_backbone, load_backbone_of, sources_by_backbone
+from geo_embed.runs.backbone import Inputs, inputs_of, load_backbone_for
 from geo_embed.runs.recipe import answering_runs, load_ensemble, read_recipe
 from geo_embed.runs.run import Run, RunWriter, backbone_dir, load_run
 
@@ -33,8 +36,8 @@ RUN, BACKBONE = "run", "backbone"
 MODEL_ONNX, HEADS_ONNX = "model.onnx", "heads.onnx"
 # Whatever else lies in a directory is somebody's, and is not replaced.
 _OURS = {CARD, CONFIG, RUN, BACKBONE, MODEL_ONNX, HEADS_ONNX, f"{MODEL_ONNX}.data", f"{HEADS_ONNX}.data"}
-# Of config.json; another one can't be read.
-_FORMAT = 1
+# Of config.json; others can't be read. An export with several backbones has the second one, since earlier versions know one alone.
+_FORMAT, _FORMAT_OF_SEVERAL = 1, 2
 _LIBRARY = "geo_embed"
 _NO_EXPORT = "what lies there is no export of geo_embed"
 
@@ -45,7 +48,7 @@ class Described(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     library_name: Literal["geo_embed"]
-    format: Literal[1]
+    format: Literal[1, 2]
     run: str
     views: list[str] = Field(min_length=1)
     dim: int
@@ -124,11 +127,41 @@ def describe(directory: Path) -> Described:
         ) from error
 
 
-def check_exportable(run: Run) -> None:
-    """Raise GeoError for a run of several backbones, or one that needs a plugin to answer: who has the export hasn't the plugin's code."""
-    check_one_backbone(
-        run, f"an export has one backbone, and {run.name} was fitted on", sources_by_backbone(run)
-    )
+@dataclass(frozen=True)
+class Stored:
+    """A backbone of an export.
+
+    Attributes:
+        name: what the export calls it; two of the same model are told apart.
+        directory: where it lies, from the export's own on; None where it is left out.
+        weights_sha256: of its tensors as stored in the export; None where it is left out.
+        preprocessing: what its pictures need; None where it is left out.
+    """
+
+    name: str
+    directory: str | None = None
+    weights_sha256: str | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def backbone_places(count: int) -> list[str]:
+    """Where so many backbones lie in an export, from its directory on, in the order of the embeddings' columns."""
+    return [BACKBONE] if count == 1 else [f"{BACKBONE}/{k}" for k in range(1, count + 1)]
+
+
+def names_of(base_models: Sequence[str]) -> list[str]:
+    """What an export calls its backbones, told apart where several are of one model.
+
+    >>> names_of(["a/b", "c", "a/b"])
+    ['a/b', 'c', 'a/b (2)']
+    """
+    before = [base_models[:k].count(name) for k, name in enumerate(base_models)]
+    return [f"{name} ({n + 1})" if n else name for name, n in zip(base_models, before, strict=True)]
+
+
+def check_exportable(run: Run) -> Inputs:
+    """What a run answers from. Raises GeoError for one that needs a plugin to answer: who has the export hasn't the plugin's code."""
+    inputs = inputs_of(run)
     for part in answering_runs(run):
         recipe, described = read_recipe(part)
         sets = [
@@ -152,13 +185,16 @@ def check_exportable(run: Run) -> None:
                 where=part.path,
                 hint=f"calibrate it anew: geo calibrate {run.name} --kind temperature",
             )
+    return inputs
 
 
-def load_stored_backbone(run: Run, name: str | None) -> Backbone:
-    """A run's backbone on the CPU, its weights as they are stored.
+def load_stored_backbone(run: Run, inputs: Inputs, number: int, name: str | None) -> Backbone:
+    """One of a run's backbones on the CPU, its weights as they are stored.
 
     Args:
         run: any run.
+        inputs: what it answers from.
+        number: of the backbone, from 0.
         name: where it lies; default: in the run itself, else under the name that it had in training.
 
     Raises:
@@ -166,52 +202,62 @@ def load_stored_backbone(run: Run, name: str | None) -> Backbone:
     """
     import torch
 
-    if not _is_known(run):
+    sources = inputs.by_backbone[number]
+    if sources[0]["weights_sha256"] is None:
         raise GeoError(
             "the run was fitted on imported embeddings: what made them isn't known here",
             where=run.path,
             hint=f"export its heads alone: geo export {run.name} --out DIR --heads-only",
         )
-    name = name or next(
-        (str(backbone_dir(part.path)) for part in answering_runs(run) if backbone_dir(part.path).is_dir()),
-        answering_runs(run)[0].config.model.backbone_name,
-    )
-    kinds = {tensor.values.dtype for tensor in _stored(name)}
+    of_it = [part for part in answering_runs(run) if [k for k, _ in inputs.places[part.path]] == [number]]
+    own = (str(backbone_dir(part.path)) for part in of_it if backbone_dir(part.path).is_dir())
+    given, name = name, name or next(own, sources[0]["name"])
+    try:
+        kinds = {tensor.values.dtype for tensor in _stored(name)}
+    except GeoError as error:
+        error.hint = f"where it has moved, say so: --backbone DIR; {error.hint}" if not given else error.hint
+        raise
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
-    return load_backbone_of(
-        run, torch.device("cpu"), name, dtype=str(dtype).removeprefix("torch."), trainable=True
-    )
-
-
-def _is_known(run: Run) -> bool:
-    """Whether the backbone is known: that of an import isn't."""
-    return all(part.provenance["store"]["weights_sha256"] is not None for part in answering_runs(run))
+    kind = str(dtype).removeprefix("torch.")
+    return load_backbone_for(run, sources, torch.device("cpu"), name, dtype=kind, trainable=True)
 
 
 def _stored(name: str) -> list[Any]:
     return [*read_weights(find_backbone(name), copy=False).tensors.values()]
 
 
-def write_run(directory: Path, run: Run, backbone: Backbone | None, base_model: str) -> None:
-    """Write a run's files, and the backbone's, into an empty directory: what answering takes, and nothing of where they were made.
+def write_backbone(directory: Path, backbone: Backbone, place: str, name: str) -> Stored:
+    """Write one of an export's backbones to its place in the export's directory."""
+    (directory / place).parent.mkdir(exist_ok=True)
+    save_backbone(backbone, directory / place)
+    # As stored now: a pickle's tensors have other names for their types.
+    return Stored(name, place, hash_weights(directory / place), backbone.preprocessing)
+
+
+def write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored]) -> None:
+    """Write a run's files: what answering takes, and nothing of where they were made.
 
     Settings keep `model`, `training` and `finetune`; the provenance what was made when, by which versions, from data of which sha256.
     Left out are paths, command lines, the machine, and everything that speaks of single samples.
     """
-    changes: dict[str, Any] = {"backbone": base_model}
-    if backbone is not None:
-        save_backbone(backbone, directory / BACKBONE)
-        # As stored now: a pickle's tensors have other names for their types.
-        changes["weights_sha256"] = hash_weights(directory / BACKBONE)
-    _write_run(directory / RUN, run, changes)
+    _write_run(directory / RUN, run, inputs, stored)
 
 
-def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
+def _write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored]) -> None:
     directory.mkdir(parents=True)
     writer = RunWriter(directory)
     counts, _ = run.read_classes()
-    name = str(changes["backbone"])
-    model = run.config.model.with_backbone(name).model_copy(update={"fingerprint": None, "plugins": ()})
+    # 1. The backbones by the export's names, one for each of the run's own sources; an ensemble's are its first member's.
+    numbers = [k for k, _ in inputs.places[answering_runs(run)[0].path]]
+    by_source = [stored[k] for k in numbers]
+    names = [each.name for each in dict.fromkeys(by_source)]
+    renamed = {
+        source["name"]: new.name
+        for source, new in zip(answering_runs(run)[0].sources, by_source, strict=True)
+    }
+    # 2. Settings without paths.
+    changes = {"backbone_name": names[0], "backbones": tuple(names) if len(names) > 1 else ()}
+    model = run.config.model.model_copy(update=changes | {"fingerprint": None, "plugins": ()})
     kept = {
         "model": model,
         "training": run.config.training,
@@ -219,23 +265,25 @@ def _write_run(directory: Path, run: Run, changes: Mapping[str, Any]) -> None:
     }
     settings = {group: _known(values.model_dump()) for group, values in kept.items()}
     config = Config.model_validate(settings)
-    writer.write_description(config, run.labels, counts, run.prior, _provenance(run, changes))
+    writer.write_description(config, run.labels, counts, run.prior, _provenance(run, by_source))
+    # 3. Heads and scores. Where there are several sources, both call them by the backbones' names.
     _, recipe = read_recipe(run)
-    writer.write_recipe(_known(_renamed(recipe, name)))
+    writer.write_recipe(_known(_renamed(_without_names(recipe, names[0]), renamed)))
     writer.copy_results(run)
+    if len(by_source) > 1:
+        writer.write_metrics(_renamed(run.read_all_metrics(), renamed))
     ensemble = load_ensemble(run)
     for member in ensemble.members if ensemble else ():
-        _write_run(directory / run.members_dir.name / member.name, member, changes)
+        _write_run(directory / run.members_dir.name / member.name, member, inputs, stored)
 
 
-def _provenance(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(run: Run, by_source: Sequence[Stored]) -> dict[str, Any]:
     kept = {key: run.provenance.get(key) for key in ("created", "versions", "function", "seed")}
     data = {"sha256": (run.provenance.get("data") or {}).get("sha256")}
-    store = _placeless(run.provenance["store"]) | dict(changes)
-    # Several features of the one backbone.
+    store = _placeless(run.provenance["store"], by_source[0])
     sources = [
-        _placeless(source) | dict(changes) | {"name": changes["backbone"]}
-        for source in run.provenance.get("sources") or ()
+        _placeless(source, new) | {"name": new.name}
+        for source, new in zip(run.provenance.get("sources") or (), by_source, strict=False)
     ]
     return (
         kept
@@ -245,16 +293,34 @@ def _provenance(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _placeless(store: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in store.items() if key != "path"}
+def _placeless(store: Mapping[str, Any], new: Stored) -> dict[str, Any]:
+    weights = {} if new.weights_sha256 is None else {"weights_sha256": new.weights_sha256}
+    return {key: value for key, value in store.items() if key != "path"} | {"backbone": new.name} | weights
 
 
-def _renamed(recipe: Any, backbone: str) -> Any:
-    """A recipe with another name for the backbone, wherever it stands."""
+def _without_names(recipe: Any, backbone: str) -> Any:
+    """A recipe whose heads name this backbone, and no others."""
     if isinstance(recipe, dict):
         named = {"backbone_name": backbone, "backbones": []}
-        return {key: named.get(key, _renamed(value, backbone)) for key, value in recipe.items()}
-    return [_renamed(value, backbone) for value in recipe] if isinstance(recipe, list) else recipe
+        return {key: named.get(key, _without_names(value, backbone)) for key, value in recipe.items()}
+    return [_without_names(value, backbone) for value in recipe] if isinstance(recipe, list) else recipe
+
+
+def _renamed(described: Any, names: Mapping[str, str]) -> Any:
+    """A recipe or scores in which sources that are called by a path have other names, in keys and texts."""
+    paths = sorted((name for name in names if os.sep in name), key=len, reverse=True)
+    if not paths:
+        return described
+    pattern = re.compile("|".join(map(re.escape, paths)))
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda found: names[found[0]], value)
+        if isinstance(value, dict):
+            return {rename(key): rename(each) for key, each in value.items()}
+        return [rename(each) for each in value] if isinstance(value, list) else value
+
+    return rename(described)
 
 
 def _known(described: Any) -> Any:
@@ -274,32 +340,32 @@ def _known(described: Any) -> Any:
 
 
 def write_config(
-    directory: Path, run: Run, backbone: Backbone | None, checks: Mapping[str, Any] | None
+    directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored], checks: Mapping[str, Any] | None
 ) -> None:
     """Write config.json."""
-    spec = None if backbone is None else backbone.preprocessing
+    features = features_of(run, inputs)
+    several = len(stored) > 1
+    with_pictures = stored[0].directory is not None
+    of_one = {"features": dict(features[0])} if not several and features[0] else {}
+    of_several = [
+        {"name": each.name, "directory": each.directory, "picture": _picture(each), "features": dict(given)}
+        for each, given in zip(stored, features, strict=True)
+    ]
     write_json(
         directory / CONFIG,
         {
             "library_name": _LIBRARY,
-            "format": _FORMAT,
+            "format": _FORMAT_OF_SEVERAL if several and with_pictures else _FORMAT,
             "geo_embed": __version__,
             "run": run.name,
             "views": list(run.config.model.view_names),
             "states": list(run.labels.names),
             "state_idx": run.labels.state_idx.tolist(),
-            "dim": run.dim,
-            "heads_only": backbone is None,
-            "picture": None
-            if spec is None
-            else {
-                "height": spec.height,
-                "width": spec.width,
-                "shortest_edge": spec.shortest_edge,
-                "longest_edge": spec.longest_edge,
-                "resample": Resampling(spec.resample).name.lower(),
-            },
-            **({"features": dict(features)} if (features := further_features(run)) else {}),
+            "dim": inputs.dim,
+            "heads_only": not with_pictures,
+            "picture": None if several else _picture(stored[0]),
+            **of_one,
+            **({"backbones": of_several} if several else {}),
             "onnx": checks,
             "sha256": {
                 name: file_sha256(directory / name)
@@ -310,14 +376,30 @@ def write_config(
     )
 
 
-def further_features(run: Run) -> list[tuple[str, int]]:
-    """The features of its backbone that a run takes, and their widths, in the order of its embeddings' columns; none where it is the
-    backbone's own one alone.
+def _picture(stored: Stored) -> dict[str, Any] | None:
+    """How a backbone's pictures are resized and cropped."""
+    spec = stored.preprocessing
+    if spec is None:
+        return None
+    return {
+        "height": spec.height,
+        "width": spec.width,
+        "shortest_edge": spec.shortest_edge,
+        "longest_edge": spec.longest_edge,
+        "resample": Resampling(spec.resample).name.lower(),
+    }
+
+
+def features_of(run: Run, inputs: Inputs) -> list[list[tuple[str, int]]]:
+    """Of each of its backbones the features that a run takes, and their widths, in the order of its embeddings' columns; of a single
+    backbone none where it is its own one alone.
     """
-    part = answering_runs(run)[0]
-    own = part.config.model.feature
-    features = [(source.get("feature") or own, int(source["dim"])) for source in part.sources]
-    return [] if features == [(own, part.dim)] else features
+    own = run.config.model.feature
+    features = [
+        [(source.get("feature") or own, int(source["dim"])) for source in sources]
+        for sources in inputs.by_backbone
+    ]
+    return [[]] if len(features) == 1 and [name for name, _ in features[0]] == [own] else features
 
 
 def files_of(directory: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed import hub
-from geo_embed.cache.join import read_joined
+from geo_embed.cache.join import Source, read_joined
 from geo_embed.cache.store import read_ids
 from geo_embed.config import Config
 from geo_embed.console import say
@@ -19,28 +20,32 @@ from geo_embed.data.images import Preprocessing
 from geo_embed.errors import GeoError
 from geo_embed.exports.card import Facts, write_card
 from geo_embed.exports.directory import (
-    BACKBONE,
     CARD,
     CONFIG,
     HEADS_ONNX,
     MODEL_ONNX,
+    Stored,
+    backbone_places,
     check_directory,
     check_exportable,
     check_is_export,
+    features_of,
     files_of,
-    further_features,
     is_ours,
     load_stored_backbone,
+    names_of,
+    write_backbone,
     write_config,
     write_run,
 )
-from geo_embed.exports.origin import find_origin, warn_of_license
+from geo_embed.exports.origin import find_origins, warn_of_licenses
 from geo_embed.files import read_tensor_header, replacing_directory
 from geo_embed.geography import haversine_km
+from geo_embed.runs.backbone import Inputs, named_for
 from geo_embed.runs.recipe import answering_runs
 from geo_embed.runs.run import Run, check_not_replaced, on_this_machine
 from geo_embed.runs.samples import load_samples_of
-from geo_embed.runs.store import find_sources_of
+from geo_embed.runs.store import find_source_of
 
 if TYPE_CHECKING:
     from geo_embed.exports.predictor import GeoPredictor
@@ -49,8 +54,8 @@ if TYPE_CHECKING:
 _PLACES, _ROWS = 6, 64
 # Of those that are looked through for pictures that can be read.
 _LOOKED_AT = 24
-# Pictures (n, V, 3, H, W) or embeddings (n, V, D) of places, and which views are there (n, V).
-_Places = tuple[NDArray[Any], NDArray[np.bool_]]
+# Pictures (n, V, 3, H, W) for each backbone, or embeddings (n, V, D), of places, and which views are there (n, V).
+_Places = tuple[list[NDArray[Any]], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Exported:
         directory: of the export.
         files: its files, and their bytes.
         bytes: of all of them.
-        license, base_model: of the backbone.
+        license, base_model: of the backbone; of several with commas between them.
         neighbours: `samples` of the training set that it holds for refining points, and their `bytes`.
         onnx: the ONNX file and how far it is from torch; None without.
         pushed: the repository's address on the hub; None without.
@@ -87,18 +92,18 @@ def export(
     onnx: bool = False,
     heads_only: bool = False,
     push: str | None = None,
-    backbone: str | None = None,
+    backbone: str | Sequence[str] | None = None,
 ) -> Exported:
     """Export a run as a directory that `GeoPredictor.from_pretrained` reads; it appears whole.
 
     Args:
         config: where pictures lie by which an ONNX file is checked.
-        run: any run of one backbone.
+        run: any run.
         out: the directory: a new one, or of an export, which is replaced.
         onnx: write an ONNX file as well, and compare what ONNX Runtime makes of it with torch.
         heads_only: leave the backbone out; the export then takes embeddings.
         push: a repository on the hub, USER/REPO, that gets the files.
-        backbone: where the run's backbone lies, if not under the name that it had in training.
+        backbone: where the run's backbone lies, or several do, if not under the name that it had in training.
 
     Raises:
         GeoError: something else lies at `out`; the run is damaged, needs a plugin, or its backbone isn't to be had; a step of it has no
@@ -109,7 +114,8 @@ def export(
     check_directory(out)
     if Path(os.path.realpath(out)).is_relative_to(run.path.resolve()):
         raise GeoError("this lies in the run itself", where=out, hint="name another directory: --out DIR")
-    check_exportable(run)
+    inputs = check_exportable(run)
+    named = [backbone] if isinstance(backbone, str) else list(backbone or ())
     if onnx:
         from geo_embed.exports.onnx import check_onnx
 
@@ -119,33 +125,39 @@ def export(
         hub.check_can_push(push)
         _check_repository(push)
 
-    origin = find_origin(run, backbone)
+    where = named_for(run, inputs.by_backbone, named)
+    origins = find_origins(run, where)
+    names = names_of([origin.base_model for origin in origins])
     neighbours = count_neighbours(run)
     checks = None
     # A link to a directory stays, and says where the export is wanted.
     with replacing_directory(Path(os.path.realpath(out)) if out.is_dir() else out) as directory:
-        stored = None if heads_only else load_stored_backbone(run, backbone)
-        write_run(directory, run, stored, origin.base_model)
-        for text in origin.texts if stored is not None else ():
-            shutil.copyfile(text, directory / BACKBONE / text.name)
-        write_config(directory, run, stored, None)
+        stored = [Stored(name) for name in names]
+        for k, place in enumerate([] if heads_only else backbone_places(len(names))):
+            # One after the other: each may be large.
+            tower = load_stored_backbone(run, inputs, k, where[k])
+            stored[k] = write_backbone(directory, tower, place, names[k])
+            del tower
+            for text in origins[k].texts:
+                shutil.copyfile(text, directory / place / text.name)
+        write_run(directory, run, inputs, stored)
+        write_config(directory, run, inputs, stored, None)
         # What was written is read again: its hashes and shapes are looked at here, and not first where it is used.
         from geo_embed.exports.predictor import GeoPredictor
 
         predictor = GeoPredictor(directory, device="cpu", dtype="float32")
         if onnx:
-            checks = _write_onnx(config, run, predictor, directory)
-            write_config(directory, run, stored, checks)
+            checks = _write_onnx(config, run, inputs, predictor, directory)
+            write_config(directory, run, inputs, stored, checks)
         name = out.resolve().name
-        facts = Facts(origin, name, heads_only, neighbours, checks, further_features(run))
-        write_card(directory / CARD, run, facts)
+        facts = Facts(origins, names, name, heads_only, neighbours, checks, features_of(run, inputs))
+        write_card(directory / CARD, run, inputs.dim, facts)
         check_not_replaced(run)
-    warn_of_license(origin)
+    warn_of_licenses(origins)
 
     pushed = None
     if push is not None:
-        names = files_of(out)
-        paths = {name: out / name for name in names}
+        paths = {name: out / name for name in files_of(out)}
         pushed = hub.push_files(push, paths, f"Export of {run.name} by geo_embed", replaces=is_ours)
     files = files_of(out)
     return Exported(
@@ -153,8 +165,8 @@ def export(
         out,
         files,
         sum(files.values()),
-        origin.license,
-        origin.base_model,
+        ", ".join(dict.fromkeys(text for origin in origins for text in origin.license.split(", "))),
+        ", ".join(dict.fromkeys(origin.base_model for origin in origins)),
         dict(zip(("samples", "bytes"), neighbours, strict=True)),
         checks,
         pushed,
@@ -184,7 +196,9 @@ def count_neighbours(run: Run) -> tuple[int, int]:
     return samples, size
 
 
-def _write_onnx(config: Config, run: Run, predictor: "GeoPredictor", directory: Path) -> dict[str, Any]:
+def _write_onnx(
+    config: Config, run: Run, inputs: Inputs, predictor: "GeoPredictor", directory: Path
+) -> dict[str, Any]:
     """Write the predictor as ONNX, and run it beside torch: what `config.json` says of it."""
     import onnxruntime
     import torch
@@ -192,25 +206,32 @@ def _write_onnx(config: Config, run: Run, predictor: "GeoPredictor", directory: 
     from geo_embed.exports.onnx import OUTPUTS, run_onnx, write_onnx
 
     heads_only = predictor.described.heads_only
-    name, file = ("embeddings", HEADS_ONNX) if heads_only else ("pixels", MODEL_ONNX)
-    given, present, of = _inputs(config, run, predictor)
-    tensors = torch.from_numpy(given), torch.from_numpy(present)
+    file = HEADS_ONNX if heads_only else MODEL_ONNX
+    given, present, of = _inputs(config, run, inputs, predictor)
+    names = ["embeddings" if heads_only else "pixels"]
+    if len(given) > 1:
+        names = [f"pixels_{k}" for k in range(1, len(given) + 1)]
+    arrays = dict(zip((*names, "present"), (*given, present), strict=True))
+    tensors = [torch.from_numpy(each) for each in given]
+    some, seen = [each[:2] for each in tensors], torch.from_numpy(present)
     say(f"write {file}")
-    write_onnx(predictor.network, [tensor[:2] for tensor in tensors], (name, "present"), directory / file)
-    states, points = run_onnx(directory / file, {name: given, "present": present})
+    network_inputs = [some[0] if len(some) == 1 else some, seen[:2]]
+    write_onnx(predictor.network, network_inputs, [*arrays], directory / file)
+    states, points = run_onnx(directory / file, arrays)
     with torch.inference_mode():
-        wanted_states, wanted_points = (part.numpy() for part in predictor(*tensors))
+        answers = predictor(tensors[0] if len(tensors) == 1 else tensors, seen)
+    wanted_states, wanted_points = (part.numpy() for part in answers)
     away = haversine_km(wanted_points[:, 0], wanted_points[:, 1], points[:, 0], points[:, 1])
     checks = {
         "file": file,
         "inputs": {
-            name: f"{given.dtype} (B, {', '.join(map(str, given.shape[1:]))})",
-            "present": f"bool (B, {given.shape[1]})",
+            name: f"{array.dtype} (B{''.join(f', {side}' for side in array.shape[1:])})"
+            for name, array in arrays.items()
         },
         "outputs": dict(
             zip(OUTPUTS, (f"float32 (B, {states.shape[1]})", "float64 (B, 2), degrees"), strict=True)
         ),
-        "places": len(given),
+        "places": len(present),
         "of": of,
         "probability_error": float(np.abs(states - wanted_states).max()),
         "point_error_km": float(away.max()),
@@ -222,26 +243,28 @@ def _write_onnx(config: Config, run: Run, predictor: "GeoPredictor", directory: 
 
 
 def _inputs(
-    config: Config, run: Run, predictor: "GeoPredictor"
-) -> tuple[NDArray[Any], NDArray[np.bool_], str]:
-    """Pictures or embeddings of held-out places, where they are at hand, and which of them are there; else drawn ones. And which of it.
+    config: Config, run: Run, inputs: Inputs, predictor: "GeoPredictor"
+) -> tuple[list[NDArray[Any]], NDArray[np.bool_], str]:
+    """Pictures, for each backbone, or embeddings of held-out places, where they are at hand, and which of them are there; else drawn
+    ones. And which of it.
 
     Beside those that are missing anyway some views are taken away, and of the last place all.
     """
-    here = on_this_machine(answering_runs(run)[0], config.paths, "cpu")
-    views, spec = len(predictor.views), predictor.preprocessing
-    found = _cached(here) if spec is None else _pictures(here, spec)
+    here = [on_this_machine(part, config.paths, "cpu") for part in answering_runs(run)]
+    views, specs = len(predictor.views), predictor.preprocessings
+    found = _pictures(here[0], specs) if specs else _cached(here, inputs)
     of = "held out"
     if found is None:
         of = "drawn at random: there were none of the data at hand"
         rng = np.random.default_rng(0)
-        if spec is None:
-            drawn: NDArray[Any] = rng.normal(size=(_ROWS, views, here.dim)).astype(np.float32)
-        else:
-            drawn = rng.integers(0, 256, (_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
-        found = drawn, np.ones(drawn.shape[:2], dtype=bool)
+        drawn: list[NDArray[Any]] = [
+            rng.integers(0, 256, (_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
+            for spec in specs
+        ]
+        drawn = drawn or [rng.normal(size=(_ROWS, views, inputs.dim)).astype(np.float32)]
+        found = drawn, np.ones(drawn[0].shape[:2], dtype=bool)
     given, present = found
-    present[len(given) // 2 :, : views // 2] = False
+    present[len(present) // 2 :, : views // 2] = False
     present[-1] = False
     return given, present, of
 
@@ -251,33 +274,41 @@ def _held_out(run: Run) -> list[str]:
     return [str(sample) for sample in split["sample_id"][split["part"] == "val"].unique()[:_ROWS]]
 
 
-def _cached(run: Run) -> _Places | None:
-    """Embeddings (n, V, D) of held-out samples from the run's store, and which are there; None where it isn't here."""
+def _cached(runs: Sequence[Run], inputs: Inputs) -> _Places | None:
+    """Embeddings (n, V, D) of held-out samples from the stores of a run, by those that answer, and which are there; None where they aren't
+    here.
+    """
+    by_place: dict[tuple[int, int], Source] = {}
     try:
-        sources = find_sources_of(run, "train")
+        for run in runs:
+            for place, source in zip(inputs.places[run.path], run.sources, strict=True):
+                if place not in by_place:
+                    by_place[place] = find_source_of(run, source, "train")
+        sources = [by_place[place] for place in sorted(by_place)]
         ids = read_ids(sources[0].store)
-        joined = read_joined(sources, ids[np.isin(ids.astype(str), _held_out(run))])
+        joined = read_joined(sources, ids[np.isin(ids.astype(str), _held_out(runs[0]))])
     except GeoError:
         return None
-    return (joined.values.astype(np.float32), joined.present.copy()) if len(joined.values) > 1 else None
+    return ([joined.values.astype(np.float32)], joined.present.copy()) if len(joined.values) > 1 else None
 
 
-def _pictures(run: Run, spec: Preprocessing) -> _Places | None:
-    """Pictures (n, V, 3, H, W) of held-out samples, and which are there; None where none of them can be read."""
+def _pictures(run: Run, specs: Sequence[Preprocessing]) -> _Places | None:
+    """Pictures (n, V, 3, H, W) of held-out samples as each backbone wants them, and which are there; None where none can be read."""
     try:
         samples = load_samples_of(run, "train")
         wanted = set(_held_out(run)[:_LOOKED_AT])
     except GeoError:
         return None
     views = len(samples.view_names)
-    pixels = np.zeros((_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8)
+    pixels = [np.zeros((_PLACES, views, 3, spec.height, spec.width), dtype=np.uint8) for spec in specs]
     present = np.zeros((_PLACES, views), dtype=bool)
     places = 0
     for row in np.flatnonzero([str(sample) in wanted for sample in samples.sample_id]):
         for view in range(views):
             try:
-                data = samples.pictures.read(samples.images[int(row), view])
-                pixels[places, view] = images.resize(images.decode(data), spec)
+                picture = images.decode(samples.pictures.read(samples.images[int(row), view]))
+                for each, spec in zip(pixels, specs, strict=True):
+                    each[places, view] = images.resize(picture, spec)
             # Absent, damaged, or no picture: the others do.
             except (OSError, GeoError, images.UnreadableImage):
                 present[places, view] = False
@@ -286,4 +317,4 @@ def _pictures(run: Run, spec: Preprocessing) -> _Places | None:
         places += bool(present[places].any())
         if places == _PLACES:
             break
-    return (pixels[:places], present[:places]) if places > 1 else None
+    return ([each[:places] for each in pixels], present[:places]) if places > 1 else None

@@ -5,8 +5,9 @@ the form. The medians make all of their rounds (`sphere.geometric_median_of` in 
 the gallery at once, and runs are combined by torch in place of NumPy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from geo_embed.answers import LabelEncoder, Prior
 from geo_embed.backbones.backbone import Backbone, embed_features
 from geo_embed.data.images import Preprocessing
-from geo_embed.geography import to_unit_vectors
 from geo_embed.heads import calibration
 from geo_embed.heads.calibration import Calibration
 from geo_embed.heads.decision import Decision, decide_cells
@@ -26,6 +26,7 @@ from geo_embed.heads.predictor import Panel
 from geo_embed.heads.refine import Gallery
 from geo_embed.metrics import RANK_CREDIT
 from geo_embed.prediction.combine import LEAST_LENGTH, MAJORITY_TIE, RRF_K, RRF_TIE, VOTING_TIE
+from geo_embed.runs.backbone import Inputs, inputs_of
 from geo_embed.runs.recipe import Ensemble, EnsembleOf, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 from geo_embed.sphere import geometric_median, geometric_median_of, great_circle_km
@@ -36,58 +37,78 @@ HeadsOf = Callable[[Run], Panel]
 
 
 def network_of(
-    run: Run, heads_of: HeadsOf = load_heads, ensemble_of: EnsembleOf = load_ensemble
+    run: Run,
+    heads_of: HeadsOf = load_heads,
+    ensemble_of: EnsembleOf = load_ensemble,
+    inputs: Inputs | None = None,
 ) -> nn.Module:
     """The heads of a run, or an ensemble's members together: embeddings (B, V, D) and which are there (B, V) bool to P(state) (B, C)
     float32, and latitude and longitude (B, 2) float64 in degrees. Raises GeoError as `load_heads` and `load_ensemble`.
     """
+    inputs = inputs or inputs_of(run, ensemble_of)
     ensemble = ensemble_of(run)
     if ensemble is None:
-        return PanelNetwork(heads_of(run), run.prior)
-    members = [network_of(member, heads_of, ensemble_of) for member in ensemble.members]
+        return PanelNetwork(heads_of(run), run.prior, inputs.columns_of(run))
+    members = [network_of(member, heads_of, ensemble_of, inputs) for member in ensemble.members]
     return EnsembleNetwork(ensemble, run.labels, members)
 
 
 class PictureNetwork(nn.Module):
-    """A tower with a network of its embeddings behind it.
+    """One or several towers with a network of their embeddings, side by side, behind them.
 
     Args:
-        backbone: in float32, on the CPU.
+        backbones: in float32, on the CPU, in the order of the embeddings' columns.
         answer: as `network_of` gives it.
-        features: which of the backbone's, side by side; None is its own.
+        by_backbone: which features of each, as `sources_by_backbone` has them.
     """
 
-    mean: Tensor
-    std: Tensor
+    means: Tensor
+    stds: Tensor
 
     def __init__(
-        self, backbone: Backbone, answer: nn.Module, features: Sequence[str | None] = (None,)
+        self,
+        backbones: Sequence[Backbone],
+        answer: nn.Module,
+        by_backbone: Sequence[Sequence[Mapping[str, Any]]],
     ) -> None:
         super().__init__()
-        self.features = [feature or backbone.feature for feature in features]
-        self.backbone, self.tower, self.answer = backbone, backbone.module, answer
-        spec: Preprocessing = backbone.preprocessing
-        self.scale = spec.scale
-        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
+        self.features = [
+            [source.get("feature") or backbone.feature for source in sources]
+            for backbone, sources in zip(backbones, by_backbone, strict=True)
+        ]
+        self.backbones, self.answer = list(backbones), answer
+        self.towers = nn.ModuleList([backbone.module for backbone in backbones])
+        specs: list[Preprocessing] = [backbone.preprocessing for backbone in backbones]
+        self.scales = [spec.scale for spec in specs]
+        device = backbones[0].device
+        self.register_buffer("means", torch.tensor([spec.mean for spec in specs], device=device))
+        self.register_buffer("stds", torch.tensor([spec.std for spec in specs], device=device))
 
-    def forward(self, pixels: Tensor, present: Tensor) -> Answers:
-        """Pictures (B, V, 3, H, W) uint8, resized and cropped, red first, and which are there (B, V) bool, to answers."""
-        normal = (pixels.flatten(0, 1).float() * self.scale - self.mean) / self.std
-        given = embed_features(self.backbone, normal.to(self.backbone.dtype))
-        embeddings = torch.cat([given[feature].float() for feature in self.features], dim=1)
-        answers: Answers = self.answer(embeddings.reshape(*present.shape, -1), present)
+    def forward(self, pixels: Tensor | Sequence[Tensor], present: Tensor) -> Answers:
+        """Pictures (B, V, 3, H, W) uint8, resized and cropped, red first, of several towers for each as it wants them, and which are there
+        (B, V) bool, to answers.
+        """
+        embeddings = []
+        for k, of_one in enumerate([pixels] if isinstance(pixels, Tensor) else pixels):
+            mean, std = self.means[k].view(3, 1, 1), self.stds[k].view(3, 1, 1)
+            normal = (of_one.flatten(0, 1).float() * self.scales[k] - mean) / std
+            given = embed_features(self.backbones[k], normal.to(self.backbones[k].dtype))
+            embeddings += [given[feature].float() for feature in self.features[k]]
+        joined = torch.cat(embeddings, dim=1).reshape(*present.shape, -1)
+        # The heads may lie elsewhere: of a tower on mps they stay on the CPU.
+        answers: Answers = self.answer(joined.to(present.device), present)
         return answers
 
 
 class PanelNetwork(nn.Module):
-    """A `Panel`; a sample without any view gets the prior."""
+    """A `Panel`, of all columns of the embeddings or of some; a sample without any view gets the prior."""
 
     prior_states: Tensor
     prior_point: Tensor
 
-    def __init__(self, panel: Panel, prior: Prior) -> None:
+    def __init__(self, panel: Panel, prior: Prior, columns: Sequence[slice] | None = None) -> None:
         super().__init__()
+        self.columns = columns
         self.parts, self.calibration = panel.parts, panel.calibration
         self.register_buffer("prior_states", torch.from_numpy(prior.probabilities).float())
         self.register_buffer(
@@ -96,6 +117,8 @@ class PanelNetwork(nn.Module):
 
     def forward(self, views: Tensor, present: Tensor) -> Answers:
         """As `network_of` has it."""
+        if self.columns is not None:
+            views = torch.cat([views[..., each.start : each.stop] for each in self.columns], dim=-1)
         seen = present.any(dim=1, keepdim=True)
         there = present | ~seen
         each = [_answer(part, views, there) for part in self.parts]
@@ -142,13 +165,12 @@ class EnsembleNetwork(nn.Module):
     ) -> Tensor:
         """Credit of each member's first classes, and a share of the mean probability that decides between equal tallies."""
         tally = tie * _mean(states, np.full(len(states), 1 / len(states)))
-        shares = torch.tensor([*credit, *[0.0] * (self.classes - len(credit))], dtype=torch.float64)
-        classes = torch.arange(self.classes)
+        shares = tally.new_tensor([*credit, *[0.0] * (self.classes - len(credit))])
         for weight, p in zip(np.broadcast_to(weights, len(states)).tolist(), states, strict=True):
-            # How many come before each: ONNX has no stable sort. Of equal ones the lower class is first.
-            higher = p[:, None, :] > p[:, :, None]
-            equal = (p[:, None, :] == p[:, :, None]) & (classes[None, :] < classes[:, None])
-            tally = tally + weight * shares[(higher | equal).sum(dim=2)]
+            # The likeliest first, and of equal ones the lower class.
+            order = torch.sort(p, dim=1, descending=True, stable=True).indices
+            given = (weight * shares).expand(p.shape[0], -1)
+            tally = tally + torch.zeros_like(tally).scatter(1, order, given)
         return tally / tally.sum(dim=1, keepdim=True)
 
     def _points(self, points: Tensor) -> Tensor:
@@ -157,10 +179,10 @@ class EnsembleNetwork(nn.Module):
         if self.point == "median" and self.weights.max() > 0.5:
             return points[:, heaviest]
         used = np.flatnonzero(self.weights).tolist()
-        weights = torch.from_numpy(self.weights[used])
+        weights = points.new_tensor(self.weights[used])
         if self.point == "median":
             return geometric_median_of(points[:, used], weights.expand(points.shape[0], -1))
-        return _mean_point(points, torch.from_numpy(self.weights), points[:, heaviest])
+        return _mean_point(points, points.new_tensor(self.weights), points[:, heaviest])
 
 
 def _answer(part: nn.Module, views: Tensor, present: Tensor) -> Answers:
@@ -178,8 +200,7 @@ def _answer(part: nn.Module, views: Tensor, present: Tensor) -> Answers:
         return _over_cells(part, out, Decision())
     states = torch.softmax(out["logits"], dim=1)
     if isinstance(part, PointHeads) and part.model.point == "median":
-        centres = torch.from_numpy(to_unit_vectors(*part.centroids.double().numpy().T))
-        return states, degrees(geometric_median(states, centres))
+        return states, degrees(geometric_median(states, unit_vectors(part.centroids)))
     latitude, longitude = out["points"].unbind(dim=1)
     # By floor: what ONNX calls a remainder keeps the sign of what is divided.
     around = longitude - 360 * torch.floor((longitude + 180) / 360)

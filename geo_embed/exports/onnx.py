@@ -35,14 +35,17 @@ def check_onnx() -> None:
 
 
 def write_onnx(
-    network: "nn.Module", inputs: "Sequence[torch.Tensor]", names: Sequence[str], path: Path
+    network: "nn.Module",
+    inputs: "Sequence[torch.Tensor | Sequence[torch.Tensor]]",
+    names: Sequence[str],
+    path: Path,
 ) -> None:
     """Write a network as ONNX, the first dimension of every input and output free; weights beyond a gigabyte go into a file beside it.
 
     Args:
         network: gives `OUTPUTS`.
-        inputs: of more than one sample.
-        names: of the inputs.
+        inputs: of more than one sample; several tensors may be one argument.
+        names: of the tensors.
         path: of the file.
 
     Raises:
@@ -54,12 +57,15 @@ def write_onnx(
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad(), _quiet():
-            program = torch.export.export(
-                network, tuple(inputs), dynamic_shapes=tuple({0: batch} for _ in inputs)
+            given = tuple(each if isinstance(each, torch.Tensor) else tuple(each) for each in inputs)
+            shapes = tuple(
+                {0: batch} if isinstance(each, torch.Tensor) else tuple({0: batch} for _ in each)
+                for each in given
             )
+            program = torch.export.export(network, given, dynamic_shapes=shapes)
             written: Any = torch.onnx.export(
                 program,
-                tuple(inputs),
+                given,
                 input_names=list(names),
                 output_names=list(OUTPUTS),
                 dynamo=True,
@@ -71,6 +77,9 @@ def write_onnx(
             fold_constants(written.model)
             # ONNX Runtime complains of a constant that nothing uses, to whoever runs the file.
             remove_unused_nodes(written.model)
+            # Each node says by which line of which file of this machine it was made.
+            for node in written.model.graph.all_nodes():
+                node.metadata_props.clear()
     # torch's exporter fails in as many ways as there are models.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -125,7 +134,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
-    """How two functions are written that ONNX Runtime has in single precision alone, and the points need in double.
+    """How two functions are written that ONNX Runtime has in single precision alone, and the points need in double; and a stable sort.
 
     A first value is rounded to single precision, and brought to double by the sine, which it has in both.
     """
@@ -156,7 +165,16 @@ def _translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
         s = op.Div(op.Sub(op.Mul(y, op.Cos(a)), op.Mul(x, op.Sin(a))), r)
         return op.Add(a, op.Add(s, op.Div(op.Mul(s, op.Mul(s, s)), number(6.0))))
 
-    return {torch.ops.aten.asin.default: asin, torch.ops.aten.atan2.default: atan2}
+    def stable_sort(self: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+        # Of equal values ONNX has the one of the lower index first.
+        size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+        return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+
+    return {
+        torch.ops.aten.asin.default: asin,
+        torch.ops.aten.atan2.default: atan2,
+        torch.ops.aten.sort.stable: stable_sort,
+    }
 
 
 def _double(value: float) -> Any:

@@ -1,6 +1,7 @@
 """Whose backbone it is, and what its licence allows: what an export has to carry on."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from geo_embed.console import warn
 from geo_embed.errors import GeoError
 from geo_embed.files import read_bytes
+from geo_embed.runs.backbone import inputs_of
 from geo_embed.runs.recipe import answering_runs, read_recipe
 from geo_embed.runs.run import Run
 
@@ -53,23 +55,36 @@ class Origin:
         return "-nc" in names or "noncommercial" in re.sub("[^a-z]", "", names)
 
 
-def find_origin(run: Run, name: str | None) -> Origin:
-    """The backbone that a run's was before it was fine-tuned, if it was, and its licence.
+def find_origins(run: Run, names: Sequence[str | None]) -> list[Origin]:
+    """The backbones that a run's were before they were fine-tuned, if they were, and their licences, in the order of the embeddings' columns.
 
-    Looked for in this order: the card in the directory that the backbone lies in, or that it was fine-tuned from; the card of its id in
+    Looked for in this order: the card in the directory that a backbone lies in, or that it was fine-tuned from; the card of its id in
     the local Hugging Face cache, then on the hub; what is known here of StreetCLIP.
 
     Args:
         run: any run.
-        name: where the backbone lies, if it was given.
+        names: where each lies, if it was given.
     """
-    names: list[str | None] = [name]
-    for part in answering_runs(run):
-        # Of a run that was fine-tuned, its heads still name what they were fitted on.
-        sets = read_recipe(part)[1]["parts"]
-        names += [_model_of(entry).get("backbone_name") for entry in sets]
-        names += [part.config.model.backbone_name, part.provenance["store"]["backbone"]]
-    named = list(dict.fromkeys(str(each) for each in names if each))
+    inputs = inputs_of(run)
+    origins = []
+    for number, name in enumerate(names):
+        named: list[str | None] = [name]
+        for part in answering_runs(run):
+            numbers = [k for k, _ in inputs.places[part.path]]
+            if set(numbers) == {number}:
+                # Of a run that was fine-tuned, its heads still name what they were fitted on.
+                sets = read_recipe(part)[1]["parts"]
+                named += [_model_of(entry).get("backbone_name") for entry in sets]
+                named += [part.config.model.backbone_name, part.provenance["store"]["backbone"]]
+            else:
+                mine = [source for k, source in zip(numbers, part.sources, strict=True) if k == number]
+                named += [text for source in mine for text in (source["backbone"], source["name"])]
+        origins.append(_origin_of(list(dict.fromkeys(str(each) for each in named if each))))
+    return origins
+
+
+def _origin_of(named: Sequence[str]) -> Origin:
+    """A backbone's, by all that it is called."""
     base_model = next(filter(None, map(_hub_id, named)), None)
     texts = tuple(text for each in named for text in _license_texts(each))[:_MOST_TEXTS]
     for each in named:
@@ -129,18 +144,24 @@ def _license_texts(name: str) -> list[Path]:
         return []
 
 
-def warn_of_license(origin: Origin) -> None:
-    """Say what whoever passes an export on has to know."""
-    if origin.license == UNKNOWN:
-        warn(
-            f"the licence of the backbone, {origin.base_model}, is unknown: nothing says that it may be passed on, or used; find it out, "
-            "and write it into README.md"
-        )
-    elif origin.forbids_commerce:
-        warn(
-            f"the backbone, {origin.base_model}, is licensed {origin.license_name or origin.license}: not for commercial use, "
-            "and neither is this export, or what is made of its answers to train others"
-        )
+def strictest(origins: Sequence[Origin]) -> Origin:
+    """The one whose licence allows least: an unknown one may allow nothing."""
+    return min(origins, key=lambda origin: (origin.license != UNKNOWN, not origin.forbids_commerce))
+
+
+def warn_of_licenses(origins: Sequence[Origin]) -> None:
+    """Say what whoever passes an export on has to know, of each backbone once."""
+    for origin in dict.fromkeys(origins):
+        if origin.license == UNKNOWN:
+            warn(
+                f"the licence of the backbone, {origin.base_model}, is unknown: nothing says that it may be passed on, or used; find it out, "
+                "and write it into README.md"
+            )
+        elif origin.forbids_commerce:
+            warn(
+                f"the backbone, {origin.base_model}, is licensed {origin.license_name or origin.license}: not for commercial use, "
+                "and neither is this export, or what is made of its answers to train others"
+            )
 
 
 def _model_of(part: dict[str, Any]) -> dict[str, Any]:

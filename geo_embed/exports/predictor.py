@@ -1,7 +1,7 @@
 """A predictor of one directory, or of a repository on the hub: pictures or embeddings to states, probabilities and a point."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from geo_embed.answers import Predictions
-from geo_embed.cache.arrays import check_embeddings
+from geo_embed.backbones.backbone import Backbone
+from geo_embed.blocks import Block
 from geo_embed.config import Config
 from geo_embed.data.images import Preprocessing
 from geo_embed.devices import pick_device, torch_switches
@@ -22,6 +23,7 @@ from geo_embed.exports.directory import (
     CARD,
     CONFIG,
     RUN,
+    backbone_places,
     check_directory,
     describe,
     files_of,
@@ -32,8 +34,8 @@ from geo_embed.exports.network import Answers, PictureNetwork, network_of
 from geo_embed.files import replacing_directory
 from geo_embed.heads.predictor import Panel
 from geo_embed.hub import download, repository_of
-from geo_embed.prediction.pictures import arrange, embed_places, predict_embedded
-from geo_embed.runs.backbone import load_backbone_of, sources_by_backbone
+from geo_embed.prediction.pictures import arrange, embed_places, predict_embedded, read_arrays
+from geo_embed.runs.backbone import inputs_of, load_backbone_for
 from geo_embed.runs.recipe import Ensemble, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 
@@ -74,15 +76,20 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         # All is in memory from here on: another export may take this one's place, or the directory go.
         self._heads: dict[Path, Panel] = {}
         self._ensembles: dict[Path, Ensemble | None] = {}
-        self._sources = sources_by_backbone(self.run)
-        answer = network_of(self.run, self._heads_of, self._ensemble_of)
-        self._backbone = None
+        self._inputs = inputs_of(self.run, self._ensemble_of)
+        answer = network_of(self.run, self._heads_of, self._ensemble_of, self._inputs)
+        self.network: nn.Module = answer
+        self._towers: list[Backbone] = []
+        by_backbone = self._inputs.by_backbone
         if not self.described.heads_only:
-            name = str(self.directory / BACKBONE)
-            self._backbone = load_backbone_of(self.run, pick_device(device), name, dtype=dtype)
-        features = [source.get("feature") for source in self._sources[0]]
-        self.network = answer if self._backbone is None else PictureNetwork(self._backbone, answer, features)
+            for sources, place in zip(by_backbone, backbone_places(len(by_backbone)), strict=True):
+                name = str(self.directory / place)
+                tower = load_backbone_for(self.run, sources, pick_device(device), name, dtype=dtype)
+                self._towers.append(tower)
+            self.network = PictureNetwork(self._towers, answer, by_backbone)
         self.requires_grad_(False).eval()
+        # The points need double precision, which mps hasn't.
+        answer.to(pick_device(device, float64=True))
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -91,8 +98,24 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """What is done to a picture before the tower sees it; None of heads alone."""
-        return None if self._backbone is None else self._backbone.preprocessing
+        """What is done to a picture before the tower sees it; None of heads alone. Raises GeoError where there are several towers."""
+        if len(self._towers) > 1:
+            raise GeoError(
+                f"there are {len(self._towers)} backbones, each with its own",
+                where=self.directory,
+                hint="take preprocessings, which has one of each",
+            )
+        return next(iter(self.preprocessings), None)
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """The same of every tower, in the order of the embeddings' columns; empty of heads alone."""
+        return tuple(tower.preprocessing for tower in self._towers)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Which columns of the embeddings are of which backbone, or feature of it."""
+        return self._inputs.blocks
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -100,7 +123,11 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         return self.run.labels.names
 
     def predict(
-        self, images: Any = None, *, embeddings: ArrayLike | None = None, present: ArrayLike | None = None
+        self,
+        images: Any = None,
+        *,
+        embeddings: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        present: ArrayLike | None = None,
     ) -> list[dict[str, Any]]:
         """Where places are: for each of them what `geo predict --images … --json` prints: `states`, the likeliest first, each with
         `state_idx`, `state`, `probability`; `latitude` and `longitude` in degrees. The arguments are those of `predictions`.
@@ -109,7 +136,11 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         return [predictions.describe(row) for row in range(len(predictions))]
 
     def predictions(
-        self, images: Any = None, *, embeddings: ArrayLike | None = None, present: ArrayLike | None = None
+        self,
+        images: Any = None,
+        *,
+        embeddings: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        present: ArrayLike | None = None,
     ) -> Predictions:
         """The same as arrays.
 
@@ -117,8 +148,8 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
             images: one place, or a list of places. A place is a list of one picture per view in the order of `views`, None where one is
                 missing, or a dict from views to pictures. A picture is a PIL image, a path, a file's bytes, or a uint8 array (height,
                 width, 3).
-            embeddings: in place of pictures (N, V, D), by the backbone that the run was fitted on; of several features of it side by
-                side, in the order of `run.blocks`.
+            embeddings: in place of pictures (N, V, D), by the backbone that the run was fitted on; of several features of it, or several
+                backbones, side by side in the order of `blocks`, or an array for each by the names there.
             present: (N, V) bool beside `embeddings`, False where a view is missing; default: all are there.
 
         Raises:
@@ -127,39 +158,62 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         if (images is None) == (embeddings is None):
             raise GeoError("give pictures, or embeddings=", where="GeoPredictor.predict")
         if embeddings is not None:
-            values, seen = check_embeddings(embeddings, present, dtype=self.run.config.model.dtype)
-            return self._answer([(values, seen)])
+            return self._answer([read_arrays(self.run, embeddings, present, self._inputs)])
         if present is not None:
             raise GeoError(
                 "present goes with embeddings",
                 where="GeoPredictor.predict",
                 hint="of pictures give None where one is missing",
             )
-        if self._backbone is None:
+        if not self._towers:
             raise GeoError(
                 "this is an export of heads alone: there is no backbone to look at pictures with",
                 where=self.directory,
                 hint="give embeddings=; or export the run without --heads-only",
             )
         # The module may have been moved.
-        parameter = next(self._backbone.module.parameters())
-        tower = replace(self._backbone, device=parameter.device, dtype=parameter.dtype)
+        parameters = [next(tower.module.parameters()) for tower in self._towers]
+        towers = [
+            replace(tower, device=parameter.device, dtype=parameter.dtype)
+            for tower, parameter in zip(self._towers, parameters, strict=True)
+        ]
         with torch_switches(self._here.model):
             places = arrange(images, self.views)
-            return self._answer(embed_places(self._here, self.run, places, [tower], self._sources))
+            by_backbone = self._inputs.by_backbone
+            return self._answer(embed_places(self._here, self.run, places, towers, by_backbone))
 
     def _answer(self, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> Predictions:
         with torch_switches(self._here.model):
-            return predict_embedded(self._here, self.run, variants, self._heads_of, self._ensemble_of)
+            return predict_embedded(
+                self._here, self.run, variants, self._heads_of, self._ensemble_of, self._inputs
+            )
 
-    def forward(self, given: Tensor, present: Tensor) -> Answers:
-        """Tensors to tensors, as the ONNX file has it: probabilities (B, C), and points (B, 2) float64 in degrees.
+    def forward(self, given: Tensor | Sequence[Tensor], present: Tensor) -> Answers:
+        """Tensors on any device to tensors on the module's, as the ONNX file has it: probabilities (B, C), and points (B, 2) float64 in
+        degrees.
 
         Args:
-            given: pictures (B, V, 3, H, W) uint8, resized and cropped, red first; of heads alone embeddings (B, V, D).
+            given: pictures (B, V, 3, H, W) uint8, resized and cropped, red first; of several backbones a list of such tensors, one for each
+                as it wants them (`preprocessings`); of heads alone embeddings (B, V, D).
             present: (B, V) bool, which views are there.
         """
-        answers: Answers = self.network(given, present)
+        # The prior lies where the module was moved; `predict` moves the heads beside it to where it has them answer.
+        heads = self.network.answer if isinstance(self.network, PictureNetwork) else self.network
+        device = next(each.device for name, each in heads.named_buffers() if name.endswith("prior_states"))
+        if any(each.device != device for each in (*heads.parameters(), *heads.buffers())):
+            heads.to(device)
+        tensors = [given] if isinstance(given, Tensor) else list(given)
+        towers = [next(tower.module.parameters()).device for tower in self._towers] or [device]
+        if len(tensors) != len(towers):
+            raise GeoError(
+                f"{len(tensors)} tensors, where {len(towers)} are taken",
+                where="GeoPredictor",
+                hint="give one for each, as `preprocessings` says"
+                if self._towers
+                else "give one of embeddings",
+            )
+        tensors = [tensor.to(where) for tensor, where in zip(tensors, towers, strict=True)]
+        answers: Answers = self.network(tensors[0] if len(tensors) == 1 else tensors, present.to(device))
         return answers
 
     def _heads_of(self, run: Run) -> Panel:

@@ -18,8 +18,8 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
-from geo_embed.runs.backbone import load_backbones_of, sources_by_backbone
-from geo_embed.runs.recipe import EnsembleOf, answering_runs, load_ensemble, load_heads
+from geo_embed.runs.backbone import Inputs, inputs_of, load_backbones_of, sources_by_backbone
+from geo_embed.runs.recipe import EnsembleOf, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 
 if TYPE_CHECKING:
@@ -128,14 +128,38 @@ def predict_arrays(
     Raises:
         GeoError: another shape than that of the run's views and its backbone's embeddings, or one that is there isn't finite.
     """
+    return predict_embedded(config, run, [read_arrays(run, embeddings, present, inputs_of(run))])
+
+
+def read_arrays(
+    run: Run,
+    embeddings: ArrayLike | Mapping[str, ArrayLike],
+    present: ArrayLike | None,
+    inputs: Inputs,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Embeddings as `predict_arrays` takes them, by all that a run answers from side by side (N, V, D), and which are there (N, V).
+
+    Raises:
+        GeoError: as `check_sources`, or arrays by other names or of other widths than the run was fitted on.
+    """
     values, seen, blocks = check_sources(embeddings, present, dtype=run.config.model.dtype)
-    for member in answering_runs(run) if blocks else ():
-        if len(member.sources) > 1 and blocks != member.blocks:
-            raise GeoError(
-                f"embeddings by {_named(blocks)}, where {member.name} was fitted on {_named(member.blocks)}",
-                where="embeddings",
-            )
-    return predict_embedded(config, run, [(values, seen)])
+    wanted = inputs.blocks
+    if not blocks or len(wanted) == 1:
+        return values, seen
+    if sorted(map(_by_name_and_width, blocks)) != sorted(map(_by_name_and_width, wanted)):
+        raise GeoError(
+            f"embeddings by {_named(blocks)}, where {run.name} was fitted on {_named(wanted)}",
+            where="embeddings",
+        )
+    at = {block.name: block for block in blocks}
+    order = [at[block.name] for block in wanted]
+    if list(blocks) != order:
+        values = np.concatenate([values[..., block.start : block.stop] for block in order], axis=-1)
+    return values, seen
+
+
+def _by_name_and_width(block: Block) -> tuple[str, int]:
+    return block.name, block.stop - block.start
 
 
 def _named(blocks: Sequence[Block]) -> str:
@@ -148,6 +172,7 @@ def predict_embedded(
     variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
     heads_of: Callable[[Run], "Panel"] = load_heads,
     ensemble_of: EnsembleOf = load_ensemble,
+    inputs: Inputs | None = None,
 ) -> Predictions:
     """Predictions for embeddings (N, V, D), of which some are there (N, V): the average over several variants of them.
 
@@ -157,8 +182,13 @@ def predict_embedded(
         variants: one or more.
         heads_of: a run's heads; for who keeps them in memory.
         ensemble_of: what makes a run an ensemble; likewise.
+        inputs: what the run answers from; likewise. The embeddings are then of all of it.
     """
+    wanted = inputs or inputs_of(run, ensemble_of)
     values, seen = variants[0]
+    # Where nothing says what made them, one array may be right for members that were fitted on several, as of other samples.
+    unknown = all(source["weights_sha256"] is None for of_one in wanted.by_backbone for source in of_one)
+    joined = inputs is not None or not unknown or values.shape[2] == wanted.dim
     without = int((~seen.any(axis=1)).sum())
     if without:
         have, get = ("has", "it gets") if without == 1 else ("have", "they get")
@@ -170,15 +200,17 @@ def predict_embedded(
 
     def predict(member: Run) -> Predictions:
         views = member.config.model.view_names
-        if values.shape[1:] != (len(views), member.dim):
+        fitted, dim = (run, wanted.dim) if joined else (member, member.dim)
+        if values.shape[1:] != (len(views), dim):
             raise GeoError(
-                f"{values.shape[1]} × {values.shape[2]} numbers a place, where {member.name} was fitted on {len(views)} × {member.dim}",
+                f"{values.shape[1]} × {values.shape[2]} numbers a place, where {fitted.name} was fitted on {len(views)} × {dim}",
                 where="embeddings",
                 hint=f"give (places, views, numbers) by the backbone that it was fitted on, the views as {', '.join(views)}",
             )
         heads = heads_of(member)
+        taken = [(wanted.take(member, x) if joined else x, there) for x, there in variants]
         return averaged(
-            [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in variants]
+            [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in taken]
         )
 
     return predict_by_members(run, predict, ensemble_of)

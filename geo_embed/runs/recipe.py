@@ -85,12 +85,12 @@ def _calibration_of(run: Run, recipe: Recipe) -> "Calibration | None":
         ) from error
 
 
-def answering_runs(run: Run) -> list[Run]:
+def answering_runs(run: Run, ensemble_of: EnsembleOf = load_ensemble) -> list[Run]:
     """The runs with heads that a run answers by: itself, or an ensemble's members, and theirs. Raises GeoError as `load_ensemble`."""
-    ensemble = load_ensemble(run)
+    ensemble = ensemble_of(run)
     if ensemble is None:
         return [run]
-    return [answering for member in ensemble.members for answering in answering_runs(member)]
+    return [answering for member in ensemble.members for answering in answering_runs(member, ensemble_of)]
 
 
 def load_heads(run: Run) -> "Panel":

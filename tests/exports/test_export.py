@@ -296,7 +296,7 @@ def test_an_export_that_is_damaged_says_so(exported: Path, tmp_path: Path, damag
 def test_of_a_later_version_or_none_at_all_it_says_what_to_do(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "e")
     described = json.loads((tmp_path / "e" / "config.json").read_text())
-    (tmp_path / "e" / "config.json").write_text(json.dumps(described | {"format": 2}))
+    (tmp_path / "e" / "config.json").write_text(json.dumps(described | {"format": 3}))
     with pytest.raises(GeoError, match="no export that can be read here: format") as refused:
         GeoPredictor.from_pretrained(tmp_path / "e")
     assert "pip install -U geo-embed" in refused.value.hint
@@ -320,23 +320,6 @@ def test_a_head_of_a_plugin_is_refused_by_name(
         export(config, run, tmp_path / "e")
 
 
-def test_a_run_of_several_backbones_is_refused_by_their_names(
-    run: Run, config: Config, tmp_path: Path
-) -> None:
-    path = run.path / "provenance.json"
-    provenance = json.loads(path.read_text())
-    sources = [
-        provenance["store"] | {"name": name, "backbone": name} for name in ("first/tower", "second/tower")
-    ]
-    path.write_text(json.dumps(provenance | {"sources": sources}))
-    several = load_run(run.path.parent, run.name)
-    for heads_only in (False, True):
-        with pytest.raises(
-            GeoError, match="an export has one backbone, and first was fitted on first/tower, second/tower"
-        ):
-            export(config, several, tmp_path / "e", heads_only=heads_only)
-
-
 def test_one_backbone_that_is_named_as_several_are_is_exported_without_its_path(
     country: Country, tmp_path: Path
 ) -> None:
@@ -348,17 +331,30 @@ def test_one_backbone_that_is_named_as_several_are_is_exported_without_its_path(
     assert GeoPredictor(tmp_path / "e", device="cpu").predict(pictures(country, 1))
 
 
-def test_an_ensemble_of_embeddings_that_were_made_by_different_things_is_refused(
+def test_an_ensemble_on_embeddings_by_different_things_takes_both_side_by_side(
     imported: Config, tmp_path: Path
 ) -> None:
-    """Heads alone, too: no array could be right for both, though it had the width of either."""
+    """No array of one's width could be right for both."""
     made_run(imported, "one")
     cache_import(imported, imported.paths.data_root.parent / "train.npy", "train", "another")
     other = imported.model_copy(update={"model": imported.model.with_backbone("another")})
     made_run(other, "two")
-    ensemble(imported, ["one", "two"], method="average", name="both")
-    with pytest.raises(GeoError, match=f"different backbones, {NAME} and another"):
-        export(imported, load_run(imported.paths.runs_dir, "both"), tmp_path / "e", heads_only=True)
+    ensemble(imported, ["two", "one"], method="average", name="both")
+    run = load_run(imported.paths.runs_dir, "both")
+    with pytest.raises(GeoError, match="fitted on imported embeddings"):
+        export(imported, run, tmp_path / "e")
+    export(imported, run, tmp_path / "e", heads_only=True)
+    heads = GeoPredictor(tmp_path / "e")
+    assert [block.name for block in heads.blocks] == ["another", NAME]
+    two, one = np.random.default_rng(0).normal(size=(2, 5, 2, 12)).astype(np.float32)
+    answers = heads.predictions(embeddings=np.concatenate([two, one], axis=-1))
+    alone = [
+        predict_arrays(imported, load_run(imported.paths.runs_dir, name), each).probabilities
+        for name, each in (("two", two), ("one", one))
+    ]
+    np.testing.assert_allclose(answers.probabilities, np.mean(alone, axis=0), rtol=0, atol=1e-6)
+    with pytest.raises(GeoError, match="2 × 12 numbers a place, where run was fitted on 2 × 24"):
+        heads.predict(embeddings=one)
 
 
 def test_a_plugins_loss_is_nothing_that_an_export_needs(

@@ -61,6 +61,21 @@ def test_a_tiny_constant_is_no_0_and_one_near_1_no_1(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scaled, (x * 1.000001).numpy())
 
 
+class Sorted(torch.nn.Module):
+    """How an ensemble ranks classes, which are often as likely as each other."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = torch.sort(x, dim=1, descending=True, stable=True)
+        return values, indices
+
+
+def test_of_equal_ones_the_first_comes_first(tmp_path: Path) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (20, 300)).astype(np.float32))
+    write_onnx(Sorted(), (x,), ("x",), tmp_path / "sorted.onnx")
+    _, ranked = run_onnx(tmp_path / "sorted.onnx", {"x": x.numpy()})
+    np.testing.assert_array_equal(ranked, np.argsort(-x.numpy(), axis=1, kind="stable"))
+
+
 def test_pictures_to_answers_by_the_runtime_are_the_predictors(
     run: Run, own: Country, tmp_path: Path
 ) -> None:

@@ -235,12 +235,6 @@ def test_fine_tuning_of_several_backbones_is_refused(two: tuple[Config, Run]) ->
         finetune(config, name="tuned")
 
 
-def test_an_export_of_several_backbones_is_refused(two: tuple[Config, Run]) -> None:
-    config, run = two
-    with pytest.raises(GeoError, match="an export has one backbone, and both was fitted on"):
-        export(config, run, Path("out"))
-
-
 # ---------------------------------------------------------------- arrays
 
 

@@ -340,11 +340,11 @@ def test_a_table_of_an_earlier_version_is_used_where_a_members_store_is_not_on_t
     assert table.stat().st_ino == before
 
 
-def test_pictures_are_refused_where_members_look_through_different_backbones(mixed: Pair) -> None:
+def test_pictures_are_refused_where_what_made_a_members_embeddings_isnt_known(mixed: Pair) -> None:
     mixed.make()
     samples = load_samples(mixed.config, "test")
     paths = [samples.image_root / name for name in samples.images[0]]
-    with pytest.raises(GeoError, match=r"members were fitted on different backbones, .* and other") as caught:
+    with pytest.raises(GeoError, match=r"fitted on imported embeddings \(other\)") as caught:
         predict_images(mixed.config, mixed.load("both"), paths)
     assert caught.value.hint
 
