@@ -16,7 +16,7 @@ from geo_embed.cli.options import (
     SplitOption,
     StoreOption,
 )
-from geo_embed.cli.show import after_embedding, print_made, print_result, readable_size, with_given_options
+from geo_embed.cli.show import print_made, print_result, readable_size, with_given_options
 from geo_embed.config import Feature
 from geo_embed.console import counted, say, show, warn
 from geo_embed.threads import wait_passively
@@ -267,18 +267,20 @@ def _cache_import(
     """
     wait_passively()
     from geo_embed.cache.exchange import cache_import
+    from geo_embed.health.next_step import next_step
     from geo_embed.runs.run import run_stores
 
     config = GLOBALS.config(model__dtype=dtype)
     runs = run_stores(config.paths.runs_dir) if overwrite else None
     imported = cache_import(config, file, split, backbone, overwrite=overwrite, runs=runs)
+    of_import = config.model_copy(update={"model": config.model.with_backbone(backbone)})
     print_made(
         imported,
         [
             ("store", imported.store),
             ("samples", f"{imported.samples:,} × {imported.views} views × {imported.dim}"),
         ],
-        *after_embedding(split, backbone, config.paths.runs_dir),
+        *next_step(of_import, [split], named=[backbone], fresh=[split]),
     )
 
 

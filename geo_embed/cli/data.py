@@ -52,7 +52,10 @@ def _data_check(
         for hint in dict.fromkeys(checked.hint for checked in checks if checked.hint):
             complain(f"hint: {hint}")
         raise typer.Exit(CHECK_FAILED)
-    print_next("extract", "--split", split)
+    from geo_embed.health.next_step import next_step
+
+    samples = {checked.split: checked.samples for checked in checks}
+    print_next(*next_step(config, splits_of(split), samples=samples))
 
 
 def _print_problems(problems: list["Problem"]) -> None:

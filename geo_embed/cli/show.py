@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,6 @@ def print_next(*words: str) -> None:
     """Tell people, on stderr, the command that comes next: its words after `geo`."""
     if words and not GLOBALS.as_json:
         say(f"next: {with_given_options(shlex.join(['geo', *words]))}")
-
-
-def after_embedding(split: str, backbone: str | Sequence[str] | None, runs_dir: Path) -> list[str]:
-    """The command that comes once a split is embedded: the heads' own, until there is a run that can answer the test split."""
-    from geo_embed.runs.run import finished_runs
-
-    names = [backbone] if isinstance(backbone, str) else backbone or ()
-    named = [word for name in names for word in ("--backbone", name)]
-    return ["submit"] if split == "test" and finished_runs(runs_dir) else ["fit-heads", *named]
 
 
 def print_splits(split: str, results: list[Any], rows: Callable[[Any], Iterable[tuple[str, Any]]]) -> None:

@@ -30,7 +30,6 @@ from geo_embed.cli.options import (
     splits_of,
 )
 from geo_embed.cli.show import (
-    after_embedding,
     chosen_rows,
     metric_rows,
     print_made,
@@ -150,7 +149,10 @@ def _extract(
             for bad in extraction.damaged:
                 show(f"accepted: sample {bad.sample_id}, view {bad.view}: {bad.reason} ({bad.path})")
     if limit is None and part is None:
-        print_next(*after_embedding(split, backbone, config.paths.runs_dir))
+        from geo_embed.health.next_step import next_step
+
+        fresh = {extraction.split for extraction in extractions if extraction.computed}
+        print_next(*next_step(config, splits_of(split), named=backbone or (), fresh=fresh))
 
 
 def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:

@@ -199,6 +199,7 @@ def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
         ("extract", "--split", "test"): ["fit-heads"],
         ("fit-heads", "--name", "first"): ["submit", "first"],
         ("extract", "--split", "test", "--workers", "1"): ["submit"],
+        ("data", "check"): ["submit"],
         ("submit", "first"): ["submission", "analyze", "submissions/first.csv"],
     }
     for words, then in steps.items():
