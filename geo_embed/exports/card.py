@@ -136,6 +136,8 @@ def _use(run: Run, dim: int, facts: Facts) -> str:
         else "A picture is a PIL image, a path, a file's bytes, or a uint8 array (height, width, 3); `None` where a view is missing. "
         "A list of such lists is many places."
     )
+    if facts.heads_only and len(facts.backbones) > 1:
+        forms += " In place of one array a dict of one for each, by the names in `predictor.blocks`."
     text = f"""## Use
 
 ```python

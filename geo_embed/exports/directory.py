@@ -348,8 +348,15 @@ def write_config(
     with_pictures = stored[0].directory is not None
     of_one = {"features": dict(features[0])} if not several and features[0] else {}
     of_several = [
-        {"name": each.name, "directory": each.directory, "picture": _picture(each), "features": dict(given)}
-        for each, given in zip(stored, features, strict=True)
+        {
+            "name": each.name,
+            "directory": each.directory,
+            # What tells two of one model apart.
+            "weights_sha256": each.weights_sha256 or sources[0]["weights_sha256"],
+            "picture": _picture(each),
+            "features": dict(given),
+        }
+        for each, given, sources in zip(stored, features, inputs.by_backbone, strict=True)
     ]
     write_json(
         directory / CONFIG,

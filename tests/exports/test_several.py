@@ -25,6 +25,7 @@ from geo_embed.geography import haversine_km
 from geo_embed.prediction.combine import average
 from geo_embed.prediction.ensemble import ensemble
 from geo_embed.prediction.pictures import predict_arrays, predict_images
+from geo_embed.runs.run import load_run
 from geo_embed.synthetic.backbone import write_backbone
 
 if TYPE_CHECKING:
@@ -132,15 +133,23 @@ def test_in_onnx_each_backbone_has_pixels_of_its_own(twofold: Twofold, tmp_path:
 
 
 def test_heads_alone_say_which_columns_are_whose(twofold: Twofold, tmp_path: Path) -> None:
-    run = twofold.run("both")
+    copied = shutil.copytree(twofold.run("both").path, tmp_path / "both")
+    # As of a race, which names its sources as the settings do.
+    metrics = json.loads((copied / "metrics.json").read_text())
+    raced = {"shares": {f"{twofold.backbones['clip']}:token_mean": 1.0}, "scores": {}}
+    (copied / "metrics.json").write_text(json.dumps(metrics | {"parts": [{"sources": raced}]}))
+    run = load_run(tmp_path, "both")
     export(twofold.config(), run, tmp_path / "e", heads_only=True)
     card = (tmp_path / "e" / "README.md").read_text()
     assert (
         "960 numbers each: 32 of maker/siglip, image_embeds, then 768 of maker/clip, image_embeds, then 160 of"
         in card
     )
+    assert "by the names in `predictor.blocks`" in card
     heads = GeoPredictor(tmp_path / "e")
     assert heads.blocks == blocks_of(*COLUMNS)
+    (part,) = heads.run.read_all_metrics()["parts"]
+    assert part["sources"]["shares"] == {"maker/clip:token_mean": 1.0}
     joined = np.random.default_rng(0).normal(size=(3, 4, 960)).astype(np.float32)
     wanted = predict_arrays(twofold.config(), run, joined)
     by_name = {block.name: joined[..., block.start : block.stop] for block in heads.blocks[::-1]}
