@@ -9,7 +9,14 @@ from typing import Any
 from geo_embed import __version__
 from geo_embed.console import harmless
 from geo_embed.errors import GeoError
-from geo_embed.exports.directory import BACKBONE, HEADS_ONNX, MODEL_ONNX, RUN, backbone_places
+from geo_embed.exports.directory import (
+    BACKBONE,
+    HEADS_ONNX,
+    MODEL_ONNX,
+    RUN,
+    UNKNOWN_FEATURE,
+    backbone_places,
+)
 from geo_embed.exports.origin import UNKNOWN, Origin, strictest
 from geo_embed.runs.listing import RunSummary, list_runs, summarise
 from geo_embed.runs.run import Run
@@ -110,7 +117,9 @@ def _opening(run: Run, dim: int, facts: Facts) -> str:
         columns = f"{dim} numbers each"
         several = len(facts.backbones) > 1
         each = [
-            f"{width} of {_plain(name)}, {feature}" if several else f"{width} of {feature}"
+            f"{width} of {_plain(name)}{'' if feature == UNKNOWN_FEATURE else f', {feature}'}"
+            if several
+            else f"{width} of {feature}"
             for name, given in zip(facts.backbones, facts.features, strict=True)
             for feature, width in given
         ]

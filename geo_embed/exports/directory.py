@@ -38,6 +38,7 @@ MODEL_ONNX, HEADS_ONNX = "model.onnx", "heads.onnx"
 _OURS = {CARD, CONFIG, RUN, BACKBONE, MODEL_ONNX, HEADS_ONNX, f"{MODEL_ONNX}.data", f"{HEADS_ONNX}.data"}
 # Of config.json; others can't be read. An export with several backbones has the second one, since earlier versions know one alone.
 _FORMAT, _FORMAT_OF_SEVERAL = 1, 2
+UNKNOWN_FEATURE = "embeddings"
 _LIBRARY = "geo_embed"
 _NO_EXPORT = "what lies there is no export of geo_embed"
 
@@ -403,10 +404,18 @@ def features_of(run: Run, inputs: Inputs) -> list[list[tuple[str, int]]]:
     """
     own = run.config.model.feature
     features = [
-        [(source.get("feature") or own, int(source["dim"])) for source in sources]
+        # Which feature it is of an import, or of arrays, isn't known.
+        [
+            (
+                source.get("feature") or (own if source["weights_sha256"] else UNKNOWN_FEATURE),
+                int(source["dim"]),
+            )
+            for source in sources
+        ]
         for sources in inputs.by_backbone
     ]
-    return [[]] if len(features) == 1 and [name for name, _ in features[0]] == [own] else features
+    is_own = [name for name, _ in features[0]] in ([own], [UNKNOWN_FEATURE])
+    return [[]] if len(features) == 1 and is_own else features
 
 
 def files_of(directory: Path) -> dict[str, int]:

@@ -68,6 +68,11 @@ def find_origins(run: Run, names: Sequence[str | None]) -> list[Origin]:
     inputs = inputs_of(run)
     origins = []
     for number, name in enumerate(names):
+        first = inputs.by_backbone[number][0]
+        if first.get("arrays"):
+            # Whoever gave them called them so: it is no model's name.
+            origins.append(Origin(first["name"], False))
+            continue
         named: list[str | None] = [name]
         for part in answering_runs(run):
             numbers = [k for k, _ in inputs.places[part.path]]

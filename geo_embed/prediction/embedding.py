@@ -65,11 +65,11 @@ class NotebookBackbone(Backbone):
                 rows, pixels = [], []
                 for row, item in enumerate(items[start : start + size], start):
                     read = read_pixels(
-                        item, f"picture {row}", self.preprocessing, self.here.inference.with_damaged
+                        item, f"picture {row}", [self.preprocessing], self.here.inference.with_damaged
                     )
                     if read is not None:
                         rows.append(row)
-                        pixels.append(read)
+                        pixels += read
                 if rows:
                     embedded[rows] = embed_pixels(self, torch.from_numpy(np.stack(pixels)).to(self.device))
                 advance(min(size, len(items) - start))
@@ -116,14 +116,14 @@ def as_items(given: Any, where: str) -> list[Any]:
 
 
 def read_pixels(
-    picture: Picture, where: str, spec: images.Preprocessing, with_damaged: OnDamagedImage
-) -> images.Pixels | None:
-    """Pixels (3, H, W) uint8 of a picture, resized as a backbone wants them.
+    picture: Picture, where: str, specs: Sequence[images.Preprocessing], with_damaged: OnDamagedImage
+) -> list[images.Pixels] | None:
+    """Pixels (3, H, W) uint8 of a picture, decoded once and resized as each of some backbones wants them.
 
     Args:
         picture: in any of its forms.
         where: its place among others; a file's is its path.
-        spec: what the backbone wants.
+        specs: what the backbones want.
         with_damaged: what to do with one that decodes with a loss.
 
     Returns:
@@ -135,7 +135,7 @@ def read_pixels(
     where = str(picture) if isinstance(picture, str | Path) else where
     try:
         read = _decode(picture, where, with_damaged)
-        return None if read is None else images.resize(read, spec)
+        return None if read is None else [images.resize(read, spec) for spec in specs]
     except OSError as error:
         raise GeoError(f"can't read the picture: {error.strerror or error}", where=where) from error
     except images.UnreadableImage as error:

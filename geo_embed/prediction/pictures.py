@@ -94,9 +94,9 @@ def embed_places(
         for start in range(0, len(places), size):
             part = places[start : start + size]
             by_tower = []
-            for tower, sources in zip(towers, by_backbone, strict=True):
+            read, present = _read_places(towers, part, start, views, config.inference.with_damaged)
+            for tower, sources, pixels in zip(towers, by_backbone, read, strict=True):
                 features = [source.get("feature") for source in sources]
-                pixels, present = _read_places(tower, part, start, views, config.inference.with_damaged)
                 by_tower.append(_embed(tower, features, pixels, present, views, variants_by))
             batches.append([_side_by_side(variant) for variant in zip(*by_tower, strict=True)])
             advance(len(part))
@@ -227,9 +227,8 @@ def _towers(
 
 
 def _side_by_side(parts: Sequence[Embedded]) -> Embedded:
-    """What several backbones embedded of the same pictures, joined; a view is there where each of them has it."""
-    values, seen = zip(*parts, strict=True)
-    return np.concatenate(values, axis=-1), np.logical_and.reduce(seen)
+    """What several backbones embedded of the same variant of the same pictures, joined."""
+    return np.concatenate([values for values, _ in parts], axis=-1), parts[0][1]
 
 
 def arrange(given: Any, views: Sequence[str]) -> list[Place]:
@@ -284,27 +283,30 @@ def _numbered(views: Sequence[str]) -> str:
 
 
 def _read_places(
-    tower: backbones.Backbone,
+    towers: Sequence[backbones.Backbone],
     places: Sequence[Place],
     first: int,
     views: Sequence[str],
     with_damaged: OnDamagedImage,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Pixels (B, V, 3, H, W) of the places from number `first` on, and which are there (B, V): a damaged picture may be skipped.
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.bool_]]:
+    """Pixels (B, V, 3, H, W) for each tower of the places from number `first` on, and which are there (B, V): a damaged picture may be
+    skipped.
 
     Raises:
         GeoError: a picture can't be read, or is damaged and may not be; or every one of a place is damaged.
     """
-    spec = tower.preprocessing
-    pixels = np.zeros((len(places), len(views), 3, spec.height, spec.width), dtype=np.uint8)
-    present = np.zeros(pixels.shape[:2], dtype=bool)
+    specs = [tower.preprocessing for tower in towers]
+    shape = len(places), len(views)
+    pixels = [np.zeros((*shape, 3, spec.height, spec.width), dtype=np.uint8) for spec in specs]
+    present = np.zeros(shape, dtype=bool)
     for row, place in enumerate(places):
         for view, picture in enumerate(place):
             if picture is None:
                 continue
-            read = read_pixels(picture, f"place {first + row}, view {views[view]}", spec, with_damaged)
+            read = read_pixels(picture, f"place {first + row}, view {views[view]}", specs, with_damaged)
             if read is not None:
-                pixels[row, view] = read
+                for of_tower, resized in zip(pixels, read, strict=True):
+                    of_tower[row, view] = resized
                 present[row, view] = True
         if not present[row].any() and any(picture is not None for picture in place):
             raise GeoError(

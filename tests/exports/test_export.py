@@ -346,6 +346,9 @@ def test_an_ensemble_on_embeddings_by_different_things_takes_both_side_by_side(
     export(imported, run, tmp_path / "e", heads_only=True)
     heads = GeoPredictor(tmp_path / "e")
     assert [block.name for block in heads.blocks] == ["another", NAME]
+    assert (
+        f"(24 numbers each: 12 of another, then 12 of {NAME})" in (tmp_path / "e" / "README.md").read_text()
+    )
     two, one = np.random.default_rng(0).normal(size=(2, 5, 2, 12)).astype(np.float32)
     answers = heads.predictions(embeddings=np.concatenate([two, one], axis=-1))
     alone = [

@@ -103,7 +103,9 @@ def test_a_run_over_two_backbones_answers_as_it_was_scored(two: tuple[Config, Ru
     assert len(path.read_text().splitlines()) == 1 + len(test)
 
 
-def test_pictures_are_embedded_by_every_backbone(two: tuple[Config, Run]) -> None:
+def test_pictures_are_embedded_by_every_backbone(
+    two: tuple[Config, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
     config, run = two
     cached, _ = predict_split(config, run, "test")
     folder = config.paths.images("test")
@@ -112,6 +114,15 @@ def test_pictures_are_embedded_by_every_backbone(two: tuple[Config, Run]) -> Non
     np.testing.assert_allclose(fresh.probabilities[0], cached.probabilities[0], atol=2e-3)
     named = predict_images(config, run, [folder / name for name in names], backbone=config.model.backbones)
     np.testing.assert_array_equal(named.probabilities, fresh.probabilities)
+    # What is damaged is said once, and not by every backbone.
+    cut = (folder / names[0]).read_bytes()
+    (folder / names[0]).write_bytes(cut[: len(cut) // 2] + b"\xff\xd9")
+    skipping = with_changes(config, {"inference.on_damaged_image": "skip"})
+    capsys.readouterr()
+    without = predict_images(skipping, run, [folder / name for name in names])
+    assert " ".join(capsys.readouterr().err.split()).count("it is left out") == 1
+    wanted = predict_images(config, run, [None, *(folder / name for name in names[1:])])
+    np.testing.assert_array_equal(without.probabilities, wanted.probabilities)
 
 
 def test_what_the_cache_lacks_is_embedded_by_the_backbone_that_lacks_it(two: tuple[Config, Run]) -> None:
