@@ -32,7 +32,7 @@ class Twofold:
     def config(self, *names: str, **changes: Any) -> Config:
         """Settings for heads on some of the backbones, of the features that their stores have."""
         chosen = {"model__backbones": [self.backbones[name] for name in names]} if names else {}
-        few = {"model__head": "probe", "training__val_split": 0.3, "model__head_features": "all"}
+        few = {"model__head": "separate", "training__val_split": 0.3, "model__head_features": "all"}
         return self.small.config(**chosen, **few | changes)
 
     def run(self, name: str) -> Run:

@@ -19,6 +19,7 @@ from geo_embed import GeoPredictor, export
 from geo_embed.blocks import blocks_of
 from geo_embed.data.images import decode, resize
 from geo_embed.errors import GeoError
+from geo_embed.explorer.memory import RunInMemory
 from geo_embed.exports.onnx import run_onnx
 from geo_embed.fitting.fit import fit_heads
 from geo_embed.geography import haversine_km
@@ -39,7 +40,7 @@ COLUMNS = ("maker/siglip", "maker/clip", "maker/clip:token_mean"), (32, 768, 160
 def twofold(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Twofold:
     made = make_twofold(country, tmp_path_factory.mktemp("twofold"))
     for name in ("clip", "siglip"):
-        fit_heads(made.config(name, model__head="separate"), name=name)
+        fit_heads(made.config(name), name=name)
     names = ["clip", "both", "siglip"]
     ensemble(made.config(), names, method="average", point="mean", name="all")
     return made
@@ -201,10 +202,22 @@ def test_an_ensemble_of_runs_on_different_backbones_takes_each_of_them_once(
     np.testing.assert_allclose(states[0].numpy(), wanted.probabilities[0], rtol=0, atol=1e-6)
 
 
+def test_an_explorer_answers_pictures_by_an_ensemble_of_different_backbones(twofold: Twofold) -> None:
+    """Its learnt space is one member's, which looks through some of them."""
+    config, run = twofold.config(), twofold.run("all")
+    memory = RunInMemory(config, run)
+    assert memory.why_not() is None
+    pictures = [decode(path.read_bytes()) for path in twofold.pictures(8)]
+    answered = memory.answer_pictures(dict(zip(run.config.model.view_names, pictures, strict=True)))
+    wanted = predict_images(config, run, twofold.pictures(8))
+    np.testing.assert_array_equal(answered.predictions.probabilities, wanted.probabilities)
+    assert np.isfinite(answered.vector).all()
+
+
 def test_heads_and_inputs_go_where_the_module_was_moved(twofold: Twofold, tmp_path: Path) -> None:
     """To what computes no numbers, but refuses tensors of two devices as a GPU does."""
     for name in ("clip", "siglip"):
-        fit_heads(twofold.config(name, model__head="separate"), name=f"{name}-too", overwrite=True)
+        fit_heads(twofold.config(name), name=f"{name}-too", overwrite=True)
     ensemble(
         twofold.config(), ["clip-too", "siglip-too"], method="rrf", point="mean", name="rrf", overwrite=True
     )
