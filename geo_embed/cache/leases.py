@@ -114,24 +114,24 @@ def is_alive(address: Address) -> bool | None:
 
 
 def watch(addresses: Sequence[Address], *, busy: str, where: Path, hint: str) -> None:
-    """Wait until it is known that nobody holds any of these leases.
+    """Wait until it is known that nobody holds any of these leases: for as long as one lasts, if its holder is dead.
 
     Raises:
-        BusyError: somebody does.
+        BusyError: somebody does: a lease was renewed meanwhile, or its holder runs on this machine.
     """
+    # That a holder was seen to renew it before says nothing: its machine may have died since.
+    first: dict[Address, str] = {}
     said = False
-    while waiting := list(held_leases(addresses)):
-        for address in waiting:
-            alive = is_alive(address)
-            if alive:
+    while waiting := held_leases(addresses):
+        for address, entry in waiting.items():
+            if entry.e_tag != first.setdefault(address, entry.e_tag) or _is_here(_read(address)):
                 raise BusyError(f"{busy}: {holder(address)}", where=where, hint=hint)
-            if alive is None and not said:
-                say(
-                    f"{holder(address)}, may have been killed at work on {where}: watched for {lease_seconds():g} seconds"
-                )
-                said = True
-        if said:
-            time.sleep(_look_seconds())
+        if not said:
+            said = True
+            say(
+                f"{holder(next(iter(waiting)))}, may have been killed at work on {where}: watched for {lease_seconds():g} seconds"
+            )
+        time.sleep(_look_seconds())
 
 
 def holder(address: Address) -> str:

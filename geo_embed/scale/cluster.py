@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from geo_embed.console import say, set_quiet, warn
+from geo_embed.console import counted, say, set_quiet, warn
 from geo_embed.errors import BusyError, GeoError
 from geo_embed.plugins import load_plugins
 
@@ -78,9 +78,8 @@ class Room:
     gpus: int
 
     def __str__(self) -> str:
-        plural = "s" if self.workers > 1 else ""
         gpu = ", a GPU each" if self.gpus else ""
-        return f"{self.workers:,} worker{plural} of {self.cpus} CPU{'s' if self.cpus > 1 else ''}{gpu}"
+        return f"{counted(self.workers, 'worker')} of {counted(self.cpus, 'CPU')}{gpu}"
 
 
 def room_of(cluster: Cluster, *, gpus: bool, threads: int) -> Room:
@@ -256,10 +255,19 @@ class Workers(Generic[Task, Result]):
         make: begins one. It has a method `work` that takes a task, and gives a result or the GeoError that it met.
         count: at most so many.
         task_name: what a task is called when one is told of.
+        again: where or when a dead worker's task is begun again, for people.
     """
 
-    def __init__(self, cluster: Cluster, make: Callable[[], Any], count: int, task_name: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        make: Callable[[], Any],
+        count: int,
+        task_name: str,
+        again: str = "elsewhere",
+    ) -> None:
         self._ray, self._make, self._count, self._task_name = cluster.ray, make, count, task_name
+        self._again = again
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task, int]] = {}
 
@@ -309,7 +317,7 @@ class Workers(Generic[Task, Result]):
                         hint="what is done stays, and the same command goes on; without --engine ray its own words are shown",
                     )
                 else:
-                    warn(f"{why}; {self._task_name} {task} is begun again elsewhere")
+                    warn(f"{why}; {self._task_name} {task} is begun again {self._again}")
                     waiting.append((task, attempt + 1))
 
     def _result(self, reference: Any) -> tuple[Any, Exception | None]:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from geo_embed.buckets import Address
+from geo_embed.cache.leases import lease_seconds
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.store import Store, open_store
 from geo_embed.config import Config, Dtype
-from geo_embed.console import progress, say
+from geo_embed.console import counted, progress, say
 from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import dtype_name, pick_device, pick_dtype, torch_switches, with_torch_switches
 from geo_embed.errors import BusyError, GeoError
@@ -232,18 +234,25 @@ def _embed(cluster: Cluster, job: Job, store: Store, rows: slice, room: Room) ->
     """Have all parts of the rows embedded. Raises ImageChanged, once all workers have ended, where one was told of."""
     ray, parts = cluster.ray, parts_of(store, rows, room.workers)
     room = replace(room, workers=min(room.workers, len(parts)))
-    say(f"{progress_label(store)}: {len(parts):,} part{'s' if len(parts) > 1 else ''} on Ray, {room}")
+    say(f"{progress_label(store)}: {counted(len(parts), 'part')} on Ray, {room}")
     kind = ray.remote(Extractor).options(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0)
     # In a list it travels as a reference, and is read by each worker once.
     shared = [ray.put(job)]
     done: dict[int, Extraction] = {}
     views = len(job.plan.samples.view_names)
     seconds: dict[str, float] = {}
+    again = "elsewhere"
+    if isinstance(store.path, Address):
+        again += (
+            f", where a worker's machine died once its lease has ended: {lease_seconds():g} seconds at most"
+        )
     with (
         progress(
             progress_label(store), (rows.stop - rows.start) * views, "images", job.plan.progress_seconds
         ) as advance,
-        Workers[Part, Embedded](cluster, lambda: kind.remote(shared), room.workers, "the part") as workers,
+        Workers[Part, Embedded](
+            cluster, lambda: kind.remote(shared), room.workers, "the part", again
+        ) as workers,
     ):
         for part, embedded in workers.run(parts):
             if embedded.extraction is None:

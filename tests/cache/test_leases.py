@@ -117,6 +117,21 @@ def test_a_lease_that_nobody_renews_is_taken_over_once_it_was_watched_for_as_lon
     assert not is_busy(path)
 
 
+def test_a_holder_that_was_seen_at_work_and_whose_machine_died_since_is_waited_for(
+    path: Address, short: None
+) -> None:
+    """As a worker sees those beside it, and then is given the part of one."""
+    file = path.with_suffix(".rows-0-4.lock")
+    for renewals in range(3):
+        leave(file, renewals=renewals)
+        with only_writer(path, slice(4, 8)):
+            assert is_alive(file) is (True if renewals else None)
+    began = time.monotonic()
+    with only_writer(path, slice(0, 4)):
+        assert time.monotonic() - began > lease_seconds() / 2
+    assert not is_busy(path)
+
+
 def test_a_lease_that_is_renewed_is_not_taken_over_however_long_it_is_watched(
     path: Address, short: None
 ) -> None:

@@ -136,7 +136,7 @@ def test_the_command_prints_what_it_prints_without_ray_and_keeps_stdout_clean(
 
 @pytest.mark.slow
 def test_workers_share_a_store_in_a_bucket_and_take_over_the_lease_of_one_that_died(
-    small: Small, cluster: Cluster, bucket: Address
+    small: Small, cluster: Cluster, bucket: Address, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cluster was begun before there was a bucket: its workers get to know of it by a plugin."""
     known = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GEO_BUCKET"))}
@@ -144,6 +144,7 @@ def test_workers_share_a_store_in_a_bucket_and_take_over_the_lease_of_one_that_d
     changes = {"paths__cache_dir": str(bucket / "cache"), **plugin(small, code)}
     done = extract_on_ray(small.config(**changes), "train", cluster)
     assert (small.root / "died-6").exists()
+    assert "once its lease has ended: 20 seconds at most" in capsys.readouterr().err
     assert done.computed + done.reused == 4 * ROWS
     assert content(done.store) == content(extract(small.config(), "train").store)
 
