@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geo_embed.console import is_quiet, on_terminal, say
+from geo_embed.console import counted, is_quiet, on_terminal, say
 from geo_embed.errors import GeoError, PlainError, UnreachableError
 from geo_embed.files import JSON_BYTES, read_bytes
 
@@ -117,7 +117,7 @@ def push_files(
             for name, data in files.items()
         ]
         operations += [CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
-        say(f"push {len(files):,} files to {repository}")
+        say(f"push {counted(len(files), 'file')} to {repository}")
         api.create_commit(repository, operations, commit_message=message, parent_commit=info.sha)
     return f"{api.endpoint}/{repository}"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from geo_embed import console
-from geo_embed.console import duration, progress, set_progress_seconds, set_quiet
+from geo_embed.console import counted, duration, progress, set_progress_seconds, set_quiet
 
 WORK = """
 import sys, time
-from geo_embed.console import progress, say, set_quiet
+from geo_embed.console import counted, progress, say, set_quiet
 set_quiet("-q" in sys.argv)
 with progress("outer", 2, "fits") as fitted:
     for k in range(2):
@@ -215,3 +215,11 @@ def test_an_interrupt_before_a_table_has_begun_gives_the_cursor_back() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert ended.stderr.startswith(b"\x1b[?25l\x1b[?25h")
+
+
+def test_one_of_a_thing_is_said_in_the_singular() -> None:
+    assert [counted(count, "sample") for count in (0, 1, 2000)] == ["0 samples", "1 sample", "2,000 samples"]
+    assert [counted(count, "class has", "classes have") for count in (1, 2)] == [
+        "1 class has",
+        "2 classes have",
+    ]

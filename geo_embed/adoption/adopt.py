@@ -21,6 +21,7 @@ from geo_embed.adoption.tables import read_table, samples_of_table
 from geo_embed.adoption.writing import LEFT_OUT, TEST_TRUTH, Pictures, write_dataset
 from geo_embed.answers import Truth
 from geo_embed.config import Config
+from geo_embed.console import counted
 from geo_embed.data.check import same_contents
 from geo_embed.data.duplicates import SAME_PLACE_KM, shared_pictures
 from geo_embed.data.holdout import Places, held_out
@@ -393,12 +394,12 @@ def _without_copies(samples: Candidates, config: Config, ledger: Ledger) -> pd.D
         if picture.is_placeholder:
             reason[rows], other[rows] = (
                 "placeholder-picture",
-                f"{len(rows):,} samples at distant places have this picture",
+                f"{counted(len(rows), 'sample at distant places has', 'samples at distant places have')} this picture",
             )
         elif picture.spread_km > SAME_PLACE_KM or len(set(labels[rows])) > 1:
             reason[rows] = "contradicting-picture"
             other[rows] = (
-                f"{len(rows):,} samples of different places or classes have this picture, the first is {first}"
+                f"{counted(len(rows), 'sample of different places or classes has', 'samples of different places or classes have')} this picture, the first is {first}"
             )
         else:
             # Of one place: those that have nothing of their own.

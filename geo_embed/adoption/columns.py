@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from geo_embed.adoption.candidates import Ledger
+from geo_embed.console import counted
 from geo_embed.data.samples import AREAS
 from geo_embed.data.table import numbers_of, shown, why_no_number
 from geo_embed.errors import GeoError
@@ -141,9 +142,8 @@ def with_degrees(frame: pd.DataFrame, ledger: Ledger) -> pd.DataFrame:
         text = frame[name].astype("str").str.strip()
         commas = text.str.fullmatch(_DECIMAL_COMMA)
         if commas.any():
-            ledger.notes.append(
-                f"{int(commas.sum()):,} values of {name} have a decimal comma: read as a point"
-            )
+            have = counted(int(commas.sum()), f"value of {name} has", f"values of {name} have")
+            ledger.notes.append(f"{have} a decimal comma: read as a point")
             text = text.where(~commas, text.str.replace(",", "."))
         values = numbers_of(text)
         frame = frame.assign(**{name: values})

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.adoption.candidates import Ledger
+from geo_embed.console import counted
 from geo_embed.errors import GeoError
 from geo_embed.files import read_json
 from geo_embed.geography import EARTH_RADIUS_KM, to_degrees, to_unit_vectors
@@ -55,7 +56,7 @@ def with_labels(frame: pd.DataFrame, label: str | None, seed: int, ledger: Ledge
     if label is None and train.any() and not (frame["label"] != "").any():
         count = int(np.clip(train.sum() // _CELL_SAMPLES, 2, _MOST_CELLS))
         ledger.notes.append(
-            f"the source names no classes: these are {count} cells of the places; --label cells:N makes others"
+            f"the source names no classes: these are {counted(count, 'cell of', 'cells of')} the places; --label cells:N makes others"
         )
         return frame.assign(label=_cells(frame, known, count, seed))
     if cells:

@@ -15,7 +15,7 @@ from geo_embed.cache.described import describe
 from geo_embed.cache.storage import store_paths
 from geo_embed.cache.store import Store, list_stores, manifest_sha256, read_ids, rebuild_hint, stored_dtype
 from geo_embed.config import Config, Model
-from geo_embed.console import say
+from geo_embed.console import counted, say
 from geo_embed.data.images import PICTURE_SEMANTICS, Preprocessing
 from geo_embed.data.samples import Samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant
@@ -153,7 +153,7 @@ def check_fits(store: Store, samples: Samples, *, any_order: bool = False) -> No
         if store.attrs["manifest_sha256"] == manifest_sha256(reordered):
             return
     if len(ids) != len(samples):
-        what = f"the store holds {len(ids):,} samples, the CSV {len(samples):,}"
+        what = f"the store holds {counted(len(ids), 'sample')}, the CSV {len(samples):,}"
     elif set(ids) != set(samples.sample_id):
         strange = next(i for i in samples.sample_id if i not in set(ids))
         what = f"the CSV's sample {strange!r} is not in the store"

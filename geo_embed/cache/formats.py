@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from geo_embed.cache.layout import MOST_NUMBERS
 from geo_embed.cache.store import MISSING, OK, UNREADABLE, Embeddings, read_status
+from geo_embed.console import counted
 from geo_embed.data.samples import Samples, natural_ids
 from geo_embed.errors import GeoError
 from geo_embed.files import (
@@ -125,7 +126,7 @@ def check_holds(path: Path, embeddings: Embeddings) -> None:
     if path.suffix == ".npy" and not embeddings.present.all():
         lacking = int((~embeddings.present).sum())
         raise GeoError(
-            f"{lacking:,} views have no embedding, which only .parquet can say, or .npz or .safetensors",
+            f"{counted(lacking, 'view has', 'views have')} no embedding, which only .parquet can say, or .npz or .safetensors",
             where=path,
             hint="name one of these endings",
         )
@@ -258,7 +259,7 @@ def _names_of(file: Path, archive: "np.lib.npyio.NpzFile", key: str, samples: Sa
         or count * dtype.itemsize > 8 * len(samples) * longest + _OTHER_BYTES
     ):
         raise GeoError(
-            f"{key}: {count:,} times {dtype}, where the CSV has {len(samples):,} samples of at most {longest} letters",
+            f"{key}: {count:,} times {dtype}, where the CSV has {counted(len(samples), 'sample of', 'samples of')} at most {longest} letters",
             where=file,
             hint="check --split",
         )
@@ -389,7 +390,7 @@ def _ids_of(file: Path, ids: NDArray[Any]) -> list[str]:
 
 def _check_length(file: Path, name: str, have: int, wanted: int) -> None:
     if have != wanted:
-        raise GeoError(f"{name}: {have:,} names for {wanted:,} embeddings", where=file)
+        raise GeoError(f"{name}: {counted(have, 'name')} for {counted(wanted, 'embedding')}", where=file)
 
 
 def _check_has_all(file: Path, what: str, lacking: Sequence[str], wanted: int, hint: str) -> None:

@@ -213,7 +213,7 @@ def _rows_of(source: Source, sample_id: NDArray[np.object_]) -> NDArray[np.int64
     lost = [sample for sample in sample_id if sample not in place]
     if lost:
         raise GeoError(
-            f"{len(lost):,} samples are not in the store, {lost[0]} first",
+            f"{counted(len(lost), 'sample is', 'samples are')} not in the store, {lost[0]} first",
             where=source.store.path,
             hint="train the run again: geo fit-heads",
         )

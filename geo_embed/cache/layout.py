@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geo_embed.cache.medium import Storage
+from geo_embed.console import counted
 from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError
 from geo_embed.files import JSON_BYTES, parse_json, validated
@@ -179,7 +180,8 @@ def check_layout(storage: Storage) -> dict[str, Any]:
         raise GeoError(f"shape: {n:,} rows, where sample_id has fewer ids", where=storage.root)
     if len(set(views)) != len(views) or len(views) != lengths["V"]:
         raise GeoError(
-            f"view_names: {len(set(views))} names for {lengths['V']} views", where=storage.root / "zarr.json"
+            f"view_names: {counted(len(set(views)), 'name for', 'names for')} {lengths['V']} views",
+            where=storage.root / "zarr.json",
         )
     return attributes
 

@@ -34,7 +34,7 @@ from geo_embed.cache.locks import give_back, put_right
 from geo_embed.cache.medium import Storage
 from geo_embed.cache.storage import creating, has_store, storage_at, store_paths
 from geo_embed.config import DEFAULT_BACKBONE, FEATURES
-from geo_embed.console import progress
+from geo_embed.console import counted, progress
 from geo_embed.data.samples import Samples, natural_ids, text_ids
 from geo_embed.data.variants import Variant
 from geo_embed.errors import GeoError, UnreachableError, disk_errors
@@ -769,7 +769,7 @@ def _refuse_lacking(store: Store, feature: str, rows: slice) -> None:
     if left:
         embedded = int((read_status(store, rows) == OK).sum())
         raise GeoError(
-            f"{left:,} of {embedded:,} pictures have no {feature} yet",
+            f"{left:,} of {counted(embedded, 'picture has', 'pictures have')} no {feature} yet",
             where=store.path,
             hint=add_hint(store, [feature]),
         )

@@ -43,7 +43,7 @@ from geo_embed.cache.store import (
     rebuild_hint,
 )
 from geo_embed.config import FEATURES, Config, Model
-from geo_embed.console import progress, track
+from geo_embed.console import counted, progress, track
 from geo_embed.data import images
 from geo_embed.data.samples import SPLITS, Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE
@@ -142,7 +142,7 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
                 damaged.append((rows, {name for name, _ in faults}))
             where = f"rows {rows.start}–{rows.stop - 1}"
             problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
-            advance(rows.stop - rows.start, f"{len(problems):,} problems")
+            advance(rows.stop - rows.start, f"{counted(len(problems), 'problem')}")
     try:
         read_ids(store)
     except GeoError as error:

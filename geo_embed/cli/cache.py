@@ -182,11 +182,13 @@ def _cache_verify(
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
         for lack in lacks:
-            show(f"{lack.store}: {lack.pictures:,} pictures have no {lack.feature} yet. Next:")
+            show(
+                f"{lack.store}: {counted(lack.pictures, 'picture has', 'pictures have')} no {lack.feature} yet. Next:"
+            )
             show(with_given_options(f"    {lack.command}"))
         for made in rebuilt:
             changed = (
-                f"; {made.forgotten:,} samples whose pictures changed since are pending again"
+                f"; {counted(made.forgotten, 'sample whose pictures changed since is', 'samples whose pictures changed since are')} pending again"
                 if made.forgotten
                 else ""
             )
@@ -199,9 +201,9 @@ def _cache_verify(
                 show(with_given_options(f"    {command}"))
         if repair and (damaged or any(made.forgotten for made in rebuilt)):
             show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
-        show(f"{len(problems):,} problems")
+        show(f"{counted(len(problems), 'problem')}")
         if others:
-            show(f"{len(others):,} other store{'s' if len(others) > 1 else ''} not looked at:")
+            show(f"{counted(len(others), 'other store')} not looked at:")
             for path in others:
                 show(with_given_options(f"    geo cache verify --store {shlex.quote(str(path))}"))
     if refusals:
@@ -278,7 +280,7 @@ def _cache_import(
         imported,
         [
             ("store", imported.store),
-            ("samples", f"{imported.samples:,} × {imported.views} views × {imported.dim}"),
+            ("samples", f"{imported.samples:,} × {counted(imported.views, 'view')} × {imported.dim}"),
         ],
         *next_step(of_import, [split], named=[backbone], fresh=[split]),
     )
@@ -345,7 +347,7 @@ def _cache_export(
     }
     print_made(
         result | {"out": out},
-        [("file", out), ("samples", f"{samples:,} × {views} views × {dim}, {embeddings.feature}")],
+        [("file", out), ("samples", f"{samples:,} × {counted(views, 'view')} × {dim}, {embeddings.feature}")],
     )
 
 
@@ -356,7 +358,8 @@ def _missing(pictures: int) -> str:
 def _further(further: dict[str, dict[str, int]]) -> str:
     """Which features a store has beside its embeddings."""
     return "".join(
-        f"+ {name} × {of['dim']}{f' (not of {lacking:,} pictures)' if (lacking := of['lacking']) else ''}, "
+        f"+ {name} × {of['dim']}"
+        + (f" (not of {counted(of['lacking'], 'picture')}), " if of["lacking"] else ", ")
         for name, of in further.items()
     )
 

@@ -16,7 +16,7 @@ from geo_embed.cli.options import (
     splits_of,
 )
 from geo_embed.cli.show import print_next, print_result, print_splits, with_given_options
-from geo_embed.console import complain, say, show
+from geo_embed.console import complain, counted, say, show
 from geo_embed.threads import wait_passively
 
 if TYPE_CHECKING:
@@ -259,13 +259,13 @@ def _data_leaks(
     config = GLOBALS.config(model__backbone_name=backbone, training__split_seed=seed)
     leakage = check_leaks(config, km=km, cosine=cosine)
     compared = "places and embeddings" if leakage.embeddings else "places"
-    training = ("training", f"{leakage.training:,} samples")
+    training = ("training", f"{counted(leakage.training, 'sample')}")
     print_result(
         leakage,
         [
-            ("held out", f"{leakage.held_out:,} samples, {config.training.validation}"),
+            ("held out", f"{counted(leakage.held_out, 'sample')}, {config.training.validation}"),
             training,
-            ("leaking", f"{leakage.leaking:,} held-out samples, by {compared}"),
+            ("leaking", f"{counted(leakage.leaking, 'held-out sample')}, by {compared}"),
         ]
         if leakage.held_out
         else [("held out", "0 samples: nothing is held out, so there is nothing to check"), training],

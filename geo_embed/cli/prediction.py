@@ -40,7 +40,7 @@ from geo_embed.cli.show import (
     twin_rows,
 )
 from geo_embed.config import Config, EnsembleMethod, PointChoice
-from geo_embed.console import is_quiet, show
+from geo_embed.console import counted, is_quiet, show
 from geo_embed.threads import wait_passively
 
 app = typer.Typer()
@@ -140,7 +140,7 @@ def _evaluate(
                 show(f"[{score['split']}, by {name}]")
                 print_table([_as_line(row) for row in score[name]] if name == "worst" else score[name])
                 if name == "worst" and len(score[name]) < score["samples"] and out is None:
-                    show(f"… of {score['samples']:,} samples; --out FILE.csv has them all")
+                    show(f"… of {counted(score['samples'], 'sample')}; --out FILE.csv has them all")
         if out is not None:
             show()
             print_result({}, [("table", out)])

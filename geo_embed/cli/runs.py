@@ -11,7 +11,7 @@ from geo_embed.cli.complete import complete_run
 from geo_embed.cli.options import GLOBALS, BackbonesOption, RunArgument
 from geo_embed.cli.show import metric_rows, print_made, print_result, print_table, readable_size
 from geo_embed.config import RunOrder
-from geo_embed.console import harmless, show
+from geo_embed.console import counted, harmless, show
 from geo_embed.errors import GeoError
 from geo_embed.threads import wait_passively
 
@@ -160,7 +160,7 @@ def _show(run: RunArgument = None) -> None:
         ("calibrated by", described["calibration"] or "nothing"),
         ("held out", f"{described['samples']:,} {_validation_text(described['validation'])}"),
         ("embeddings", f"{described['backbone']}, store {described['store']}"),
-        ("data", f"{data['train_csv'] or 'unknown'}, {data['samples'] or 0:,} samples"),
+        ("data", f"{data['train_csv'] or 'unknown'}, {counted(data['samples'] or 0, 'sample')}"),
         *([("settings", "")] if described["settings"] else []),
         *((f"  {key}", value) for key, value in described["settings"].items()),
         ("made", f"{described['created'] or 'unknown'}, by {' '.join(described['command'] or ['Python'])}"),
@@ -201,7 +201,7 @@ def _difference_rows(comparison: "Comparison") -> list[tuple[str, str]]:
         verdict = "no difference that these samples can tell: the interval holds 0"
     else:
         verdict = f"{first if low > 0 else second} is better"
-    drawn = "" if comparison.groups is None else f", drawn by {comparison.groups:,} places"
+    drawn = "" if comparison.groups is None else f", drawn by {counted(comparison.groups, 'place')}"
     return [
         ("difference", f"{text(comparison.difference, comparison.interval)}, {first} less {second}"),
         ("of states", text(comparison.state_score.difference, comparison.state_score.interval)),
@@ -330,11 +330,14 @@ def _export(
     ]
     if neighbours["samples"]:
         size = readable_size(neighbours["bytes"])
-        rows.append(("neighbours", f"{neighbours['samples']:,} training samples, {size}"))
+        rows.append(("neighbours", f"{counted(neighbours['samples'], 'training sample')}, {size}"))
     if checks is not None:
         errors = f"{checks['probability_error']:.1e} in a probability, {checks['point_error_km'] * 1000:.2g} m in a point"
         rows.append(
-            (checks["file"], f"at most {errors} from torch, on {checks['places']} places ({checks['of']})")
+            (
+                checks["file"],
+                f"at most {errors} from torch, on {counted(checks['places'], 'place')} ({checks['of']})",
+            )
         )
     if done.pushed is not None:
         rows.append(("pushed", done.pushed))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geo_embed.cli.options import GLOBALS
-from geo_embed.console import harmless, harmless_json, is_quiet, say, show
+from geo_embed.console import counted, harmless, harmless_json, is_quiet, say, show
 
 # How the columns end whose numbers are names, not counts.
 _NAMES = ("id", "idx", "class", "seed", "fold", "epoch", "year")
@@ -146,9 +146,7 @@ def twin_rows(twins: dict[str, Any] | None, samples: int) -> list[tuple[str, str
     without = twins["score_without"]
     which = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""
     alone = "" if without is None or not twins["samples"] else f"; score without them {without:.4f}"
-    count = (
-        "1 held-out sample has" if twins["samples"] == 1 else f"{twins['samples']:,} held-out samples have"
-    )
+    count = counted(twins["samples"], "held-out sample has", "held-out samples have")
     return [("near twins", f"{count} one in training{alone}{which}")]
 
 

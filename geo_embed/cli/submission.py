@@ -9,7 +9,7 @@ import typer
 
 from geo_embed.cli.options import CHECK_FAILED, GLOBALS
 from geo_embed.cli.show import print_result, print_table, with_given_options
-from geo_embed.console import show
+from geo_embed.console import counted, show
 
 if TYPE_CHECKING:
     from geo_embed.submissions.check import Finding
@@ -85,14 +85,17 @@ def _submission_analyze(
             f"{never:,} of the training states never come first",
         ),
         ("ranks", f"states in use {used}; samples without one {empty}"),
-        ("", f"{ranks['repeated_states']:,} samples with a repeated state"),
+        ("", f"{counted(ranks['repeated_states'], 'sample with', 'samples with')} a repeated state"),
         ("points", f"latitude {_range_of(points['latitude'])}, longitude {_range_of(points['longitude'])}"),
         (
             "",
             f"{points['without']:,} missing, {points['at_zero']:,} at (0, 0), {points['outside_region']:,} outside the training region, "
             f"{points['shared']:,} where another sample's is",
         ),
-        ("answers", f"{repeats['same_answer']:,} samples with the same answer as another one"),
+        (
+            "answers",
+            f"{counted(repeats['same_answer'], 'sample with', 'samples with')} the same answer as another one",
+        ),
     ]
     if sure is None:
         rows.append(("confidence", "no run is known whose probabilities these are"))
@@ -108,7 +111,7 @@ def _submission_analyze(
         rows.append(
             (
                 "outside",
-                f"{outside['outside']:,} points lie outside their first state ({outside['share']:.1%}; of training places "
+                f"{counted(outside['outside'], 'point lies outside its', 'points lie outside their')} first state ({outside['share']:.1%}; of training places "
                 f"{outside['train_share']:.1%}), {outside[f'beyond_{FAR_KM:g}_km']:,} of them by more than {FAR_KM:g} km",
             )
         )
@@ -332,7 +335,7 @@ def _submission_send(
     print_result(
         sent,
         [
-            ("sent", f"{sent.file}, {sent.rows:,} rows, to {sent.competition}"),
+            ("sent", f"{sent.file}, {counted(sent.rows, 'row')}, to {sent.competition}"),
             *(("kaggle", line) for line in sent.answer.splitlines()),
             (
                 "next",

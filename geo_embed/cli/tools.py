@@ -27,7 +27,7 @@ from geo_embed.cli.show import (
     with_given_options,
 )
 from geo_embed.config import Config
-from geo_embed.console import show
+from geo_embed.console import counted, show
 from geo_embed.errors import GeoError
 from geo_embed.files import replacing
 from geo_embed.settings import DEFAULT_FILE, resolve, to_toml, value_at
@@ -202,7 +202,7 @@ def _bench_real(config: Config, folder: Path, options: dict[str, int]) -> None:
             ("machine", bench.machine),
             (
                 "data",
-                f"{bench.folder}, {bench.backbone}: {bench.samples:,} × {bench.views} × {bench.dim}, {bench.states} states",
+                f"{bench.folder}, {bench.backbone}: {bench.samples:,} × {bench.views} × {bench.dim}, {counted(bench.states, 'state')}",
             ),
             (
                 "held out",

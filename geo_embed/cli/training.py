@@ -39,7 +39,7 @@ from geo_embed.cli.show import (
     twin_rows,
 )
 from geo_embed.config import Preset
-from geo_embed.console import is_quiet, say, show
+from geo_embed.console import counted, is_quiet, say, show
 from geo_embed.fitting.outlook import command_outlook
 from geo_embed.registry import FUSIONS
 from geo_embed.threads import spin_briefly, wait_passively
@@ -162,7 +162,7 @@ def _extraction_rows(e: "Extraction") -> list[tuple[str, Any]]:
     return [
         ("store", e.store),
         *([] if e.variant == str(AS_THEY_ARE) else [("variant", e.variant)]),
-        ("samples", f"{e.samples:,} × {e.views} views × {e.dim}"),
+        ("samples", f"{e.samples:,} × {counted(e.views, 'view')} × {e.dim}"),
         *([("features", ", ".join(e.features))] if len(e.features) > 1 else []),
         ("pictures", f"{e.computed:,} computed, {e.reused:,} reused, {len(e.skipped):,} skipped"),
         *([("speed", speed)] if e.computed else []),
@@ -237,7 +237,11 @@ def _fit_heads(
 
     fit = fit_heads(config, name=name, limit=limit, overwrite=overwrite, command=GLOBALS.command)
     alone = [part["score"] for part in fit.parts if "score" in part]
-    spread = [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {len(alone)} fits")] if alone else []
+    spread = (
+        [("each alone", f"{min(alone):.4f} to {max(alone):.4f}, {counted(len(alone), 'fit')}")]
+        if alone
+        else []
+    )
     print_made(
         fit,
         [

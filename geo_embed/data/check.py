@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.config import Config
-from geo_embed.console import progress
+from geo_embed.console import counted, progress
 from geo_embed.data import images
 from geo_embed.data.duplicates import SAME_PLACE_KM, SharedPicture, shared_pictures
 from geo_embed.data.pictures import Pictures
@@ -191,7 +191,7 @@ def _overlap(
         Problem(
             "train-test-overlap",
             str(test.csv),
-            f"{len(rows):,} of {len(test):,} samples have a picture that a training sample has, too: {ids} "
+            f"{len(rows):,} of {counted(len(test), 'sample has', 'samples have')} a picture that a training sample has, too: {ids} "
             f"(the first one's is that of {train.sample_id[twin]})",
         )
     ]

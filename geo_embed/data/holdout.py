@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.config import Training
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.spatial import merge_groups, number_by_first, spatial_groups
 from geo_embed.errors import GeoError
 
@@ -125,7 +125,9 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
                 where=f"training.group_km = {training.group_km:g}",
                 hint=hint,
             )
-        warn(f"only {got:,} of {wanted:,} samples could be held out: {groups.describe()}; {hint}")
+        warn(
+            f"only {got:,} of {counted(wanted, 'sample could', 'samples could')} be held out: {groups.describe()}; {hint}"
+        )
     return groups.rows(chosen)
 
 
@@ -227,7 +229,7 @@ def _random_folds(places: Places, training: Training) -> NDArray[np.int64]:
     if len(dealt) < training.folds:
         raise GeoError(
             f"{training.folds} folds of {len(dealt):,} samples that can be held out "
-            f"({len(places):,} samples, {len(places) - len(dealt):,} of them alone in their class)",
+            f"({counted(len(places), 'sample')}, {len(places) - len(dealt):,} of them alone in their class)",
             where="training.folds",
             hint=_fewer_folds(len(dealt)),
         )
@@ -494,7 +496,7 @@ class _Groups:
     def describe(self) -> str:
         """Their numbers, for people."""
         n, g = len(self.order), len(self)
-        return f"{n:,} samples form {g:,} group{'s' * (g != 1)}, the largest of {self.sizes.max():,}"
+        return f"{counted(n, 'sample forms', 'samples form')} {counted(g, 'group')}, the largest of {self.sizes.max():,}"
 
 
 def _group(places: Places, km: float) -> _Groups:

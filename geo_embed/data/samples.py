@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from geo_embed.answers import Truth
 from geo_embed.buckets import Address, kept_dir
 from geo_embed.config import Config, Paths
+from geo_embed.console import counted
 from geo_embed.data.image_names import ImageNames
 from geo_embed.data.pictures import Pictures
 from geo_embed.data.table import Problem, composed, look_alike, numbers_of, read_csv, shown, why_no_number
@@ -133,7 +134,8 @@ def load_truth(path: Path, mapping: dict[int, str], sample_id: NDArray[Any]) -> 
             absent = [text for text in sample_id if text not in place]
             if absent:
                 raise GeoError(
-                    f"no row for {len(absent):,} of {len(sample_id):,} samples, {absent[0]} first", where=path
+                    f"no row for {len(absent):,} of {counted(len(sample_id), 'sample')}, {absent[0]} first",
+                    where=path,
                 )
             return truth.take(np.array([place[text] for text in sample_id], dtype=np.int64))
     raise GeoError(problems[0].message, where=problems[0].where, hint="correct the file")

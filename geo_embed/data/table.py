@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from geo_embed.console import counted
 from geo_embed.data.plain import read_plain
 from geo_embed.errors import GeoError
 from geo_embed.files import open_regular
@@ -372,7 +373,7 @@ def _read(lines: Iterator[str], columns: Sequence[str], every_column: bool) -> p
         more = f" (and {others:,} more rows like it)" if others else ""
         _refuse(
             "csv",
-            f"row {row} has {fields} field{'s' * (fields != 1)}, where the header has {loose.width}{more}: {loose.cure}",
+            f"row {row} has {counted(fields, 'field')}, where the header has {loose.width}{more}: {loose.cure}",
         )
     return loose.table
 

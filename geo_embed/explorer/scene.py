@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geo_embed.answers import Predictions, Truth
 from geo_embed.cache.join import read_joined
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import Samples, text_ids
 from geo_embed.errors import GeoError
 from geo_embed.explorer.memory import Answered, RunInMemory, Spread, spread_over_classes
@@ -216,7 +216,8 @@ class Scene:
             space, _ = self._space(csv_of(split))
             rows = _rows_among(space.sample_id, predictions.sample_id)
             if (rows < 0).any():
-                raise GeoError(f"{(rows < 0).sum():,} samples aren't in the store")
+                absent = counted(int((rows < 0).sum()), "sample isn't", "samples aren't")
+                raise GeoError(f"{absent} in the store")
             plane = plane_of(space.vectors[rows])
             plane[~space.seen[rows]] = np.nan
             return plane, self.memory.embedder().name
@@ -518,7 +519,7 @@ class Scene:
         backbones = ", ".join(source["backbone"] for source in self.run.sources)
         lines = [f"made {made.get('created') or 'who knows when'}", f"backbone {backbones}"]
         if (data := made.get("data") or {}).get("train_csv"):
-            lines.append(f"trained on {data['train_csv']}, {store['samples']:,} samples")
+            lines.append(f"trained on {data['train_csv']}, {counted(store['samples'], 'sample')}")
         if made.get("command"):
             lines.append(" ".join(made["command"]))
         return lines

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.adoption.gps import read_gps
+from geo_embed.console import counted
 from geo_embed.data.images import UnreadableImage, decode, read_shape
 from geo_embed.explorer.guard import Refusal
 
@@ -110,7 +111,9 @@ class _Form:
             free = [view for view in self._views if view not in self.pictures]
             field = next((view for view in free if view == named), free[0] if free else "")
             if not field:
-                raise Refusal(400, f"more than {len(self._views)} pictures", "send at most one a view")
+                raise Refusal(
+                    400, f"more than {counted(len(self._views), 'picture')}", "send at most one a view"
+                )
         if field not in self._views:
             raise Refusal(400, "a field is named by no view", f"the views are {', '.join(self._views)}")
         if field in self.pictures:

@@ -31,7 +31,7 @@ from geo_embed.cache.store import (
     read_status,
 )
 from geo_embed.config import Config, Dtype
-from geo_embed.console import progress, say, warn
+from geo_embed.console import counted, progress, say, warn
 from geo_embed.data.samples import Samples, leave_out_empty_views
 from geo_embed.data.variants import AS_THEY_ARE, Variant
 from geo_embed.devices import with_torch_switches
@@ -191,8 +191,10 @@ def _say_what_is_added(plan: Plan, store: Store, rows: slice) -> None:
             numbers += left * backbones.embedding_dim(plan.directory, feature)
     if lacked:
         megabytes = numbers * store.embeddings.dtype.itemsize / 1e6
+        one = "picture that is embedded already: it passes"
+        there = counted(pictures, one, "pictures that are embedded already: they pass")
         say(
-            f"{' and '.join(lacked)} of {pictures:,} pictures that are embedded already: they pass the backbone once more, "
+            f"{' and '.join(lacked)} of {there} the backbone once more, "
             f"and the store grows by {megabytes:,.1f} MB; their embeddings stay as they are"
         )
 
@@ -244,7 +246,7 @@ def _refuse_bad_images(plan: Plan, store: Store | None, rows: slice) -> None:
 def _bad_images(bad: list[BadImage], samples: Samples) -> GeoError:
     for image in bad[:_LISTED]:
         warn(f"sample {image.sample_id}, view {image.view}: {image.reason} ({image.path})")
-    count = f"{len(bad):,} picture{'s' if len(bad) > 1 else ''}"
+    count = counted(len(bad), "picture")
     listed = "listed" if len(bad) <= _LISTED else f"the first {_LISTED} listed"
     hint = "put them right, or leave them out with --on-bad-image skip"
     if without := leave_out_empty_views(samples):

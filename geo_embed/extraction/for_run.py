@@ -9,7 +9,7 @@ from geo_embed.backbones.weights import find_backbone, fingerprint_of
 from geo_embed.cache.find import check_fits, is_meant, same_preprocessing, store_attributes
 from geo_embed.cache.store import PENDING, content_digest, lacking, list_stores, read_status, stored_dtype
 from geo_embed.config import Config, Dtype, Model
-from geo_embed.console import say, warn
+from geo_embed.console import counted, say, warn
 from geo_embed.data.samples import Samples, load_samples
 from geo_embed.data.variants import AS_THEY_ARE, Variant, variants_of
 from geo_embed.devices import dtype_name, pick_device, pick_dtype
@@ -133,7 +133,7 @@ def _extract_source(
             )
             extraction = extract(settings, split, variant=variant, dtype=dtype)
             say(
-                f"{extraction.computed:,} pictures computed, {extraction.reused:,} reused, "
+                f"{counted(extraction.computed, 'picture computed', 'pictures computed')}, {extraction.reused:,} reused, "
                 f"{len(extraction.skipped):,} skipped in {extraction.seconds:.1f} s: {extraction.store}"
             )
             done.append(extraction)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from geo_embed.backbones.pace import seconds_per_picture
 from geo_embed.config import Model
-from geo_embed.console import duration, say
+from geo_embed.console import counted, duration, say
 from geo_embed.devices import bfloat16_gain, dtype_name
 from geo_embed.errors import GeoError
 
@@ -62,7 +62,7 @@ class Outlook:
             precision = dtype_name(self.dtype)
             pace = f"{per_second:,.{0 if per_second >= 10 else 1}f} images/s"
             say(
-                f"{self.label}: about {duration(left)} for the {self.total - done:,} images that are left, "
+                f"{self.label}: about {duration(left)} for the {counted(self.total - done, 'image that is', 'images that are')} left, "
                 f"{pace} on {_name(self.device)} in {precision}"
             )
             if precision == "float32" and bfloat16_gain(self.device) >= _WORTH_IT:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from geo_embed.console import counted, say, warn
 from geo_embed.console import progress as progress_bar
-from geo_embed.console import say, warn
 from geo_embed.errors import GeoError
 from geo_embed.finetuning import sharding
 from geo_embed.finetuning.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -121,7 +121,9 @@ def _interrupt(task: Task, progress: Progress, save: Save, *, saved: bool = Fals
     if not saved:
         save()
     if task.team.first:
-        warn(f"interrupted: {progress.step:,} steps are done and saved; the same command goes on from there")
+        warn(
+            f"interrupted: {counted(progress.step, 'step is', 'steps are')} done and saved; the same command goes on from there"
+        )
     raise KeyboardInterrupt
 
 
@@ -230,7 +232,7 @@ def _halve_passes(task: Task, progress: Progress) -> None:
     progress.pass_rows = -(-progress.pass_rows // 2)
     if task.team.first:
         warn(
-            f"out of memory: {progress.pass_rows} samples per pass from now on, "
+            f"out of memory: {counted(progress.pass_rows, 'sample per', 'samples per')} pass from now on, "
             f"{-(-progress.step_rows // progress.pass_rows)} passes per step; steps stay as large as they were"
         )
 

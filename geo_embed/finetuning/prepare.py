@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from geo_embed.backbones.function import read_function
 from geo_embed.backbones.weights import find_backbone, hash_weights
 from geo_embed.config import Config
-from geo_embed.console import say, warn
+from geo_embed.console import counted, say, warn
 from geo_embed.data.samples import missing_images, text_ids
 from geo_embed.devices import pick_device
 from geo_embed.errors import GeoError
@@ -167,7 +167,7 @@ def _check_images(data: TrainingData, rows: NDArray[np.int64]) -> None:
     if missing:
         i, v, reason = missing[0]
         raise GeoError(
-            f"{len(missing):,} pictures that the run was fitted on are gone, first sample {samples.sample_id[i]}, "
+            f"{counted(len(missing), 'picture that the run was fitted on is', 'pictures that the run was fitted on are')} gone, first sample {samples.sample_id[i]}, "
             f"view {samples.view_names[v]}: {reason}",
             where=samples.image_root,
             hint="put them back, or run geo extract --on-bad-image skip, and fit heads again",

@@ -13,6 +13,7 @@ from geo_embed.blocks import Block
 from geo_embed.cache.arrays import as_array, check_sources
 from geo_embed.cache.store import hash_embeddings
 from geo_embed.config import Config
+from geo_embed.console import counted
 from geo_embed.data.samples import text_ids
 from geo_embed.errors import GeoError
 from geo_embed.fitting.examples import Examples, find_tied
@@ -51,7 +52,7 @@ def examples_of(
     without = np.flatnonzero(~seen.any(axis=1))
     if len(without):
         raise GeoError(
-            f"{len(without):,} samples have no view",
+            f"{counted(len(without), 'sample has', 'samples have')} no view",
             where=f"present, row {without[0]}",
             hint="leave them out",
         )

@@ -142,7 +142,7 @@ def join(embeddings: JoinedEmbeddings, truth: Truth, mapping: dict[int, str]) ->
         finite = np.isfinite(embeddings.values).all(axis=(1, 2))
         first = embeddings.sample_id[~finite][0]
         raise GeoError(
-            f"embeddings of {int((~finite).sum()):,} samples are NaN or infinite, sample {first} first",
+            f"embeddings of {counted(int((~finite).sum()), 'sample is', 'samples are')} NaN or infinite, sample {first} first",
             where=embeddings.where,
             hint="geo cache verify",
         )
@@ -210,7 +210,10 @@ def find_tied(
     tied = tied_samples(shared, len(truth))
     if tied is not None:
         count = int((np.bincount(tied)[tied] > 1).sum())
-        say(f"{count:,} samples share pictures with others: they stay on one side of every split")
+        shares = counted(count, "sample shares", "samples share")
+        say(
+            f"{shares} pictures with others: {'it stays' if count == 1 else 'they stay'} on one side of every split"
+        )
     return tied
 
 

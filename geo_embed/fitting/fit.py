@@ -17,7 +17,7 @@ from geo_embed import geography
 from geo_embed.answers import Predictions, Prior, Truth
 from geo_embed.blocks import short_names
 from geo_embed.config import Config, Model, Training
-from geo_embed.console import progress, say, warn
+from geo_embed.console import counted, progress, say, warn
 from geo_embed.data.holdout import Places, stratified_split, validation_masks
 from geo_embed.data.samples import natural_ids
 from geo_embed.data.spatial import resampling_groups
@@ -82,8 +82,8 @@ class Fit:
 
     def __repr__(self) -> str:
         score = "" if self.val["score"] is None else f"score {self.val['score']:.4f} on "
-        held_out = f"{score}{self.val['samples']:,} held-out samples"
-        return f"<fit {self.run}: {held_out}, {self.epochs:,} epochs, {self.seconds:.1f} s>"
+        held_out = f"{score}{counted(self.val['samples'], 'held-out sample')}"
+        return f"<fit {self.run}: {held_out}, {counted(self.epochs, 'epoch')}, {self.seconds:.1f} s>"
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def _without_twins(
             else ": --set training.validation=spatial holds places out whole"
         )
         warn(
-            f"{count:,} of {len(twins):,} held-out samples have a near twin among the training samples{without}{cure} "
+            f"{count:,} of {counted(len(twins), 'held-out sample has', 'held-out samples have')} a near twin among the training samples{without}{cure} "
             f"(near_twin in {table})"
         )
     return found
@@ -594,7 +594,9 @@ def describe_comparison(sources: Mapping[str, Any], samples: int) -> str:
         for name, score in scores.items()
     )
     brief = " as trained briefly in the race," if sources["brief"] else ""
-    return f"sources: {winner}; {samples:,} held-out samples: {TOGETHER} {together:.4f},{brief} {each}"
+    return (
+        f"sources: {winner}; {counted(samples, 'held-out sample')}: {TOGETHER} {together:.4f},{brief} {each}"
+    )
 
 
 def _describe_labels(shares: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from geo_embed.config import Training
+from geo_embed.console import counted
 
 # Below so many samples there is nothing to choose by; up to so many, folds carry the inner validation, and members are mixed.
 TOO_FEW, SMALL = 40, 4000
@@ -19,9 +20,9 @@ def budget_for(n: int, budget: float | None) -> float:
 def outlook(n: int, budget: float | None) -> str:
     """What one fit to n samples will try."""
     if n < TOO_FEW:
-        return f"best: one candidate, since {n:,} samples are too few to choose by"
+        return f"best: one candidate, since {counted(n, 'sample is', 'samples are')} too few to choose by"
     how = "out of fold, and their mixture" if n <= SMALL else "on a part, and the winner on all samples"
-    return f"best: candidates race on {n:,} samples, {how}; about {budget_for(n, budget):,.0f} s on two cores"
+    return f"best: candidates race on {counted(n, 'sample')}, {how}; about {budget_for(n, budget):,.0f} s on two cores"
 
 
 def command_outlook(csv: Path, training: Training, limit: int | None) -> str | None:
@@ -38,9 +39,7 @@ def command_outlook(csv: Path, training: Training, limit: int | None) -> str | N
     fits = training.seeds * training.folds
     if training.preset != "best":
         many = "" if fits == 1 else f"{fits} times "
-        return (
-            f"{training.preset}: some {n:,} samples of {csv.name}; {many}at most {training.epochs:,} epochs"
-        )
+        return f"{training.preset}: some {counted(n, 'sample')} of {csv.name}; {many}at most {training.epochs:,} epochs"
     each = budget_for(n, training.budget_seconds)
     times = "" if fits == 1 else f"{fits} times "
-    return f"best: some {n:,} samples of {csv.name}; {times}about {each:,.0f} s on two cores"
+    return f"best: some {counted(n, 'sample')} of {csv.name}; {times}about {each:,.0f} s on two cores"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from geo_embed.config import Config
-from geo_embed.console import say
+from geo_embed.console import counted, say
 from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import read_toml
 from geo_embed.heads.heads import effective_settings
@@ -171,7 +171,9 @@ def draw(space: Space, config: Config, trials: int) -> list[dict[str, Any]]:
         if not fruitless:
             drawn.append(changes)
     if len(drawn) < trials:
-        say(f"sweep: the space holds {len(drawn):,} configurations that differ, fewer than {trials:,} trials")
+        say(
+            f"sweep: the space holds {counted(len(drawn), 'configuration that differs', 'configurations that differ')}, fewer than {trials:,} trials"
+        )
     return drawn
 
 

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from geo_embed import __version__
 from geo_embed.config import Config, Model, Training
-from geo_embed.console import duration, on_terminal, say, standing
+from geo_embed.console import counted, duration, on_terminal, say, standing
 from geo_embed.data.holdout import inner_held_out
 from geo_embed.devices import pick_device, with_torch_switches
 from geo_embed.errors import GeoError, disk_errors
@@ -274,7 +274,7 @@ def inner_split(examples: Examples, train: NDArray[np.bool_], training: Training
     val = inner_held_out(examples.places, train, training)
     if not val.any():
         raise GeoError(
-            f"{len(examples):,} samples are too few for a sweep: some must choose, and others tell how good the choice is",
+            f"{counted(len(examples), 'sample is', 'samples are')} too few for a sweep: some must choose, and others tell how good the choice is",
             hint="geo fit-heads",
         )
     return Split(training.seed, 0, train & ~val, val)
@@ -582,7 +582,7 @@ def _board(
                     printed.add(key)
                     outcome = f"{result.score:.4f}" if result.score is not None else f"failed: {result.error}"
                     say(
-                        f"sweep: {len(printed):,} of {total:,}, rung {rung + 1} of {steps}, {result.epochs} epochs, "
+                        f"sweep: {len(printed):,} of {total:,}, rung {rung + 1} of {steps}, {counted(result.epochs, 'epoch')}, "
                         f"trial {result.trial}: {outcome}{_best_so_far(state)}  ({_short(drawn[result.trial])})"
                     )
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from geo_embed.buckets import Address
 from geo_embed.config import Config
+from geo_embed.console import counted
 from geo_embed.errors import GeoError, PlainError
 
 _PACKAGE = "geo-embed"
@@ -229,7 +230,7 @@ def _cores(config: Config) -> tuple[bool, str, str]:
     try:
         import torch
 
-        threads = f", torch computes in {torch.get_num_threads()} threads"
+        threads = f", torch computes in {counted(torch.get_num_threads(), 'thread')}"
     except ImportError:
         threads = ""
     limits = [
@@ -284,7 +285,7 @@ def _data(config: Config, split: str) -> tuple[bool, str, str]:
         store.attrs["manifest_sha256"] == manifest_sha256(samples)
         for store in list_stores(config.paths.cache_dir, split)
     )
-    said = f"{samples.csv}: {len(samples):,} samples, {len(samples.view_names)} views"
+    said = f"{samples.csv}: {counted(len(samples), 'sample')}, {counted(len(samples.view_names), 'view')}"
     if absent:
         total = len(samples) * len(samples.view_names)
         return (
@@ -345,7 +346,11 @@ def _pace(config: Config) -> tuple[bool, str, str]:
             hint = "--set model.dtype=bfloat16: a store of its own"
     precision = dtype_name(dtype)
     times = f"{duration(1000 * views * seconds)} in {precision}{faster}"
-    return True, f"1,000 samples of {views} views by {model.backbone_name}: about {times}", hint
+    return (
+        True,
+        f"1,000 samples of {counted(views, 'view by', 'views by')} {model.backbone_name}: about {times}",
+        hint,
+    )
 
 
 def _stores(config: Config) -> tuple[bool, str, str]:

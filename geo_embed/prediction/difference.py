@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Training
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import text_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.errors import GeoError
@@ -196,7 +196,7 @@ def _check_same_truth(runs: tuple[Run, Run], compared: list[tuple[Predictions, T
     wrong = (a.state_idx != b.state_idx) | ~(far <= _SAME_DEGREES)
     if wrong.any():
         raise GeoError(
-            f"the run was fitted on another truth than {runs[0].name}: {wrong.sum():,} samples differ in state or place, "
+            f"the run was fitted on another truth than {runs[0].name}: {counted(wrong.sum(), 'sample differs', 'samples differ')} in state or place, "
             f"sample {predictions.sample_id[wrong][0]} first",
             where=runs[1].path,
             hint="fit both on the same train CSV",

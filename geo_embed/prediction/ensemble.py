@@ -269,7 +269,7 @@ def _check_same(a: _Validated, b: _Validated) -> None:
     wrong = (a.truth.state_idx != b.truth.state_idx) | ~(far <= _SAME_DEGREES)
     if wrong.any():
         raise GeoError(
-            f"the run was fitted on another truth than {first}: {wrong.sum():,} samples differ in state or place, "
+            f"the run was fitted on another truth than {first}: {counted(wrong.sum(), 'sample differs', 'samples differ')} in state or place, "
             f"sample {a.predictions.sample_id[wrong][0]} first",
             where=where,
             hint="fit both on the same train CSV",

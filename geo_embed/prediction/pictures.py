@@ -262,7 +262,7 @@ def arrange(given: Any, views: Sequence[str]) -> list[Place]:
 def _in_order(pictures: list[Any], views: Sequence[str], where: str) -> Place:
     if len(pictures) != len(views):
         raise GeoError(
-            f"{len(pictures)} pictures, where the run looks at {_numbered(views)}",
+            f"{counted(len(pictures), 'picture')}, where the run looks at {_numbered(views)}",
             where=where,
             hint="give one picture per view, in this order; in Python None where one is missing, and several places as a list of such lists",
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import AREAS, text_ids
 from geo_embed.data.spatial import resampling_groups
 from geo_embed.data.table import numbers_of, read_csv
@@ -154,7 +154,7 @@ def _of_test(run: Run, config: Config, path: Path, embed: Embed | None) -> _Rows
     absent = [sample_id for sample_id in table["sample_id"] if sample_id not in place]
     if absent:
         raise GeoError(
-            f"{len(absent):,} of its {len(table):,} samples are none of the test split's, {absent[0]} first",
+            f"{len(absent):,} of its {counted(len(table), 'sample is', 'samples are')} none of the test split's, {absent[0]} first",
             where=path,
             hint="name the dataset that it belongs to: --set paths.data_root=DIR",
         )

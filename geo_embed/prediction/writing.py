@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.errors import GeoError, disk_errors
 from geo_embed.files import replacing
 
@@ -78,7 +78,7 @@ def _write_csv(path: Path, table: "pd.DataFrame") -> None:
     pd.DataFrame(columns).to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
     if changed:
         warn(
-            f"{changed:,} cells begin as a formula does (= + - @) and have a ' in front, so that no spreadsheet runs them; "
+            f"{counted(changed, 'cell begins as a formula does (= + - @) and has', 'cells begin as a formula does (= + - @) and have')} a ' in front, so that no spreadsheet runs them; "
             ".parquet has them as they are"
         )
 

@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from geo_embed.console import counted
 from geo_embed.data.samples import Samples, missing_images
 from geo_embed.errors import GeoError
 from geo_embed.reporting.evidence import Evidence
@@ -36,7 +37,7 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
     if trainable and validation.get("lacking") == "spatial":
         why = "How well does it do at places it has never been near? Hold whole places out"
         if len(evidence) and twins > _MANY_TWINS * len(evidence):
-            why = f"{twins:,} held-out samples have a near twin in training, so the score flatters. Hold whole places out"
+            why = f"{counted(twins, 'held-out sample has', 'held-out samples have')} a near twin in training, so the score flatters. Hold whole places out"
         suggest(why, f"{recipe} --set training.validation=spatial fit-heads --name {name}-spatial")
     if trainable and validation.get("lacking") == "random":
         suggest(

@@ -9,6 +9,7 @@ import numpy as np
 
 from geo_embed import __version__
 from geo_embed.config import Config
+from geo_embed.console import counted
 from geo_embed.data import images
 from geo_embed.data.outputs import PAGES, check_output
 from geo_embed.data.samples import Samples
@@ -276,7 +277,7 @@ def _leaks(dataset: Dataset, config: Config) -> str:
         else "places alone, since no embeddings are cached for this backbone"
     )
     said = (
-        f"With training.validation={training.validation}, {leakage.held_out:,} samples would be held out. Given away by a training "
+        f"With training.validation={training.validation}, {counted(leakage.held_out, 'sample')} would be held out. Given away by a training "
         f"sample, by {compared}: {leakage.leaking:,}."
     )
     if leakage.leaking and training.validation == "random":
@@ -293,8 +294,8 @@ def _leaks(dataset: Dataset, config: Config) -> str:
     ]
     body = f'<p class="{"bad" if leakage.leaking else "ok"}">{to_text(said)}</p>'
     if rows:
-        counted = ", ".join(f"{count:,} by {kind}" for kind, count in kinds.items())
-        body += table(("kind", "held out", "training", "how near"), rows, caption=f"Leaks: {counted}")
+        by_kind = ", ".join(f"{count:,} by {kind}" for kind, count in kinds.items())
+        body += table(("kind", "held out", "training", "how near"), rows, caption=f"Leaks: {by_kind}")
     return f'<div class="panel">{body}</div>'
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.config import Config
-from geo_embed.console import harmless
+from geo_embed.console import counted, harmless
 from geo_embed.errors import GeoError
 from geo_embed.geography import EARTH_RADIUS_KM, to_unit_vectors
 from geo_embed.metrics import (
@@ -218,7 +218,7 @@ def facts(evidence: Evidence, names: Sequence[str]) -> list[list[str]]:
         ["Backbone", ", ".join(source["backbone"] for source in run.sources)],
         [
             "Held out",
-            f"{len(evidence):,} samples, {'whole places' if training.validation == 'spatial' else 'at random'}",
+            f"{counted(len(evidence), 'sample')}, {'whole places' if training.validation == 'spatial' else 'at random'}",
         ],
         ["Classes", f"{len(names):,}"],
         ["Views", ", ".join(run.config.model.view_names)],

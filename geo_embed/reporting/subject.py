@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data import images
 from geo_embed.data.samples import Samples, text_ids
 from geo_embed.errors import GeoError
@@ -69,10 +69,10 @@ class Subject:
     @property
     def rows(self) -> str:
         """Which samples these are, for a title."""
-        count, run = f"{len(self.predictions):,}", label(self.run.name, 60)
+        count, run = len(self.predictions), label(self.run.name, 60)
         if self.split == "train":
-            return f"{count} samples that run {run} was trained on"
-        return f"{count} {_KINDS[self.split]} of run {run}"
+            return f"{counted(count, 'sample')} that run {run} was trained on"
+        return f"{counted(count, _KINDS[self.split].removesuffix('s'))} of run {run}"
 
     def known_truth(self) -> Truth:
         """The truth of the samples. Raises GeoError where it isn't known."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth, label_encoder
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import load_mapping, load_samples, truth_of
 from geo_embed.files import file_sha256
 from geo_embed.geography import in_box, region_box
@@ -52,7 +52,9 @@ def analyze_submission(config: Config, path: Path, *, limit: int = 10) -> dict[s
     truth = truth_of(load_samples(config, "train"))
     mapping = load_mapping(config.paths.mapping())
     if answers.unusable:
-        warn(f"{answers.unusable:,} cells hold no answer: geo submission validate {path}")
+        warn(
+            f"{counted(answers.unusable, 'cell holds', 'cells hold')} no answer: geo submission validate {path}"
+        )
     behind = probabilities_behind(config, answers, entry_of(config, file_sha256(path)))
     return {
         "submission": str(path),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
 from geo_embed.config import Config
-from geo_embed.console import warn
+from geo_embed.console import counted, warn
 from geo_embed.data.samples import load_mapping, load_samples
 from geo_embed.data.table import shown
 from geo_embed.errors import GeoError
@@ -86,7 +86,9 @@ def compare_submissions(config: Config, a: Path, b: Path) -> Comparison:
     km = haversine_km(left.latitude, left.longitude, right.latitude, right.longitude)
     placed = np.isfinite(km)
     if not placed.all():
-        warn(f"{(~placed).sum():,} samples lack a point in one of the files, and are left out of distances")
+        warn(
+            f"{counted((~placed).sum(), 'sample lacks', 'samples lack')} a point in one of the files, and are left out of distances"
+        )
     difference = STATE_WEIGHT * credit + GPS_WEIGHT * np.minimum(np.nan_to_num(km) / GPS_RANGE_KM, 1)
     taken = {
         name: (known[0], known[1].take(rows[name])) for name, known in behind.items() if known is not None

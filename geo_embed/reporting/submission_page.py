@@ -9,6 +9,7 @@ import numpy as np
 
 from geo_embed import __version__
 from geo_embed.answers import label_encoder
+from geo_embed.console import counted
 from geo_embed.errors import disk_errors
 from geo_embed.files import replacing
 from geo_embed.metrics import WITHIN_KM
@@ -124,7 +125,7 @@ def _map(comparison: Comparison) -> tuple[str, str]:
     ]
     a, b = ((apart[f"latitude_{side}"], apart[f"longitude_{side}"]) for side in "ab")
     svg, shown = svg_pairs(drawn, projection, names, a, b)
-    of_all = f"The {shown:,} pairs of points that lie farthest apart, of {int((samples['km'] > 0).sum()):,} that differ."
+    of_all = f"The {counted(shown, 'pair')} of points that lie farthest apart, of {int((samples['km'] > 0).sum()):,} that differ."
     off = "" if shown == len(apart) else f" {len(apart) - shown:,} more lie off the map."
     legend = (
         '<ul class="legend"><li><span class="swatch dot first"></span>A</li><li><span class="swatch ring second"></span>B</li>'
@@ -151,7 +152,7 @@ def _samples(comparison: Comparison, limit: int) -> str:
     listed = comparison.samples.head(limit)
     said = (
         "By how much a sample's share of the score can differ at most, whatever its truth is: 0.70 × the state credit, and 0.30 × the "
-        f"distance over 5,000 km. {len(listed):,} of {len(comparison.samples):,} samples."
+        f"distance over 5,000 km. {len(listed):,} of {counted(len(comparison.samples), 'sample')}."
     )
     rows = [
         (
@@ -168,7 +169,7 @@ def _samples(comparison: Comparison, limit: int) -> str:
 
 
 def _file(side: dict[str, Any]) -> str:
-    known = [f"{side['submission']}, {side['rows']:,} rows"]
+    known = [f"{side['submission']}, {counted(side['rows'], 'row')}"]
     if side["run"] is not None:
         score = "" if side["local"] is None else f", {side['local']:.4f} on held-out samples"
         known.append(f"run {side['run']}{score}")

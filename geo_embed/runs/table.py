@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.answers import LabelEncoder, Predictions, Truth
+from geo_embed.console import counted
 from geo_embed.data.samples import natural_ids, text_ids
 from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import open_regular, parse_json, read_columns, replacing
@@ -203,7 +204,7 @@ def _probabilities(column: "pa.ChunkedArray", classes: int) -> NDArray[np.float3
     }
     for fault, rows in faults.items():
         if rows.any():
-            raise ValueError(f"{fault} (row {int(np.argmax(rows))}; {rows.sum():,} rows)")
+            raise ValueError(f"{fault} (row {int(np.argmax(rows))}; {counted(rows.sum(), 'row')})")
     return np.asarray(shares)
 
 

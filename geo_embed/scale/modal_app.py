@@ -19,6 +19,7 @@ import modal
 from packaging.requirements import Requirement
 
 import geo_embed
+from geo_embed.console import counted
 from geo_embed.data.samples import SPLITS
 
 VOLUME_ROOT = Path("/data")
@@ -106,7 +107,7 @@ def upload(folder: str = "data/raw") -> None:
     ]
     if problems:
         raise geo_embed.GeoError(
-            f"{len(problems):,} problems, the first: {problems[0].message}",
+            f"{counted(len(problems), 'problem')}, the first: {problems[0].message}",
             where=folder,
             hint=f"geo --set paths.data_root={shlex.quote(folder)} data check",
         )

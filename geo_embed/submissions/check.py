@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_embed.config import Config
+from geo_embed.console import counted
 from geo_embed.data.samples import (
     PREDICTED_POINT,
     PREDICTED_STATES,
@@ -171,7 +172,7 @@ def _check_ids(loose: LooseTable, wanted: "pd.Series[str]") -> list[Finding]:
         ids = pd.concat([ids, others]).sort_index()
     findings = []
     if len(ids) != len(wanted):
-        what = f"{len(ids):,} rows, where the template has {len(wanted):,}"
+        what = f"{counted(len(ids), 'row')}, where the template has {len(wanted):,}"
         findings.append(Finding("error", "row-count", what))
     empty, repeated, foreign = ids == "", ids.duplicated() & (ids != ""), ~ids.isin(wanted) & (ids != "")
     findings += _of_rows("error", "no-id", "without a sample_id", ids, empty)

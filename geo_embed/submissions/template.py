@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from geo_embed.answers import Predictions
+from geo_embed.console import counted
 from geo_embed.data.samples import PREDICTED_POINT, PREDICTED_STATES
 from geo_embed.data.table import read_csv, shown
 from geo_embed.errors import GeoError
@@ -69,7 +70,7 @@ def fill_template(template: pd.DataFrame, predictions: Predictions) -> pd.DataFr
     lacking = [sample_id for sample_id in template["sample_id"] if sample_id not in place]
     if lacking:
         raise GeoError(
-            f"{len(lacking):,} samples of the template have no prediction, {lacking[0]!r} first",
+            f"{counted(len(lacking), 'sample of the template has', 'samples of the template have')} no prediction, {lacking[0]!r} first",
             hint="geo extract --split test, then geo predict --split test",
         )
     rows = np.array([place[sample_id] for sample_id in template["sample_id"]])

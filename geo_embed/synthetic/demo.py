@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geo_embed.config import Config
-from geo_embed.console import PROGRESS_SECONDS, progress, say
+from geo_embed.console import PROGRESS_SECONDS, counted, progress, say
 from geo_embed.data.check import check_data
 from geo_embed.data.samples import SPLITS
 from geo_embed.errors import GeoError, disk_errors
@@ -97,19 +97,23 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
         checked = check_data(config, split)
         if checked.problems:
             raise GeoError(checked.problems[0].message, where=checked.problems[0].where)
-        say(f"check    {split}: {checked.samples:,} samples, no problems")
+        say(f"check    {split}: {counted(checked.samples, 'sample')}, no problems")
     for split in SPLITS:
         extraction = extract(config, split)
         speed = f", {extraction.images_per_second:,.0f} computed images/s" if extraction.computed else ""
         say(
-            f"extract  {split}: {extraction.computed:,} pictures computed, {extraction.reused:,} reused{speed}"
+            f"extract  {split}: {counted(extraction.computed, 'picture computed', 'pictures computed')}, {extraction.reused:,} reused{speed}"
         )
     fit = fit_heads(config, name=RUN, overwrite=True, command=command)
     say(f"fit      {fit.epochs} epochs in {fit.seconds:.1f} s")
     run = load_run(config.paths.runs_dir, fit.run)
     scores = evaluate(config, run)
     if scores["score"] is None:
-        raise GeoError(f"{locations} places are too few to hold any out", where="--locations", hint="try 300")
+        raise GeoError(
+            f"{counted(locations, 'place is', 'places are')} too few to hold any out",
+            where="--locations",
+            hint="try 300",
+        )
     say(
         f"evaluate score {scores['score']:.4f}, top-1 {scores['top1']:.3f}, median {scores['median_km']:,.0f} km, "
         f"geoscore {scores['geoscore']:,.0f}"
@@ -122,7 +126,7 @@ def demo(config: Config, root: Path, locations: int, *, command: Sequence[str] =
     submission, verdict = submit(config, run, embed=extract_for_run)
     if not verdict.valid:
         raise GeoError(verdict.errors[0], where=submission)
-    say(f"submit   {verdict.rows:,} rows of {run.name}, valid")
+    say(f"submit   {counted(verdict.rows, 'row')} of {run.name}, valid")
     page = _report(config, run.name, [fit.run, tuned.run])
     say(f"report   {page}")
     seconds = time.monotonic() - started

@@ -113,7 +113,7 @@ def test_a_parquet_file_may_lack_views(small: Small) -> None:
     assert np.argwhere(~read_store(open_store(back.store)).present).tolist() == [[3, 1]]
 
     named = small.config(model__backbone_name="mine")
-    with pytest.raises(GeoError, match=r"1 views have no embedding, which only \.parquet can say"):
+    with pytest.raises(GeoError, match=r"1 view has no embedding, which only \.parquet can say"):
         cache_export(named, "train", small.root / "out.npy")
     cache_export(named, "train", small.root / "out.parquet")
     assert len(pd.read_parquet(small.root / "out.parquet")) == 31

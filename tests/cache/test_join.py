@@ -168,7 +168,7 @@ def test_a_source_of_other_views_or_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GeoError, match="the store holds 29 samples, the CSV 30") as caught:
         open_training_data(fewer)
     assert "fewer" in caught.value.where
-    with pytest.raises(GeoError, match="1 samples are not in the store, s29 first"):
+    with pytest.raises(GeoError, match="1 sample is not in the store, s29 first"):
         read_joined(find_sources(fewer, "train"), load_samples(fewer, "train").sample_id)
 
 

@@ -332,7 +332,7 @@ def _first(column: str, value: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 
 TABLE_DAMAGE: dict[str, tuple[Callable[[pd.DataFrame], Any], str]] = {
-    "NaN": (_first("probabilities", [np.nan, 0.5, 0.5, 0.0]), r"negative, NaN or infinite \(row 0; 1 rows\)"),
+    "NaN": (_first("probabilities", [np.nan, 0.5, 0.5, 0.0]), r"negative, NaN or infinite \(row 0; 1 row\)"),
     "negative": (_first("probabilities", [-0.5, 0.5, 0.5, 0.5]), "negative, NaN or infinite"),
     "infinite": (_first("probabilities", [np.inf, 0.0, 0.0, 0.0]), "negative, NaN or infinite"),
     "sum": (_first("probabilities", [0.5, 0.4, 0.0, 0.0]), "don't sum to 1"),

@@ -219,7 +219,7 @@ def broken(value: float) -> dict[str, Any]:
         (change("sample_id", 9, "ort-3"), "the id 'ort-3' is repeated", "sample_id"),
         ({"present": np.ones((40, 2), dtype=bool)}, "where bool of shape", "present"),
         ({"present": np.ones((40, 3))}, "where bool of shape", "present"),
-        ({"present": np.arange(40)[:, None] + [0, 0, 0] != 11}, "1 samples have no view", "present, row 11"),
+        ({"present": np.arange(40)[:, None] + [0, 0, 0] != 11}, "1 sample has no view", "present, row 11"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_by_name_and_leave_no_run(

@@ -413,7 +413,7 @@ def test_the_printed_command_makes_the_winner_again_bit_for_bit(
     assert {"trial", "settings", "score", "run", "val"} <= best.keys()
     assert best["run"] == "swept"
     assert best["settings"]
-    assert ran.err.count("rung 1 of 2, 1 epochs, trial") == 4
+    assert ran.err.count("rung 1 of 2, 1 epoch, trial") == 4
     assert "sweep: 6 of 6, rung 2 of 2" in ran.err
     assert f"best so far {ran.json['best']['score']:.4f}" in ran.err.splitlines()[-2]
     (tmp_path / "geo.toml").unlink()

@@ -540,7 +540,7 @@ def test_a_truth_that_disagrees_names_the_sample(pair: Pair, column: str) -> Non
     else:
         table.at[4, column] += 0.01
     pair.write(table)
-    pair.refused(f"another truth than first: 1 samples differ .*, sample {sample} first")
+    pair.refused(f"another truth than first: 1 sample differs .*, sample {sample} first")
 
 
 def test_other_states_are_named(pair: Pair) -> None:

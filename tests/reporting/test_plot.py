@@ -150,7 +150,7 @@ def test_shares_of_views_are_those_of_the_heads_that_weigh_them(config: Config, 
     assert weights.shares.sum(axis=1) == pytest.approx(np.ones(len(weights.shares)))
     assert 0 < weights.weighing <= weights.sets
     assert np.ptp(weights.shares) > 1e-3
-    with pytest.raises(GeoError, match="1 samples are not in the store, nobody first"):
+    with pytest.raises(GeoError, match="1 sample is not in the store, nobody first"):
         view_weights(subject.run, "train", np.array(["nobody"], dtype=object))
 
 

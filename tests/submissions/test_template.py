@@ -73,7 +73,7 @@ def test_fewer_classes_than_ranks_leave_the_last_ranks_open() -> None:
 
 def test_a_sample_of_the_template_without_a_prediction_is_an_error() -> None:
     template = pd.DataFrame({name: ["a", "b"] for name in COLUMNS})
-    with pytest.raises(GeoError, match=r"1 samples of the template have no prediction, 'b' first") as caught:
+    with pytest.raises(GeoError, match=r"1 sample of the template has no prediction, 'b' first") as caught:
         fill_template(template, some_predictions(["a"]))
     assert "geo predict --split test" in caught.value.hint
 

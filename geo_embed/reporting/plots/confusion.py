@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
+from geo_embed.console import counted
 from geo_embed.metrics import top_states
 from geo_embed.reporting.plots.style import INK, in_house_style, label, new_figure, on_dark, sequential
 
@@ -49,7 +50,7 @@ def confusion_figure(
         f"{right:,} of {counts.sum():,} lie on the diagonal."
     )
     if n < len(order):
-        said += f" {len(order) - n} classes occur in neither."
+        said += f" {counted(len(order) - n, 'class occurs', 'classes occur')} in neither."
     # Room for the names, by their longest, and for the scale.
     written = 0.3 + 0.062 * max((len(name) for name in names), default=0)
     figure = new_figure(side + written + 1.0, side + written + 0.1, f"Confusion of {rows}", said)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geo_embed.console import counted
 from geo_embed.errors import GeoError
 from geo_embed.reporting.plots.style import (
     BLUE,
@@ -87,9 +88,9 @@ def _epochs(history: "pd.DataFrame", run: str) -> "Figure":
         )
     columns = len(panels) if len(panels) <= 3 else 2
     lines = -(-len(panels) // columns)
-    said = f"{len(history):,} epochs"
+    said = f"{counted(len(history), 'epoch')}"
     if len(fits) > 1:
-        said = f"{len(fits)} fits ({' and '.join(f'{history[key].nunique()} {key}s' for key in keys)}), thin, and their mean. Epochs of one fit may end early"
+        said = f"{counted(len(fits), 'fit')} ({' and '.join(f'{history[key].nunique()} {key}s' for key in keys)}), thin, and their mean. Epochs of one fit may end early"
     if any("val" in c for c, *_ in scores):
         said += (
             ". The samples of these scores may have chosen the epoch: geo evaluate says what the run is worth"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
+from geo_embed.console import counted
 from geo_embed.metrics import top_states
 from geo_embed.reporting.plots.style import BLUE, FAINT, INK, SOFT, in_house_style, label, new_figure
 
@@ -38,7 +39,7 @@ def distribution_figure(
     def share(counts: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(100 * counts / max(counts.sum(), 1))
 
-    said = f"{len(predictions):,} samples, {training.sum():,} in training; classes by their number there."
+    said = f"{counted(len(predictions), 'sample')}, {training.sum():,} in training; classes by their number there."
     if len(listed) < classes:
         said += f" The {classes - len(listed)} rarest are left out."
     figure = new_figure(

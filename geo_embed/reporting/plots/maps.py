@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_embed.answers import Predictions, Truth
+from geo_embed.console import counted
 from geo_embed.geography import soft_labels
 from geo_embed.metrics import WITHIN_KM, error_km
 from geo_embed.reporting.outlines import Outlines
@@ -74,11 +75,9 @@ def predictions_map(
         else ""
     ]
     if len(shown) < len(order):
-        parts.append(f"{len(shown):,} lines of {len(order):,}, evenly by error.")
+        parts.append(f"{counted(len(shown), 'line')} of {len(order):,}, evenly by error.")
     if beside:
-        parts.append(
-            "1 line ends beside this map." if beside == 1 else f"{beside:,} lines end beside this map."
-        )
+        parts.append(f"{counted(beside, 'line ends', 'lines end')} beside this map.")
 
     _, height = map_size(projection, _WIDTH)
     figure = new_figure(
@@ -180,7 +179,7 @@ def places_map(
     order = np.argsort(-counts, kind="stable")
     listed, rest = order[:_BARS], order[_BARS:]
     values = [*counts[listed], *([counts[rest].sum()] if len(rest) else [])]
-    texts = [label(names[k]) for k in listed] + ([f"{len(rest)} others"] if len(rest) else [])
+    texts = [label(names[k]) for k in listed] + ([f"{counted(len(rest), 'other')}"] if len(rest) else [])
     said = (
         f"{len(names):,} classes of {counts.min():,} to {counts.max():,} samples, {np.median(counts):,.0f} in the middle."
         if len(counts)
