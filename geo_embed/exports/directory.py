@@ -27,7 +27,7 @@ from geo_embed.data.images import Preprocessing
 from geo_embed.errors import AbsentError, GeoError
 from geo_embed.files import JSON_BYTES, file_sha256, parse_json, read_bytes, read_json, validated, write_json
 from geo_embed.registry import CALIBRATIONS, FUSIONS, HEADS, REGISTRIES
-from geo_embed.runs.backbone import Inputs, inputs_of, load_backbone_for
+from geo_embed.runs.backbone import Inputs, inputs_of, load_backbone_for, look_for
 from geo_embed.runs.recipe import answering_runs, load_ensemble, read_recipe
 from geo_embed.runs.run import Run, RunWriter, backbone_dir, load_run
 
@@ -212,12 +212,8 @@ def load_stored_backbone(run: Run, inputs: Inputs, number: int, name: str | None
         )
     of_it = [part for part in answering_runs(run) if [k for k, _ in inputs.places[part.path]] == [number]]
     own = (str(backbone_dir(part.path)) for part in of_it if backbone_dir(part.path).is_dir())
-    given, name = name, name or next(own, sources[0]["name"])
-    try:
-        kinds = {tensor.values.dtype for tensor in _stored(name)}
-    except GeoError as error:
-        error.hint = f"where it has moved, say so: --backbone DIR; {error.hint}" if not given else error.hint
-        raise
+    name = name or next(own, None) or look_for(sources[0]["name"])
+    kinds = {tensor.values.dtype for tensor in _stored(name)}
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     kind = str(dtype).removeprefix("torch.")
     return load_backbone_for(run, sources, torch.device("cpu"), name, dtype=kind, trainable=True)

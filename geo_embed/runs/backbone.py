@@ -237,7 +237,7 @@ def load_backbone_for(
             where=run.path,
             hint="embed the pictures as they were, then run.predict(embeddings=…); or import them as a test split, and predict that",
         )
-    model = run.config.model.with_backbone(name or made_by["name"])
+    model = run.config.model.with_backbone(name or look_for(made_by["name"]))
     if "resize" in (made_by["preprocessing"] or {}):
         # An ensemble's members may each have their own.
         model = model.model_copy(update={"exact": made_by["preprocessing"]["resize"] == "pil"})
@@ -257,6 +257,16 @@ def load_backbone_for(
                 hint="name the run's own with --backbone",
             )
     return tower
+
+
+def look_for(name: str) -> str:
+    """The name of a backbone that a run was fitted on. Raises GeoError where it isn't to be had any more, with what to type."""
+    try:
+        find_backbone(name)
+    except GeoError as error:
+        error.hint = f"where it has moved, say so with --backbone DIR; {error.hint}"
+        raise
+    return name
 
 
 def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -253,6 +253,13 @@ def test_backbones_that_moved_are_named_in_any_order_and_one_that_is_gone_is_tol
         assert what in ran.err
         assert [line.split(":")[0] for line in ran.err.splitlines()] == ["error", "hint"]
         assert not (tmp_path / "w").exists()
+    run = shutil.copytree(twofold.run("both").path, tmp_path / "both")
+    for file in ("config.toml", "provenance.json"):
+        text = (run / file).read_text()
+        (run / file).write_text(text.replace(twofold.backbones["siglip"], "/moved/away"))
+    ran = command(capsys, *options[:-3], run, "--out", tmp_path / "w")
+    assert "'/moved/away' is neither" in ran.err
+    assert "hint: where it has moved, say so with --backbone DIR" in ran.err
 
 
 def described_of_both(twofold: Twofold, tmp_path: Path) -> object:
