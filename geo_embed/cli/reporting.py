@@ -134,13 +134,16 @@ def _explore(
 ) -> None:
     """Serve a page over a run: its samples on a map, its mistakes, its answers to your own pictures, a game. Ends on Ctrl-C."""
     wait_passively()
-    from geo_embed.explorer.explore import explore_until_interrupt
-    from geo_embed.explorer.serving import leaving_at_once
+    from geo_embed.explorer.explore import listening
+    from geo_embed.explorer.serving import leaving_at_once, serve
 
     def announce(url: str) -> None:
         print_result({"url": url}, [("url", url), ("end it", "Ctrl-C")])
         flush()
 
     config = GLOBALS.config(model__device=device)
-    with leaving_at_once():
-        explore_until_interrupt(config, run, announce, host=host, port=port, compare=compare, split=split)
+    with (
+        leaving_at_once(),
+        listening(config, run, host=host, port=port, compare=compare, split=split) as page,
+    ):
+        serve(page, announce)

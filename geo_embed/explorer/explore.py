@@ -1,16 +1,15 @@
 """`geo explore`: a page over a run, its cache and its pictures, served from this machine."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 from urllib.parse import urlencode
 
 from geo_embed.config import Config
 from geo_embed.errors import GeoError
 from geo_embed.explorer.scene import Scene
-from geo_embed.explorer.serving import Explorer, bind, serve, serve_aside, url_of
+from geo_embed.explorer.serving import Explorer, Page, bind, serve_aside, url_of
 from geo_embed.runs.run import Run, load_run
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
@@ -41,31 +40,12 @@ def explore(
     Raises:
         GeoError: a package is missing; no such run, or a damaged one; it has no predictions of the split; the port is taken.
     """
-    with _listening(config, run, host=host, port=port, compare=compare, split=split) as (app, socket, url):
-        return serve_aside(app, socket, url)
-
-
-def explore_until_interrupt(
-    config: Config,
-    name: str | None,
-    announce: Callable[[str], None],
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    compare: str | None = None,
-    split: str | None = None,
-) -> None:
-    """As `explore`, until an interrupt.
-
-    Args:
-        announce: told the address once it answers; where others than this machine can reach it, with the token that it asks for.
-    """
-    with _listening(config, name, host=host, port=port, compare=compare, split=split) as (app, socket, url):
-        serve(app, socket, lambda: announce(url))
+    with listening(config, run, host=host, port=port, compare=compare, split=split) as page:
+        return serve_aside(page)
 
 
 @contextmanager
-def _listening(
+def listening(
     config: Config,
     name: Run | str | None,
     *,
@@ -73,23 +53,23 @@ def _listening(
     port: int | None,
     compare: Run | str | None,
     split: str | None,
-) -> Iterator[tuple[Any, Any, str]]:
-    """The application, a socket that listens, closed where what is done with it fails, and the address to print."""
+) -> Iterator[Page]:
+    """The page of `explore`, ready to be served: here until an interrupt (`serve`), or aside. Where that fails, its socket is closed."""
     check_installed()
     from geo_embed.explorer.api import build_app
     from geo_embed.explorer.guard import TOKEN, Guard, is_loopback, own_names
 
     # A port that is taken is to be known before anything is read.
-    listening = bind(host, port)
+    socket = bind(host, port)
     try:
         scene, first = open_scene(config, name, compare=compare, split=split)
-        address, own_port = listening.getsockname()[:2]
+        address, own_port = socket.getsockname()[:2]
         alone = is_loopback(address)
         token = None if alone else secrets.token_urlsafe(24)
         app = Guard(build_app(scene, first), hosts=own_names(host, alone=alone), token=token, port=own_port)
-        yield app, listening, url_of(listening) + (f"?{urlencode({TOKEN: token})}" if token else "")
+        yield Page(app, socket, url_of(socket) + (f"?{urlencode({TOKEN: token})}" if token else ""))
     except BaseException:
-        listening.close()
+        socket.close()
         raise
 
 

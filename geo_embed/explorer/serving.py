@@ -9,6 +9,7 @@ import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Self
 
 from geo_embed.errors import GeoError
@@ -64,19 +65,28 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def serve(app: Any, listening: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until an interrupt, which it raises again.
+@dataclass(frozen=True)
+class Page:
+    """What is to be served.
 
-    Args:
+    Attributes:
         app: an ASGI application.
-        listening: what `bind` gave; closed at the end.
-        started: called once it answers.
+        socket: what `bind` gave; closed at the end.
+        url: the address; where others than this machine can reach it, with the token that it asks for.
     """
+
+    app: Any
+    socket: socket.socket
+    url: str
+
+
+def serve(page: Page, announce: Callable[[str], None]) -> None:
+    """Serve until an interrupt, which it raises again; `announce` is told the address once it answers."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        _server(app, started).run(sockets=[listening])
+        _server(page.app, lambda: announce(page.url)).run(sockets=[page.socket])
     finally:
-        listening.close()
+        page.socket.close()
 
 
 class Explorer:
@@ -110,27 +120,21 @@ class Explorer:
         return f'<a href="{url}" target="_blank">{url}</a>' if self._thread.is_alive() else "closed"
 
 
-def serve_aside(app: Any, listening: socket.socket, url: str) -> Explorer:
-    """Serve from a thread, which doesn't keep the process from ending.
-
-    Args:
-        app: an ASGI application.
-        listening: what `bind` gave; closed at the end.
-        url: its address.
-    """
+def serve_aside(page: Page) -> Explorer:
+    """Serve from a thread, which doesn't keep the process from ending."""
     answers = threading.Event()
-    server = _server(app, answers.set)
+    server = _server(page.app, answers.set)
 
     def run() -> None:
         try:
-            server.run(sockets=[listening])
+            server.run(sockets=[page.socket])
         finally:
             answers.set()
 
     thread = threading.Thread(target=run, daemon=True, name="geo explore")
     thread.start()
     answers.wait()
-    return Explorer(url, server, thread, listening)
+    return Explorer(page.url, server, thread, page.socket)
 
 
 def _server(app: Any, started: Callable[[], None]) -> Any:

@@ -4,6 +4,7 @@ Ray does the scheduling and watches over processes; what runs in them is this pa
 where no address is given, and ends with the command: its processes, its memory, its folder.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -23,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from geo_embed.console import counted, say, set_quiet, warn
 from geo_embed.errors import BusyError, GeoError
+from geo_embed.files import is_locked, lock
 from geo_embed.plugins import load_plugins
 
 Task = TypeVar("Task")
@@ -41,6 +43,8 @@ _LOOK_SECONDS = 0.5
 _SHARED_BYTES = 80 * 2**20
 # Paths of Unix sockets have 107 letters at most, and Ray's lie 65 below its folder.
 _FOLDER_LETTERS = 40
+# A local cluster's folder, and the lock in it.
+_PREFIX, _HELD = "geo-ray-", "driver.lock"
 _HEALTH = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 _INSTALL = "pip install 'geo-embed[ray]'"
 
@@ -177,11 +181,15 @@ def ray_cluster(address: str | None = None) -> Iterator[Cluster]:
 
 
 def _local_options(stack: ExitStack) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="geo-ray-"))
+    for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:
+        remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     if len(str(folder)) > _FOLDER_LETTERS:
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="geo-ray-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    # By this the next cluster on this machine tells whether its driver was killed.
+    stack.enter_context(lock(folder / _HELD, busy="another driver has this folder", where=folder, hint=""))
     # Whoever may reach its ports may run code in it: its processes know each other by a secret, and by one that no file keeps.
     if not any(name.startswith("RAY_AUTH") for name in os.environ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -191,6 +199,25 @@ def _local_options(stack: ExitStack) -> dict[str, Any]:
         "object_store_memory": _SHARED_BYTES,
         "_temp_dir": str(folder),
     }
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders that killed drivers of this user left here: those whose lock nobody holds and whose driver is gone.
+
+    A folder without a lock is another version's, or just being made, and stays.
+    """
+    # Elsewhere os.kill ends what it asks for.
+    for folder in parent.glob(f"{_PREFIX}*") if os.name == "posix" else ():
+        # It may go meanwhile, or be somebody else's.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if folder.stat().st_uid != os.geteuid():
+                continue
+            driver = json.loads((folder / _HELD).read_bytes())
+            if driver["host"] == socket.gethostname() and not is_locked(folder / _HELD):
+                try:
+                    os.kill(int(driver["pid"]), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refusal(address: str | None, error: Exception) -> GeoError:
