@@ -455,6 +455,7 @@ class Nursery:
         self._parent: subprocess.Popen[str] | None = None
         self._streams = tempfile.TemporaryDirectory(prefix="geo-tests-streams-")
         self._running: list[Running] = []
+        self._started = 0
 
     def _ask(self, what: str, job: object) -> int:
         if self._parent is None:
@@ -490,7 +491,9 @@ class Nursery:
         environment: Mapping[str, str] | None = None,
     ) -> Running:
         """Begin a command in a directory; `before` is Python that the process runs first."""
-        streams = [Path(self._streams.name, f"{len(self._running)}.{name}") for name in ("out", "err")]
+        # Of names of their own: what a process before said must not pass for this one's.
+        self._started += 1
+        streams = [Path(self._streams.name, f"{self._started}.{name}") for name in ("out", "err")]
         job = {
             "directory": str(directory),
             "arguments": [str(argument) for argument in arguments],
@@ -544,7 +547,7 @@ class Running:
 
     def err(self) -> str:
         """What it has told so far."""
-        return self._err.read_text(encoding="utf-8")
+        return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
