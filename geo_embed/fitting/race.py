@@ -60,19 +60,21 @@ _TRAINING = {
     "learning_rate": 2e-3,
     "weight_decay": 0.05,
     "warmup": 0.1,
-    "batch_size": 512,
     "epochs": 8,
 }
+# Samples of a step. Of 512 an epoch has too few steps below some thousand samples: of 6,000, fourteen epochs of those lost to as many of
+# 128, which cost a fifth more.
+_BATCH, _MANY_BATCH, _MANY = 128, 512, 16_000
 # Mixing and hiding views keeps a network that looks at each of them from learning them by heart.
 # Two views a step cost half of four, and are better: docs/heads.md.
 _MIXED_VIEWS = {"view_swap": 0.5, "view_dropout": 0.15, "step_views": 2, "weight_decay": 0.3, "epochs": 14}
 _MIXED_WIDTH = 384
 # Of the last training, for who gives it the time; the dropout from twice the usual epochs on.
 _LONG_EPOCHS, _LONG_DROPOUT = 30, 0.4
-_RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS = 8_000, 2_000, 5
-_SMALL_FOLDS, _SMALL_STEPS, _LEAST_SMALL_EPOCHS, _MOST_SMALL_EPOCHS = 4, 240, 30, 60
-# Below so many samples batches are halved: there would be too few steps in an epoch.
-_FEW = 480
+# Each races for so many steps, but for no more than half the epochs that it would be trained for, and for so many epochs at least: in
+# fewer steps a probe leads where a network will be far better.
+_RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS, _RACE_STEPS = 8_000, 2_000, 5, 450
+_MOST_SMALL_EPOCHS = 60
 # A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
 _LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
 _SMALL_L2, _CELL_L2 = 0.1, 0.03
@@ -86,6 +88,36 @@ _GFLOP_PER_SECOND = 110.0
 _STEP_SECONDS = 0.0015
 
 
+@dataclass(frozen=True)
+class _SmallPlan:
+    """How few samples race.
+
+    Attributes:
+        folds: that they are dealt into.
+        held_out: so many of them, the first, are each held out once; what is said of their rows chooses.
+        steps, least_epochs: of a network.
+        few: below so many samples batches are halved: there would be too few steps in an epoch.
+    """
+
+    folds: int
+    held_out: int
+    steps: int
+    least_epochs: int
+    few: int
+
+
+def _small_plan(n: int, views: int) -> _SmallPlan:
+    """Views that are mixed can't be learnt by heart, so that more epochs of a network pay, and two or three trainings on nine tenths beat
+    four of half as many epochs on three quarters, which cost as much. The fewer rows, the more of them are held out: they have to
+    choose, and cost less. With one view it doesn't pay.
+    """
+    if views == 1:
+        return _SmallPlan(folds=4, held_out=4, steps=240, least_epochs=30, few=480)
+    return _SmallPlan(
+        folds=10, held_out=min(10, max(2, round(2_000 / n))), steps=750, least_epochs=40, few=2_000
+    )
+
+
 # What fusion is called that puts all sources side by side first, and what that is called which mixes each one's answers.
 EARLY, LATE = "early", "late"
 # What all of it is called in a comparison.
@@ -97,7 +129,10 @@ CHOSEN_SETTINGS = (
     "model.point",
     "model.unit_length",
     *(f"training.{key}" for key in {**_TRAINING, **_MIXED_VIEWS}),
-    *(f"training.{key}" for key in ("l2", "shrinkage", "gps_loss", "gps_normalise", "gps_weight", "refine")),
+    *(
+        f"training.{key}"
+        for key in ("batch_size", "l2", "shrinkage", "gps_loss", "gps_normalise", "gps_weight", "refine")
+    ),
 )
 
 
@@ -177,24 +212,24 @@ def fit_best(
     weights: tuple[float, ...] = (1.0,)
     if len(rows) < TOO_FEW:
         candidates = _small_members(base, model.fusion or "average", *rows.present.shape)
-        network = next(candidate for candidate in candidates if HEADS[candidate.model.head].make.by_steps)
+        network = next(candidate for candidate in candidates if _by_steps(candidate))
         members = [network]
         race.choose(members, weights)
     elif len(rows) <= SMALL:
         region = _region(rows, base, classes, seed)
         return _race_small(rows, region, base, model.fusion, seed, budget, race), race
     else:
-        members, weights, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, race)
-        budget = budget_for(len(rows), budget) - spent
+        members, weights, refiner, spent = _race_large(rows, classes, base, model.fusion, seed, budget, race)
+        members = [member.variant("", batch_size=_batch_size(len(rows))) for member in members]
+        # Of several sources each candidate raced over all of them and over each: by default that much more time is there.
+        races = 1 if budget is not None else len(_by_source(base, rows))
+        budget = races * budget_for(len(rows), budget) - spent
     region = _region(rows, members[0], classes, seed)
     each = sum(epoch_seconds(member, rows, region) for member in members)
     fitted: list[Member] = []
     heads: list[CellHeads] = []
     for member in members:
-        usual = member.training.epochs
-        # Views that are mixed can't be learnt by heart: more epochs of them pay.
-        longer = training.budget_seconds is not None and member.training.view_swap > 0
-        most = max(usual, _LONG_EPOCHS) if longer else usual
+        usual, most = member.training.epochs, _most_epochs(member, len(rows), training.budget_seconds)
         epochs = usual if not each or budget is None else int(min(most, max(3, budget / each)))
         dropout = _LONG_DROPOUT if epochs >= 2 * usual else member.model.dropout
         member = member.variant("", {"dropout": dropout}, epochs=epochs)
@@ -277,7 +312,7 @@ class _InnerValidation:
         states = torch.empty(len(self.rows), answers[0].states.shape[1])
         km = torch.empty(len(self.rows), dtype=torch.float64)
         for part, to_state in zip(self.parts, self.to_state, strict=True):
-            of_part = [Answer(answer.cells[part], answer.states[part]) for answer in answers]
+            of_part = [answer.take(part) for answer in answers]
             p, points = decide(of_part, decision, self.centres, to_state, rounds=_MEDIAN_ROUNDS)
             states[part.cpu()] = p.cpu()
             km[part.cpu()] = great_circle_km(points, self.rows.points[part]).cpu().double()
@@ -296,7 +331,7 @@ def _race_small(
     """Every affordable candidate, out of fold, and the mixture of them that is likeliest for the rows left out.
 
     Heads that are solved at once are solved again on all rows. A network isn't trained again, which would cost another fold:
-    those of the folds answer together.
+    those of its folds answer together.
     """
     # All folds share the cells of the whole, so that members' answers can be mixed. What their labels tell, P(state | cell)
     # and P(cell | state), is counted anew without each fold.
@@ -311,13 +346,20 @@ def _race_small(
         # Of several sources it would see the one with the largest numbers: it doesn't standardise.
         if group.block is not None or len(groups) == 1 or member.model.head != "view-discriminant"
     ]
-    val_parts = [part.to(device) for part in _folds(rows, base.training, _SMALL_FOLDS, race)]
+    plan = _small_plan(*rows.present.shape)
+    val_parts = [part.to(device) for part in _folds(rows, base.training, plan.folds, race)[: plan.held_out]]
     train_parts = [_without(part, len(rows)) for part in val_parts]
     tables = [
         cell_tables(cells.centres, cells.owner[train_part], rows.labels[train_part], region.classes)
         for train_part in train_parts
     ]
-    inner = _InnerValidation(rows, cells.centres, val_parts, [table.to_state for table in tables])
+    held_out = torch.cat(val_parts).sort().values
+    inner = _InnerValidation(
+        rows.take(held_out),
+        cells.centres,
+        [torch.searchsorted(held_out, part) for part in val_parts],
+        [table.to_state for table in tables],
+    )
 
     # Each member's out-of-fold answers: one training per fold, which answers for the rows that it left out.
     folds = [
@@ -330,7 +372,7 @@ def _race_small(
     with progress("race", len(members), "members") as advance:
         for member in members:
             fold_heads = _train_each(folds, member, seed)
-            temperatures.append(_soften(fold_heads, rows, val_parts))
+            temperatures.append(_soften(fold_heads, rows, val_parts, inner.rows.labels))
             answer = _answer(fold_heads, rows, val_parts)
             answers.append(answer)
             of_folds.append(fold_heads)
@@ -352,7 +394,7 @@ def _race_small(
     for k, member in enumerate(members):
         if not any(one.weights[k] for one in decisions.values()):
             continue
-        if HEADS[member.model.head].make.by_steps:
+        if _by_steps(member):
             fitted[k] = of_folds[k]
             for heads in fitted[k]:
                 heads.settle(region)
@@ -360,12 +402,17 @@ def _race_small(
             fitted[k] = _train_each([(rows, region)], member, seed)
             if isinstance(discriminant := fitted[k][0], Discriminant):
                 discriminant.soften(temperatures[k])
-        if decision.weights[k] and HEADS[member.model.head].make.by_steps:
+        if decision.weights[k] and _by_steps(member):
             race.epochs = max(race.epochs, member.training.epochs)
     mixtures = {name: _mixture_of(members, fitted, one) for name, one in decisions.items()}
     chosen = mixtures.pop("")
     race.alternatives = mixtures
     return chosen
+
+
+def _by_steps(member: Member) -> bool:
+    """Whether it is a network, and not solved at once."""
+    return bool(HEADS[member.model.head].make.by_steps)
 
 
 def _mixture_of(members: list[Member], fitted: dict[int, list[CellHeads]], decision: Decision) -> Mixture:
@@ -415,13 +462,13 @@ def _answer(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) ->
     )
 
 
-def _soften(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) -> float:
+def _soften(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor], labels: Tensor) -> float:
     """Soften the folds' discriminants together until what they say out of fold is likeliest; by how much. 1 for other heads."""
     temperature = 1.0
     discriminants = [heads for heads in fold_heads if isinstance(heads, Discriminant)]
     # Those of the mean are there at once; those of the views, whose evidence is summed after it was softened, in steps.
     for _ in range(_SOFTENINGS if discriminants else 0):
-        factor = fit_temperature(_answer(fold_heads, rows, val_parts).states, rows.labels)
+        factor = fit_temperature(_answer(fold_heads, rows, val_parts).states, labels)
         for heads in discriminants:
             heads.soften(factor)
         temperature *= factor
@@ -429,7 +476,13 @@ def _soften(fold_heads: list[CellHeads], rows: Rows, val_parts: list[Tensor]) ->
 
 
 def _race_large(
-    rows: Rows, classes: int, base: Member, fusion: Fusion | None, seed: int, race: Race
+    rows: Rows,
+    classes: int,
+    base: Member,
+    fusion: Fusion | None,
+    seed: int,
+    budget: float | None,
+    race: Race,
 ) -> tuple[list[Member], tuple[float, ...], Refiner | None, float]:
     """The winner of short trainings on a part of the rows, scored on rows held out, or of several sources the winner of each; their
     weights; how the points of a single one are refined, if that helps; and the seconds that it cost.
@@ -457,14 +510,17 @@ def _race_large(
     best: dict[Block | None, tuple[float, Member, CellHeads, Answer]] = {}
 
     def run(member: Member) -> None:
-        scaled = member.variant("", {"cell_samples": samples}, epochs=_RACE_EPOCHS)
+        batch = _batch_size(len(train_rows))
+        half = _most_epochs(member, len(rows), budget) // 2
+        epochs = max(_RACE_EPOCHS, min(half, round(_RACE_STEPS / math.ceil(len(train_rows) / batch))))
+        scaled = member.variant("", {"cell_samples": samples}, epochs=epochs, batch_size=batch)
         heads = _train(train_rows.of(member.block), region, scaled.model, scaled.training, seed)
         answer = heads.answer(val_rows.views, val_rows.present)
         score = inner.score([answer], Decision())
         if member.block not in best or score[0] > best[member.block][0]:
             best[member.block] = score[0], member, heads, answer
         _note(race, member, score, len(candidates))
-        costs.append(_RACE_EPOCHS * epoch_seconds(member, train_rows, region))
+        costs.append(epochs * epoch_seconds(scaled, train_rows, region))
 
     with progress("race", len(candidates), "members") as advance:
         for member in candidates:
@@ -503,6 +559,18 @@ def _race_large(
     return [best[block][1] for block in chosen], tuple(chosen.values()), refiner, sum(costs)
 
 
+def _most_epochs(member: Member, n: int, budget: float | None) -> int:
+    """What it is trained for on n rows, if the budget has room. Views that are mixed can't be learnt by heart: more epochs of them pay,
+    where they cost little or somebody asked for it.
+    """
+    longer = (n < _MANY or budget is not None) and member.training.view_swap > 0
+    return max(member.training.epochs, _LONG_EPOCHS) if longer else member.training.epochs
+
+
+def _batch_size(n: int) -> int:
+    return _BATCH if n < _MANY else _MANY_BATCH
+
+
 def _large_members(base: Member, fusion: Fusion | None) -> list[Member]:
     """Candidates for many samples, cheapest first."""
     members = []
@@ -520,8 +588,9 @@ def _small_members(base: Member, fusion: Fusion | None, n: int, views: int) -> l
 
     Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
     """
-    batch = 64 if n < _FEW else 128
-    epochs = min(_MOST_SMALL_EPOCHS, max(_LEAST_SMALL_EPOCHS, round(_SMALL_STEPS / math.ceil(n / batch))))
+    plan = _small_plan(n, views)
+    batch = _BATCH // 2 if n < plan.few else _BATCH
+    epochs = min(_MOST_SMALL_EPOCHS, max(plan.least_epochs, round(plan.steps / math.ceil(n / batch))))
     net = base.variant(
         "",
         {"head_hidden": 256, "dropout": 0.4},
@@ -578,9 +647,9 @@ def _affordable(members: list[Member], rows: Rows, region: Region, budget: float
     apart no probe of their mean takes part.
     """
     kept: list[Member] = []
-    spent = 0.0
+    plan, spent = _small_plan(*rows.present.shape), 0.0
     for member in members:
-        cost = _SMALL_FOLDS * member.training.epochs * epoch_seconds(member, rows, region)
+        cost = plan.held_out * member.training.epochs * epoch_seconds(member, rows, region)
         beyond = spent > 0 if budget is None else spent + cost > budget
         if kept and cost and beyond:
             break

@@ -16,6 +16,10 @@ class Answer:
     cells: Tensor
     states: Tensor
 
+    def take(self, index: Tensor) -> "Answer":
+        """For some of the rows."""
+        return Answer(self.cells[index], self.states[index])
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -210,7 +210,7 @@ def test_a_small_budget_drops_candidates_from_the_end_and_epochs(narrow: None) -
     assert raced == [*without_probe, "evidence-tau200", "average-tau200", "evidence-tau75"]
     region = region_of(rows, SMALL.model)
     members = room._small_members(mixture.Member("", SMALL.model, SMALL.training), None, *rows.present.shape)
-    cost = room.epoch_seconds(members[5], rows, region) * 4 * members[5].training.epochs
+    cost = room.epoch_seconds(members[5], rows, region) * 10 * members[5].training.epochs
     assert cost > 0
     kept = room._affordable(members, rows, region, 1.01 * cost)
     assert [member.name for member in kept] == [*without_probe, "evidence-tau200"]
@@ -273,19 +273,27 @@ def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_
     monkeypatch.setattr(room, "train", spied)
     _, race = room.fit_best(rows, 4, *settings(1e-6), seed=0)
     (inner,) = inners
-    assert torch.cat(inner.parts).sort().values.tolist() == list(range(60))
+    assert torch.cat(inner.parts).sort().values.tolist() == list(range(len(inner.rows)))
+    numbers = {tuple(point.tolist()): row for row, point in enumerate(rows.points)}
+    parts = [
+        torch.tensor([numbers[tuple(point.tolist())] for point in inner.rows.points[part]])
+        for part in inner.parts
+    ]
+    assert len(parts) == room._small_plan(*rows.present.shape).held_out
     whole = fits[-1][1]
     assert len(fits[-1][0]) == 60
-    for fold, (part, table) in enumerate(zip(inner.parts, inner.to_state, strict=True)):
+    told_apart = 0
+    for fold, (part, table) in enumerate(zip(parts, inner.to_state, strict=True)):
         rest = torch.tensor([row for row in range(60) if row not in set(part.tolist())])
         own = cells_of(whole)
         wanted = cell_tables(own.centres, own.owner[rest], rows.labels[rest], 4)
         assert torch.equal(table, wanted.to_state)
-        assert not torch.equal(table, own.to_state)
+        told_apart += not torch.equal(table, own.to_state)
         for trial in range(len(race.trials)):
             train_rows, region = fits[trial * len(inner.parts) + fold]
             assert torch.equal(train_rows.points, rows.points[rest])
             assert torch.equal(cells_of(region).to_state, wanted.to_state)
+    assert told_apart >= len(parts) // 2
 
 
 def test_the_inner_score_is_that_of_the_decision_part_by_part() -> None:
@@ -368,15 +376,53 @@ def test_a_larger_budget_means_more_epochs_of_what_mixes_views_and_more_dropout_
         return race.epochs, member.model.dropout
 
     usual, longest = room._MIXED_VIEWS["epochs"], room._LONG_EPOCHS
+    monkeypatch.setattr(room, "_MANY", 100)
     (epochs, dropout), (most, more), (few, _) = fitted(None), fitted(1000.0), fitted(1e-6)
     assert (few, epochs, most) == (3, usual, longest)
     assert dropout < more
+    # Of fewer an epoch costs so little that the default budget has room for as many.
+    monkeypatch.setattr(room, "_MANY", 16_000)
+    assert fitted(None) == (longest, more)
+
+
+def test_below_sixteen_thousand_samples_steps_are_smaller_and_a_network_races_for_half_its_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a probe, which is there after fifty steps, wins of 4,000 samples what a network does far better in the end."""
+    rows, classes = planted_rows(400)
+    monkeypatch.setattr(room, "SMALL", 100)
+    monkeypatch.setattr(room, "_MIXED_WIDTH", 16)
+    trained: list[Training] = []
+
+    def spied(
+        train_rows: Rows, region: Region, model: Model, training: Training, **named: Any
+    ) -> TrainedHeads:
+        trained.append(training)
+        return train(train_rows, region, model, training, **named)
+
+    monkeypatch.setattr(room, "train", spied)
+    for many, batch in ((1_000, room._BATCH), (100, room._MANY_BATCH)):
+        trained.clear()
+        monkeypatch.setattr(room, "_MANY", many)
+        made, _ = room.fit_best(rows, classes, *settings(1e-6, fusion="evidence"), seed=0)
+        raced, final = trained
+        assert raced.batch_size == final.batch_size == made.members[0].training.batch_size == batch
+        assert raced.epochs == room._LONG_EPOCHS // 2
 
 
 def test_a_fusion_that_is_named_is_the_only_one_in_the_large_race_too() -> None:
     base = mixture.Member("", SMALL.model, SMALL.training)
     assert [member.name for member in room._large_members(base, "attention")] == ["attention"]
     assert [member.name for member in room._large_members(base, "average")] == ["probe", "average"]
+
+
+def test_few_rows_are_all_held_out_in_turn_and_of_more_so_many_that_they_can_choose() -> None:
+    held_out = [
+        room._small_plan(n, 4).held_out / room._small_plan(n, 4).folds * n for n in (60, 300, 960, 4_000)
+    ]
+    assert held_out == pytest.approx([60, 210, 192, 800])
+    plan = room._small_plan(300, 1)
+    assert plan.held_out == plan.folds
 
 
 def test_folds_cover_everything_once_and_share_every_class() -> None:
@@ -459,9 +505,9 @@ def test_the_networks_of_the_folds_answer_together_and_know_what_all_rows_tell_o
     made, race = room.fit_best(rows, 4, *settings(1000.0, fusion="evidence"), seed=0)
     networks = [heads for heads in made.heads if heads.by_steps]
     assert len(networks) == len(made.parts) > 0
-    assert len(networks) % room._SMALL_FOLDS == 0
+    assert len(networks) % room._small_plan(*rows.present.shape).held_out == 0
     assert sum(made.decision.weights) == pytest.approx(1.0)
-    assert len(race.chosen) * room._SMALL_FOLDS == len(networks)
+    assert len(race.chosen) * room._small_plan(*rows.present.shape).held_out == len(networks)
     assert all(torch.equal(heads.to_state, networks[0].to_state) for heads in networks)
     cells = cells_of(region_of(rows, networks[0].model))
     assert torch.equal(networks[0].to_state, cells.to_state)
