@@ -95,12 +95,12 @@ def check_held(root: Address) -> None:
 
 def held_leases(addresses: Sequence[Address]) -> dict[Address, Entry]:
     """Of leases, those that somebody may hold now: not free, not seen to be dead, and not older than any machine's clock is wrong."""
-    found = {}
+    held = {}
     for address in addresses:
         entry = buckets.head(address)
         if entry is not None and entry.size and not _is_dead(address, entry) and not _is_old(entry):
-            found[address] = entry
-    return found
+            held[address] = entry
+    return held
 
 
 def is_alive(address: Address) -> bool | None:
@@ -121,13 +121,13 @@ def watch(addresses: Sequence[Address], *, busy: str, where: Path, hint: str) ->
     """
     # That a holder was seen to renew it before says nothing: its machine may have died since.
     first: dict[Address, str] = {}
-    said = False
+    announced = False
     while waiting := held_leases(addresses):
         for address, entry in waiting.items():
             if entry.e_tag != first.setdefault(address, entry.e_tag) or _is_here(_read(address)):
                 raise BusyError(f"{busy}: {holder(address)}", where=where, hint=hint)
-        if not said:
-            said = True
+        if not announced:
+            announced = True
             say(
                 f"{holder(next(iter(waiting)))}, may have been killed at work on {where}: watched for {lease_seconds():g} seconds"
             )
@@ -136,9 +136,9 @@ def watch(addresses: Sequence[Address], *, busy: str, where: Path, hint: str) ->
 
 def holder(address: Address) -> str:
     """Who holds a lease, for people: process, host and time."""
-    said = _read(address)
+    entry = _read(address)
     try:
-        return f"process {said['pid']} on {said['host']}, since {said['since']}"
+        return f"process {entry['pid']} on {entry['host']}, since {entry['since']}"
     except KeyError:
         return "it has just ended"
 
@@ -228,10 +228,10 @@ class _Lease:
 
 
 def _read(address: Address) -> dict[str, Any]:
-    found = buckets.get(address)
+    stored = buckets.get(address)
     with suppress(ValueError):
-        said = json.loads(found[0]) if found else {}
-        return said if isinstance(said, dict) else {}
+        entry = json.loads(stored[0]) if stored else {}
+        return entry if isinstance(entry, dict) else {}
     return {}
 
 
@@ -249,13 +249,13 @@ def _is_old(entry: Entry) -> bool:
     return (datetime.now(UTC) - entry.modified).total_seconds() > LEFTOVER_SECONDS
 
 
-def _is_here(said: dict[str, Any]) -> bool | None:
+def _is_here(entry: dict[str, Any]) -> bool | None:
     """Whether a holder still runs on this very machine; None where it ran elsewhere, or this system can't tell."""
-    theirs, ours = said.get("process"), _this_process()
+    theirs, ours = entry.get("process"), _this_process()
     if not isinstance(theirs, list) or not ours or theirs[:2] != ours[:2] or len(theirs) != len(ours):
         return None
     # One of this very process may be left from when the bucket didn't answer.
-    return said.get("token") in _tokens if theirs == ours else bool(_started(int(theirs[2])) == theirs[3])
+    return entry.get("token") in _tokens if theirs == ours else bool(_started(int(theirs[2])) == theirs[3])
 
 
 def _this_process() -> list[Any]:

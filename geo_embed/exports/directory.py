@@ -312,7 +312,7 @@ def _renamed(described: Any, names: Mapping[str, str]) -> Any:
 
     def rename(value: Any) -> Any:
         if isinstance(value, str):
-            return pattern.sub(lambda found: names[found[0]], value)
+            return pattern.sub(lambda match: names[match[0]], value)
         if isinstance(value, dict):
             return {rename(key): rename(each) for key, each in value.items()}
         return [rename(each) for each in value] if isinstance(value, list) else value

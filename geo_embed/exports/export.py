@@ -252,9 +252,9 @@ def _inputs(
     """
     here = [on_this_machine(part, config.paths, "cpu") for part in answering_runs(run)]
     views, specs = len(predictor.views), predictor.preprocessings
-    found = _pictures(here[0], specs) if specs else _cached(here, inputs)
+    places = _pictures(here[0], specs) if specs else _cached(here, inputs)
     of = "held out"
-    if found is None:
+    if places is None:
         of = "drawn at random: there were none of the data at hand"
         rng = np.random.default_rng(0)
         drawn: list[NDArray[Any]] = [
@@ -262,8 +262,8 @@ def _inputs(
             for spec in specs
         ]
         drawn = drawn or [rng.normal(size=(_ROWS, views, inputs.dim)).astype(np.float32)]
-        found = drawn, np.ones(drawn[0].shape[:2], dtype=bool)
-    given, present = found
+        places = drawn, np.ones(drawn[0].shape[:2], dtype=bool)
+    given, present = places
     present[len(present) // 2 :, : views // 2] = False
     present[-1] = False
     return given, present, of

@@ -96,7 +96,7 @@ def _origin_of(named: Sequence[str]) -> Origin:
         card, is_id = _front_matter(each)
         if base_model is None:
             base_model = each if is_id else _id_of(card.get("base_model"))
-        licenses = [str(one).strip() for one in _several(card.get("license")) if str(one).strip()]
+        licenses = [str(name).strip() for name in _several(card.get("license")) if str(name).strip()]
         if licenses:
             where = f"the card of {each}" if is_id else "the card beside it"
             license, license_name, link = _by_the_hubs_names(licenses, card, base_model)
@@ -126,13 +126,13 @@ def _by_the_hubs_names(
     return ", ".join(licenses), name, link
 
 
-def _several(said: object) -> list[Any]:
-    return said if isinstance(said, list) else [said or ""]
+def _several(entry: object) -> list[Any]:
+    return entry if isinstance(entry, list) else [entry or ""]
 
 
-def _id_of(said: object) -> str | None:
+def _id_of(entry: object) -> str | None:
     """The first of what a card names as its base models, where it is an id."""
-    first = str(_several(said)[0]) if _several(said) else ""
+    first = str(_several(entry)[0]) if _several(entry) else ""
     return first if _HUB_ID.fullmatch(first) else None
 
 

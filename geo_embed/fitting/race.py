@@ -392,7 +392,7 @@ def _race_small(
     # What answers for each member from now on.
     fitted: dict[int, list[CellHeads]] = {}
     for k, member in enumerate(members):
-        if not any(one.weights[k] for one in decisions.values()):
+        if not any(choice.weights[k] for choice in decisions.values()):
             continue
         if _by_steps(member):
             fitted[k] = of_folds[k]
@@ -404,7 +404,7 @@ def _race_small(
                 discriminant.soften(temperatures[k])
         if decision.weights[k] and _by_steps(member):
             race.epochs = max(race.epochs, member.training.epochs)
-    mixtures = {name: _mixture_of(members, fitted, one) for name, one in decisions.items()}
+    mixtures = {name: _mixture_of(members, fitted, choice) for name, choice in decisions.items()}
     chosen = mixtures.pop("")
     race.alternatives = mixtures
     return chosen
@@ -709,9 +709,9 @@ def _mix(answers: list[Answer], inner: _InnerValidation) -> Decision:
 
     start = torch.full((len(answers) + 1,), len(answers) ** -0.5, device=device)
     start[-1] = 1.0
-    *found, factor = minimise(loss, start, rounds=_MIX_ROUNDS).square().tolist()
-    least = _LEAST_SHARE * sum(found)
-    w = [weight if weight >= least else 0.0 for weight in found]
+    *shares, factor = minimise(loss, start, rounds=_MIX_ROUNDS).square().tolist()
+    least = _LEAST_SHARE * sum(shares)
+    w = [weight if weight >= least else 0.0 for weight in shares]
     # Where all members agree, as on one class alone, no weight matters.
     total, coldest = sum(w) or 1.0, 1 / _HOTTEST
     even = Decision(

@@ -73,18 +73,20 @@ def next_step(
 def _stores_of_settings(config: Config) -> list[tuple[str, Store]]:
     """The stores of the settings' views, each with which of their backbones it is by, as far as stores can be read."""
     views, cache_dir = list(config.model.view_names), config.paths.cache_dir
-    found: list[tuple[str, Store]] = []
+    by_name: list[tuple[str, Store]] = []
     with suppress(GeoError):
         stores = [s for s in list_stores(cache_dir) if s.variant == AS_THEY_ARE]
         for name in config.model.backbone_names:
             named = [store for store in stores if _same_backbone(store.attrs["backbone"], name)]
-            found += [(name, store) for store in named if store.attrs["view_names"] == views]
+            by_name += [(name, store) for store in named if store.attrs["view_names"] == views]
             # A folder that was moved is known by its weights.
             if stores and not named and Path(name).is_dir():
                 for split in SPLITS:
                     with suppress(GeoError):
-                        found.append((name, choose_store(cache_dir, config.model.with_backbone(name), split)))
-    return found
+                        by_name.append(
+                            (name, choose_store(cache_dir, config.model.with_backbone(name), split))
+                        )
+    return by_name
 
 
 def _is_whole(store: Store) -> bool:
