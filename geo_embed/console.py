@@ -165,13 +165,13 @@ def track(label: str, things: Sequence[Thing], unit: str) -> Iterator[Thing]:
             advance(1)
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number and what it counts; `many` is the plural, where an s doesn't make it.
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """A number and what it counts; `plural` is given where an s doesn't make it.
 
     >>> counted(1, "sample"), counted(2000, "sample"), counted(1, "sample has", "samples have")
     ('1 sample', '2,000 samples', '1 sample has')
     """
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -278,11 +278,11 @@ def _made_by(config: Config, path: Path, width: int) -> dict[str, Any]:
         if attrs["fingerprint"] == fingerprint:
             return attrs
     # 2. A backbone, in any precision: its weights are read once.
+    import torch
+
     why = ""
     for name in model.backbone_names:
         try:
-            import torch
-
             named = model.with_backbone(name)
             base = store_attributes(named, find_backbone(name, download=False), torch.float32)
             for dtype, stored in itertools.product(("float32", "float16", "bfloat16"), _ITEM_BYTES):

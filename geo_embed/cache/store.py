@@ -589,6 +589,11 @@ def is_whole(store: Store, start: int, name: str = "embeddings") -> bool:
     return True
 
 
+def count_missing(status: NDArray[np.uint8]) -> int:
+    """How many pictures of a status (R, V) were looked for and have no embedding: they weren't there, or couldn't be read."""
+    return int(np.isin(status, (MISSING, UNREADABLE)).sum())
+
+
 def read_status(store: Store, rows: slice | None = None) -> NDArray[np.uint8]:
     """The status (R, V) of rows, all of them if left out: PENDING, OK, MISSING or UNREADABLE. Raises GeoError for damage."""
     rows = rows or slice(0, store.shape[0])

@@ -12,7 +12,7 @@ from geo_embed.cache.locks import changing_layout, is_busy, put_right
 from geo_embed.cache.objects import unread
 from geo_embed.cache.storage import all_superseded, is_inside, leftovers, lexists, usage
 from geo_embed.cache.storage import delete as delete_files
-from geo_embed.cache.store import OK, PENDING, Store, lacking, list_stores, open_store, read_status
+from geo_embed.cache.store import PENDING, Store, count_missing, lacking, list_stores, open_store, read_status
 from geo_embed.cache.verify import StoreProblem
 from geo_embed.config import Config, Paths
 from geo_embed.console import warn
@@ -77,15 +77,14 @@ def summarise_store(store: Store, runs: Mapping[str, list[str]]) -> StoreSummary
     """One store at a glance; `runs` gives the names of the runs fitted on each fingerprint. Raises GeoError for damage."""
     size, last_write = store.storage.usage()
     status = read_status(store)
-    tried = status != PENDING
     return StoreSummary(
         store.path,
         store.split,
         store.attrs["backbone"],
         store.fingerprint,
         *store.shape,
-        complete=float(tried.mean()),
-        missing=int((tried & (status != OK)).sum()),
+        complete=float((status != PENDING).mean()),
+        missing=count_missing(status),
         bytes=size,
         age_days=(time.time() - last_write) / 86_400,
         runs=[run for name in fingerprints_of(store) for run in runs.get(name, [])],

@@ -18,13 +18,13 @@ from geo_embed.cache.layout import hash_array
 from geo_embed.cache.locks import only_writer
 from geo_embed.cache.storage import folders, store_paths
 from geo_embed.cache.store import (
-    MISSING,
     OK,
     PENDING,
     UNREADABLE,
     Store,
     add_hint,
     chunks_of,
+    count_missing,
     forget_chunk,
     forget_feature,
     has_chunk,
@@ -142,7 +142,7 @@ def verify(store: Store, *, repair: bool = False) -> list[StoreProblem]:
                 damaged.append((rows, {name for name, _ in faults}))
             where = f"rows {rows.start}–{rows.stop - 1}"
             problems += [StoreProblem(store.path, f"{name}, {where}", why) for name, why in faults]
-            advance(rows.stop - rows.start, f"{counted(len(problems), 'problem')}")
+            advance(rows.stop - rows.start, counted(len(problems), "problem"))
     try:
         read_ids(store)
     except GeoError as error:
@@ -214,7 +214,7 @@ class Missing:
 
 def find_missing(store: Store) -> Missing | None:
     """The pictures that an extraction couldn't have; None where it had all. Raises GeoError for damage."""
-    count = int(np.isin(read_status(store), (MISSING, UNREADABLE)).sum())
+    count = count_missing(read_status(store))
     return Missing(store.path, count) if count else None
 
 

@@ -201,7 +201,7 @@ def _cache_verify(
                 show(with_given_options(f"    {command}"))
         if repair and (damaged or any(made.forgotten for made in rebuilt)):
             show(with_given_options("The rows of damaged chunks are pending again. Next: geo extract"))
-        show(f"{counted(len(problems), 'problem')}")
+        show(counted(len(problems), "problem"))
         if others:
             show(f"{counted(len(others), 'other store')} not looked at:")
             for path in others:

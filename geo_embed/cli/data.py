@@ -259,7 +259,7 @@ def _data_leaks(
     config = GLOBALS.config(model__backbone_name=backbone, training__split_seed=seed)
     leakage = check_leaks(config, km=km, cosine=cosine)
     compared = "places and embeddings" if leakage.embeddings else "places"
-    training = ("training", f"{counted(leakage.training, 'sample')}")
+    training = ("training", counted(leakage.training, "sample"))
     print_result(
         leakage,
         [

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from geo_embed.errors import GeoError
 from geo_embed.explorer.space import Embedder, embedder_of
 from geo_embed.prediction.pictures import embed_places, predict_embedded
 from geo_embed.reporting.weights import weights_of
-from geo_embed.runs.backbone import inputs_of, load_backbones_of, sources_by_backbone
+from geo_embed.runs.backbone import Inputs, inputs_of, load_backbones_of
 from geo_embed.runs.recipe import load_ensemble, load_heads
 from geo_embed.runs.run import Run, check_not_replaced
 
@@ -69,10 +70,15 @@ class RunInMemory:
         self._towers: list[Backbone] = []
         self._embedder: Embedder | None = None
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the run answers from. Raises GeoError as `inputs_of`."""
+        return inputs_of(self.run)
+
     def why_not(self) -> str | None:
         """Why pictures can't be answered, as far as can be told without loading anything; None where nothing speaks against it."""
         try:
-            for source in (sources[0] for sources in sources_by_backbone(self.run)):
+            for source in (sources[0] for sources in self.inputs.by_backbone):
                 if source["weights_sha256"] is None:
                     return f"the run was fitted on imported embeddings ({source['backbone']}): what made them isn't known here"
                 find_backbone(source["name"], download=False)
@@ -115,11 +121,11 @@ class RunInMemory:
         place = [pictures.get(view) for view in views]
         towers = self.towers()
         with self._answering, torch_switches(self.config.model):
-            variants = embed_places(self.config, self.run, [place], towers)
-            predictions = predict_embedded(self.config, self.run, variants, self.heads_of)
+            variants = embed_places(self.config, self.run, [place], towers, self.inputs.by_backbone)
+            predictions = predict_embedded(self.config, self.run, variants, self.heads_of, inputs=self.inputs)
             values, present = variants[0]
             # Of an ensemble's members one has the learnt space, and may look through fewer backbones than all together.
-            values = inputs_of(self.run).take(self.embedder().run, values)
+            values = self.inputs.take(self.embedder().run, values)
             return self._answered(predictions, values, present)
 
     def answer_embeddings(

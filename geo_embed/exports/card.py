@@ -17,7 +17,7 @@ from geo_embed.exports.directory import (
     UNKNOWN_FEATURE,
     backbone_places,
 )
-from geo_embed.exports.origin import UNKNOWN, Origin, strictest
+from geo_embed.exports.origin import UNKNOWN, Origin, licenses_of, strictest
 from geo_embed.runs.listing import RunSummary, list_runs, summarise
 from geo_embed.runs.run import Run
 
@@ -71,7 +71,7 @@ def write_card(path: Path, run: Run, dim: int, facts: Facts) -> None:
 def _front_matter(facts: Facts, summary: RunSummary) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    licenses = list(dict.fromkeys(text for origin in facts.origins for text in origin.license.split(", ")))
+    licenses = licenses_of(facts.origins)
     models = list(dict.fromkeys(origin.base_model for origin in facts.origins if origin.on_hub))
     # The hub takes one name and one link, of a licence that it doesn't know.
     named = next((origin for origin in facts.origins if origin.license_name), facts.origins[0])

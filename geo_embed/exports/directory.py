@@ -232,15 +232,11 @@ def write_backbone(directory: Path, backbone: Backbone, place: str, name: str) -
 
 
 def write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored]) -> None:
-    """Write a run's files: what answering takes, and nothing of where they were made.
+    """Write a run's files, and those of its members, into a new directory: what answering takes, and nothing of where they were made.
 
     Settings keep `model`, `training` and `finetune`; the provenance what was made when, by which versions, from data of which sha256.
     Left out are paths, command lines, the machine, and everything that speaks of single samples.
     """
-    _write_run(directory / RUN, run, inputs, stored)
-
-
-def _write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored]) -> None:
     directory.mkdir(parents=True)
     writer = RunWriter(directory)
     counts, _ = run.read_classes()
@@ -271,7 +267,7 @@ def _write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Store
         writer.write_metrics(_renamed(run.read_all_metrics(), renamed))
     ensemble = load_ensemble(run)
     for member in ensemble.members if ensemble else ():
-        _write_run(directory / run.members_dir.name / member.name, member, inputs, stored)
+        write_run(directory / run.members_dir.name / member.name, member, inputs, stored)
 
 
 def _provenance(run: Run, by_source: Sequence[Stored]) -> dict[str, Any]:

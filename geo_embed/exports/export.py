@@ -24,6 +24,7 @@ from geo_embed.exports.directory import (
     CONFIG,
     HEADS_ONNX,
     MODEL_ONNX,
+    RUN,
     Stored,
     backbone_places,
     check_directory,
@@ -38,7 +39,7 @@ from geo_embed.exports.directory import (
     write_config,
     write_run,
 )
-from geo_embed.exports.origin import find_origins, warn_of_licenses
+from geo_embed.exports.origin import find_origins, licenses_of, warn_of_licenses
 from geo_embed.files import read_tensor_header, replacing_directory
 from geo_embed.geography import haversine_km
 from geo_embed.runs.backbone import Inputs, named_for
@@ -126,7 +127,7 @@ def export(
         _check_repository(push)
 
     where = named_for(run, inputs.by_backbone, named)
-    origins = find_origins(run, where)
+    origins = find_origins(run, inputs, where)
     names = names_of([origin.base_model for origin in origins])
     neighbours = count_neighbours(run)
     checks = None
@@ -140,7 +141,7 @@ def export(
             del tower
             for text in origins[k].texts:
                 shutil.copyfile(text, directory / place / text.name)
-        write_run(directory, run, inputs, stored)
+        write_run(directory / RUN, run, inputs, stored)
         write_config(directory, run, inputs, stored, None)
         # What was written is read again: its hashes and shapes are looked at here, and not first where it is used.
         from geo_embed.exports.predictor import GeoPredictor
@@ -165,7 +166,7 @@ def export(
         out,
         files,
         sum(files.values()),
-        ", ".join(dict.fromkeys(text for origin in origins for text in origin.license.split(", "))),
+        ", ".join(licenses_of(origins)),
         ", ".join(dict.fromkeys(origin.base_model for origin in origins)),
         dict(zip(("samples", "bytes"), neighbours, strict=True)),
         checks,

@@ -59,7 +59,7 @@ class PictureNetwork(nn.Module):
     Args:
         backbones: in float32, on the CPU, in the order of the embeddings' columns.
         answer: as `network_of` gives it.
-        by_backbone: which features of each, as `sources_by_backbone` has them.
+        by_backbone: which features of each, as `Inputs.by_backbone` has them.
     """
 
     means: Tensor

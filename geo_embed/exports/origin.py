@@ -9,7 +9,7 @@ from typing import Any
 from geo_embed.console import warn
 from geo_embed.errors import GeoError
 from geo_embed.files import read_bytes
-from geo_embed.runs.backbone import inputs_of
+from geo_embed.runs.backbone import Inputs
 from geo_embed.runs.recipe import answering_runs, read_recipe
 from geo_embed.runs.run import Run
 
@@ -55,7 +55,7 @@ class Origin:
         return "-nc" in names or "noncommercial" in re.sub("[^a-z]", "", names)
 
 
-def find_origins(run: Run, names: Sequence[str | None]) -> list[Origin]:
+def find_origins(run: Run, inputs: Inputs, names: Sequence[str | None]) -> list[Origin]:
     """The backbones that a run's were before they were fine-tuned, if they were, and their licences, in the order of the embeddings' columns.
 
     Looked for in this order: the card in the directory that a backbone lies in, or that it was fine-tuned from; the card of its id in
@@ -63,9 +63,9 @@ def find_origins(run: Run, names: Sequence[str | None]) -> list[Origin]:
 
     Args:
         run: any run.
+        inputs: what it answers from.
         names: where each lies, if it was given.
     """
-    inputs = inputs_of(run)
     origins = []
     for number, name in enumerate(names):
         first = inputs.by_backbone[number][0]
@@ -147,6 +147,11 @@ def _license_texts(name: str) -> list[Path]:
         ]
     except OSError:
         return []
+
+
+def licenses_of(origins: Sequence[Origin]) -> list[str]:
+    """Of all of them, each once."""
+    return list(dict.fromkeys(text for origin in origins for text in origin.license.split(", ")))
 
 
 def strictest(origins: Sequence[Origin]) -> Origin:

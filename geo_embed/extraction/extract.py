@@ -191,8 +191,8 @@ def _say_what_is_added(plan: Plan, store: Store, rows: slice) -> None:
             numbers += left * backbones.embedding_dim(plan.directory, feature)
     if lacked:
         megabytes = numbers * store.embeddings.dtype.itemsize / 1e6
-        one = "picture that is embedded already: it passes"
-        there = counted(pictures, one, "pictures that are embedded already: they pass")
+        singular = "picture that is embedded already: it passes"
+        there = counted(pictures, singular, "pictures that are embedded already: they pass")
         say(
             f"{' and '.join(lacked)} of {there} the backbone once more, "
             f"and the store grows by {megabytes:,.1f} MB; their embeddings stay as they are"

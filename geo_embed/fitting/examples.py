@@ -132,8 +132,8 @@ def join(embeddings: JoinedEmbeddings, truth: Truth, mapping: dict[int, str]) ->
         raise GeoError(f"no sample has a {embeddings.least}", where=embeddings.where)
     if not seen.all():
         absent, least = int((~seen).sum()), embeddings.least
-        one, many = f"sample has no {least} and is", f"samples have no {least} and are"
-        warn(f"{counted(absent, one, many)} left out of training")
+        singular, plural = f"sample has no {least} and is", f"samples have no {least} and are"
+        warn(f"{counted(absent, singular, plural)} left out of training")
     partly = int((seen & ~embeddings.present.all(axis=1)).sum())
     if partly:
         some = counted(partly, "sample lacks some of its views", "samples lack some of their views")

@@ -18,7 +18,7 @@ from geo_embed.errors import GeoError
 from geo_embed.heads.predictor import apply_heads, averaged
 from geo_embed.prediction.embedding import FORMS, Picture, as_items, embed_pixels, is_picture, read_pixels
 from geo_embed.prediction.predict import predict_by_members
-from geo_embed.runs.backbone import Inputs, inputs_of, load_backbones_of, sources_by_backbone
+from geo_embed.runs.backbone import Inputs, inputs_of, load_backbones_of
 from geo_embed.runs.recipe import EnsembleOf, load_ensemble, load_heads
 from geo_embed.runs.run import Run
 
@@ -77,7 +77,7 @@ def embed_places(
         run: whose views they are.
         places: N of them.
         towers: as `load_backbones_of` gives them.
-        by_backbone: as `sources_by_backbone` gives them; for who keeps them in memory.
+        by_backbone: as `Inputs.by_backbone` has them; for who keeps them in memory.
 
     Returns:
         The embeddings of the pictures as they are, by all backbones side by side; with `inference.tta` of several variants of them.
@@ -86,7 +86,7 @@ def embed_places(
         GeoError: as `predict_images`.
     """
     views = run.config.model.view_names
-    by_backbone = sources_by_backbone(run) if by_backbone is None else by_backbone
+    by_backbone = inputs_of(run).by_backbone if by_backbone is None else by_backbone
     variants_by = run.config.finetune.augment if config.inference.tta else None
     size = max(1, (config.inference.batch_size or default_batch_size(towers[0].device)) // len(views))
     batches: list[list[Embedded]] = []

@@ -165,9 +165,9 @@ def predict_embeddings(run: Run, embeddings: JoinedEmbeddings) -> Predictions:
     without_views = int((~embeddings.present.any(axis=1)).sum())
     if without_views:
         of, least = embeddings.split, embeddings.least
-        one = f"sample of {of} has no {least}; it gets"
-        many = f"samples of {of} have no {least}; they get"
-        warn(f"{counted(without_views, one, many)} the training set's prior")
+        singular = f"sample of {of} has no {least}; it gets"
+        plural = f"samples of {of} have no {least}; they get"
+        warn(f"{counted(without_views, singular, plural)} the training set's prior")
     with progress(
         f"predict {embeddings.split}", len(embeddings.values) - without_views, "samples"
     ) as advance:

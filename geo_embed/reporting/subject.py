@@ -21,7 +21,7 @@ from geo_embed.runs.run import Run, on_this_machine
 from geo_embed.runs.samples import load_samples_of
 from geo_embed.runs.table import read_predictions
 
-_KINDS = {"val": "held-out samples", "train": "training samples", "test": "test samples"}
+_KINDS = {"val": "held-out sample", "train": "training sample", "test": "test sample"}
 # Pixels of a picture's longer side in a figure.
 _LONGEST = 640
 
@@ -57,7 +57,7 @@ class Subject:
         """Of the N samples. Raises GeoError where they can't be read, or there are none."""
         if not len(self._answers[0]):
             raise GeoError(
-                f"the run has no {_KINDS[self.split]}: there is nothing to draw", where=self.run.path
+                f"the run has no {_KINDS[self.split]}s: there is nothing to draw", where=self.run.path
             )
         return self._answers[0]
 
@@ -72,13 +72,13 @@ class Subject:
         count, run = len(self.predictions), label(self.run.name, 60)
         if self.split == "train":
             return f"{counted(count, 'sample')} that run {run} was trained on"
-        return f"{counted(count, _KINDS[self.split].removesuffix('s'))} of run {run}"
+        return f"{counted(count, _KINDS[self.split])} of run {run}"
 
     def known_truth(self) -> Truth:
         """The truth of the samples. Raises GeoError where it isn't known."""
         if self.truth is None:
             raise GeoError(
-                f"the truth of the {_KINDS[self.split]} isn't known",
+                f"the truth of the {_KINDS[self.split]}s isn't known",
                 where=self.run.path,
                 hint="draw those held out: --split val",
             )

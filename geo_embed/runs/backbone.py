@@ -81,7 +81,7 @@ def load_backbone_of(
     Raises:
         GeoError: it is not known, not to be had, or has other weights, settings or preprocessing; or there are several.
     """
-    by_backbone = sources_by_backbone(run)
+    by_backbone = inputs_of(run).by_backbone
     if len(by_backbone) > 1:
         names = ", ".join(sources[0]["name"] for sources in by_backbone)
         raise GeoError(
@@ -118,7 +118,7 @@ def load_backbones_of(
     Raises:
         GeoError: as `load_backbone_of`; or one that is named is none of them.
     """
-    by_backbone = sources_by_backbone(run)
+    by_backbone = inputs_of(run).by_backbone
     where = named_for(run, by_backbone, names)
     return [
         load_backbone_for(run, sources, device, name)
@@ -129,7 +129,7 @@ def load_backbones_of(
 def named_for(
     run: Run, by_backbone: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]
 ) -> list[str | None]:
-    """Where each of a run's backbones lies, as `sources_by_backbone` gives them, of these names in any order; None for one that isn't named.
+    """Where each of a run's backbones lies, as `Inputs.by_backbone` has them, of these names in any order; None for one that isn't named.
 
     Raises:
         GeoError: one that is named is none of them, is named twice, or isn't to be had.
@@ -154,15 +154,6 @@ def named_for(
             hint="name the run's own with --backbone",
         )
     return where
-
-
-def sources_by_backbone(run: Run) -> list[list[dict[str, Any]]]:
-    """What a run was fitted on, backbone by backbone in the order of the embeddings' columns: of each one or several features.
-
-    Raises:
-        GeoError: as `inputs_of`.
-    """
-    return inputs_of(run).by_backbone
 
 
 def inputs_of(run: Run, ensemble_of: EnsembleOf = load_ensemble) -> Inputs:
@@ -229,7 +220,7 @@ def load_backbone_for(
     dtype: str | None = None,
     trainable: bool = False,
 ) -> backbones.Backbone:
-    """`load_backbone_of`, of one of several: `sources` are those of it, as `sources_by_backbone` gives them."""
+    """`load_backbone_of`, of one of several: `sources` are those of it, as `Inputs.by_backbone` has them."""
     made_by = sources[0]
     if made_by["weights_sha256"] is None:
         raise GeoError(

@@ -65,7 +65,7 @@ class Finding:
         """What is wrong and how often, without the places."""
         if not self.count:
             return self.what
-        return f"{self.count:,} {'row' if self.rows else 'sample_id'}{'s' * (self.count > 1)} {self.what}"
+        return f"{counted(self.count, 'row' if self.rows else 'sample_id')} {self.what}"
 
     @property
     def message(self) -> str:

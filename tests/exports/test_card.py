@@ -14,6 +14,7 @@ from worlds import made_run, make_world
 from geo_embed.config import Config
 from geo_embed.exports.export import export
 from geo_embed.exports.origin import Origin, find_origins, warn_of_licenses
+from geo_embed.runs.backbone import inputs_of
 from geo_embed.runs.run import Run, load_run
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def test_every_licence_and_its_own_words_go_along(
 def test_what_a_card_says_is_taken_as_the_hub_takes_it(
     run: Run, country: Country, tmp_path: Path, lines: tuple[str, ...], license: str, name: str, warned: bool
 ) -> None:
-    (origin,) = find_origins(run, [with_card(country, tmp_path / "m", *lines)])
+    (origin,) = find_origins(run, inputs_of(run), [with_card(country, tmp_path / "m", *lines)])
     assert (origin.license, origin.license_name) == (license, name)
     assert origin.forbids_commerce == warned
     assert (origin.on_hub, origin.base_model, origin.license_link) == (False, "m", None)
@@ -154,7 +155,7 @@ def test_names_are_text_and_nothing_that_a_card_would_obey(tmp_path: Path) -> No
     ],
 )
 def test_a_directory_tells_its_model_where_it_can(run: Run, path: str, known: str) -> None:
-    assert [origin.base_model for origin in find_origins(run, [path])] == [known]
+    assert [origin.base_model for origin in find_origins(run, inputs_of(run), [path])] == [known]
 
 
 def test_a_card_that_is_none_is_passed_over(run: Run, country: Country, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_card_that_is_none_is_passed_over(run: Run, country: Country, tmp_path
         "---\nlicense:\n---\n",
     ):
         (tmp_path / "model" / "README.md").write_text(text)
-        assert find_origins(run, [str(tmp_path / "model")])[0].license == "unknown"
+        assert find_origins(run, inputs_of(run), [str(tmp_path / "model")])[0].license == "unknown"
 
 
 def test_only_what_forbids_commerce_and_what_is_unknown_is_warned_of(

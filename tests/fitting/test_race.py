@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -73,6 +73,27 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(room, "_small_members", small)
+
+
+class Fit(NamedTuple):
+    """What a training was given."""
+
+    rows: Rows
+    region: Region
+    training: Training
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
+    """The trainings of a test, in their order."""
+    seen: list[Fit] = []
+
+    def spied(rows: Rows, region: Region, model: Model, training: Training, **named: Any) -> TrainedHeads:
+        seen.append(Fit(rows, region, training))
+        return train(rows, region, model, training, **named)
+
+    monkeypatch.setattr(room, "train", spied)
+    return seen
 
 
 @pytest.mark.parametrize("fusion", [None, "attention"])
@@ -254,23 +275,17 @@ def test_a_fusion_that_is_named_races_alone(narrow: None) -> None:
 
 
 def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_in(
-    narrow: None, monkeypatch: pytest.MonkeyPatch
+    narrow: None, monkeypatch: pytest.MonkeyPatch, fits: list[Fit]
 ) -> None:
     rows = rows_of(60)
     inners: list[Any] = []
     inner_of = room._InnerValidation
-    fits: list[tuple[Rows, Region]] = []
 
     def noted(*arguments: Any) -> Any:
         inners.append(inner_of(*arguments))
         return inners[-1]
 
-    def spied(train_rows: Rows, region: Region, *arguments: Any, **named: Any) -> TrainedHeads:
-        fits.append((train_rows, region))
-        return train(train_rows, region, *arguments, **named)
-
     monkeypatch.setattr(room, "_InnerValidation", noted)
-    monkeypatch.setattr(room, "train", spied)
     _, race = room.fit_best(rows, 4, *settings(1e-6), seed=0)
     (inner,) = inners
     assert torch.cat(inner.parts).sort().values.tolist() == list(range(len(inner.rows)))
@@ -280,8 +295,8 @@ def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_
         for part in inner.parts
     ]
     assert len(parts) == room._small_plan(*rows.present.shape).held_out
-    whole = fits[-1][1]
-    assert len(fits[-1][0]) == 60
+    whole = fits[-1].region
+    assert len(fits[-1].rows) == 60
     told_apart = 0
     for fold, (part, table) in enumerate(zip(parts, inner.to_state, strict=True)):
         rest = torch.tensor([row for row in range(60) if row not in set(part.tolist())])
@@ -290,9 +305,9 @@ def test_a_row_is_scored_by_heads_and_tables_that_its_own_label_was_not_counted_
         assert torch.equal(table, wanted.to_state)
         told_apart += not torch.equal(table, own.to_state)
         for trial in range(len(race.trials)):
-            train_rows, region = fits[trial * len(inner.parts) + fold]
-            assert torch.equal(train_rows.points, rows.points[rest])
-            assert torch.equal(cells_of(region).to_state, wanted.to_state)
+            fit = fits[trial * len(inner.parts) + fold]
+            assert torch.equal(fit.rows.points, rows.points[rest])
+            assert torch.equal(cells_of(fit.region).to_state, wanted.to_state)
     assert told_apart >= len(parts) // 2
 
 
@@ -327,26 +342,19 @@ def test_a_discriminant_is_no_surer_of_new_rows_than_it_is_right(monkeypatch: py
 
 
 def test_the_large_race_holds_its_validation_rows_out_and_keeps_to_its_budget(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fits: list[Fit]
 ) -> None:
     rows, classes = planted_rows(400)
     monkeypatch.setattr(room, "SMALL", 100)
     monkeypatch.setattr(room, "_MODEL", room._MODEL | {"head_hidden": 32})
-    fits: list[Rows] = []
-
-    def spied(train_rows: Rows, *arguments: Any, **named: Any) -> TrainedHeads:
-        fits.append(train_rows)
-        return train(train_rows, *arguments, **named)
-
-    monkeypatch.setattr(room, "train", spied)
     generous, race = room.fit_best(rows, classes, *settings(1000.0), seed=0)
     raced = [trial.member for trial in race.trials]
     assert raced == ["probe", "average", "evidence"]
     assert len(race.chosen) == 1
     # A tenth is held out in the race, and all of it is trained on in the end.
-    assert [len(train_rows) for train_rows in fits] == [len(fits[0])] * len(raced) + [400]
+    assert [len(fit.rows) for fit in fits] == [len(fits[0].rows)] * len(raced) + [400]
     # A place is held out whole, so that some more or fewer are.
-    assert abs(len(fits[0]) - 360) <= 5
+    assert abs(len(fits[0].rows) - 360) <= 5
     winner = max(race.trials, key=lambda trial: trial.score).member
     assert race.chosen == [f"{winner} × 1.00"]
     stingy, short = room.fit_best(rows, classes, *settings(1e-6), seed=0)
@@ -386,26 +394,17 @@ def test_a_larger_budget_means_more_epochs_of_what_mixes_views_and_more_dropout_
 
 
 def test_below_sixteen_thousand_samples_steps_are_smaller_and_a_network_races_for_half_its_epochs(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fits: list[Fit]
 ) -> None:
     """Else a probe, which is there after fifty steps, wins of 4,000 samples what a network does far better in the end."""
     rows, classes = planted_rows(400)
     monkeypatch.setattr(room, "SMALL", 100)
     monkeypatch.setattr(room, "_MIXED_WIDTH", 16)
-    trained: list[Training] = []
-
-    def spied(
-        train_rows: Rows, region: Region, model: Model, training: Training, **named: Any
-    ) -> TrainedHeads:
-        trained.append(training)
-        return train(train_rows, region, model, training, **named)
-
-    monkeypatch.setattr(room, "train", spied)
     for many, batch in ((1_000, room._BATCH), (100, room._MANY_BATCH)):
-        trained.clear()
+        fits.clear()
         monkeypatch.setattr(room, "_MANY", many)
         made, _ = room.fit_best(rows, classes, *settings(1e-6, fusion="evidence"), seed=0)
-        raced, final = trained
+        raced, final = (fit.training for fit in fits)
         assert raced.batch_size == final.batch_size == made.members[0].training.batch_size == batch
         assert raced.epochs == room._LONG_EPOCHS // 2
 

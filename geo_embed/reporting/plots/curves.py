@@ -88,7 +88,7 @@ def _epochs(history: "pd.DataFrame", run: str) -> "Figure":
         )
     columns = len(panels) if len(panels) <= 3 else 2
     lines = -(-len(panels) // columns)
-    said = f"{counted(len(history), 'epoch')}"
+    said = counted(len(history), "epoch")
     if len(fits) > 1:
         said = f"{counted(len(fits), 'fit')} ({' and '.join(f'{history[key].nunique()} {key}s' for key in keys)}), thin, and their mean. Epochs of one fit may end early"
     if any("val" in c for c, *_ in scores):

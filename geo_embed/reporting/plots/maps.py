@@ -179,7 +179,7 @@ def places_map(
     order = np.argsort(-counts, kind="stable")
     listed, rest = order[:_BARS], order[_BARS:]
     values = [*counts[listed], *([counts[rest].sum()] if len(rest) else [])]
-    texts = [label(names[k]) for k in listed] + ([f"{counted(len(rest), 'other')}"] if len(rest) else [])
+    texts = [label(names[k]) for k in listed] + ([counted(len(rest), "other")] if len(rest) else [])
     said = (
         f"{len(names):,} classes of {counts.min():,} to {counts.max():,} samples, {np.median(counts):,.0f} in the middle."
         if len(counts)
