@@ -162,8 +162,8 @@ def get(address: Address) -> tuple[bytes, str] | None:
     def request(store: "ObjectStore") -> tuple[bytes, str]:
         import obstore
 
-        found = obstore.get(store, address.key)
-        return bytes(found.bytes()), str(found.meta["e_tag"])
+        response = obstore.get(store, address.key)
+        return bytes(response.bytes()), str(response.meta["e_tag"])
 
     return _absent_as_none(address, "read", request)
 
@@ -258,8 +258,8 @@ def listing(address: Address) -> dict[str, Entry]:
         import obstore
 
         pages = obstore.list(store, prefix or None, chunk_size=1000)
-        found = {meta["path"].removeprefix(prefix): _entry(meta) for page in pages for meta in page}
-        return dict(sorted(found.items()))
+        entries = {meta["path"].removeprefix(prefix): _entry(meta) for page in pages for meta in page}
+        return dict(sorted(entries.items()))
 
     return _tried(address, "list", request)
 
@@ -270,8 +270,8 @@ def children(address: Address) -> list[Address]:
     def request(store: "ObjectStore") -> list[str]:
         import obstore
 
-        found = obstore.list_with_delimiter(store, f"{address.key}/" if address.key else None)
-        return [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+        listed = obstore.list_with_delimiter(store, f"{address.key}/" if address.key else None)
+        return [*listed["common_prefixes"], *(meta["path"] for meta in listed["objects"])]
 
     names = {key.rstrip("/").rpartition("/")[2] for key in _tried(address, "list", request)}
     return sorted(address / name for name in names if name)
@@ -308,7 +308,7 @@ def _put(address: Address, data: bytes | memoryview, mode: Any) -> str | None:
         tag = _tried(address, "write", request)
         # In this order: what is read later may be another's, and its state another's, too.
         entry = head(address) if tag is None else None
-        if entry is not None and (found := get(address)) is not None and found == (data, entry.e_tag):
+        if entry is not None and (stored := get(address)) is not None and stored == (data, entry.e_tag):
             return entry.state
     except FileNotFoundError:
         raise UnreachableError(
@@ -392,8 +392,8 @@ class _Reason:
 def _reason(error: BaseException) -> _Reason:
     """What is said of a failure: its kind, its number and its code alone, whatever else the library says."""
     text, kind = str(error), type(error).__name__
-    found = re.search(r"status: (\d{3})|status code: (\d{3})", text)
-    status = int(found[1] or found[2]) if found else 0
+    match = re.search(r"status: (\d{3})|status code: (\d{3})", text)
+    status = int(match[1] or match[2]) if match else 0
     coded = re.search(r"<Code>([A-Za-z]{1,60})</Code>", text)
     code = f" ({coded[1]})" if coded else ""
     if any(host in text for host in _METADATA):

@@ -87,11 +87,11 @@ class Paths(_Group):
         where = f"paths.{field.field_name}"
         if isinstance(location, str | Path):
             find = located if field.field_name in _IN_BUCKETS else local_path
-            found = find(location, where=where)
-            if isinstance(found, Address):
-                return found
+            path = find(location, where=where)
+            if isinstance(path, Address):
+                return path
             # As text: what is validated from JSON may be no `Path` yet.
-            location = str(found)
+            location = str(path)
         return as_path(location)
 
     def csv(self, split: str) -> Path:

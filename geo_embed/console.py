@@ -262,12 +262,12 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
             _bars = _Bars()
         bars = _bars
         bars.count += 1
-    task, said = bars.block.add_task(harmless(label), total=total, unit=unit, note=""), ""
+    task, last_note = bars.block.add_task(harmless(label), total=total, unit=unit, note=""), ""
 
     def advance(n: int, note: str = "") -> None:
-        nonlocal said
-        said = harmless(note) or said
-        bars.block.update(task, advance=n, note=said)
+        nonlocal last_note
+        last_note = harmless(note) or last_note
+        bars.block.update(task, advance=n, note=last_note)
 
     try:
         yield advance
@@ -302,17 +302,17 @@ def show_cursor() -> None:
 
 def _lines(label: str, total: int, unit: str, every_seconds: float) -> Advance:
     start = last_line = time.monotonic()
-    done, said = 0, ""
+    done, last_note = 0, ""
 
     def advance(n: int, note: str = "") -> None:
-        nonlocal done, last_line, said
-        done, said = done + n, note or said
+        nonlocal done, last_line, last_note
+        done, last_note = done + n, note or last_note
         now = time.monotonic()
         if n and now - last_line >= every_seconds:
             last_line = now
             rate = done / max(now - start, 1e-9)
             left = f"ETA {duration((total - done) / rate)}"
-            outlook = ", ".join(filter(None, (_pace(rate, unit), left, said)))
+            outlook = ", ".join(filter(None, (_pace(rate, unit), left, last_note)))
             say(f"{label}: {done:,} of {total:,} {unit}, {outlook}")
 
     return advance

@@ -45,8 +45,8 @@ def pick_device(name: str, *, float64: bool = False) -> "torch.device":
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, True):
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, True):
         raise GeoError(
             f"no {name.upper()} device is visible to torch",
             where="model.device",
@@ -55,7 +55,7 @@ def pick_device(name: str, *, float64: bool = False) -> "torch.device":
     if name == "mps" and float64:
         say("places are computed in float64, which Apple's GPU (mps) doesn't have: this runs on the CPU")
     if name == "auto":
-        name = next((device for device, is_there in there.items() if is_there), "cpu")
+        name = next((device for device, is_there in available.items() if is_there), "cpu")
     return torch.device("cpu" if name == "mps" and float64 else name)
 
 
@@ -154,8 +154,12 @@ def keep_freed_memory() -> None:
     page by page, zeroed: 3,600 pages for an image through a ViT-B/32, up to a tenth of the processor's time. A process stays as large as
     it was at most. What the environment says of malloc already stands; elsewhere than under glibc nothing happens.
     """
-    said = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"} & os.environ.keys()
-    if said or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    malloc_settings = {
+        "MALLOC_TRIM_THRESHOLD_",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TOP_PAD_",
+    } & os.environ.keys()
+    if malloc_settings or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

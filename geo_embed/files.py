@@ -646,8 +646,8 @@ def leftovers(directory: Path) -> list[Path]:
         with suppress(OSError):
             status = path.lstat()
             waits = path.suffix == _REPLACED and not os.path.lexists(directory / name_behind(path))
-            ours = name_behind(path) and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode))
-            if ours and not waits and time.time() - status.st_mtime > LEFTOVER_SECONDS:
+            is_ours = name_behind(path) and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode))
+            if is_ours and not waits and time.time() - status.st_mtime > LEFTOVER_SECONDS:
                 old.append(path)
     return old
 
@@ -871,17 +871,17 @@ def force_names(*folders: Path) -> None:
     """
     above: dict[tuple[str, int, int], str] = {}
     for folder in folders:
-        here = os.path.realpath(folder)
-        status = os.stat(here)  # noqa: PTH116
-        while (key := (here, status.st_dev, status.st_ino)) not in _anchored | above.keys():
-            parent = os.path.dirname(here)  # noqa: PTH120
+        current = os.path.realpath(folder)
+        status = os.stat(current)  # noqa: PTH116
+        while (key := (current, status.st_dev, status.st_ino)) not in _anchored | above.keys():
+            parent = os.path.dirname(current)  # noqa: PTH120
             beyond = os.stat(parent)  # noqa: PTH116
             above[key] = parent
-            if parent == here or beyond.st_dev != status.st_dev or not os.access(parent, os.W_OK):
+            if parent == current or beyond.st_dev != status.st_dev or not os.access(parent, os.W_OK):
                 # Others gave this one its name, long ago.
-                above[key] = here
+                above[key] = current
                 break
-            here, status = parent, beyond
+            current, status = parent, beyond
     names = dict.fromkeys([*(os.path.realpath(folder) for folder in folders), *above.values()])
     force_to_disk(*map(Path, names))
     _anchored.update(above)

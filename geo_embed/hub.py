@@ -44,12 +44,12 @@ def parse_address(text: str) -> HubAddress | None:
     """
     if not text.lower().startswith(f"{SCHEME}:/"):
         return None
-    found = _ADDRESS.fullmatch(f"{SCHEME}{text[len(SCHEME) :]}")
-    if found is None:
+    match = _ADDRESS.fullmatch(f"{SCHEME}{text[len(SCHEME) :]}")
+    if match is None:
         raise GeoError(
             "this is no place on the hub", where=text[:200], hint="hf://USER/REPO, or hf://USER/REPO/RUN"
         )
-    return HubAddress(found["repository"], found["name"] or "")
+    return HubAddress(match["repository"], match["name"] or "")
 
 
 def repository_of(text: str) -> str:
@@ -105,8 +105,8 @@ def push_files(
     with hub_errors(repository), _bars_on_terminals():
         _make(api, repository)
         info = api.repo_info(repository)
-        there = [file.rfilename for file in info.siblings or ()]
-        if refuse in there:
+        names = [file.rfilename for file in info.siblings or ()]
+        if refuse in names:
             raise GeoError(
                 "one of this name exists there",
                 where=f"{repository}/{refuse}",
@@ -116,7 +116,7 @@ def push_files(
             CommitOperationAdd(name, data if isinstance(data, bytes) else str(data))
             for name, data in files.items()
         ]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
+        operations += [CommitOperationDelete(name) for name in names if name not in files and replaces(name)]
         say(f"push {counted(len(files), 'file')} to {repository}")
         api.create_commit(repository, operations, commit_message=message, parent_commit=info.sha)
     return f"{api.endpoint}/{repository}"
@@ -202,10 +202,10 @@ def hub_errors(repository: str) -> Iterator[None]:
     except PlainError:
         raise
     except Exception as error:
-        told = _told(error, repository)
-        if told is None:
+        refusal = _told(error, repository)
+        if refusal is None:
             raise
-        raise told from error
+        raise refusal from error
 
 
 def _told(error: Exception, repository: str) -> PlainError | None:

@@ -54,8 +54,8 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)
 
     def reset(self) -> None:
-        for each in (self.repositories, self.requests, self.refuses, self.between, self.objects):
-            each.clear()  # type: ignore[attr-defined]
+        for records in (self.repositories, self.requests, self.refuses, self.between, self.objects):
+            records.clear()  # type: ignore[attr-defined]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -107,8 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
                 private=bool(asked.get("private") or asked.get("visibility") == "private")
             )
             return self._answer({"url": f"{hub.url}/{name}", "name": name})
-        found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
-        name, rest = (found[1], found[2] or "") if found else ("", "")
+        match = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
+        name, rest = (match[1], match[2] or "") if match else ("", "")
         repository = hub.repositories.get(name)
         if repository is None or (repository.private and token not in (TOKEN, READER)):
             return self._fail(404 if token else 401, "RepoNotFound")
@@ -160,11 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
         if rest == "/info/lfs/objects/batch":
             objects = [
                 {
-                    "oid": each["oid"],
-                    "size": each["size"],
-                    "actions": {"upload": {"href": f"{hub.url}/objects/{each['oid']}"}},
+                    "oid": blob["oid"],
+                    "size": blob["size"],
+                    "actions": {"upload": {"href": f"{hub.url}/objects/{blob['oid']}"}},
                 }
-                for each in json.loads(body)["objects"]
+                for blob in json.loads(body)["objects"]
             ]
             return self._answer({"transfer": "basic", "objects": objects})
         if rest.startswith("/commit/"):

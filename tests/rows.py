@@ -33,9 +33,9 @@ def rows_of(
     step = rng.uniform(-2.5, 2.5, size=(n, 2))
     latitude = middle[0] + step[:, 0]
     longitude = geography.wrap_longitude(middle[1] + 6 * (labels - (classes - 1) / 2) + step[:, 1])
-    told = np.concatenate([np.eye(classes)[labels] * 2, step], axis=1)
-    mix = np.random.default_rng(7).normal(size=(told.shape[1], dim))
-    embeddings = told @ mix / 2 + rng.normal(size=(views, n, dim)) * noise
+    signal = np.concatenate([np.eye(classes)[labels] * 2, step], axis=1)
+    mix = np.random.default_rng(7).normal(size=(signal.shape[1], dim))
+    embeddings = signal @ mix / 2 + rng.normal(size=(views, n, dim)) * noise
     present = rng.random((n, views)) >= absent
     present[np.arange(n), rng.integers(views, size=n)] = True
     points = geography.to_unit_vectors(latitude, longitude)

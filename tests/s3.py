@@ -170,8 +170,8 @@ def serving() -> Iterator[Server]:
 
 def objects(address: Address) -> dict[str, bytes]:
     """Every object below an address and what is in it."""
-    found = {name: buckets.get(address / name) for name in buckets.listing(address)}
-    return {name: got[0] for name, got in found.items() if got is not None}
+    stored = {name: buckets.get(address / name) for name in buckets.listing(address)}
+    return {name: got[0] for name, got in stored.items() if got is not None}
 
 
 def upload(folder: Path, address: Address) -> None:

@@ -70,8 +70,8 @@ class Country:
         return self.data / f"{split}_images"
 
     def store(self, split: str = "train") -> Path:
-        (found,) = self.cache.glob(f"*/{split}.zarr")
-        return found
+        (path,) = self.cache.glob(f"*/{split}.zarr")
+        return path
 
     def settings(self, work: Path | None = None) -> dict[str, Any]:
         """Dotted settings that point at this country; what is written goes below `work`, else beside it."""
@@ -270,9 +270,9 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ran:
         code = end.code
     finally:
         set_quiet(False)
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert isinstance(code, int)
-    return Ran(code, said.out, said.err)
+    return Ran(code, captured.out, captured.err)
 
 
 def here(module: str, function: str, *arguments: str) -> Any:

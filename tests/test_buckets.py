@@ -136,9 +136,9 @@ def test_a_request_that_fails_twice_is_done_at_the_third_try(
     assert list(buckets.listing(bucket)) == left.get(how, ["there"])
     written = bucket / ("there" if how == "put_over" else "a")
     if how.startswith("put"):
-        found = buckets.get(written)
-        assert found is not None
-        assert found[0] == BODY
+        stored = buckets.get(written)
+        assert stored is not None
+        assert stored[0] == BODY
 
 
 def test_a_silent_server_is_told_of_after_its_first_time_out(
@@ -185,14 +185,14 @@ def test_a_slow_body_is_waited_for_as_long_as_it_comes(
     buckets.put(bucket / "a", BODY)
     monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "0.15")
     s3.faults = lambda _: SLOW
-    found = buckets.get(bucket / "a")
-    assert found is not None
-    assert found[0] == BODY
+    stored = buckets.get(bucket / "a")
+    assert stored is not None
+    assert stored[0] == BODY
     assert s3.met[SLOW] == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "tries"),
+    ("fault", "message", "tries"),
     [
         (BUSY, r"the server answers 503 \(SlowDown\), 3 times", 3),
         (STALL, "the server doesn't answer in time, 3 times", 3),
@@ -203,14 +203,14 @@ def test_a_slow_body_is_waited_for_as_long_as_it_comes(
     ],
 )
 def test_one_that_goes_on_failing_says_why_in_our_words(
-    bucket: Address, s3: Server, monkeypatch: pytest.MonkeyPatch, fault: str, said: str, tries: int
+    bucket: Address, s3: Server, monkeypatch: pytest.MonkeyPatch, fault: str, message: str, tries: int
 ) -> None:
     buckets.put(bucket / "a", BODY)
     monkeypatch.setenv("GEO_BUCKET_TIMEOUT", "0.3")
     monkeypatch.setenv("GEO_BUCKET_TRIES", "3")
     s3.reset()
     s3.faults = lambda _: fault
-    with pytest.raises(UnreachableError, match=said) as failed:
+    with pytest.raises(UnreachableError, match=message) as failed:
         buckets.get(bucket / "a")
     assert len(s3.requests) == tries
     assert failed.value.where == str(bucket / "a")

@@ -506,10 +506,10 @@ def test_a_directory_that_was_about_to_be_replaced_gets_its_name_back(tmp_path: 
 
 def test_what_a_killed_writer_left_goes_once_it_is_old_and_never_what_may_be_at_work(tmp_path: Path) -> None:
     old, young = tmp_path / ".run.00000000.writing", tmp_path / ".run.11111111.writing"
-    earlier_version, another = tmp_path / ".run.writing", tmp_path / ".runner.00000000.writing"
-    for left in (old, young, earlier_version, another):
+    earlier_version, of_another_run = tmp_path / ".run.writing", tmp_path / ".runner.00000000.writing"
+    for left in (old, young, earlier_version, of_another_run):
         (left / "half").mkdir(parents=True)
-    for left in (old, earlier_version, another):
+    for left in (old, earlier_version, of_another_run):
         os.utime(left, (0, 0))
     with replacing_directory(tmp_path / "run"):
         pass

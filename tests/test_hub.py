@@ -58,11 +58,11 @@ def test_a_run_comes_back_from_the_hub_as_it_went(run: Run, hub: Hub, tmp_path: 
     (run.path / "checkpoints" / "step-1.safetensors").write_text("large")
     pushed = push_run(run, "hf://ada/runs")
     assert (pushed.place, pushed.files) == ("hf://ada/runs/first", len(before))
-    there = hub.repositories["ada/runs"]
-    assert there.private
-    assert there.commits[1:] == ["Run first of geo_embed"]
-    assert there.lfs == {"first/heads.safetensors"}
-    assert {name for name in there.files if name.startswith("first/")} == {
+    repository = hub.repositories["ada/runs"]
+    assert repository.private
+    assert repository.commits[1:] == ["Run first of geo_embed"]
+    assert repository.lfs == {"first/heads.safetensors"}
+    assert {name for name in repository.files if name.startswith("first/")} == {
         f"first/{name}" for name in before
     } | {"first/run.json"}
     pulled = pull_run("hf://ada/runs/first", tmp_path / "elsewhere", name="theirs")
@@ -76,20 +76,20 @@ def test_one_of_this_name_is_replaced_only_where_that_is_asked_for_and_others_st
     push_run(run, "hf://ada/runs")
     shutil.copytree(run.path, run.path.parent / "second")
     push_run(load_run(run.path.parent, "second"), "hf://ada/runs")
-    there = hub.repositories["ada/runs"]
-    before = dict(there.files)
+    repository = hub.repositories["ada/runs"]
+    before = dict(repository.files)
     with pytest.raises(GeoError, match="one of this name exists there"):
         push_run(run, "hf://ada/runs")
-    assert there.files == before
+    assert repository.files == before
     (run.path / "history.parquet").unlink()
     push_run(load_run(run.path.parent, "first"), "hf://ada/runs", overwrite=True)
-    assert set(before) - set(there.files) == {"first/history.parquet"}
+    assert set(before) - set(repository.files) == {"first/history.parquet"}
 
 
 def test_what_isnt_what_was_pushed_is_refused_and_leaves_nothing(run: Run, hub: Hub, tmp_path: Path) -> None:
     push_run(run, "hf://ada/runs")
-    there = hub.repositories["ada/runs"]
-    whole = dict(there.files)
+    repository = hub.repositories["ada/runs"]
+    whole = dict(repository.files)
     for name, change in (
         ("first/heads.safetensors", lambda data: data[:-1] + b"x"),
         ("first/labels.json", lambda data: None),
@@ -97,8 +97,10 @@ def test_what_isnt_what_was_pushed_is_refused_and_leaves_nothing(run: Run, hub: 
         ("first/run.json", lambda data: data.replace(b'"labels.json"', b'"../../labels.json"')),
     ):
         data = change(whole[name])
-        there.files = {k: v for k, v in whole.items() if k != name} | ({} if data is None else {name: data})
-        there.commits.append("changed")
+        repository.files = {k: v for k, v in whole.items() if k != name} | (
+            {} if data is None else {name: data}
+        )
+        repository.commits.append("changed")
         with pytest.raises(GeoError):
             pull_run("hf://ada/runs/first", tmp_path / "elsewhere")
         assert not list((tmp_path / "elsewhere").glob("*"))
@@ -135,16 +137,16 @@ def test_an_export_is_pushed_with_its_card_and_read_by_its_name(
     ran = command(capsys, *push)
     assert ran.code == 0, ran.err
     assert ran.json["pushed"] == f"{hub.url}/ada/places"
-    there = hub.repositories["ada/places"]
-    assert there.files == {name: Path("e", name).read_bytes() for name in ran.json["files"]} | {
+    repository = hub.repositories["ada/places"]
+    assert repository.files == {name: Path("e", name).read_bytes() for name in ran.json["files"]} | {
         "notes.txt": b"theirs"
     }
     assert "POST /api/validate-yaml" in hub.requests
-    given = [str(path) for path in sorted(country.images().glob("img_000003_*"))]
-    answer = GeoPredictor.from_pretrained("hf://ada/places", device="cpu").predict(given)
-    assert json.dumps(answer) == json.dumps(GeoPredictor("e", device="cpu").predict(given))
-    there.files["model.onnx"] = b"large"
-    there.commits.append("onnx")
+    paths = [str(path) for path in sorted(country.images().glob("img_000003_*"))]
+    answer = GeoPredictor.from_pretrained("hf://ada/places", device="cpu").predict(paths)
+    assert json.dumps(answer) == json.dumps(GeoPredictor("e", device="cpu").predict(paths))
+    repository.files["model.onnx"] = b"large"
+    repository.commits.append("onnx")
     assert GeoPredictor.from_pretrained("ada/places", force_download=True).states
     assert not any("model.onnx" in request for request in hub.requests)
     assert ModelCard.load("ada/places").data.library_name == "geo_embed"
@@ -160,13 +162,15 @@ def test_an_export_of_several_backbones_is_read_by_its_name(
 ) -> None:
     made = make_twofold(country, tmp_path / "w")
     done = export(made.config(), made.run("both"), tmp_path / "e", push="ada/both")
-    there = hub.repositories["ada/both"].files
+    pushed_files = hub.repositories["ada/both"].files
     assert (
-        {"backbone/1/model.safetensors", "backbone/2/model.safetensors"} < done.files.keys() <= there.keys()
+        {"backbone/1/model.safetensors", "backbone/2/model.safetensors"}
+        < done.files.keys()
+        <= pushed_files.keys()
     )
-    given = made.pictures(1)
-    answer = GeoPredictor.from_pretrained("ada/both", device="cpu").predict(given)
-    assert answer == GeoPredictor(tmp_path / "e", device="cpu").predict(given)
+    pictures = made.pictures(1)
+    answer = GeoPredictor.from_pretrained("ada/both", device="cpu").predict(pictures)
+    assert answer == GeoPredictor(tmp_path / "e", device="cpu").predict(pictures)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +191,10 @@ def test_what_was_downloaded_without_its_onnx_file_is_not_passed_on_as_if_it_had
     run: Run, config: Config, hub: Hub, tmp_path: Path
 ) -> None:
     export(config, run, tmp_path / "e", heads_only=True, push="ada/heads")
-    there = hub.repositories["ada/heads"]
-    described = json.loads(there.files["config.json"]) | {"onnx": {"file": "heads.onnx"}}
-    there.files |= {"config.json": json.dumps(described).encode(), "heads.onnx": b"large"}
-    there.commits.append("onnx")
+    repository = hub.repositories["ada/heads"]
+    described = json.loads(repository.files["config.json"]) | {"onnx": {"file": "heads.onnx"}}
+    repository.files |= {"config.json": json.dumps(described).encode(), "heads.onnx": b"large"}
+    repository.commits.append("onnx")
     with pytest.raises(GeoError, match=r"heads\.onnx isn't there: of a repository it isn't downloaded"):
         GeoPredictor.from_pretrained("ada/heads").save_pretrained(tmp_path / "copy")
 
@@ -221,7 +225,7 @@ def test_a_push_that_fails_is_told_in_one_line_without_the_token(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refuses, token, told = FAULTS[fault]
+    refuses, token, message = FAULTS[fault]
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.repositories["ada/runs"] = Repository()
     hub.refuses.update(refuses)
@@ -233,7 +237,7 @@ def test_a_push_that_fails_is_told_in_one_line_without_the_token(
     assert ran.code == 1
     errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in ran.err
     assert TOKEN not in ran.err + ran.out
     assert READER not in ran.err + ran.out

@@ -270,8 +270,8 @@ def test_the_interval_is_the_percentiles_of_the_scores_of_resampled_sets() -> No
     km *= 9
     sets = random.integers(60, size=(4000, 60))
     scores = 0.7 * credit[sets].mean(axis=1) + 0.3 * np.maximum(0, 1 - km[sets].mean(axis=1) / 5000)
-    found = bootstrap_interval(credit, km, resamples=4000)
-    assert found == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])), abs=0.005)
+    interval = bootstrap_interval(credit, km, resamples=4000)
+    assert interval == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])), abs=0.005)
 
 
 def test_the_interval_of_groups_of_one_is_that_of_samples_whatever_the_groups_are_called() -> None:
@@ -340,8 +340,8 @@ def test_nothing_differs_from_itself_and_the_other_way_round_is_the_negative() -
     assert high is not None
     assert difference_interval(second, first, groups) == pytest.approx((-high, -low))
     assert difference_interval(first, second, groups) != difference_interval(first, second)
-    one = np.ones(1), np.ones(1)
-    assert difference_interval(one, one) == (None, None)
+    single = np.ones(1), np.ones(1)
+    assert difference_interval(single, single) == (None, None)
 
 
 def test_intervals_of_means_are_drawn_as_the_scores() -> None:

@@ -19,28 +19,30 @@ def test_adamw_moves_as_torchs_own_to_the_bit() -> None:
         generator = torch.Generator().manual_seed(1)
         return [nn.Parameter(torch.randn(size, generator=generator)) for size in ((5, 3), (3,), (2, 2))]
 
-    ours, theirs = parameters(), parameters()
-    optimizer = make_adamw(ours, SETTINGS)
+    trained, expected = parameters(), parameters()
+    optimizer = make_adamw(trained, SETTINGS)
     reference = torch.optim.AdamW(
         [
-            {"params": [p for p in theirs if p.ndim > 1], "weight_decay": 0.3},
-            {"params": [p for p in theirs if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in expected if p.ndim > 1], "weight_decay": 0.3},
+            {"params": [p for p in expected if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=0.01,
         betas=BETAS,
         fused=True,
     )
     for step in range(4):
-        for mine, other in zip(ours, theirs, strict=True):
+        for parameter, other in zip(trained, expected, strict=True):
             # The third has a gradient in the first steps only.
-            gradient = None if mine.shape == (2, 2) and step > 1 else torch.sin(mine.detach() + step)
-            mine.grad, other.grad = gradient, gradient
+            gradient = (
+                None if parameter.shape == (2, 2) and step > 1 else torch.sin(parameter.detach() + step)
+            )
+            parameter.grad, other.grad = gradient, gradient
         for group in (*optimizer.param_groups, *reference.param_groups):
             group["lr"] = 0.01 / (step + 1)
         optimizer.step()
         reference.step()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
+    for parameter, other in zip(trained, expected, strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_lbfgs_finds_the_least_of_a_narrow_valley() -> None:

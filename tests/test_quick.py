@@ -44,4 +44,4 @@ def test_the_rules_of_the_house_are_always_asked() -> None:
 
 
 def test_a_wing_may_be_named() -> None:
-    assert QUICK["told"](["heads", "tests/cache"]) == ["tests/heads", "tests/cache"]
+    assert QUICK["paths_of"](["heads", "tests/cache"]) == ["tests/heads", "tests/cache"]

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def untouched() -> list[tuple[str, int, int]]:
-    every = ((path, path.stat()) for path in [PICTURES, *PICTURES.rglob("*")])
-    return sorted((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in every)
+    files = ((path, path.stat()) for path in [PICTURES, *PICTURES.rglob("*")])
+    return sorted((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
 
 def test_real_pictures_go_from_check_to_prediction_with_the_three_views_that_exist(

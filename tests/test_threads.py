@@ -39,9 +39,9 @@ def found_by_torch(*words: str, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED, *words], env=bare | env, capture_output=True, text=True, check=False
     )
-    told = [line for line in done.stdout.splitlines() if line.startswith("torch found ")]
-    assert len(told) == 1, done.stderr
-    return told[0].removeprefix("torch found ")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("torch found ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0].removeprefix("torch found ")
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_the_command_decides_and_not_a_word_of_the_command_line(words: list[str]
 
 
 def test_what_the_environment_says_stands() -> None:
-    told = found_by_torch("evaluate", "first", GOMP_SPINCOUNT="7")
-    assert told == "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=7"
+    settings = found_by_torch("evaluate", "first", GOMP_SPINCOUNT="7")
+    assert settings == "OMP_WAIT_POLICY=None GOMP_SPINCOUNT=7"
 
 
 def test_a_verb_of_the_package_decides_too_and_its_import_alone_does_not(

@@ -39,7 +39,7 @@ def of_tensorboard(folder: Path) -> Shown:
     events = reader.EventAccumulator(str(folder))
     events.Reload()
     scalars = {key: events.Scalars(key) for key in events.Tags()["scalars"]}
-    steps = {key: {one.step: one.value for one in all_} for key, all_ in scalars.items()}
+    steps = {key: {event.step: event.value for event in all_} for key, all_ in scalars.items()}
     final = {key: steps.pop(key)[0] for key in list(steps) if key.startswith("final/")}
     (text,) = events.Tensors("settings/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
@@ -118,8 +118,8 @@ def test_what_is_shown_is_the_runs_history_its_metrics_and_its_settings(
     environment = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
     settings = write_planted(planted(60, seed=0, classes=4, dim=12), tmp_path / "planted")
     settings |= {"paths.runs_dir": tmp_path / "runs", "training.preset": "pigeon", "training.epochs": 3}
-    given = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
-    arguments = (*(word for each in given for word in ("--set", each)), "fit-heads", "--seeds", 2)
+    assignments = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+    arguments = (*(word for setting in assignments for word in ("--set", setting)), "fit-heads", "--seeds", 2)
     ran = geo(
         *(*arguments, "--name", "first", "--track", tracker, "--json"),
         env=environment,

@@ -73,5 +73,7 @@ def test_an_installed_wheel_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     assert Path(where.strip()) == site_packages / "geo_embed" / "__init__.py"
     assert run([geo, "--version"], tmp_path).strip() == geo_embed.__version__
     short = ("--set", "training.budget_seconds=0.2", "--set", "finetune.epochs=1")
-    told = json.loads(run([geo, "--json", *short, "demo", "--locations", "40", "--root", "demo"], tmp_path))
-    assert (tmp_path / told["submission"]).stat().st_size > 0
+    summary = json.loads(
+        run([geo, "--json", *short, "demo", "--locations", "40", "--root", "demo"], tmp_path)
+    )
+    assert (tmp_path / summary["submission"]).stat().st_size > 0

@@ -97,7 +97,7 @@ def measure(url: str, points: str | None) -> list[dict[str, Any]]:
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
         None,
     )
-    found: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         address = f"{url}?points={points}" if points else url
@@ -109,7 +109,7 @@ def measure(url: str, points: str | None) -> list[dict[str, Any]]:
                 "() => [performance.getEntriesByName('first-contentful-paint')[0].startTime, performance.getEntriesByName('points')[0].startTime]"
             )
             layer = page.evaluate("() => document.documentElement.dataset.layer")
-            found.append(
+            measured.append(
                 {
                     "what": f"load {k + 1}",
                     "first_paint_ms": round(paint),
@@ -126,16 +126,18 @@ def measure(url: str, points: str | None) -> list[dict[str, Any]]:
         mouse = page.mouse
         mouse.move(x, y)
         mouse.down()
-        found.append(frames(page, "move", lambda k: mouse.move(x + 3 * (k % 40 - 20), y + 2 * (k % 30 - 15))))
+        measured.append(
+            frames(page, "move", lambda k: mouse.move(x + 3 * (k % 40 - 20), y + 2 * (k % 30 - 15)))
+        )
         mouse.up()
-        found.append(frames(page, "zoom", lambda k: mouse.wheel(0, -30 if k < STEPS // 2 else 30)))
-        found.append(frames(page, "point at", lambda k: mouse.move(x - 225 + 3 * k, y - 75 + k)))
+        measured.append(frames(page, "zoom", lambda k: mouse.wheel(0, -30 if k < STEPS // 2 else 30)))
+        measured.append(frames(page, "point at", lambda k: mouse.move(x - 225 + 3 * k, y - 75 + k)))
         page.keyboard.down("Shift")
         mouse.move(x - 250, y - 150)
         mouse.down()
-        found.append(frames(page, "brush", lambda k: mouse.move(x - 248 + 3 * k, y - 149 + 1.6 * k)))
+        measured.append(frames(page, "brush", lambda k: mouse.move(x - 248 + 3 * k, y - 149 + 1.6 * k)))
         browser.close()
-    return found
+    return measured
 
 
 def main() -> None:

@@ -108,8 +108,8 @@ class Report:
 
 def pins(constraints: str) -> dict[str, str]:
     """Normalised name → version, of constraints.txt."""
-    found = (re.fullmatch(r"([\w.-]+)==(\S+)", line.strip()) for line in constraints.splitlines())
-    return {normal(match[1]): match[2] for match in found if match}
+    matches = (re.fullmatch(r"([\w.-]+)==(\S+)", line.strip()) for line in constraints.splitlines())
+    return {normal(match[1]): match[2] for match in matches if match}
 
 
 def normal(name: str) -> str:
@@ -446,13 +446,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lacks", action="store_true", help="only list what would be installed")
     parser.add_argument("--fetch", metavar="PYTHON", help="only download wheels for that version of Python")
     parser.add_argument("names", nargs="*", metavar="NAME==VERSION", help="with --fetch: of these")
-    given = parser.parse_args(arguments)
-    if given.lacks:
+    options = parser.parse_args(arguments)
+    if options.lacks:
         print("\n".join(_lacking_here()))
         return 0
-    if given.fetch:
-        return _fetch(given.fetch, given.names)
-    return report_on(given.seconds, given.out.absolute())
+    if options.fetch:
+        return _fetch(options.fetch, options.names)
+    return report_on(options.seconds, options.out.absolute())
 
 
 if __name__ == "__main__":

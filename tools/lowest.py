@@ -31,11 +31,11 @@ def bounds(project: dict[str, object]) -> dict[str, str]:
 
 def lifted(declared: dict[str, str], resolved: str) -> list[str]:
     """What isn't installed in the version that is declared, one line each."""
-    got = dict(line.split("==") for line in resolved.splitlines())
+    installed = dict(line.split("==") for line in resolved.splitlines())
     return [
-        f"{name}>={bound} is declared, and {got.get(name)} is the lowest that can be installed"
+        f"{name}>={bound} is declared, and {installed.get(name)} is the lowest that can be installed"
         for name, bound in declared.items()
-        if _numbers(got.get(name, "")) != _numbers(bound)
+        if _numbers(installed.get(name, "")) != _numbers(bound)
     ]
 
 

@@ -28,7 +28,7 @@ def tests_of(changed: Iterable[str], tests: set[str]) -> set[str]:
     return chosen & tests
 
 
-def told(words: Iterable[str]) -> list[str]:
+def paths_of(words: Iterable[str]) -> list[str]:
     """Wings by their names, and paths."""
     return [word if (ROOT / word).exists() else f"tests/{word}" for word in words]
 
@@ -51,7 +51,7 @@ def changed() -> set[str]:
 def main() -> None:
     os.chdir(ROOT)
     known = {str(path) for path in Path("tests").rglob("test_*.py")}
-    tests = told(sys.argv[1:]) or sorted(tests_of(changed(), known))
+    tests = paths_of(sys.argv[1:]) or sorted(tests_of(changed(), known))
     print(*tests, sep="\n", flush=True)
     options = ["-n", "2", "--dist", "worksteal", "-m", "not slow", "-x"]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *tests])
