@@ -264,7 +264,7 @@ def _read(
         return read_parquet(
             source,
             folder,
-            said=columns,
+            overrides=columns,
             label=column,
             views=views,
             progress_seconds=config.tracking.progress_seconds,
@@ -292,32 +292,33 @@ def _tables(source: Path, kind: str, test_share: float) -> tuple[Path, list[tupl
             (source / f"{split}.csv", split) for split in ("train", "test")
         ]
         folder = source / "images"
-        there = [each for each in tables if each[0].is_file()]
-        if not there:
+        existing = [table for table in tables if table[0].is_file()]
+        if not existing:
             raise GeoError(
                 "neither train.csv nor test.csv lies here",
                 where=source,
                 hint="name the folder of OSV-5M's files",
             )
-        return folder if folder.is_dir() else source, there
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in _TABLES)
+        return folder if folder.is_dir() else source, existing
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in _TABLES)
     if kind == "im2gps3k":
-        found = [path for path in found if path.name.lower().startswith("im2gps3k")]
-    if len(found) != 1:
+        paths = [path for path in paths if path.name.lower().startswith("im2gps3k")]
+    if len(paths) != 1:
         raise GeoError(
-            f"{len(found)} tables lie here, where one is wanted",
+            f"{len(paths)} tables lie here, where one is wanted",
             where=source,
             hint="name the table itself, and --images DIR",
         )
-    return source, [(found[0], None)]
+    return source, [(paths[0], None)]
 
 
 def _nothing(ledger: Ledger, source: Path) -> GeoError:
     counts = ledger.counts()
     why = "; ".join(
-        f"{each['count']:,} {each['reason']}: {each['detail']} ({each['examples'][0]})" for each in counts[:3]
+        f"{group['count']:,} {group['reason']}: {group['detail']} ({group['examples'][0]})"
+        for group in counts[:3]
     )
-    reasons = {each["reason"] for each in counts}
+    reasons = {group["reason"] for group in counts}
     hint = "correct what is named first" if counts else "the table has no rows"
     if "no-coordinates" in reasons:
         tables = (

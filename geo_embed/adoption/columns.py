@@ -87,50 +87,56 @@ _NO_VALUES = ["", "nan", "none", "null", "na", "n/a", "-"]
 _NOWHERE = 1e-6
 
 
-def find_columns(header: Sequence[str], said: Mapping[str, str], label: str | None) -> dict[str, str]:
+def find_columns(header: Sequence[str], overrides: Mapping[str, str], label: str | None) -> dict[str, str]:
     """Which column of a table is which of ours: `latitude`, `longitude`, `sample_id`, `image` or `image_VIEW`, `state`, `split`, areas.
 
     Args:
         header: the table's names.
-        said: ours to theirs, as somebody says it.
+        overrides: ours to theirs, as somebody says it.
         label: theirs of the classes, where somebody says it; else a usual one, if there is one.
 
     Raises:
         GeoError: a column that is said isn't there, or ours isn't one of these.
     """
     known = {_key(name): name for name in reversed(header)}
-    found = {ours: known[key] for ours, keys in _USUAL.items() for key in reversed(keys) if key in known}
-    if not {"latitude", "longitude"} <= found.keys():
-        found = {ours: name for ours, name in found.items() if ours not in ("latitude", "longitude")}
+    columns = {field: known[key] for field, keys in _USUAL.items() for key in reversed(keys) if key in known}
+    if not {"latitude", "longitude"} <= columns.keys():
+        columns = {field: name for field, name in columns.items() if field not in ("latitude", "longitude")}
     views = [name for name in header if (view := _VIEW.fullmatch(name)) and view[1].lower() not in _NO_VIEWS]
     if label is not None:
-        said = {**said, "state": label}
-    for ours, theirs in said.items():
-        if ours not in _USUAL and not _VIEW.fullmatch(ours):
+        overrides = {**overrides, "state": label}
+    for field, column in overrides.items():
+        if field not in _USUAL and not _VIEW.fullmatch(field):
             raise GeoError(
-                f"{ours!r} is no column of ours",
+                f"{field!r} is no column of ours",
                 where="--column",
                 hint=f"ours are {', '.join(_USUAL)}, and image_VIEW for each view",
             )
-        if theirs not in header:
+        if column not in header:
             raise GeoError(
-                f"there is no column {theirs!r}; the table has {', '.join(header[:20])}",
-                where="--label" if ours == "state" else f"--column {ours}={theirs}",
+                f"there is no column {column!r}; the table has {', '.join(header[:20])}",
+                where="--label" if field == "state" else f"--column {field}={column}",
                 hint="name one of these",
             )
-        found[ours] = theirs
-    if not any(_VIEW.fullmatch(ours) for ours in said):
-        found |= {f"image_{_VIEW.fullmatch(name)[1]}": name for name in views if name not in said.values()}  # type: ignore[index]
-    if "image" in said:
-        found = {ours: name for ours, name in found.items() if ours in said or not _VIEW.fullmatch(ours)}
-    elif any(_VIEW.fullmatch(ours) for ours in found):
-        found.pop("image", None)
-    return found
+        columns[field] = column
+    if not any(_VIEW.fullmatch(field) for field in overrides):
+        columns |= {
+            f"image_{_VIEW.fullmatch(name)[1]}": name  # type: ignore[index]
+            for name in views
+            if name not in overrides.values()
+        }
+    if "image" in overrides:
+        columns = {
+            field: name for field, name in columns.items() if field in overrides or not _VIEW.fullmatch(field)
+        }
+    elif any(_VIEW.fullmatch(field) for field in columns):
+        columns.pop("image", None)
+    return columns
 
 
-def views_of(found: Iterable[str]) -> tuple[str, ...]:
+def views_of(columns: Iterable[str]) -> tuple[str, ...]:
     """The views that have columns of their own; none where a table has one column of pictures, or none."""
-    return tuple(view[1] for ours in found if (view := _VIEW.fullmatch(ours)))
+    return tuple(view[1] for field in columns if (view := _VIEW.fullmatch(field)))
 
 
 def with_degrees(frame: pd.DataFrame, ledger: Ledger) -> pd.DataFrame:

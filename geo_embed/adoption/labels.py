@@ -142,24 +142,28 @@ def _ring(points: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 
 def _properties(features: Sequence[Any]) -> list[str]:
     """The properties that shapes have, some of them perhaps not each."""
-    every = [feature.get("properties") for feature in features if isinstance(feature, Mapping)]
-    return list(dict.fromkeys(str(key) for each in every if isinstance(each, Mapping) for key in each))[:20]
+    property_maps = [feature.get("properties") for feature in features if isinstance(feature, Mapping)]
+    return list(
+        dict.fromkeys(
+            str(key) for properties in property_maps if isinstance(properties, Mapping) for key in properties
+        )
+    )[:20]
 
 
 def _naming(path: Path, features: Sequence[Any]) -> str:
-    there = _properties(features)
-    usual = [key for wanted in _NAMES for key in there if key.lower() == wanted]
+    keys = _properties(features)
+    usual = [key for wanted in _NAMES for key in keys if key.lower() == wanted]
     if usual:
         return usual[0]
     first = next((f["properties"] for f in features if isinstance(f, Mapping) and f.get("properties")), None)
-    texts = [key for key in there if isinstance(first, Mapping) and isinstance(first.get(key), str)]
-    if len(texts) != 1 and len(there) != 1:
+    texts = [key for key in keys if isinstance(first, Mapping) and isinstance(first.get(key), str)]
+    if len(texts) != 1 and len(keys) != 1:
         raise GeoError(
-            f"which property names a class? Its shapes have {', '.join(there) or 'none'}",
+            f"which property names a class? Its shapes have {', '.join(keys) or 'none'}",
             where=path,
             hint=f"--label {path}:PROPERTY",
         )
-    return (texts or there)[0]
+    return (texts or keys)[0]
 
 
 def _atlas(name: str | None) -> dict[str, Polygons]:
@@ -183,10 +187,12 @@ def _inside(
             label[rows[contains(polygon, latitude[rows], longitude[rows])]] = name
     # 2. Points outside all of them: the nearest of the few polygons that have an edge near.
     outside = np.flatnonzero((label == "") & np.isfinite(latitude))
-    every = [(name, polygon) for name, polygons in shapes.items() for polygon in polygons]
-    for i, near in zip(outside, _polygons_near(every, latitude[outside], longitude[outside]), strict=True):
+    named_polygons = [(name, polygon) for name, polygons in shapes.items() for polygon in polygons]
+    for i, near in zip(
+        outside, _polygons_near(named_polygons, latitude[outside], longitude[outside]), strict=True
+    ):
         nearest = _NEAR_KM
-        for name, polygon in (every[k] for k in near):
+        for name, polygon in (named_polygons[k] for k in near):
             km = float(km_outside(polygon, latitude[i : i + 1], longitude[i : i + 1])[0])
             if km <= nearest:
                 nearest, label[i] = km, name
@@ -194,7 +200,7 @@ def _inside(
 
 
 def _polygons_near(
-    every: Sequence[tuple[str, Sequence[NDArray[np.float64]]]],
+    named_polygons: Sequence[tuple[str, Sequence[NDArray[np.float64]]]],
     latitude: NDArray[np.float64],
     longitude: NDArray[np.float64],
 ) -> list[list[int]]:
@@ -202,7 +208,7 @@ def _polygons_near(
     from scipy.spatial import cKDTree
 
     corners, owner = [], []
-    for k, (_, polygon) in enumerate(every):
+    for k, (_, polygon) in enumerate(named_polygons):
         for ring in polygon:
             start, step = ring[:-1], np.diff(ring, axis=0)
             # Points along the edges, no farther apart than what counts as near.
@@ -214,8 +220,8 @@ def _polygons_near(
     longitudes, latitudes = np.concatenate(corners).T
     tree, owners = cKDTree(to_unit_vectors(latitudes, longitudes)), np.concatenate(owner)
     reach = 1.5 * _NEAR_KM / EARTH_RADIUS_KM
-    found = tree.query_ball_point(to_unit_vectors(latitude, longitude), reach) if len(latitude) else []
-    return [sorted(set(owners[rows].tolist())) for rows in found]
+    neighbours = tree.query_ball_point(to_unit_vectors(latitude, longitude), reach) if len(latitude) else []
+    return [sorted(set(owners[rows].tolist())) for rows in neighbours]
 
 
 def _cells(frame: pd.DataFrame, known: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.object_]:

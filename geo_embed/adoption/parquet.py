@@ -46,7 +46,7 @@ def read_parquet(
     source: Path,
     folder: Path,
     *,
-    said: Mapping[str, str],
+    overrides: Mapping[str, str],
     label: str | None,
     views: tuple[str, ...],
     progress_seconds: float,
@@ -60,7 +60,7 @@ def read_parquet(
     Args:
         source: a file, or a folder of files of one layout.
         folder: where pictures go.
-        said: ours to the table's columns, as somebody says it.
+        overrides: ours to the table's columns, as somebody says it.
         label: the column of classes, where somebody says it.
         views: those wanted, in order; empty for all there are.
         progress_seconds: between two lines of news.
@@ -79,14 +79,14 @@ def read_parquet(
     if not every_picture:
         raise _no_pictures(files[0])
     for path in files[1:]:
-        there = _picture_columns(path)
-        if lacked := [name for name in every_picture if name not in there]:
+        file_columns = _picture_columns(path)
+        if lacked := [name for name in every_picture if name not in file_columns]:
             raise GeoError(
                 f"no pictures in a column {lacked[0]!r}, as {files[0].name} has",
                 where=path,
                 hint="name one file, or a folder whose files have the same columns",
             )
-    pictures, said = _said_pictures(every_picture, said)
+    pictures, overrides = _chosen_pictures(every_picture, overrides)
     table = pd.concat(
         [_texts(path, every_picture).assign(file=k) for k, path in enumerate(files)], ignore_index=True
     ).fillna("")
@@ -100,15 +100,15 @@ def read_parquet(
             hint="name some of these",
         )
     views = views or tuple(of_views)
-    found = find_columns(header, said, label)
-    if not {"latitude", "longitude"} <= found.keys():
+    columns = find_columns(header, overrides, label)
+    if not {"latitude", "longitude"} <= columns.keys():
         raise GeoError(
             f"no columns of latitude and longitude; it has {', '.join(header[:20])}",
             where=files[0],
             hint="name them: --column latitude=NAME --column longitude=NAME",
         )
-    kept = {ours: theirs for ours, theirs in found.items() if not ours.startswith("image")}
-    frame = table[["file", "row"]].assign(**{ours: table[theirs] for ours, theirs in kept.items()})
+    kept = {field: column for field, column in columns.items() if not field.startswith("image")}
+    frame = table[["file", "row"]].assign(**{field: table[column] for field, column in kept.items()})
     is_test = (
         frame["split"].str.lower().isin(TEST_NAMES)
         if "split" in kept
@@ -145,9 +145,12 @@ def read_parquet(
         frame = frame.assign(
             **{f"image_{view}": pd.Series(names[view], dtype=object).reindex(frame.index).fillna("")}
         )
-    none = (frame[[f"image_{view}" for view in views]] == "").all(axis=1)
+    without_picture = (frame[[f"image_{view}" for view in views]] == "").all(axis=1)
     frame = ledger.leave(
-        frame, none, "missing-picture", "the table has no bytes of its pictures, at most their paths"
+        frame,
+        without_picture,
+        "missing-picture",
+        "the table has no bytes of its pictures, at most their paths",
     )
     return Candidates(frame.drop(columns=["file", "row", *({"state"} & set(frame))]), views, folder)
 
@@ -158,10 +161,10 @@ def _is_test(path: Path, source: Path) -> bool:
     return any(_TEST.search(name.lower()) for name in names)
 
 
-def _said_pictures(every: list[str], said: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def _chosen_pictures(available: list[str], overrides: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Which columns of pictures are meant, the one that somebody calls `image`, or all of them; and what else is said."""
-    wanted = [theirs for ours, theirs in said.items() if ours == "image" and theirs in every]
-    return wanted or every, {ours: theirs for ours, theirs in said.items() if theirs not in wanted}
+    wanted = [column for field, column in overrides.items() if field == "image" and column in available]
+    return wanted or available, {field: column for field, column in overrides.items() if column not in wanted}
 
 
 def _no_pictures(path: Path) -> GeoError:
@@ -256,7 +259,7 @@ def _class_names(schema: "pa.Schema") -> dict[str, list[str]]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
-            name: [str(each) for each in feature["names"]]
+            name: [str(class_name) for class_name in feature["names"]]
             for name, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }

@@ -54,8 +54,8 @@ class Pattern:
 
     def match(self, name: str) -> dict[str, str] | None:
         """What stands for each field in a path below the source's folder; None where it isn't of this pattern."""
-        found = self.expression.fullmatch(name if self.is_path else name.rpartition("/")[2])
-        return found.groupdict() if found else None
+        matched = self.expression.fullmatch(name if self.is_path else name.rpartition("/")[2])
+        return matched.groupdict() if matched else None
 
 
 def read_pattern(text: str, views: Sequence[str]) -> Pattern:
@@ -169,9 +169,9 @@ def group_pictures(
     return pd.DataFrame(rows, columns=["key", "id", "class", "view", "path"], dtype=object)
 
 
-def order_views(found: Iterable[str]) -> tuple[str, ...]:
+def order_views(names: Iterable[str]) -> tuple[str, ...]:
     """Views in the compass's order, or by number; others as they are found first."""
-    views = list(dict.fromkeys(found))
+    views = list(dict.fromkeys(names))
     if all(view.lower() in _COMPASS for view in views):
         return tuple(sorted(views, key=lambda view: _COMPASS[view.lower()]))
     if all(view.isdecimal() for view in views):
@@ -204,16 +204,16 @@ def look_at_pictures(
         except GeoError as error:
             return error.what, ""
 
-    found: list[tuple[str, tuple[float, float] | str]] = []
+    looks: list[tuple[str, tuple[float, float] | str]] = []
     with (
         progress("look", len(names), "pictures", config.tracking.progress_seconds) as advance,
         ThreadPoolExecutor(config.inference.workers or cpu_count() or 1) as pool,
     ):
         for start in range(0, len(names), _BLOCK):
             part = names[start : start + _BLOCK]
-            found += pool.map(look, part)
+            looks += pool.map(look, part)
             advance(len(part))
-    return [fault for fault, _ in found], [place for _, place in found]
+    return [fault for fault, _ in looks], [place for _, place in looks]
 
 
 def without_faults(

@@ -18,12 +18,12 @@ from geo_embed.errors import GeoError
 TEST_NAMES = frozenset({"test", "testing", "query"})
 
 
-def read_table(path: Path, said: Mapping[str, str], label: str | None, ledger: Ledger) -> pd.DataFrame:
+def read_table(path: Path, overrides: Mapping[str, str], label: str | None, ledger: Ledger) -> pd.DataFrame:
     """A CSV under our columns' names, as text, with `where` each row stands; rows of another length are left out.
 
     Args:
         path: the file.
-        said: ours to its columns, as somebody says it.
+        overrides: ours to its columns, as somebody says it.
         label: its column of classes, where somebody says it.
         ledger: what is left out.
 
@@ -34,19 +34,19 @@ def read_table(path: Path, said: Mapping[str, str], label: str | None, ledger: L
     if read is None:
         raise _refused(problems)
     header, separator = read
-    found = find_columns(header, said, label)
-    if not {"latitude", "longitude"} <= found.keys():
+    columns = find_columns(header, overrides, label)
+    if not {"latitude", "longitude"} <= columns.keys():
         raise GeoError(
             f"no columns of latitude and longitude; it has {', '.join(name for name in header[:20])}",
             where=path,
             hint="name them: --column latitude=NAME --column longitude=NAME",
         )
-    loose, problems = read_separated(path, list(dict.fromkeys(found.values())), separator)
+    loose, problems = read_separated(path, list(dict.fromkeys(columns.values())), separator)
     if loose is None:
         raise _refused(problems)
     places = [f"{path.name}, row {row}" for row in loose.table.index]
     table = pd.DataFrame(
-        {ours: loose.table[theirs].astype("str").to_numpy() for ours, theirs in found.items()}
+        {field: loose.table[column].astype("str").to_numpy() for field, column in columns.items()}
     )
     ledger.leave_files([f"{path.name}, row {row.row}" for row in loose.ragged], "ragged-row", loose.cure)
     return table.assign(where=places)
@@ -141,7 +141,7 @@ def _by_pattern(
     ids = frame["sample_id"] if f"image_{ONE_VIEW}" not in frame else None
     if ids is None:
         fields = frame[f"image_{ONE_VIEW}"].str.replace("\\", "/").map(pattern.match)
-        frame = frame.assign(sample_id=fields.map(lambda found: found["id"] if found else ""))
+        frame = frame.assign(sample_id=fields.map(lambda groups: groups["id"] if groups else ""))
         frame = ledger.leave(
             frame, frame["sample_id"] == "", "other-name", f"its picture isn't of the pattern {pattern.text}"
         )
@@ -158,9 +158,9 @@ def _by_pattern(
     for view in views:
         paths = grouped[grouped["view"] == view].set_index("id")["path"]
         frame = frame.assign(**{f"image_{view}": frame["sample_id"].map(paths).fillna("").astype(object)})
-    none = (frame[[f"image_{view}" for view in views]] == "").all(axis=1)
+    without_picture = (frame[[f"image_{view}" for view in views]] == "").all(axis=1)
     return ledger.leave(
-        frame, none, "missing-picture", f"no picture of its id and the pattern {pattern.text}"
+        frame, without_picture, "missing-picture", f"no picture of its id and the pattern {pattern.text}"
     ), views
 
 
@@ -184,9 +184,9 @@ def _by_names(
             name = _composed_name(value)
             return by_name.get(name) or by_stem.get(name) or by_stem.get(Path(name).stem) or "?"
 
-        found = frame[column].map(resolve).astype(object)
+        resolved = frame[column].map(resolve).astype(object)
         detail = "no picture of this name, or several: " + frame[column].astype(object)
-        frame = ledger.leave(frame.assign(**{column: found}), found == "?", "missing-picture", detail)
+        frame = ledger.leave(frame.assign(**{column: resolved}), resolved == "?", "missing-picture", detail)
     return frame
 
 
@@ -197,11 +197,11 @@ def _composed_name(path: str) -> str:
 
 def _only(names: list[str], key: Callable[[str], str]) -> dict[str, str]:
     """Paths by a part of them that no other path has."""
-    found: dict[str, str] = {}
+    by_part: dict[str, str] = {}
     for name in names:
         part = key(name)
-        found[part] = "" if part in found else name
-    return found
+        by_part[part] = "" if part in by_part else name
+    return by_part
 
 
 def _ids_by_picture(frame: pd.DataFrame, images: list[str]) -> "pd.Series[str]":

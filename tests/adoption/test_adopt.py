@@ -93,7 +93,7 @@ def table(out: Path, name: str = "train_ground_truth.csv") -> pd.DataFrame:
 
 
 def reasons(adopted: Adopted) -> dict[str, int]:
-    return {each["reason"]: each["count"] for each in adopted.left_out}
+    return {group["reason"]: group["count"] for group in adopted.left_out}
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -136,8 +136,8 @@ def test_a_folder_per_class_with_places_by_exif(classes: Path, tmp_path: Path) -
     assert config.paths.images("train") == classes
     rows = table(adopted.directory)
     assert rows["state"].value_counts().to_dict() == dict.fromkeys(PLACES, 4)
-    found = rows.set_index("sample_id").loc["Suva2"]
-    assert (found["latitude"], found["longitude"]) == pytest.approx(near("Suva", 2))
+    sample = rows.set_index("sample_id").loc["Suva2"]
+    assert (sample["latitude"], sample["longitude"]) == pytest.approx(near("Suva", 2))
     assert contents(classes) == before
 
 
@@ -595,8 +595,8 @@ def test_views_that_differ_in_case_are_one(tmp_path: Path) -> None:
     for k in range(2):
         for view in ("north", "South") if k else ("North", "SOUTH"):
             paint(tmp_path / "src" / f"{k}_{view}.jpg", 10 * k + len(view) * view.islower(), near("Oslo", k))
-    found = adopt(Config(), tmp_path / "src", tmp_path / "found", pattern="{id}_{view}.jpg")
-    assert (found.views, found.train) == (("North", "SOUTH"), 2)
+    detected = adopt(Config(), tmp_path / "src", tmp_path / "found", pattern="{id}_{view}.jpg")
+    assert (detected.views, detected.train) == (("North", "SOUTH"), 2)
     named = adopt(
         Config(), tmp_path / "src", tmp_path / "named", pattern="{id}_{view}.jpg", views=("south", "north")
     )
@@ -604,19 +604,19 @@ def test_views_that_differ_in_case_are_one(tmp_path: Path) -> None:
     sound(named)
 
 
-def columns(path: Path, given: dict[str, list[Any]]) -> Path:
+def columns(path: Path, columns_of_file: dict[str, list[Any]]) -> Path:
     import pyarrow as pa
     from pyarrow import parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(given), path)
+    pq.write_table(pa.table(columns_of_file), path)
     return path
 
 
 def test_parquet_as_the_hub_converts_it_has_splits_by_folders_and_gaps_are_no_classes(tmp_path: Path) -> None:
-    given = pictures_of("image")
-    given["label"] = [0.0, 1.0, float("nan"), None]
-    columns(tmp_path / "hub" / "default" / "train" / "0000.parquet", given)
+    columns_of_hub = pictures_of("image")
+    columns_of_hub["label"] = [0.0, 1.0, float("nan"), None]
+    columns(tmp_path / "hub" / "default" / "train" / "0000.parquet", columns_of_hub)
     bare = pictures_of("image", start=10)
     del bare["label"]
     bare["more"] = [{"place": "x"}] * 4
@@ -628,10 +628,10 @@ def test_parquet_as_the_hub_converts_it_has_splits_by_folders_and_gaps_are_no_cl
 
 
 def test_one_of_several_columns_of_bytes_and_fields_of_a_struct_are_named(tmp_path: Path) -> None:
-    given = pictures_of("jpg") | {"md5": [b"0123", b"4567", b"89ab", b"cdef"]}
-    degrees = zip(given.pop("lat"), given.pop("lon"), strict=True)
-    given["at"] = [{"lat": latitude, "lon": longitude} for latitude, longitude in degrees]
-    file = columns(tmp_path / "a.parquet", given)
+    columns_of_file = pictures_of("jpg") | {"md5": [b"0123", b"4567", b"89ab", b"cdef"]}
+    degrees = zip(columns_of_file.pop("lat"), columns_of_file.pop("lon"), strict=True)
+    columns_of_file["at"] = [{"lat": latitude, "lon": longitude} for latitude, longitude in degrees]
+    file = columns(tmp_path / "a.parquet", columns_of_file)
     named = {"latitude": "at.lat", "longitude": "at.lon"}
     with pytest.raises(GeoError, match="md5") as refused:
         adopt(Config(), file, tmp_path / "out", columns=named)

@@ -32,9 +32,9 @@ def tagged(kind: str = "JPEG", **tags: Any) -> bytes:
 def test_degrees_minutes_and_seconds_of_all_four_quarters(kind: str) -> None:
     angles = {"t2": (48.0, 51.0, 30.0), "t4": (2.0, 20.0, 15.0)}
     for north, east in (("N", "E"), ("N", "W"), ("S", "E"), ("S", "W")):
-        found = read_gps(tagged(kind, t1=north, t3=east, **angles))
+        place = read_gps(tagged(kind, t1=north, t3=east, **angles))
         wanted = (48.858333, 2.3375)
-        assert found == pytest.approx(
+        assert place == pytest.approx(
             (wanted[0] * (1 if north == "N" else -1), wanted[1] * (1 if east == "E" else -1)), abs=1e-5
         )
 
@@ -60,7 +60,7 @@ def test_half_degrees_alone_are_understood_and_fractions_over_nothing_are_not() 
 
 
 @pytest.mark.parametrize(
-    ("changed", "found"),
+    ("changed", "place"),
     [
         ({"t2": (48.0, 51.0, 60.0)}, (48 + 52 / 60, 2.0)),
         ({"t2": (48.0, 75.0, 0.0)}, NO_PAIR),
@@ -70,9 +70,9 @@ def test_half_degrees_alone_are_understood_and_fractions_over_nothing_are_not() 
         ({"t1": "", "t3": ""}, (48.0, 2.0)),
     ],
 )
-def test_what_would_be_a_place_far_off_is_none(changed: Any, found: Any) -> None:
+def test_what_would_be_a_place_far_off_is_none(changed: Any, place: Any) -> None:
     tags = {"t1": "N", "t2": (48.0, 0.0, 0.0), "t3": "E", "t4": (2.0, 0.0, 0.0)}
-    assert read_gps(tagged(**tags | changed)) == (found if found == NO_PAIR else pytest.approx(found))
+    assert read_gps(tagged(**tags | changed)) == (place if place == NO_PAIR else pytest.approx(place))
 
 
 def test_no_damage_to_the_exif_makes_an_exception_or_a_place_of_no_number() -> None:
@@ -85,7 +85,7 @@ def test_no_damage_to_the_exif_makes_an_exception_or_a_place_of_no_number() -> N
             data[chance.randrange(2, 260)] = chance.randrange(256)
         if chance.random() < 0.1:
             del data[chance.randrange(len(data)) :]
-        found = read_gps(bytes(data))
-        answers.add(type(found))
-        assert isinstance(found, str) or all(map(math.isfinite, found))
+        answer = read_gps(bytes(data))
+        answers.add(type(answer))
+        assert isinstance(answer, str) or all(map(math.isfinite, answer))
     assert answers == {str, tuple}

@@ -88,7 +88,7 @@ def test_a_place_just_outside_belongs_to_the_nearest_and_one_farther_to_none(
     ledger = Ledger()
     frame = with_labels(places(point, (5.0, 10.4), (5.0, 24.0)), f"{file}:name", 0, ledger)
     assert frame["label"].tolist() == ["here", "there"]
-    assert [(each["reason"], each["count"]) for each in ledger.counts()] == [("outside-outlines", 1)]
+    assert [(group["reason"], group["count"]) for group in ledger.counts()] == [("outside-outlines", 1)]
 
 
 def test_an_outline_across_180_holds_places_of_both_signs(tmp_path: Path) -> None:
