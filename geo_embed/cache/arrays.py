@@ -26,23 +26,23 @@ def check_embeddings(
     Raises:
         GeoError: another shape or type; or an embedding that is there is NaN, infinite, or too large or too small for the precision.
     """
-    given = as_array(embeddings, "embeddings")
-    if given.dtype.kind != "f":
-        raise GeoError(f"{given.dtype} values, where floats are needed", where="embeddings")
-    values = given[:, None] if given.ndim == 2 else given
+    array = as_array(embeddings, "embeddings")
+    if array.dtype.kind != "f":
+        raise GeoError(f"{array.dtype} values, where floats are needed", where="embeddings")
+    values = array[:, None] if array.ndim == 2 else array
     if values.ndim != 3 or not values.size:
         raise GeoError(
-            f"embeddings of shape {given.shape}",
+            f"embeddings of shape {array.shape}",
             where="embeddings",
             hint="give (samples, views, numbers), or (samples, numbers) where there is one view",
         )
     seen = np.ones(values.shape[:2], dtype=bool)
     if present is not None:
-        told = as_array(present, "present")
-        seen = told[:, None] if told.ndim == 1 else told
+        flags = as_array(present, "present")
+        seen = flags[:, None] if flags.ndim == 1 else flags
         if seen.shape != values.shape[:2] or seen.dtype != np.bool_:
             raise GeoError(
-                f"{told.dtype} of shape {told.shape}, where bool of shape {values.shape[:2]} is needed",
+                f"{flags.dtype} of shape {flags.shape}, where bool of shape {values.shape[:2]} is needed",
                 where="present",
             )
     stored = stored_dtype(dtype)
@@ -105,10 +105,10 @@ def check_sources(
     return values, seen, blocks
 
 
-def as_array(given: ArrayLike, name: str) -> NDArray[Any]:
+def as_array(values: ArrayLike, name: str) -> NDArray[Any]:
     """What was given under a name, as an array. Raises GeoError where that can't be, as of rows of several lengths."""
     try:
-        return np.asarray(given)
+        return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
         raise GeoError(f"no array: {str(error).splitlines()[0]}", where=name) from error
 

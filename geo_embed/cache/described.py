@@ -76,8 +76,8 @@ def _digest(directory: Path, exact: bool) -> str:
     digest = hashlib.sha256(
         json.dumps([version("transformers"), exact, family_of(directory) is GEOCLIP]).encode()
     )
-    ours = [Path(str(module.__file__)) for module in (families, function, preprocessing, images)]
-    for path in [*ours, *(directory / name for name in _FILES)]:
+    modules = [Path(str(module.__file__)) for module in (families, function, preprocessing, images)]
+    for path in [*modules, *(directory / name for name in _FILES)]:
         content = read_bytes(path, limit=JSON_BYTES) if path.is_file() else b""
         digest.update(f"{path.name} {path.is_file()} {len(content)} ".encode() + content)
     return digest.hexdigest()

@@ -66,8 +66,8 @@ def choose_store(
     Raises:
         GeoError: no such store, or more than one fits.
     """
-    everything = list_stores(cache_dir, split)
-    stores = [store for store in everything if store.variant == variant]
+    all_stores = list_stores(cache_dir, split)
+    stores = [store for store in all_stores if store.variant == variant]
     fingerprint = fingerprint or model.fingerprint
     command = rebuild_hint(Path(split), {"backbone": model.backbone_name, "variant": variant.recorded()})
     if fingerprint:
@@ -78,7 +78,7 @@ def choose_store(
             what = f"no {split} store of a variant of the pictures ({variant}) belongs to the one with the fingerprint {fingerprint}"
             raise GeoError(what, where=cache_dir, hint=command)
         other = "".join(
-            f", but of the pictures {s.variant}" for s in everything if s.fingerprint == fingerprint
+            f", but of the pictures {s.variant}" for s in all_stores if s.fingerprint == fingerprint
         )
         raise GeoError(
             f"no {split} store has the fingerprint {fingerprint}{other}; {_describe_there(stores, split, cache_dir)}",
@@ -103,7 +103,7 @@ def choose_store(
         )
     near = [path for path, difference in differences.items() if difference != "backbone"]
     why = f"; {near[0].parent.name} differs in {differences[near[0]]}" if near else ""
-    damaged = set(store_paths(cache_dir, split)) - {store.path for store in everything}
+    damaged = set(store_paths(cache_dir, split)) - {store.path for store in all_stores}
     why += "".join(f"; {path.parent.name} can't be read" for path in sorted(damaged))
     meant = near_directory(model.backbone_name)
     # Of the same views, so that nothing but the backbone's name stands between them and the command.
@@ -302,10 +302,10 @@ def _by_fingerprint(stores: list[Store], train_stores: list[Store], fingerprint:
 
 def _describe_there(stores: list[Store], split: str, cache_dir: Path) -> str:
     """Which stores of a split there are, or of other splits where it has none."""
-    found = stores or [store for store in list_stores(cache_dir) if store.variant == AS_THEY_ARE]
+    candidates = stores or [store for store in list_stores(cache_dir) if store.variant == AS_THEY_ARE]
     names = [
         f"{store.attrs['backbone']} ({store.fingerprint}{'' if stores else f', {store.split} alone'})"
-        for store in found
+        for store in candidates
     ]
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     if not names:

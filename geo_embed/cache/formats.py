@@ -395,9 +395,9 @@ def _check_length(file: Path, name: str, have: int, wanted: int) -> None:
 
 def _check_has_all(file: Path, what: str, lacking: Sequence[str], wanted: int, hint: str) -> None:
     if lacking:
-        which = f"{what} {lacking[0]!r:.80}"
+        lacked = f"{what} {lacking[0]!r:.80}"
         many = "" if len(lacking) == 1 else f" and {len(lacking) - 1:,} more"
-        raise GeoError(f"the file lacks {which}{many} of {wanted:,}", where=file, hint=hint)
+        raise GeoError(f"the file lacks {lacked}{many} of {wanted:,}", where=file, hint=hint)
 
 
 def _order(file: Path, what: str, names: list[str], wanted: list[str], hint: str) -> NDArray[np.int64] | None:
@@ -412,8 +412,8 @@ def _order(file: Path, what: str, names: list[str], wanted: list[str], hint: str
     if len(names) != len(wanted):
         known = set(wanted)
         strange = next(name for name in names if name not in known)
-        whose = "the CSV doesn't" if what == "sample" else "model.view_names doesn't"
-        raise GeoError(f"the file holds {what} {strange!r:.80}, which {whose}", where=file, hint=hint)
+        lacking_side = "the CSV doesn't" if what == "sample" else "model.view_names doesn't"
+        raise GeoError(f"the file holds {what} {strange!r:.80}, which {lacking_side}", where=file, hint=hint)
     return None if names == wanted else np.array([place[name] for name in wanted], dtype=np.int64)
 
 
@@ -468,11 +468,11 @@ def _read_parquet(file: Path, samples: Samples) -> Vectors:
                 values[i[present], k[present]] = numbers
                 status[i[present], k[present]] = OK
             first += len(batch)
-    for name, there, wanted in (
+    for name, covered, wanted in (
         ("sample", seen.any(axis=1), samples.sample_id),
         ("view", seen.any(axis=0) | (described.view_names is not None), samples.view_names),
     ):
-        lacking = [wanted[k] for k in np.flatnonzero(~there)]
+        lacking = [wanted[k] for k in np.flatnonzero(~covered)]
         hint = (
             "check --split and --set model.view_names=[…]; a view without an embedding may have a null there"
         )

@@ -154,11 +154,11 @@ def read_joined(sources: Sequence[Source], sample_id: NDArray[Any]) -> JoinedEmb
         seen.append(part.present)
         del part
     present = np.logical_and.reduce(seen)
-    some = np.logical_or.reduce(seen)
+    seen_by_any = np.logical_or.reduce(seen)
     if not present.all():
         values[~present] = 0
-    lacking = tuple(int((some & ~of_source).sum()) for of_source in seen)
-    lost = int((some.any(axis=1) & ~present.any(axis=1)).sum())
+    lacking = tuple(int((seen_by_any & ~of_source).sum()) for of_source in seen)
+    lost = int((seen_by_any.any(axis=1) & ~present.any(axis=1)).sum())
     return JoinedEmbeddings(
         sample_id, values, present, tuple(sources), blocks, tuple(rows), lacking=lacking, lost=lost
     )

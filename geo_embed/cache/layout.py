@@ -169,10 +169,10 @@ def check_layout(storage: Storage) -> dict[str, Any]:
         file = f"{name}/zarr.json"
         array = _read(storage, file, _Array)
         # A further feature has a width of its own, and the precision of the embeddings.
-        own = lengths if name in ARRAYS else {key: lengths[key] for key in "NVC"}
+        array_lengths = lengths if name in ARRAYS else {key: lengths[key] for key in "NVC"}
         if name in further and dimensions == "NVD":
             codecs = {kinds["embeddings"]: _LITTLE}
-        _check_array(array, dimensions, codecs, own, where=str(storage.root / file))
+        _check_array(array, dimensions, codecs, array_lengths, where=str(storage.root / file))
         kinds[name] = array.data_type
     n, v = lengths["N"], lengths["V"]
     # An id takes four bytes or more: what few bytes claim to be millions of pictures are not.

@@ -251,11 +251,20 @@ def _is_old(entry: Entry) -> bool:
 
 def _is_here(entry: dict[str, Any]) -> bool | None:
     """Whether a holder still runs on this very machine; None where it ran elsewhere, or this system can't tell."""
-    theirs, ours = entry.get("process"), _this_process()
-    if not isinstance(theirs, list) or not ours or theirs[:2] != ours[:2] or len(theirs) != len(ours):
+    recorded, this_process = entry.get("process"), _this_process()
+    if (
+        not isinstance(recorded, list)
+        or not this_process
+        or recorded[:2] != this_process[:2]
+        or len(recorded) != len(this_process)
+    ):
         return None
     # One of this very process may be left from when the bucket didn't answer.
-    return entry.get("token") in _tokens if theirs == ours else bool(_started(int(theirs[2])) == theirs[3])
+    return (
+        entry.get("token") in _tokens
+        if recorded == this_process
+        else bool(_started(int(recorded[2])) == recorded[3])
+    )
 
 
 def _this_process() -> list[Any]:

@@ -112,8 +112,8 @@ _BUSY = "another extraction is writing to this store"
 
 
 def _busy(path: Path, file: Path) -> BusyError:
-    who = holder(file) if isinstance(file, Address) else lock_holder(file)
-    return BusyError(f"{_BUSY}: {who}", where=path, hint=_HINT)
+    holding = holder(file) if isinstance(file, Address) else lock_holder(file)
+    return BusyError(f"{_BUSY}: {holding}", where=path, hint=_HINT)
 
 
 def _lock_file(path: Path, rows: slice | None) -> Path:

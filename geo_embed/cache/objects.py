@@ -85,14 +85,14 @@ class ObjectStorage(Storage):
         """All metadata files that are there, at the price of one; of two, where there are further features."""
         from geo_embed.cache.layout import ARRAYS, named_arrays
 
-        found = self._get_all([_HEAD, *(f"{array}/{_HEAD}" for array in ARRAYS)])
-        further = [f"{array}/{_HEAD}" for array in named_arrays(found.get(_HEAD, b""))]
-        return found | (self._get_all(further) if further else {})
+        metadata = self._get_all([_HEAD, *(f"{array}/{_HEAD}" for array in ARRAYS)])
+        further = [f"{array}/{_HEAD}" for array in named_arrays(metadata.get(_HEAD, b""))]
+        return metadata | (self._get_all(further) if further else {})
 
     def _get_all(self, names: Sequence[str]) -> dict[str, bytes]:
         with ThreadPoolExecutor(len(names), "get") as pool:
-            found = pool.map(lambda name: buckets.get(self.root / name), names)
-            return {name: got[0] for name, got in zip(names, found, strict=True) if got is not None}
+            objects = pool.map(lambda name: buckets.get(self.root / name), names)
+            return {name: got[0] for name, got in zip(names, objects, strict=True) if got is not None}
 
     def checksum(self, name: str) -> str:
         """As `Storage`; of metadata, that of the bytes that were read when the store was opened."""
@@ -163,10 +163,10 @@ class ObjectStorage(Storage):
         return buckets.head(self.root / name) if ask else None
 
     def _get(self, name: str) -> tuple[bytes, str]:
-        found = buckets.get(self.root / name)
-        if found is None:
+        stored = buckets.get(self.root / name)
+        if stored is None:
             raise _absent(self.root / name)
-        return found
+        return stored
 
 
 def _absent(address: Address) -> GeoError:
@@ -195,10 +195,10 @@ def _for_zarr(storage: ObjectStorage, *, writable: bool) -> "ZarrStore":
         async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
             prototype = prototype or default_buffer_prototype()
             if key not in self._store_dict:
-                found = await asyncio.to_thread(buckets.get, storage.root / key)
-                if found is None:
+                stored = await asyncio.to_thread(buckets.get, storage.root / key)
+                if stored is None:
                     return None
-                self._store_dict[key] = prototype.buffer.from_bytes(found[0])
+                self._store_dict[key] = prototype.buffer.from_bytes(stored[0])
             return await super().get(key, prototype, byte_range)
 
         async def set(self, key: str, value: Any, byte_range: Any = None) -> None:
@@ -305,8 +305,8 @@ def _delete_all(path: Address) -> None:
 def usage(path: Address) -> tuple[int, float]:
     """Bytes in all of what lies at or below an address, and when the last of them was written (seconds since 1970); now, if it has gone."""
     entries = list(buckets.listing(path).values())
-    own = buckets.head(path) if not entries else None
-    entries += [own] if own else []
+    object_entry = buckets.head(path) if not entries else None
+    entries += [object_entry] if object_entry else []
     return sum(entry.size for entry in entries), max(
         (entry.modified.timestamp() for entry in entries), default=time.time()
     )

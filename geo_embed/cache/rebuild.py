@@ -158,21 +158,21 @@ def rebuild_stores(
         What can be opened now; the problems as they were found, those of stores that open among them, each with the reason where it
         stays; and what was made again.
     """
-    found, rebuilt = [], list[Rebuilt]()
+    reported, rebuilt = [], list[Rebuilt]()
     faults = {store.path: metadata_faults(store) for store in stores}
     opened = [store for store in stores if not faults[store.path]]
     for store in stores:
         try:
             if faults[store.path]:
                 rebuilt.append(rebuild_metadata(config, store.path))
-                found += [StoreProblem(store.path, where, why) for where, why in faults[store.path]]
+                reported += [StoreProblem(store.path, where, why) for where, why in faults[store.path]]
                 opened.append(open_store(store.path))
         except GeoError as error:
             # What is wrong with it `verify` says itself.
-            found.append(StoreProblem(store.path, _HEAD, _reason(error)))
+            reported.append(StoreProblem(store.path, _HEAD, _reason(error)))
             opened.append(store)
     for problem in problems:
-        found.append(problem)
+        reported.append(problem)
         # A folder that can't be looked into is none.
         if problem.store.suffix != ".zarr":
             continue
@@ -180,8 +180,8 @@ def rebuild_stores(
             rebuilt.append(rebuild_metadata(config, problem.store))
             opened.append(open_store(problem.store))
         except GeoError as error:
-            found[-1] = replace(problem, message=f"{problem.message}; {_reason(error)}")
-    return opened, found, rebuilt
+            reported[-1] = replace(problem, message=f"{problem.message}; {_reason(error)}")
+    return opened, reported, rebuilt
 
 
 def _reason(error: GeoError) -> str:
@@ -220,9 +220,9 @@ def _measure(storage: Storage, n: int, v: int) -> tuple[int, int]:
 
     rows = next(
         (
-            found // (v * item)
+            size // (v * item)
             for array, item in (("status", 1), ("content_hash", 8))
-            if (found := _usual_size(storage, array)) is not None and found > 0 and found % (v * item) == 0
+            if (size := _usual_size(storage, array)) is not None and size > 0 and size % (v * item) == 0
         ),
         None,
     )
@@ -347,9 +347,9 @@ def _write_arrays(
         name = f"{array}/{_HEAD}"
         content = new.read(name, limit=JSON_BYTES)
         with suppress(GeoError):
-            here = storage.read(name, limit=JSON_BYTES)
-            as_recorded = recorded.get(name) == hashlib.sha256(here).hexdigest()
-            if as_recorded or parse_json(here, name) == parse_json(content, name):
+            stored = storage.read(name, limit=JSON_BYTES)
+            as_recorded = recorded.get(name) == hashlib.sha256(stored).hexdigest()
+            if as_recorded or parse_json(stored, name) == parse_json(content, name):
                 continue
         storage.write_durably(name, content)
         yield name

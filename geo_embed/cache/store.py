@@ -753,10 +753,10 @@ def read_store(store: Store, rows: slice | None = None, *, feature: str | None =
     with store.storage.listed(array):
         # The bytes must be there before memory is taken for them.
         for chunk in _touched(store, rows):
-            here = slice(max(chunk.start - rows.start, 0), chunk.stop - rows.start)
+            target = slice(max(chunk.start - rows.start, 0), chunk.stop - rows.start)
             if not has_chunk(store, array, chunk):
                 # Nobody writes a further feature of pictures that have none.
-                if array != "embeddings" and not present[here].any():
+                if array != "embeddings" and not present[target].any():
                     continue
                 raise _gone(store, chunk, array)
             with damaged_chunks(store.path):
@@ -951,8 +951,8 @@ def add_hint(store: Store, features: Sequence[str]) -> str:
         return "an import is one feature: import the other under another name"
     wanted = list(dict.fromkeys([*store.features, *features]))
     setting = f"model.features={json.dumps(wanted, separators=(',', ':'))}"
-    own = "" if store.feature == FEATURES[0] else f" --set model.feature={store.feature}"
-    return f"{rebuild_hint(store.path, store.attrs)}{own} --set {shlex.quote(setting)}"
+    feature_option = "" if store.feature == FEATURES[0] else f" --set model.feature={store.feature}"
+    return f"{rebuild_hint(store.path, store.attrs)}{feature_option} --set {shlex.quote(setting)}"
 
 
 def verify_hint(path: Path) -> str:

@@ -244,13 +244,15 @@ def find_lacking(store: Store) -> list[Lacking]:
 
 def damaged_features(problems: Iterable[StoreProblem]) -> dict[Path, list[str]]:
     """By store, the further features of which `verify` found chunks damaged."""
-    found: dict[Path, list[str]] = {}
+    damaged: dict[Path, list[str]] = {}
     for problem in problems:
         array = problem.where.partition(", rows ")[0]
         for feature in FEATURES:
-            if array in (feature, hash_array(feature)) and feature not in found.setdefault(problem.store, []):
-                found[problem.store].append(feature)
-    return {path: features for path, features in found.items() if features}
+            if array in (feature, hash_array(feature)) and feature not in damaged.setdefault(
+                problem.store, []
+            ):
+                damaged[problem.store].append(feature)
+    return {path: features for path, features in damaged.items() if features}
 
 
 def _parts_done_or_not_begun(store: Store, pending: NDArray[np.bool_]) -> int | None:
@@ -383,12 +385,12 @@ def embed_again(
             embedded = backbones.embed_features(backbone, batch)
         first = i - i % store.chunk_rows
         chunk = slice(first, first + store.chunk_rows)
-        for name, there in has.items():
-            if there[i, v]:
+        for name, mask in has.items():
+            if mask[i, v]:
                 stored = read_chunk(store, chunk, store.array_of(name))[i - first, v].astype(np.float32)
-                which = "" if name == store.feature else f", {name}"
+                suffix = "" if name == store.feature else f", {name}"
                 embedding = embedded[name][0].float().cpu().numpy()
-                yield EmbeddedAgain(f"{where}{which}", _cosine(embedding, stored))
+                yield EmbeddedAgain(f"{where}{suffix}", _cosine(embedding, stored))
 
 
 def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
@@ -412,11 +414,11 @@ def _chunk_faults(store: Store, rows: slice) -> Iterator[tuple[str, str]]:
     for feature in store.further:
         name = hash_array(feature)
         try:
-            there = read_rows(store, name, rows) != 0
+            present = read_rows(store, name, rows) != 0
             name = feature
-            if there.any() and not has_chunk(store, feature, rows):
+            if present.any() and not has_chunk(store, feature, rows):
                 yield feature, "the chunk is gone from the disk"
-            elif not is_finite(read_rows(store, feature, rows)[there]):
+            elif not is_finite(read_rows(store, feature, rows)[present]):
                 yield feature, "numbers that are NaN or infinite"
         except GeoError as error:
             yield name, error.what

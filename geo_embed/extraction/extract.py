@@ -192,9 +192,9 @@ def _say_what_is_added(plan: Plan, store: Store, rows: slice) -> None:
     if lacked:
         megabytes = numbers * store.embeddings.dtype.itemsize / 1e6
         singular = "picture that is embedded already: it passes"
-        there = counted(pictures, singular, "pictures that are embedded already: they pass")
+        already_embedded = counted(pictures, singular, "pictures that are embedded already: they pass")
         say(
-            f"{' and '.join(lacked)} of {there} the backbone once more, "
+            f"{' and '.join(lacked)} of {already_embedded} the backbone once more, "
             f"and the store grows by {megabytes:,.1f} MB; their embeddings stay as they are"
         )
 

@@ -62,13 +62,13 @@ class _Embedded:
         fitted_on: of `Run.sources`.
         features: further ones of it that the run takes.
         places: where it may lie.
-        given: the settings by which it embeds, where it was named.
+        settings: the settings by which it embeds, where it was named.
     """
 
     fitted_on: dict[str, Any]
     features: tuple[str, ...]
     places: list[str]
-    given: tuple[Config, Dtype] | None = None
+    settings: tuple[Config, Dtype] | None = None
 
 
 def _with_places(config: Config, member: Run, split: str, named: list[str]) -> list[_Embedded]:
@@ -88,11 +88,11 @@ def _with_places(config: Config, member: Run, split: str, named: list[str]) -> l
         differs: GeoError | None = None
         for k, source in enumerate(sources):
             try:
-                given = _settings_of(config, member, source.fitted_on, [name])
+                resolved = _settings_of(config, member, source.fitted_on, [name])
             except GeoError as error:
                 differs = differs or error
                 continue
-            sources[k] = replace(source, given=given)
+            sources[k] = replace(source, settings=resolved)
             break
         else:
             raise differs or GeoError(
@@ -122,7 +122,7 @@ def _extract_source(
         if not samples.image_root.is_dir() and not samples.pictures.are_there():
             warn(f"the {split} pictures can't be embedded here: there is no folder {samples.image_root}")
             break
-        settings, dtype = source.given or _settings_of(config, member, source.fitted_on, source.places)
+        settings, dtype = source.settings or _settings_of(config, member, source.fitted_on, source.places)
         model = settings.model.model_copy(update={"features": (settings.model.feature, *source.features)})
         settings = settings.model_copy(update={"model": model})
         for variant in missing:
@@ -193,18 +193,18 @@ def _settings_of(
 
 def _places(member: Run, fitted_on: dict[str, Any]) -> list[str]:
     """Where a run's backbone may lie: where it lay in training, and in the run itself, wherever that was moved."""
-    name, own = fitted_on["name"], backbone_dir(member.path)
-    if not own.is_dir():
+    name, bundled = fitted_on["name"], backbone_dir(member.path)
+    if not bundled.is_dir():
         return [name]
-    return [name, str(own)] if Path(name).is_dir() else [str(own)]
+    return [name, str(bundled)] if Path(name).is_dir() else [str(bundled)]
 
 
 def _precisions(model: Model, device: "torch.device") -> list[tuple[Dtype, str]]:
     """Precisions of a backbone and of its store, the likeliest first."""
-    every: list[tuple[Dtype, str]] = [(name, "float16") for name in get_args(Dtype) if name != "auto"]
-    every.append(("float32", "float32"))
+    precisions: list[tuple[Dtype, str]] = [(name, "float16") for name in get_args(Dtype) if name != "auto"]
+    precisions.append(("float32", "float32"))
     usual = dtype_name(pick_dtype(model.dtype, device)), stored_dtype(model.dtype)
-    return sorted(every, key=lambda precision: precision != usual)
+    return sorted(precisions, key=lambda precision: precision != usual)
 
 
 def _with_precision(attrs: dict[str, Any], dtype: str, stored: str) -> dict[str, Any]:

@@ -73,14 +73,14 @@ class Outlook:
         import torch
 
         try:
-            each = [seconds_per_picture(self.model, self.device, d) for d in (self.dtype, torch.bfloat16)]
+            seconds = [seconds_per_picture(self.model, self.device, d) for d in (self.dtype, torch.bfloat16)]
         # One of timm's, whose layers aren't known.
         except GeoError:
             say("this processor is faster in bfloat16: --dtype bfloat16, with a store of its own")
             return
-        if each[0] / each[1] >= _WORTH_IT:
+        if seconds[0] / seconds[1] >= _WORTH_IT:
             say(
-                f"in bfloat16 the rest would take this processor about {duration(left * each[1] / each[0])}: "
+                f"in bfloat16 the rest would take this processor about {duration(left * seconds[1] / seconds[0])}: "
                 "--dtype bfloat16, with a store of its own"
             )
 

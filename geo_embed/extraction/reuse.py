@@ -128,8 +128,8 @@ def gather_sources(path: Path, needed: Sequence[str] = ()) -> Sources:
             }
         except GeoError:
             continue
-        for name, there in come_along.items():
-            others[name].append(there[embedded])
+        for name, has_feature in come_along.items():
+            others[name].append(has_feature[embedded])
         hashes.append(content[embedded])
         places.append(np.flatnonzero(embedded) + len(stores) * _PLACES)
         stores.append(store)
@@ -144,7 +144,7 @@ def gather_sources(path: Path, needed: Sequence[str] = ()) -> Sources:
         joined[order],
         place[order],
         tuple(needed),
-        {name: np.concatenate([np.zeros(0, dtype=bool), *found])[order] for name, found in others.items()},
+        {name: np.concatenate([np.zeros(0, dtype=bool), *parts])[order] for name, parts in others.items()},
     )
 
 

@@ -174,14 +174,14 @@ def _places(store: Store, samples: Samples) -> list[tuple[int, int, int]]:
     """
     row_of = {sample_id: row for row, sample_id in enumerate(samples.sample_id)}
     ids = read_ids(store)
-    there = [
+    places = [
         (int(i), int(v), row_of[ids[i]])
         for i, v in np.argwhere(read_status(store) == OK)
         if ids[i] in row_of and samples.images[row_of[ids[i]], v]
     ]
-    is_rare = [not str(samples.images[row, v]).lower().endswith(_JPEG) for _, v, row in there]
-    rare = _spread([place for place, unusual in zip(there, is_rare, strict=True) if unusual])
-    usual = _spread([place for place, unusual in zip(there, is_rare, strict=True) if not unusual])
+    is_rare = [not str(samples.images[row, v]).lower().endswith(_JPEG) for _, v, row in places]
+    rare = _spread([place for place, unusual in zip(places, is_rare, strict=True) if unusual])
+    usual = _spread([place for place, unusual in zip(places, is_rare, strict=True) if not unusual])
     mixed = [place for pair in zip(rare, usual, strict=False) for place in pair]
     rest = rare[len(usual) :] or usual[len(rare) :]
     return (mixed + rest)[: 4 * DEEP_IMAGES]

@@ -12,17 +12,17 @@ from geo_embed.cache.arrays import check_embeddings
 from geo_embed.errors import GeoError
 
 
-@pytest.mark.parametrize("given", [np.float16, np.float32, np.float64, list])
+@pytest.mark.parametrize("form", [np.float16, np.float32, np.float64, list])
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_embeddings_are_copied_into_the_stores_precision(given: Any, dtype: str) -> None:
+def test_embeddings_are_copied_into_the_stores_precision(form: Any, dtype: str) -> None:
     values = np.random.default_rng(0).normal(size=(5000, 2, 3)).astype(np.float16)
-    array = values.tolist() if given is list else values.astype(given)
+    array = values.tolist() if form is list else values.astype(form)
     kept, present = check_embeddings(array, dtype=dtype)
     assert kept.dtype == (np.float32 if dtype == "float32" else np.float16)
     assert (kept == values).all()
     assert present.all()
     assert present.shape == (5000, 2)
-    assert not np.shares_memory(kept, array) if given is not list else True
+    assert not np.shares_memory(kept, array) if form is not list else True
 
 
 def test_one_view_needs_no_axis_and_a_missing_one_is_zero_whatever_it_holds() -> None:

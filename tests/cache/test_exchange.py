@@ -43,8 +43,8 @@ def save(
     else:
         assert named is not None
         rows = [
-            {"sample_id": one, "view": view, "embedding": values[i, v]}
-            for i, one in enumerate(named)
+            {"sample_id": sample_id, "view": view, "embedding": values[i, v]}
+            for i, sample_id in enumerate(named)
             for v, view in enumerate(VIEWS)
         ]
         pd.DataFrame(rows).sample(frac=1, random_state=1).to_parquet(file)
@@ -52,7 +52,7 @@ def save(
 
 
 def ids_of(small: Small) -> list[int]:
-    return [int(one) for one in small.table()["sample_id"]]
+    return [int(sample_id) for sample_id in small.table()["sample_id"]]
 
 
 @pytest.mark.parametrize("ending", FORMATS)

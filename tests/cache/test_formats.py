@@ -179,13 +179,13 @@ def test_what_other_tools_find_in_an_export(tmp_path: Path) -> None:
         assert (tensors["embeddings"] == npz["embeddings"]).all()
         table = pd.read_parquet(tmp_path / "out.parquet")
         assert list(table) == ["sample_id", "view", "embedding"]
-        there = table[table["embedding"].notna()]
-        assert list(zip(there["sample_id"], there["view"], strict=True)) == [
+        embedded = table[table["embedding"].notna()]
+        assert list(zip(embedded["sample_id"], embedded["view"], strict=True)) == [
             (natural[0], "a"),
             (natural[0], "b"),
             (natural[1], "a"),
         ]
-        assert (np.stack(there["embedding"].to_list()) == embeddings.values[status == OK]).all()
+        assert (np.stack(embedded["embedding"].to_list()) == embeddings.values[status == OK]).all()
         # No id may get lost, though it has no embedding at all.
         assert set(table["sample_id"]) == set(natural)
 

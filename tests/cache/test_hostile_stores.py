@@ -458,8 +458,11 @@ def test_what_is_wrong_with_a_store_is_one_line_from_every_reader(
         assert "\n" not in error.what
         assert error.where
     # Somebody says so who looks for it; rows that are pending are no damage.
-    said = [*results["unreadable"], *(results["verify"] if "verify" not in errors else [errors["verify"]])]
-    assert said or case in ("rows pending", "a status chunk gone")
+    messages = [
+        *results["unreadable"],
+        *(results["verify"] if "verify" not in errors else [errors["verify"]]),
+    ]
+    assert messages or case in ("rows pending", "a status chunk gone")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_view_counts_where_every_source_has_it(tmp_path: Path, capsys: pytest.
     assert problems == []
     missing = {store.attrs["backbone"]: find_missing(store) for store in stores}
     assert missing == {"another": Missing(store.path, 3), "made-elsewhere": None}
-    (summary,) = (each for each in summarise(stores, {})[0] if each.backbone == "another")
+    (summary,) = (described for described in summarise(stores, {})[0] if described.backbone == "another")
     assert (summary.missing, summary.complete) == (3, 1.0)
 
 

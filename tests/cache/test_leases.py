@@ -213,7 +213,7 @@ def test_who_lost_its_lease_writes_nothing_more_and_says_who_has_it(path: Addres
     storage, block = storage_at(path), np.arange(4, dtype="<f4")
     with only_writer(path):
         storage.write_chunk("status/c/0/0", block)
-        theirs = leave(path.with_suffix(".lock"))
+        lease_elsewhere = leave(path.with_suffix(".lock"))
         # Until the next renewal finds it out.
         time.sleep(lease_seconds() / 2)
         with pytest.raises(BusyError, match="its place taken: process 4711 on elsewhere"):
@@ -222,9 +222,9 @@ def test_who_lost_its_lease_writes_nothing_more_and_says_who_has_it(path: Addres
         with pytest.raises(BusyError):
             storage.write_durably("zarr.json", b"{}")
         assert buckets.listing(path) == written
-    found = buckets.get(path.with_suffix(".lock"))
-    assert found is not None
-    assert found[0] == theirs, "what isn't ours any more is not let go"
+    stored = buckets.get(path.with_suffix(".lock"))
+    assert stored is not None
+    assert stored[0] == lease_elsewhere, "what isn't ours any more is not let go"
 
 
 def test_a_holder_out_of_touch_for_longer_than_a_lease_asks_before_it_writes(

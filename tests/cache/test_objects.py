@@ -76,22 +76,24 @@ def test_it_has_the_bytes_of_one_in_a_folder_and_zarr_reads_it(
 ) -> None:
     for where in (path, tmp_path / "backbone-0" / "train.zarr"):
         fill(create(where, samples))
-    here = tmp_path / "backbone-0" / "train.zarr"
-    there = objects(path)
-    assert {name for name in there if name != "zarr.json"} == {
-        name for name in files(here) if name != "zarr.json"
+    in_folder = tmp_path / "backbone-0" / "train.zarr"
+    in_bucket = objects(path)
+    assert {name for name in in_bucket if name != "zarr.json"} == {
+        name for name in files(in_folder) if name != "zarr.json"
     }
-    assert all((here / name).read_bytes() == data for name, data in there.items() if name != "zarr.json")
-    assert content(path) == content(here)
+    assert all(
+        (in_folder / name).read_bytes() == data for name, data in in_bucket.items() if name != "zarr.json"
+    )
+    assert content(path) == content(in_folder)
     # As anybody's Zarr finds it.
-    for name, data in there.items():
+    for name, data in in_bucket.items():
         (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / name).write_bytes(data)
     copied: Any = zarr.open_group(tmp_path / "copy", mode="r")
     assert (copied["embeddings"][:] == read_store(open_store(path)).values).all()
     assert [str(store) for store in store_paths(path.parents[1])] == [str(path)]
     size, when = usage(path)
-    assert size == sum(map(len, there.values()))
+    assert size == sum(map(len, in_bucket.values()))
     assert when > 1.7e9
 
 
@@ -116,9 +118,9 @@ def test_a_chunk_that_is_gone_cut_or_flipped_is_damage_and_a_bucket_that_fails_i
     store = create(path, samples)
     fill(store)
     name = "embeddings/c/1/0/0"
-    found = buckets.get(path / name)
-    assert found is not None
-    data = found[0]
+    stored = buckets.get(path / name)
+    assert stored is not None
+    data = stored[0]
     for damaged in (data[:-1], data[:7] + b"\x55" + data[8:], data[:2], b""):
         buckets.put(path / name, damaged)
         with pytest.raises(GeoError, match="damaged"):

@@ -64,10 +64,10 @@ def test_each_is_made_again_and_nothing_is_computed(
     whole = content(small.store())
     before = (small.store() / file).read_bytes()
     damage(small.store() / file, how)
-    found = command(capsys, *small.options(), "--json", *VERIFY, "--repair")
-    assert found.code == 3, found.err
-    assert len(found.json["problems"]) == 1
-    (made,) = found.json["rebuilt"]
+    ran = command(capsys, *small.options(), "--json", *VERIFY, "--repair")
+    assert ran.code == 3, ran.err
+    assert len(ran.json["problems"]) == 1
+    (made,) = ran.json["rebuilt"]
     assert (made["store"], made["files"]) == (str(small.store()), [file])
     if file != HEAD:
         assert (small.store() / file).read_bytes() == before
@@ -83,9 +83,9 @@ def test_all_at_once_are_made_again_from_the_backbone_alone(
     shutil.rmtree(small.store("test"))
     for file in FILES:
         damage(small.store() / file, "gone")
-    said = command(capsys, *small.options(), *VERIFY, "--repair")
-    assert said.code == 3
-    assert f"{', '.join(sorted(FILES))} made again ({small.store()})" in said.out
+    ran = command(capsys, *small.options(), *VERIFY, "--repair")
+    assert ran.code == 3
+    assert f"{', '.join(sorted(FILES))} made again ({small.store()})" in ran.out
     assert_mended(small, whole)
 
 
@@ -110,12 +110,12 @@ def test_another_backbones_name_or_settings_make_nothing(
         "model.exact=true",
         "model.feature=pooler_output",
     ):
-        said = command(
+        ran = command(
             capsys, *small.options(), "--set", setting, *VERIFY, "--repair", "--store", small.store()
         )
-        assert said.code == 3, said.err
-        assert "can't be made again" in said.out
-        assert "--backbone" in said.out
+        assert ran.code == 3, ran.err
+        assert "can't be made again" in ran.out
+        assert "--backbone" in ran.out
         assert files(small.store()) == before
 
 
@@ -210,8 +210,8 @@ def test_what_is_in_order_is_left_as_it_is(small: Small, capsys: pytest.CaptureF
     before = files(small.store())
     assert rebuild_metadata(small.config(), small.store()).files == []
     assert files(small.store()) == before
-    said = command(capsys, *small.options(), "--json", *VERIFY, "--repair")
-    assert (said.code, said.json["rebuilt"]) == (0, [])
+    ran = command(capsys, *small.options(), "--json", *VERIFY, "--repair")
+    assert (ran.code, ran.json["rebuilt"]) == (0, [])
 
 
 @pytest.mark.parametrize(

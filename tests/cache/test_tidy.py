@@ -35,13 +35,13 @@ def test_ls_shows_every_store_and_the_runs_fitted_on_it(
     import_made_up(small)
     assert command(capsys, *small.options(), "fit-heads", "--name", "first").code == 0
     stores = command(capsys, *small.options(), "--json", "cache", "ls").json["stores"]
-    shown = {(one["backbone"], one["split"]): one for one in stores}
+    shown = {(store["backbone"], store["split"]): store for store in stores}
     assert len(stores) == 3
     assert shown["mine", "train"]["runs"] == []
     assert shown["mine", "train"]["dim"] == DIM
     assert shown[str(small.backbone), "train"]["runs"] == ["first"]
     assert shown[str(small.backbone), "test"]["complete"] == 0.5
-    assert all(one["bytes"] > 1000 and 0 <= one["age_days"] < 1 for one in stores)
+    assert all(store["bytes"] > 1000 and 0 <= store["age_days"] < 1 for store in stores)
     text = command(capsys, *small.options(), "cache", "ls").out
     assert "50% complete" in text
     assert "runs: first" in text
@@ -49,10 +49,10 @@ def test_ls_shows_every_store_and_the_runs_fitted_on_it(
 
 def test_info_tells_what_made_a_store(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     done = extract(small.config(), "train")
-    (one,) = command(capsys, *small.options(), "--json", "cache", "info", "--split", "train").json["stores"]
-    assert one["path"] == str(done.store)
-    assert one["attrs"]["fingerprint"] == done.fingerprint
-    assert one["attrs"]["preprocessing"]["resize"] == "torch"
+    (store,) = command(capsys, *small.options(), "--json", "cache", "info", "--split", "train").json["stores"]
+    assert store["path"] == str(done.store)
+    assert store["attrs"]["fingerprint"] == done.fingerprint
+    assert store["attrs"]["preprocessing"]["resize"] == "torch"
     text = command(capsys, *small.options(), "cache", "info", "--split", "train").out
     assert "weights_sha256" in text
 
@@ -80,7 +80,7 @@ def test_gc_lists_first_and_deletes_only_when_told(small: Small, capsys: pytest.
         age(path)
     ran = command(capsys, *small.options(), "--json", "cache", "gc")
     assert ran.code == 0
-    assert {one["path"] for one in ran.json["stores"]} == {str(path) for path in litter}
+    assert {store["path"] for store in ran.json["stores"]} == {str(path) for path in litter}
     assert not ran.json["deleted"]
     assert all(path.exists() for path in litter)
     assert "delete with --yes" in command(capsys, *small.options(), "cache", "gc").out
@@ -115,7 +115,7 @@ def test_gc_unused_spares_what_runs_and_settings_point_at(
     unused = extract(small.config(model__feature="pooler_output"), "train")
     assert collect_garbage(small.config()).stores == []
     listed = collect_garbage(small.config(), runs=runs(small))
-    assert [one["path"] for one in listed.stores] == [unused.store]
+    assert [store["path"] for store in listed.stores] == [unused.store]
     collect_garbage(small.config(), runs=runs(small), delete=True)
     assert not unused.store.exists()
     assert present.store.exists()

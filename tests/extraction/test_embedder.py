@@ -147,8 +147,8 @@ for _ in range(5):
 pathlib.Path("pages").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
 """
     pages = {}
-    for said in ("", "131072"):
-        environment = {"MALLOC_MMAP_THRESHOLD_": said} if said else {}
+    for threshold in ("", "131072"):
+        environment = {"MALLOC_MMAP_THRESHOLD_": threshold} if threshold else {}
         nursery.start_in(tmp_path, "--version", before=ask, environment=environment).end()
-        pages[said] = int((tmp_path / "pages").read_text())
+        pages[threshold] = int((tmp_path / "pages").read_text())
     assert pages[""] < 3 * 16_384 < 5 * 16_384 <= pages["131072"]

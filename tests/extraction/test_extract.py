@@ -54,8 +54,8 @@ def test_embeddings_are_those_of_transformers(small: Small, exact: bool, least: 
 def test_the_pooled_state_is_cached_where_it_is_asked_for(small: Small) -> None:
     done = extract(small.config(model__feature="pooler_output", model__exact=True), "train")
     assert done.dim == 160
-    theirs = by_transformers(small, "pooler_output")
-    assert cosines(read_store(open_store(done.store)).values, theirs).min() >= 0.99999
+    reference = by_transformers(small, "pooler_output")
+    assert cosines(read_store(open_store(done.store)).values, reference).min() >= 0.99999
 
 
 def test_half_precision_is_stored_unless_single_is_asked_for(small: Small) -> None:
@@ -197,7 +197,7 @@ def test_a_speed_is_that_of_computed_pictures_and_none_where_none_was_computed(
 
 def test_both_splits_make_one_json_object(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     ran = command(capsys, *small.options(), "--json", "extract", "--split", "all")
-    assert [one["split"] for one in ran.json["splits"]] == ["train", "test"]
+    assert [split["split"] for split in ran.json["splits"]] == ["train", "test"]
 
 
 def test_progress_is_plain_lines_off_a_terminal_and_nothing_with_q(

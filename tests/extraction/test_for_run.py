@@ -53,10 +53,10 @@ def test_commands_embed_what_is_missing_and_say_so_once(
     assert "error: no test store has the fingerprint" in refused.err
     assert f"geo {shlex.join(small.options())} extract --split test --backbone" in refused.err
     assert not list(small.cache.glob("*/test.zarr"))
-    said = command(capsys, *small.options(), "--json", *asked)
-    assert said.code == 0, said.err
-    assert "first needs the test pictures embedded by" in said.err
-    assert "12 pictures computed" in said.err
+    ran = command(capsys, *small.options(), "--json", *asked)
+    assert ran.code == 0, ran.err
+    assert "first needs the test pictures embedded by" in ran.err
+    assert "12 pictures computed" in ran.err
     store = content(small.store("test"))
     shutil.rmtree(small.store("test"))
     extract(small.config(), "test")
@@ -119,13 +119,13 @@ def test_a_picture_that_is_gone_stops_it_as_it_stops_an_extraction(
 ) -> None:
     fitted(small)
     small.picture(1, "east", "test").unlink()
-    said = command(capsys, *small.options(), "submit", "first")
-    assert said.code == 1
-    assert "view east" in said.err
-    assert "--on-bad-image skip" in said.err
-    said = command(capsys, *small.options(), "submit", "first", "--on-bad-image", "skip")
-    assert said.code == 0, said.err
-    assert "11 pictures computed, 0 reused, 1 skipped" in said.err
+    ran = command(capsys, *small.options(), "submit", "first")
+    assert ran.code == 1
+    assert "view east" in ran.err
+    assert "--on-bad-image skip" in ran.err
+    ran = command(capsys, *small.options(), "submit", "first", "--on-bad-image", "skip")
+    assert ran.code == 0, ran.err
+    assert "11 pictures computed, 0 reused, 1 skipped" in ran.err
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
@@ -199,9 +199,9 @@ def test_every_backbone_of_an_ensembles_members_embeds_the_pictures(
     # The copies within the ensemble answer, whatever becomes of the runs that it was made of.
     for name in ("one", "other"):
         shutil.rmtree(small.root / "runs" / name)
-    said = command(capsys, *small.options(), "submit", "all")
-    assert said.code == 0, said.err
-    assert said.err.count("all needs the test pictures embedded by") == 3
+    ran = command(capsys, *small.options(), "submit", "all")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("all needs the test pictures embedded by") == 3
     assert len(list(small.cache.glob("*/test.zarr"))) == 3
     run = load_run(small.config().paths.runs_dir, "all")
     assert extract_for_run(small.config(), run, "test") == []
@@ -243,9 +243,9 @@ def test_a_backbone_that_was_moved_is_named_and_another_is_refused_be_it_needed_
     write_backbone(tmp_path / "other", seed=1)
     asked = (*small.options(), "predict", "first", "--split", "test")
     assert command(capsys, *asked).code == 1
-    said = command(capsys, *asked, "--backbone", tmp_path / "new")
-    assert said.code == 0, said.err
-    assert f"embedded by {tmp_path / 'new'}" in said.err
+    ran = command(capsys, *asked, "--backbone", tmp_path / "new")
+    assert ran.code == 0, ran.err
+    assert f"embedded by {tmp_path / 'new'}" in ran.err
     assert command(capsys, *asked, "--no-extract").code == 0
     refused = command(capsys, *asked, "--backbone", tmp_path / "other")
     assert refused.code == 1

@@ -53,23 +53,23 @@ def test_a_processor_that_is_faster_in_bfloat16_is_told_of_once(
 ) -> None:
     monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 3.0)
     watched(10_000, monkeypatch)
-    said = "this processor is faster in bfloat16: --dtype bfloat16, with a store of its own"
-    assert capsys.readouterr().err.splitlines()[1:] == [said]
+    advice = "this processor is faster in bfloat16: --dtype bfloat16, with a store of its own"
+    assert capsys.readouterr().err.splitlines()[1:] == [advice]
     watched(50, monkeypatch)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.25, "about 42 min: --dtype bfloat16"), (0.7, "")])
+@pytest.mark.parametrize(("seconds", "advice"), [(0.25, "about 42 min: --dtype bfloat16"), (0.7, "")])
 def test_what_bfloat16_would_save_is_told_where_it_is_worth_a_store_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, said: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float, advice: str
 ) -> None:
     monkeypatch.setattr(outlook, "bfloat16_gain", lambda device: 3.0)
     paces = {torch.float32: 1.0, torch.bfloat16: seconds}
     monkeypatch.setattr(outlook, "seconds_per_picture", lambda model, device, dtype: paces[dtype])
     watched(10_000, monkeypatch)
     (_, *more) = capsys.readouterr().err.splitlines()
-    assert len(more) == bool(said)
-    assert said in "".join(more)
+    assert len(more) == bool(advice)
+    assert advice in "".join(more)
 
 
 def test_what_is_soon_done_says_nothing(

@@ -171,8 +171,10 @@ def test_no_chunk_is_read_again_and_again_however_the_rows_are_ordered(
     taken = rng.permutation(rows) if order == "shuffled" else np.arange(rows)
     for first in range(0, rows, chunk_rows):
         now = taken[first : first + chunk_rows]
-        found = {(k, v): sources.find(int(content[row, v])) for k, row in enumerate(now) for v in range(2)}
-        copies = [(*place, index) for place, index in found.items() if index is not None]
+        copied_from = {
+            (k, v): sources.find(int(content[row, v])) for k, row in enumerate(now) for v in range(2)
+        }
+        copies = [(*place, index) for place, index in copied_from.items() if index is not None]
         assert len(copies) == 2 * chunk_rows
         copied = np.zeros((chunk_rows, 2, DIM), dtype=np.float16)
         copy_embeddings(sources, copies, copied)
@@ -197,6 +199,6 @@ def test_threads_that_look_for_pictures_of_one_chunk_read_it_once(
     sources = gather_sources(path)
     monkeypatch.setattr(FolderStorage, "read_chunk", count)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(sources.find, [100, 101, 102, 103, 104, 105, 107, 100]))
-    assert None not in found
+        places = list(pool.map(sources.find, [100, 101, 102, 103, 104, 105, 107, 100]))
+    assert None not in places
     assert list(reads.values()) == [1]

@@ -131,9 +131,9 @@ def test_without_the_weights_it_is_used_by_its_name_and_that_is_said_once(
     shutil.rmtree(small.images())
     ran = command(capsys, *small.options(), "fit-heads", "--name", "first")
     assert ran.code == 0, ran.err
-    said = [line for line in ran.err.splitlines() if "earlier version" in line]
-    assert len(said) == 1
-    assert "geo extract --split train" in said[0]
+    warnings = [line for line in ran.err.splitlines() if "earlier version" in line]
+    assert len(warnings) == 1
+    assert "geo extract --split train" in warnings[0]
     for words in (("predict", "first", "--split", "test"), ("evaluate", "first"), ("submit", "first")):
         ran = command(capsys, *small.options(), *words)
         assert ran.code == 0, ran.err

@@ -94,10 +94,10 @@ def test_verify_looks_at_variants_and_says_which_they_are(
 ) -> None:
     plain, mirrored = made(small), made(small, MIRRORED)
     asked = ("cache", "verify", "--split", "train")
-    said = command(capsys, *small.options(), *asked, "--deep")
-    assert said.code == 0, said.out + said.err
-    assert re.search(rf"{mirrored.store} +mirrored, 3 samples", said.out)
-    assert re.search(rf"{plain.store} +3 samples", said.out)
+    verified = command(capsys, *small.options(), *asked, "--deep")
+    assert verified.code == 0, verified.out + verified.err
+    assert re.search(rf"{mirrored.store} +mirrored, 3 samples", verified.out)
+    assert re.search(rf"{plain.store} +3 samples", verified.out)
     assert verify_deep(small.config(), open_store(mirrored.store)) == []
     # What is embedded again is the mirrored picture: as it is it would differ.
     store = open_store(mirrored.store)
@@ -108,7 +108,7 @@ def test_verify_looks_at_variants_and_says_which_they_are(
     chunk.write_bytes(b"no embedding")
     assert command(capsys, *small.options(), *asked, "--repair").code == 3
     left = command(capsys, *small.options(), "--json", *asked).json["pending"]
-    assert [(one["store"], one["commands"]) for one in left] == [
+    assert [(pending["store"], pending["commands"]) for pending in left] == [
         (str(mirrored.store), ["geo predict RUN --split train --tta"])
     ]
 
@@ -124,8 +124,8 @@ def test_ls_and_info_tell_the_variant_and_the_runs_that_may_answer_by_it(
     fitted_on |= {"weights_sha256": None, "preprocessing": None}
     (runs / "provenance.json").write_text(json.dumps({"store": fitted_on}))
     listed = command(capsys, *small.options(), "--json", "cache", "ls").json["stores"]
-    assert {one["path"]: one["variant"] for one in listed}[str(middle.store)] == {"crop": 0.7}
-    assert [one["runs"] for one in listed] == [["first"], ["first"]]
+    assert {store["path"]: store["variant"] for store in listed}[str(middle.store)] == {"crop": 0.7}
+    assert [store["runs"] for store in listed] == [["first"], ["first"]]
     assert "the middle 70 %, 3 × 4" in command(capsys, *small.options(), "cache", "ls").out
     assert "{'crop': 0.7}" in command(capsys, *small.options(), "cache", "info", "--split", "train").out
 
@@ -138,7 +138,7 @@ def test_gc_keeps_a_variant_as_long_as_the_pictures_as_they_are(small: Small) ->
     assert listed == []
     assert collect_garbage(small.config(), runs={}).stores == []
     listed = collect_garbage(other, runs={}).stores
-    assert {one["path"] for one in listed} == {plain.store, mirrored.store}
+    assert {store["path"] for store in listed} == {plain.store, mirrored.store}
 
 
 def test_a_variant_that_no_version_knows_is_no_store(small: Small) -> None:
