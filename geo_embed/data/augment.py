@@ -125,9 +125,9 @@ def change_pictures(pixels: Tensor, present: Tensor, variant: Variant) -> Tensor
     if variant == AS_THEY_ARE:
         return pixels
     samples, views = present.shape
-    nothing = torch.zeros(samples, views)
+    zeros = torch.zeros(samples, views)
     mirror = torch.full((samples,), variant.mirror)
-    frame = _frame(nothing + variant.crop**0.5, nothing, nothing, mirror)
+    frame = _frame(zeros + variant.crop**0.5, zeros, zeros, mirror)
     return _change(pixels, present, None, frame, torch.zeros(samples))
 
 

@@ -56,19 +56,19 @@ def check_data(config: Config, split: str, *, decode: bool = False) -> Checked:
     try:
         absent = missing_images(samples)
     except GeoError as error:
-        said = "; ".join(filter(None, (error.what, error.hint)))
-        return Checked(split, len(samples), [*problems, Problem("unreadable-shard", error.where, said)])
+        message = "; ".join(filter(None, (error.what, error.hint)))
+        return Checked(split, len(samples), [*problems, Problem("unreadable-shard", error.where, message)])
     problems = problems + [_image_problem(samples, "missing-image", i, v, reason) for i, v, reason in absent]
-    workers, every = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
+    workers, seconds = config.inference.workers or cpu_count() or 1, config.tracking.progress_seconds
     train = check_samples(config.paths, config.model.view_names, "train")[0] if split == "test" else None
-    contents = same_contents([samples] if train is None else [samples, train], workers, every)
+    contents = same_contents([samples] if train is None else [samples, train], workers, seconds)
     contradictions, warnings = _duplicates(samples, contents[0])
     problems += contradictions
     if train is not None:
         warnings += _overlap(samples, train, *contents)
     if decode:
         accept_damage = config.inference.with_damaged == "accept"
-        problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, every, accept_damage)
+        problems += _undecodable(samples, {(i, v) for i, v, _ in absent}, workers, seconds, accept_damage)
     return Checked(split, len(samples), problems, warnings, leave_out_empty_views(samples))
 
 

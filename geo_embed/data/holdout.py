@@ -112,21 +112,21 @@ def held_out(places: Places, training: Training) -> NDArray[np.bool_]:
     groups = _group(places, training.group_km)
     quota = np.bincount(groups.labels[quota_of[groups.order]], minlength=len(groups.counts))
     chosen, taken = _choose(groups, quota, groups.counts - 1, training.split_seed)
-    got = int(taken.sum())
-    if got < wanted / 2:
+    held_count = int(taken.sum())
+    if held_count < wanted / 2:
         hint = _smaller_step(places, training.group_km, wanted) or (
             "raise training.val_split"
             if len(groups) > 1
             else "samples of one place can't be held out by place: --set training.validation=random"
         )
-        if not got:
+        if not held_count:
             raise GeoError(
                 f"no group of samples can be held out: {groups.describe()}, and {wanted:,} are to be held out",
                 where=f"training.group_km = {training.group_km:g}",
                 hint=hint,
             )
         warn(
-            f"only {got:,} of {counted(wanted, 'sample could', 'samples could')} be held out: {groups.describe()}; {hint}"
+            f"only {held_count:,} of {counted(wanted, 'sample could', 'samples could')} be held out: {groups.describe()}; {hint}"
         )
     return groups.rows(chosen)
 

@@ -52,9 +52,9 @@ def check_output(paths: Paths, out: Path, endings: Collection[str] = ()) -> None
         raise _refused("this is a CSV of the dataset", out)
     if out.suffix.lower() in _RESULTS or not is_there:
         return
-    for whose, folder in folders.items():
+    for owner, folder in folders.items():
         if folder in (place, *place.parents):
-            raise _refused(f"this is a file of {whose}", out)
+            raise _refused(f"this is a file of {owner}", out)
 
 
 def _refused(what: str, out: Path) -> GeoError:

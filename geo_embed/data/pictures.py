@@ -59,8 +59,8 @@ class Pictures:
             if not isinstance(path, Address):
                 return images.read_picture(path)
             _refuse_size(self._entry(name).size)
-            found = buckets.get(path)
-            return _absent(path) if found is None else found[0]
+            stored = buckets.get(path)
+            return _absent(path) if stored is None else stored[0]
 
         def from_shard(shards: Shards, places: range) -> bytes:
             if fault := shards.fault(places):
@@ -243,21 +243,21 @@ class Pictures:
         if _is_file(self.root):
             return [self.root]
         if isinstance(self.root, Address):
-            there: list[Path] = [self.root / name for name in self._listing if "/" not in name]
+            paths: list[Path] = [self.root / name for name in self._listing if "/" not in name]
             is_folder = bool(self._listing)
         else:
-            there, is_folder = entries(self.root), os.path.isdir(self.root)  # noqa: PTH112
+            paths, is_folder = entries(self.root), os.path.isdir(self.root)  # noqa: PTH112
         if not is_folder:
             beside = (self.root.with_name(self.root.name + ending) for ending in (*_SHARDS, *COMPRESSED))
-            there = [path for path in beside if _is_file(path)]
+            paths = [path for path in beside if _is_file(path)]
         if not self._has_loose:
-            names = {path.name for path in there}
+            names = {path.name for path in paths}
             compressed = [
-                path for path in there if _unpacked_name(path) not in {"", *names} and _is_file(path)
+                path for path in paths if _unpacked_name(path) not in {"", *names} and _is_file(path)
             ]
             if compressed:
                 return compressed
-        return [path for path in there if path.suffix in _SHARDS and _is_file(path)]
+        return [path for path in paths if path.suffix in _SHARDS and _is_file(path)]
 
     @cached_property
     def _near(self) -> dict[str, list[tuple[str, Path]]]:

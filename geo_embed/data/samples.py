@@ -236,14 +236,14 @@ def _advise_views(path: Path, views: tuple[str, ...]) -> str:
     table, _ = read_csv(path, [], every_column=True)
     if table is None:
         return ""
-    there = [name.removeprefix("image_") for name in table.columns if name.startswith("image_")]
-    if set(views) <= set(there):
+    available = [name.removeprefix("image_") for name in table.columns if name.startswith("image_")]
+    if set(views) <= set(available):
         return ""
     wanted = f"; {_VIEW_SETTING} asks for {', '.join(views)}"
-    if not there:
+    if not available:
         return f"{wanted}, each in a column image_VIEW, and the file has no such column"
-    setting = f"{_VIEW_SETTING}={json.dumps(there, ensure_ascii=False)}"
-    return f"{wanted}, the file seems to have {', '.join(there)}: --set {shlex.quote(setting)}"
+    setting = f"{_VIEW_SETTING}={json.dumps(available, ensure_ascii=False)}"
+    return f"{wanted}, the file seems to have {', '.join(available)}: --set {shlex.quote(setting)}"
 
 
 def leave_out_empty_views(samples: Samples) -> str:

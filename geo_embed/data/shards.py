@@ -197,7 +197,7 @@ class Parquet:
                 )
             self._check_groups()
             self.packed = sum(
-                each.unpacked for chunks in self._chunks for each in chunks if not each.is_plain
+                chunk.unpacked for chunks in self._chunks for chunk in chunks if not chunk.is_plain
             )
             # Of groups that were unpacked once and aren't compressed: (2, rows) where each picture starts in the file, and its size.
             self._places: dict[tuple[int, int], NDArray[np.int64]] = {}
@@ -316,12 +316,16 @@ class Shards:
         # 40 bytes a picture: a hash in place of its name, and where it lies. Two names of one hash, once in half a million such
         # tables of 10 million names, would be refused as one name of two pictures.
         names = [shard.names for shard in self._shards]
-        keys = np.concatenate([_keys(each.names) for each in names] or [np.zeros(0, np.uint64)])
+        keys = np.concatenate([_keys(shard_names.names) for shard_names in names] or [np.zeros(0, np.uint64)])
         order = np.argsort(keys, kind="stable")
-        of = np.repeat(np.arange(len(names), dtype=np.uint32), [len(each.names) for each in names])
+        of = np.repeat(
+            np.arange(len(names), dtype=np.uint32), [len(shard_names.names) for shard_names in names]
+        )
         self._keys, self._of = keys[order], of[order]
         self._start, self._size, self._kind = (
-            np.concatenate([np.zeros(0, dtype), *(getattr(each, column) for each in names)])[order]
+            np.concatenate([np.zeros(0, dtype), *(getattr(shard_names, column) for shard_names in names)])[
+                order
+            ]
             for column, dtype in (("start", np.int64), ("size", np.int64), ("kind", np.uint8))
         )
         self.count = len(keys)
@@ -341,11 +345,11 @@ class Shards:
             return [None] * len(names)
         keys = np.fromiter((_key(_clean(os.fsencode(name))) for name in names), np.uint64, len(names))
         first, stop = (np.searchsorted(self._keys, keys, side=side) for side in ("left", "right"))
-        found: list[str | None] = [None if absent else "" for absent in first == stop]
+        faults: list[str | None] = [None if absent else "" for absent in first == stop]
         odd = (stop - first > 1) | (self._kind[np.minimum(first, self.count - 1)] > 0)
         for i in np.flatnonzero(odd & (stop > first)):
-            found[i] = self.fault(range(int(first[i]), int(stop[i])))
-        return found
+            faults[i] = self.fault(range(int(first[i]), int(stop[i])))
+        return faults
 
     def fault(self, places: range) -> str:
         """Why the picture at these places can't be read, as far as can be told without reading one that has one place; else empty."""
@@ -358,11 +362,11 @@ class Shards:
                 or self._size_at(place) != self._size_at(other)
                 or self._at(place) != self._at(other)
             ):
-                both = [self._shard_at(at).path for at in (place, other)]
+                shard_paths = [self._shard_at(at).path for at in (place, other)]
                 where = (
-                    f"twice in {both[0].name}"
-                    if both[0] == both[1]
-                    else f"in {both[0].name} and in {both[1].name}"
+                    f"twice in {shard_paths[0].name}"
+                    if shard_paths[0] == shard_paths[1]
+                    else f"in {shard_paths[0].name} and in {shard_paths[1].name}"
                 )
                 return f"is {where}, with other bytes: which one is meant can't be told"
         return ""
@@ -431,12 +435,15 @@ def _walk(file: BufferedReader, size: int, path: Path) -> Names:
         os.lseek(file.fileno(), start, os.SEEK_SET)
         return os.read(file.fileno(), count)
 
-    found: dict[bytes, tuple[int, int, int]] = {}
+    by_name: dict[bytes, tuple[int, int, int]] = {}
     for member in tar.members(read, size, path):
-        found[_clean(member.name)] = member[1:]
-    columns = np.array(list(found.values()), dtype=np.int64).reshape(-1, 3)
+        by_name[_clean(member.name)] = member[1:]
+    columns = np.array(list(by_name.values()), dtype=np.int64).reshape(-1, 3)
     return Names(
-        pa.array(list(found), pa.large_binary()), columns[:, 0], columns[:, 1], columns[:, 2].astype(np.uint8)
+        pa.array(list(by_name), pa.large_binary()),
+        columns[:, 0],
+        columns[:, 1],
+        columns[:, 2].astype(np.uint8),
     )
 
 
@@ -469,12 +476,12 @@ def _places_of(values: "pa.ChunkedArray", file: BufferedReader, chunk: _Chunk) -
             continue
         data = value.as_buffer().to_pybytes()
         plain = len(data).to_bytes(4, "little") + data
-        found = raw.find(plain, after)
-        if found < 0:
-            found = raw.find(plain)
-        if found >= 0:
-            places[:, row] = chunk.begin + found + 4, len(data)
-            after = found + len(plain)
+        offset = raw.find(plain, after)
+        if offset < 0:
+            offset = raw.find(plain)
+        if offset >= 0:
+            places[:, row] = chunk.begin + offset + 4, len(data)
+            after = offset + len(plain)
     return places
 
 

@@ -500,8 +500,8 @@ def _describe_repeated(header: Sequence[str], places: Sequence[int]) -> str:
 def _refuse_missing(
     first: str, header: Sequence[str], wanted: Sequence[str], missing: Sequence[str], near: Sequence[str]
 ) -> NoReturn:
-    there = len(wanted) - len(missing)
-    separator = _other_separator(first, wanted, there)
+    matching = len(wanted) - len(missing)
+    separator = _other_separator(first, wanted, matching)
     if separator:
         _refuse("csv", _describe_separator(separator))
     named = ", ".join(repr(column) for column in missing[:_SHOWN])
@@ -512,18 +512,18 @@ def _refuse_missing(
     message = f"missing column {named}; the file has {have}"
     if near:
         message += f" ({'; '.join(near[:_SHOWN])})"
-    elif not there and any(map(_NUMBER.fullmatch, header)):
+    elif not matching and any(map(_NUMBER.fullmatch, header)):
         message += " (the first line looks like values: put a line with the columns' names above it)"
     elif not any(header):
         message += "nothing in its first line, where the columns' names should be"
     _refuse("missing-column", message)
 
 
-def _other_separator(first: str, columns: Sequence[str], there: int = 0) -> str:
-    """What else than commas parts more than `there` of these columns in a header; empty where nothing does."""
+def _other_separator(first: str, columns: Sequence[str], matching: int = 0) -> str:
+    """What else than commas parts more than `matching` of these columns in a header; empty where nothing does."""
     for separator in _SEPARATORS:
         cells = {cell.strip(_QUOTES + " \r\n") for cell in first.split(separator)}
-        if sum(column in cells for column in columns) > there:
+        if sum(column in cells for column in columns) > matching:
             return separator
     return ""
 

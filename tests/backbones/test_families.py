@@ -192,13 +192,13 @@ def test_all_features_are_taken_from_one_run_of_the_layers(made: Path, family: s
     for block in blocks(backbone.module):
         block.register_forward_hook(lambda *_: runs.append(1))
     with torch.inference_mode():
-        given = embed_features(backbone, pixels())
+        by_feature = embed_features(backbone, pixels())
         wanted = TOKENS[family](made).mean(dim=1)
     assert len(runs) == len(blocks(backbone.module))
-    assert tuple(given) == backbone.features == ("image_embeds", "pooler_output", "token_mean")
+    assert tuple(by_feature) == backbone.features == ("image_embeds", "pooler_output", "token_mean")
     for feature in ("image_embeds", "pooler_output"):
-        assert torch.equal(given[feature], embedded(load(made, feature=feature)))
-    torch.testing.assert_close(given["token_mean"], wanted, atol=1e-5, rtol=1e-5)
+        assert torch.equal(by_feature[feature], embedded(load(made, feature=feature)))
+    torch.testing.assert_close(by_feature["token_mean"], wanted, atol=1e-5, rtol=1e-5)
     assert embedding_dim(made, "token_mean") == wanted.shape[1]
 
 
@@ -314,22 +314,22 @@ PROCESSORS = {
 def test_exact_pixels_are_bit_equal_to_the_models_own_processor(
     made: Path, family: str, size: tuple[int, int]
 ) -> None:
-    own = getattr(transformers, PROCESSORS[family]).from_pretrained(made)
-    theirs = own(picture(*size), return_tensors="np")["pixel_values"][0]
+    processor = getattr(transformers, PROCESSORS[family]).from_pretrained(made)
+    reference = processor(picture(*size), return_tensors="np")["pixel_values"][0]
     spec = read_preprocessing(made, exact=True)
     batch = torch.from_numpy(resize(np.asarray(picture(*size)), spec))[None]
-    assert (normalise(batch, spec, torch.float32).numpy()[0] == theirs).all()
+    assert (normalise(batch, spec, torch.float32).numpy()[0] == reference).all()
 
 
 def test_a_naflex_model_sees_a_square_picture_as_its_own_processor_cuts_it(tmp_path: Path) -> None:
     naflex(tmp_path / "naflex")
-    own = transformers.Siglip2ImageProcessorPil.from_pretrained(tmp_path / "naflex")
-    theirs = own(picture(), return_tensors="pt")
+    processor = transformers.Siglip2ImageProcessorPil.from_pretrained(tmp_path / "naflex")
+    reference = processor(picture(), return_tensors="pt")
     backbone = load(tmp_path / "naflex", exact=True)
     batch = torch.from_numpy(resize(np.asarray(picture()), backbone.preprocessing))[None]
     with torch.inference_mode():
         got = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))
-        wanted = from_class("Siglip2VisionModel", tmp_path / "naflex")(**theirs).pooler_output
+        wanted = from_class("Siglip2VisionModel", tmp_path / "naflex")(**reference).pooler_output
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -363,7 +363,7 @@ def test_a_timm_models_preprocessing_comes_from_its_config(timm_config: Path) ->
 
 
 @pytest.mark.parametrize(
-    "said",
+    "pretrained",
     [
         {"crop_mode": "border"},
         {"crop_mode": "squash", "crop_pct": 0.9},
@@ -372,9 +372,9 @@ def test_a_timm_models_preprocessing_comes_from_its_config(timm_config: Path) ->
     ],
 )
 def test_what_timm_does_that_cannot_be_followed_is_refused(
-    timm_config: Path, said: dict[str, object]
+    timm_config: Path, pretrained: dict[str, object]
 ) -> None:
-    change_json(timm_config, pretrained_cfg={"input_size": [3, 32, 32]} | said)
+    change_json(timm_config, pretrained_cfg={"input_size": [3, 32, 32]} | pretrained)
     with pytest.raises(GeoError, match="can't be followed") as caught:
         read_preprocessing(timm_config.parent, exact=False)
     assert caught.value.hint
@@ -471,8 +471,8 @@ def test_what_is_saved_is_loaded_by_transformers_too(made: Path, family: str, tm
     backbone = load(made)
     save_backbone(backbone, tmp_path / "saved")
     with torch.inference_mode():
-        theirs = from_class(type(backbone.module).__name__, tmp_path / "saved")(pixels())
-    wanted = theirs.image_embeds if family == "clip" else theirs.pooler_output
+        reference = from_class(type(backbone.module).__name__, tmp_path / "saved")(pixels())
+    wanted = reference.image_embeds if family == "clip" else reference.pooler_output
     torch.testing.assert_close(embedded(backbone), wanted, atol=1e-5, rtol=1e-5)
 
 

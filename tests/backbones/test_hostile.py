@@ -85,8 +85,8 @@ def without(name: str) -> Change:
 
 def in_turn(*changes: Change) -> Change:
     def change(directory: Path) -> None:
-        for each in changes:
-            each(directory)
+        for single_change in changes:
+            single_change(directory)
 
     return change
 
@@ -450,9 +450,9 @@ def test_any_value_of_any_setting_is_refused_or_means_what_it_means_to_transform
     directory = tmp_path / family
     MAKERS[family](directory)
     whole, path, untouched = (directory / CONFIG).read_text(), directory / CONFIG, embedded(load(directory))
-    own = json.loads(whole)
+    settings_file = json.loads(whole)
     taken = 0
-    settings = sorted(own.get("vision_config", own).keys() - {"model_type"})
+    settings = sorted(settings_file.get("vision_config", settings_file).keys() - {"model_type"})
     # A few of the values for each, others in the next family: all of them take minutes.
     step = 8 if len(settings) > 12 else 2
     for k, key in enumerate(settings):
@@ -470,7 +470,7 @@ def test_any_value_of_any_setting_is_refused_or_means_what_it_means_to_transform
             # It refuses values of settings that have nothing to do with the tower, and a whole number where it wants a fraction.
             except Exception:
                 fraction = isinstance(value, int) and key in ("layer_norm_eps", "rope_theta")
-                path.write_text(json.dumps(own | {key: float(value)}) if fraction else whole)
+                path.write_text(json.dumps(settings_file | {key: float(value)}) if fraction else whole)
                 wanted = by_class(family, directory) if family != "naflex" else untouched
                 path.write_text(json.dumps(content))
             torch.testing.assert_close(embedded(load(directory)), wanted, atol=1e-5, rtol=1e-5)

@@ -45,15 +45,15 @@ def test_the_layers_are_those_that_extraction_loads(
     (directory / "config.json").write_text(json.dumps(config | {"hidden_act": "quick_gelu"}))
     timed: list[Any] = []
 
-    def noted(*given: Any) -> Any:
-        timed.append(make_config(*given))
+    def noted(*arguments: Any) -> Any:
+        timed.append(make_config(*arguments))
         return timed[-1]
 
     monkeypatch.setattr(pace, "make_config", noted)
     model = Model(backbone_name=str(directory))
     seconds_per_picture(model, CPU, torch.float32)
     loaded = load_backbone(model, CPU, torch.float32).module.config
-    assert [each.hidden_act for each in timed] == [loaded.hidden_act] == ["silu"]
+    assert [timed_config.hidden_act for timed_config in timed] == [loaded.hidden_act] == ["silu"]
 
 
 def test_what_is_not_here_and_not_the_default_is_not_guessed_at() -> None:

@@ -48,7 +48,7 @@ def write(directory: Path, content: object, *, nested: bool = False) -> Path:
     return directory / names[nested]
 
 
-def theirs(content: dict[str, Any], image: Image.Image) -> NDArray[np.float32]:
+def by_transformers(content: dict[str, Any], image: Image.Image) -> NDArray[np.float32]:
     """What transformers' own processor of this file makes of a picture; whatever it raises."""
     kind = content.get("image_processor_type") or content.get("feature_extractor_type", "CLIPImageProcessor")
     kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
@@ -58,7 +58,7 @@ def theirs(content: dict[str, Any], image: Image.Image) -> NDArray[np.float32]:
     return pixels
 
 
-def ours(directory: Path, image: Image.Image) -> NDArray[np.float32]:
+def by_this_package(directory: Path, image: Image.Image) -> NDArray[np.float32]:
     spec = read_preprocessing(directory, exact=True)
     return normalise(torch.from_numpy(resize(np.asarray(image), spec))[None], spec, torch.float32).numpy()[0]
 
@@ -107,12 +107,12 @@ def test_hundreds_of_random_files_are_followed_to_the_last_bit_or_refused_by_key
         file = write(tmp_path / "model", content, nested=k % 3 == 0)
         image = PICTURES[k % len(PICTURES)]
         try:
-            got = ours(file.parent, image)
+            got = by_this_package(file.parent, image)
         except GeoError as error:
             refusals.append((error, file, content))
             continue
         followed += 1
-        wanted = theirs(content, image)
+        wanted = by_transformers(content, image)
         assert got.shape == wanted.shape, content
         np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=0, err_msg=str(content))
         # The faster resize is within two grey levels of PIL, where it isn't PIL's own.
@@ -139,13 +139,13 @@ def test_a_longest_edge_beside_the_shortest_is_kept(
     write(tmp_path, content)
     image = picture(width, height)
     try:
-        wanted = theirs(content, image)
+        wanted = by_transformers(content, image)
     except ValueError:
         # Nothing is left of the shorter side.
         with pytest.raises(UnreadableImage, match=f"longest_edge of {longest}"):
-            ours(tmp_path, image)
+            by_this_package(tmp_path, image)
         return
-    np.testing.assert_allclose(ours(tmp_path, image), wanted, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(by_this_package(tmp_path, image), wanted, atol=1e-6, rtol=0)
     spec = read_preprocessing(tmp_path, exact=True).to_dict()
     assert spec["longest_edge"] == longest
 

@@ -40,9 +40,9 @@ def changed(
 
 def test_strength_zero_changes_nothing() -> None:
     pixels, present = scenes()
-    after, there = changed(pixels, present, NOTHING)
+    after, seen = changed(pixels, present, NOTHING)
     assert torch.equal(after, pixels)
-    assert torch.equal(there, present)
+    assert torch.equal(seen, present)
 
 
 def test_the_same_generator_gives_the_same_batch_and_another_another() -> None:
@@ -60,12 +60,12 @@ def test_the_same_generator_gives_the_same_batch_and_another_another() -> None:
 def test_a_batch_in_parts_gets_the_changes_of_the_whole() -> None:
     pixels, present = scenes()
     how = Augment(blur=0.5, flip=0.5)
-    whole, there = changed(pixels, present, how)
+    whole, seen = changed(pixels, present, how)
     generator = torch.Generator().manual_seed(0)
     parts = [
         augment(pixels[rows], present[rows], how, COMPASS, generator) for rows in (slice(0, 4), slice(4, 6))
     ]
-    assert torch.equal(torch.cat([part[1] for part in parts]), there)
+    assert torch.equal(torch.cat([part[1] for part in parts]), seen)
     torch.testing.assert_close(torch.cat([part[0] for part in parts]).int(), whole.int(), atol=1, rtol=0)
 
 
@@ -83,9 +83,9 @@ def test_shape_type_and_range_stay(samples: int, height: int, width: int) -> Non
     how = Augment(
         brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, crop=0.3, blur=0.5, view_dropout=0.5, flip=0.5
     )
-    after, there = changed(pixels, torch.ones(samples, 4, dtype=torch.bool), how)
+    after, seen = changed(pixels, torch.ones(samples, 4, dtype=torch.bool), how)
     assert (after.shape, after.dtype) == (pixels.shape, torch.uint8)
-    assert (there.shape, there.dtype) == ((samples, 4), torch.bool)
+    assert (seen.shape, seen.dtype) == ((samples, 4), torch.bool)
     # White made brighter stays white: nothing wraps around.
     white = torch.full_like(pixels, 255)
     after, _ = changed(white, torch.ones(samples, 4, dtype=torch.bool), only(brightness=0.9))
@@ -97,8 +97,8 @@ def test_shape_type_and_range_stay(samples: int, height: int, width: int) -> Non
 def test_all_views_of_a_sample_have_one_light(strength: str) -> None:
     pixels, _ = scenes()
     same = pixels[:1, 1:2].expand(6, 4, -1, -1, -1).contiguous()
-    there = torch.ones(len(same), 4, dtype=torch.bool)
-    after, _ = changed(same, there, only(**{strength: 0.4}))
+    all_present = torch.ones(len(same), 4, dtype=torch.bool)
+    after, _ = changed(same, all_present, only(**{strength: 0.4}))
     assert torch.equal(after, after[:, :1].expand_as(after))
     assert not torch.equal(after[0], after[1]), "and samples have lights of their own"
 
@@ -117,10 +117,10 @@ def luma(pixels: Tensor) -> Tensor:
 
 def test_each_colour_change_changes_what_it_names() -> None:
     pixels, _ = scenes()
-    there = torch.ones(len(pixels), 4, dtype=torch.bool)
+    all_present = torch.ones(len(pixels), 4, dtype=torch.bool)
     before = torch.where(pixels == 0, 90, pixels)
 
-    after, _ = changed(before, there, only(brightness=0.4))
+    after, _ = changed(before, all_present, only(brightness=0.4))
     factor = after.float().mean((1, 2, 3, 4)) / before.float().mean((1, 2, 3, 4))
     assert factor.min() >= 0.6
     assert factor.max() <= 1.4
@@ -129,17 +129,17 @@ def test_each_colour_change_changes_what_it_names() -> None:
         after.float(), (before * factor.view(-1, 1, 1, 1, 1)).clamp(0, 255), atol=1.5, rtol=0
     )
 
-    after, _ = changed(before, there, only(contrast=0.4))
+    after, _ = changed(before, all_present, only(contrast=0.4))
     torch.testing.assert_close(luma(after).mean((1, 2, 3)), luma(before).mean((1, 2, 3)), atol=0.5, rtol=0)
     spread = after.float().std((1, 2, 3, 4)) / before.float().std((1, 2, 3, 4))
     assert spread.std() > 0.05
 
     for strength in ("saturation", "hue"):
-        after, _ = changed(before, there, only(**{strength: 0.1}))
+        after, _ = changed(before, all_present, only(**{strength: 0.1}))
         torch.testing.assert_close(luma(after), luma(before), atol=1.2, rtol=0)
         assert (after.int() - before.int()).abs().max() > 5
         grey = before[:, :, :1].expand_as(before).contiguous()
-        after, _ = changed(grey, there, only(**{strength: 0.1}))
+        after, _ = changed(grey, all_present, only(**{strength: 0.1}))
         assert torch.equal(after, grey), "greys have no colour to change"
 
 
@@ -147,20 +147,20 @@ def test_saturation_scales_colours_and_hue_only_turns_them() -> None:
     colours = torch.tensor([[150, 110, 110], [110, 150, 110], [110, 110, 150], [150, 150, 100]])
     pixels = colours.view(1, 4, 3, 1, 1).expand(30, 4, 3, 4, 4).to(torch.uint8).contiguous()
     axes = torch.tensor([[0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-    there = torch.ones(30, 4, dtype=torch.bool)
+    all_present = torch.ones(30, 4, dtype=torch.bool)
 
     def by_view(pixels: Tensor) -> Tensor:
         return torch.einsum("ac,bvc->bva", axes, pixels[..., 0, 0].float())
 
     before = by_view(pixels)
-    turned = by_view(changed(pixels, there, only(hue=0.2))[0])
+    turned = by_view(changed(pixels, all_present, only(hue=0.2))[0])
     torch.testing.assert_close(turned.norm(dim=-1), before.norm(dim=-1), atol=1, rtol=0)
     cosine = torch.cosine_similarity(turned, before, dim=-1)
     assert torch.allclose(cosine, cosine[:, :1], atol=0.05), "one angle for all colours"
     assert cosine.min() < 0.6
     assert cosine.min() > 0.2, "72 degrees at most"
 
-    factor = by_view(changed(pixels, there, only(saturation=0.3))[0]) / before
+    factor = by_view(changed(pixels, all_present, only(saturation=0.3))[0]) / before
     strong = before.abs() > 10
     assert (factor[strong] > 0.6).all()
     assert (factor[strong] < 1.4).all()
@@ -174,8 +174,8 @@ def test_a_crop_shows_a_part_in_its_own_proportions_another_in_each_view() -> No
         [ramp.expand(size, size), ramp[:, None].expand(size, size), torch.full((size, size), 7.0)]
     )
     pixels = pixels.to(torch.uint8).expand(8, 4, -1, -1, -1).contiguous()
-    there = torch.ones(8, 4, dtype=torch.bool)
-    after = changed(pixels, there, only(crop=0.5))[0].float()
+    all_present = torch.ones(8, 4, dtype=torch.bool)
+    after = changed(pixels, all_present, only(crop=0.5))[0].float()
     # A ramp tells where each pixel comes from: its slope is the side, its start the place.
     across = (after[:, :, 0, 5, -5] - after[:, :, 0, 5, 4]) / (3 * (size - 9))
     down = (after[:, :, 1, -5, 5] - after[:, :, 1, 4, 5]) / (3 * (size - 9))
@@ -193,8 +193,8 @@ def test_a_crop_shows_a_part_in_its_own_proportions_another_in_each_view() -> No
 def test_blur_smooths_some_samples_and_leaves_the_rest() -> None:
     torch.manual_seed(0)
     pixels = torch.randint(60, 200, (40, 2, 3, 32, 32)).to(torch.uint8)
-    there = torch.ones(40, 2, dtype=torch.bool)
-    after, _ = changed(pixels, there, only(blur=0.5), names=("a", "b"))
+    all_present = torch.ones(40, 2, dtype=torch.bool)
+    after, _ = changed(pixels, all_present, only(blur=0.5), names=("a", "b"))
     same = (after == pixels).all((-1, -2)).all(-1)
     assert torch.equal(same[:, 0], same[:, 1]), "all views of a sample, or none"
     assert 8 <= int(same[:, 0].sum()) <= 32
@@ -202,7 +202,7 @@ def test_blur_smooths_some_samples_and_leaves_the_rest() -> None:
     assert (smoothed.std((-1, -2)) < 0.9 * pixels[~same[:, 0]].float().std((-1, -2))).all()
     # No edge gets darker: a flat picture stays flat.
     flat = torch.full_like(pixels, 130)
-    assert torch.equal(changed(flat, there, only(blur=1.0), names=("a", "b"))[0], flat)
+    assert torch.equal(changed(flat, all_present, only(blur=1.0), names=("a", "b"))[0], flat)
 
 
 def test_hidden_views_are_zero_and_the_last_one_stays() -> None:
@@ -210,13 +210,13 @@ def test_hidden_views_are_zero_and_the_last_one_stays() -> None:
     present[:4] = False
     present[0, 2] = True
     pixels[~present] = 0
-    after, there = changed(pixels, present, only(view_dropout=0.6))
-    assert not (there & ~present).any(), "a missing view never appears"
-    assert torch.equal(there.any(1), present.any(1))
-    assert there[0].tolist() == [False, False, True, False]
-    assert (after[~there] == 0).all()
-    assert torch.equal(after[there], pixels[there])
-    assert 0.3 < there.sum() / present.sum() < 0.6
+    after, seen = changed(pixels, present, only(view_dropout=0.6))
+    assert not (seen & ~present).any(), "a missing view never appears"
+    assert torch.equal(seen.any(1), present.any(1))
+    assert seen[0].tolist() == [False, False, True, False]
+    assert (after[~seen] == 0).all()
+    assert torch.equal(after[seen], pixels[seen])
+    assert 0.3 < seen.sum() / present.sum() < 0.6
     _, all_but_one = changed(pixels, present, only(view_dropout=0.999999))
     assert (all_but_one.sum(1) == present.any(1)).all()
     assert len(set(all_but_one[4:].int().argmax(1).tolist())) == 4, "any of them may be the last"
@@ -224,18 +224,18 @@ def test_hidden_views_are_zero_and_the_last_one_stays() -> None:
 
 def test_missing_views_are_left_as_they_are() -> None:
     pixels, present = scenes()
-    after, there = changed(pixels, present, Augment(blur=1.0, view_dropout=0))
-    assert torch.equal(there, present)
+    after, seen = changed(pixels, present, Augment(blur=1.0, view_dropout=0))
+    assert torch.equal(seen, present)
     assert (after[~present] == 0).all()
 
 
 def test_a_mirrored_scene_swaps_east_and_west() -> None:
     pixels, present = scenes()
-    after, there = changed(pixels, present, only(flip=1.0))
+    after, seen = changed(pixels, present, only(flip=1.0))
     for view, source in enumerate((0, 3, 2, 1)):
         assert torch.equal(after[:, view], pixels[:, source].flip(-1))
-        assert torch.equal(there[:, view], present[:, source])
-    half, there = changed(pixels.repeat(20, 1, 1, 1, 1), present.repeat(20, 1), only(flip=0.5))
+        assert torch.equal(seen[:, view], present[:, source])
+    half, seen = changed(pixels.repeat(20, 1, 1, 1, 1), present.repeat(20, 1), only(flip=0.5))
     turned = (half[:, 0] != pixels.repeat(20, 1, 1, 1, 1)[:, 0]).flatten(1).any(1)
     assert 25 < int(turned.sum()) < 75
 
@@ -243,8 +243,8 @@ def test_a_mirrored_scene_swaps_east_and_west() -> None:
 def test_by_default_no_scene_is_mirrored() -> None:
     """A mirrored street drives on the other side."""
     ramp = torch.arange(24).mul(8).to(torch.uint8).expand(50, 4, 3, 24, 24).contiguous()
-    after, there = changed(ramp, torch.ones(50, 4, dtype=torch.bool), Augment())
-    assert (after[there][..., -1] > after[there][..., 0]).all()
+    after, seen = changed(ramp, torch.ones(50, 4, dtype=torch.bool), Augment())
+    assert (after[seen][..., -1] > after[seen][..., 0]).all()
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_views_that_cannot_be_mirrored_are_said() -> None:
         lambda how: tta_views(pixels, present, how, ("first", "second")),
     ):
         call(Augment())
-        with pytest.raises(GeoError, match="first, second can't be mirrored") as said:
+        with pytest.raises(GeoError, match="first, second can't be mirrored") as refused:
             call(Augment(flip=0.1))
-        assert "set it to 0" in said.value.hint
+        assert "set it to 0" in refused.value.hint
 
 
 def test_test_time_variants_are_sure_ones() -> None:
@@ -288,15 +288,15 @@ def test_test_time_variants_are_sure_ones() -> None:
     variants = tta_views(pixels, present, how, COMPASS)
     again = tta_views(pixels, present, how, COMPASS)
     assert len(variants) == 3
-    for (one, there), (same, there_too) in zip(variants, again, strict=True):
-        assert one.dtype == torch.uint8
-        assert torch.equal(one, same)
-        assert torch.equal(there, there_too)
-        assert (one[~there] == 0).all()
+    for (images, seen), (images_again, seen_again) in zip(variants, again, strict=True):
+        assert images.dtype == torch.uint8
+        assert torch.equal(images, images_again)
+        assert torch.equal(seen, seen_again)
+        assert (images[~seen] == 0).all()
     assert torch.equal(variants[0][0], before)
-    mirrored, there = variants[2]
+    mirrored, seen = variants[2]
     assert torch.equal(mirrored[:, 1], pixels[:, 3].flip(-1))
-    assert torch.equal(there[:, 1], present[:, 3])
+    assert torch.equal(seen[:, 1], present[:, 3])
     assert len(tta_views(pixels, present, Augment(), COMPASS)) == 2
     assert len(tta_views(pixels, present, NOTHING, COMPASS)) == 1
 

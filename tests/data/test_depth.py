@@ -210,8 +210,8 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_samples_without_a_known_white_are_refused_by_name(kind: str) -> None:
-    data, said = UNKNOWN[kind]
-    with pytest.raises(UnreadableImage, match=said) as refused:
+    data, message = UNKNOWN[kind]
+    with pytest.raises(UnreadableImage, match=message) as refused:
         decode(data)
     assert "8 or 16 bits" in str(refused.value)
 

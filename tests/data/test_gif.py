@@ -29,7 +29,7 @@ def test_codes_that_end_before_the_picture_are_refused() -> None:
 
 
 def test_only_the_first_of_a_hundred_thousand_pictures_is_looked_at() -> None:
-    one = encoded(scene(16, 16).quantize(16), "GIF")
-    start = one.index(b",", 13 + 3 * (2 << (one[10] & 7)))
-    many = one[:-1] + one[start:-1] * 100_000 + b";"
-    assert (decode(many) == decode(one)).all()
+    single = encoded(scene(16, 16).quantize(16), "GIF")
+    start = single.index(b",", 13 + 3 * (2 << (single[10] & 7)))
+    repeated = single[:-1] + single[start:-1] * 100_000 + b";"
+    assert (decode(repeated) == decode(single)).all()

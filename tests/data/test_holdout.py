@@ -146,9 +146,9 @@ def test_where_little_can_be_held_out_a_warning_says_so(capsys: pytest.CaptureFi
     latitude = np.append(40 + np.arange(98) * KM, [50.0, 60.0])
     chosen = held_out(line(latitude), spatial(group_km=2.0))
     assert chosen.sum() == 2
-    said = capsys.readouterr().err
-    assert "only 2 of 10 samples" in said
-    assert "--set training.group_km=" in said
+    warning = capsys.readouterr().err
+    assert "only 2 of 10 samples" in warning
+    assert "--set training.group_km=" in warning
 
 
 def test_too_few_samples_to_hold_any_out_are_all_for_training_as_in_a_random_split() -> None:
@@ -221,11 +221,12 @@ def test_advice_helps_where_it_is_given(capsys: pytest.CaptureFixture[str]) -> N
     latitude = np.append(np.full(3, 40.0), 50 + np.arange(12))
     fold = folds(line(latitude, [1] * 3 + [0] * 12), spatial(folds=3))
     assert fold[:3].tolist() == [ALWAYS_TRAINING] * 3
-    said = capsys.readouterr().err
+    warning = capsys.readouterr().err
     assert (
-        "3 of 15 samples are in no fold, always in training (3 of them in the only group of a class)" in said
+        "3 of 15 samples are in no fold, always in training (3 of them in the only group of a class)"
+        in warning
     )
-    assert "group_km" not in said
+    assert "group_km" not in warning
     # What can't be held out isn't in fewer folds either.
     for places, training in (
         (line(np.arange(4.0), [0, 1, 2, 3]), Training(folds=2)),

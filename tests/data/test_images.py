@@ -44,7 +44,7 @@ def asked(shortest: int, crop: tuple[int, int], **options: object) -> CLIPImageP
     return CLIPImageProcessorPil(size={"shortest_edge": shortest}, crop_size=size, **options)
 
 
-def ours(tmp_path: Path, processor: CLIPImageProcessorPil, *, exact: bool) -> Preprocessing:
+def read_spec(tmp_path: Path, processor: CLIPImageProcessorPil, *, exact: bool) -> Preprocessing:
     processor.save_pretrained(tmp_path)
     return read_preprocessing(tmp_path, exact=exact)
 
@@ -267,23 +267,23 @@ def test_exact_pixels_are_bit_equal_to_transformers(
 ) -> None:
     processor = asked(shortest, crop)
     image = scene(*shape)
-    theirs = processor(image, return_tensors="np")["pixel_values"][0]
-    assert (prepared(np.asarray(image), ours(tmp_path, processor, exact=True)) == theirs).all()
+    reference = processor(image, return_tensors="np")["pixel_values"][0]
+    assert (prepared(np.asarray(image), read_spec(tmp_path, processor, exact=True)) == reference).all()
 
 
 def test_exact_pixels_follow_the_models_own_filter_scale_mean_and_deviation(tmp_path: Path) -> None:
     processor = asked(
         96, SIDES, resample=2, rescale_factor=1 / 127.5, image_mean=[1, 0.5, 0], image_std=[1, 2, 0.3]
     )
-    theirs = processor(scene(), return_tensors="np")["pixel_values"][0]
-    assert (prepared(np.asarray(scene()), ours(tmp_path, processor, exact=True)) == theirs).all()
+    reference = processor(scene(), return_tensors="np")["pixel_values"][0]
+    assert (prepared(np.asarray(scene()), read_spec(tmp_path, processor, exact=True)) == reference).all()
 
 
 def test_a_fixed_size_without_a_crop_is_bit_equal_too(tmp_path: Path) -> None:
     processor = CLIPImageProcessorPil(size={"height": 50, "width": 70}, do_center_crop=False)
-    theirs = processor(scene(), return_tensors="np")["pixel_values"][0]
-    assert theirs.shape == (3, 50, 70)
-    assert (prepared(np.asarray(scene()), ours(tmp_path, processor, exact=True)) == theirs).all()
+    reference = processor(scene(), return_tensors="np")["pixel_values"][0]
+    assert reference.shape == (3, 50, 70)
+    assert (prepared(np.asarray(scene()), read_spec(tmp_path, processor, exact=True)) == reference).all()
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (320, 200), (200, 320), (333, 251)])
@@ -293,22 +293,22 @@ def test_default_pixels_are_transformers_within_two_grey_levels(
 ) -> None:
     processor = asked(shortest, (shortest, shortest))
     image = scene(*shape)
-    theirs = processor(image, return_tensors="np")["pixel_values"][0]
-    apart = np.abs(prepared(np.asarray(image), ours(tmp_path, processor, exact=False)) - theirs)
+    reference = processor(image, return_tensors="np")["pixel_values"][0]
+    apart = np.abs(prepared(np.asarray(image), read_spec(tmp_path, processor, exact=False)) - reference)
     assert apart.max() < 0.05
     assert apart.mean() < 2e-4
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_normalising_into_reused_memory_gives_the_same(tmp_path: Path, exact: bool) -> None:
-    spec = ours(tmp_path, asked(96, SIDES), exact=exact)
+    spec = read_spec(tmp_path, asked(96, SIDES), exact=exact)
     batch = torch.from_numpy(np.stack([resize(np.asarray(scene(seed=k)), spec) for k in range(3)]))
     memory = torch.full(batch.shape, torch.nan)
     assert torch.equal(normalise(batch, spec, torch.float32, memory), normalise(batch, spec, torch.float32))
 
 
 def test_a_resized_picture_never_changes_the_one_it_came_from(tmp_path: Path) -> None:
-    spec = ours(tmp_path, asked(96, SIDES), exact=False)
+    spec = read_spec(tmp_path, asked(96, SIDES), exact=False)
     pixels = np.asarray(scene(96, 96)).copy()
     before = pixels.copy()
     resize(pixels, spec)[:] = 0

@@ -109,7 +109,7 @@ def test_what_progressive_and_restarted_pictures_lose_is_damage() -> None:
 
 def test_of_hit_pictures_that_leave_bytes_over_most_are_told_from_padded_ones() -> None:
     """The one complaint of libjpeg that is both: a byte changed in the middle, or bytes put in behind the picture."""
-    left_over, told = 0, 0
+    left_over, detected = 0, 0
     for seed in range(60):
         draw = random.Random(seed)
         whole = encoded(scene(draw.randrange(64, 160), draw.randrange(64, 160), seed), "JPEG", quality=85)
@@ -123,9 +123,9 @@ def test_of_hit_pictures_that_leave_bytes_over_most_are_told_from_padded_ones() 
             except ValueError as complaint:
                 if "extraneous" in str(complaint):
                     left_over += 1
-                    told += bool(find_loss(read_jpeg(bytes(data))))
+                    detected += bool(find_loss(read_jpeg(bytes(data))))
     assert left_over > 40
-    assert told > left_over / 2
+    assert detected > left_over / 2
 
 
 def test_a_picture_of_hundreds_of_scans_is_refused() -> None:
@@ -144,7 +144,7 @@ def test_thumbnails_are_not_taken_for_scans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "bits", "said"),
+    ("marker", "bits", "message"),
     [
         (0xC1, 12, "12 bits per sample"),
         (0xC3, 16, "16 bits per sample"),
@@ -152,11 +152,11 @@ def test_thumbnails_are_not_taken_for_scans() -> None:
         (0xCB, 8, "lossless"),
     ],
 )
-def test_a_rare_kind_of_jpeg_is_named(marker: int, bits: int, said: str) -> None:
+def test_a_rare_kind_of_jpeg_is_named(marker: int, bits: int, message: str) -> None:
     data = bytearray(KINDS["baseline"])
     frame = data.index(b"\xff\xc0")
     data[frame + 1], data[frame + 4] = marker, bits
-    with pytest.raises(UnreadableImage, match=said):
+    with pytest.raises(UnreadableImage, match=message):
         decode(bytes(data))
 
 
@@ -187,8 +187,8 @@ def test_a_subsampling_that_simplejpeg_does_not_know_is_left_to_pil(sampling: in
     """It ended in a KeyError. No encoder at hand makes these; a forged header serves, whose picture is damaged."""
     data = bytearray(encoded(scene(64, 64), "JPEG", subsampling="4:4:4"))
     data[data.index(b"\xff\xc0") + 11] = sampling
-    theirs = Image.open(io.BytesIO(bytes(data))).convert("RGB")
-    assert (decode(bytes(data), accept_damage=True) == np.asarray(theirs)).all()
+    by_pil = Image.open(io.BytesIO(bytes(data))).convert("RGB")
+    assert (decode(bytes(data), accept_damage=True) == np.asarray(by_pil)).all()
 
 
 def test_exif_of_many_segments_is_joined_up_to_a_bound() -> None:

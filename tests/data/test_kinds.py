@@ -82,8 +82,8 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_is_said_for_what_it_is(kind: str) -> None:
-    data, said = FILES[kind]
-    with pytest.raises(UnreadableImage, match=said) as refused:
+    data, message = FILES[kind]
+    with pytest.raises(UnreadableImage, match=message) as refused:
         decode(data)
     assert str(refused.value).isprintable()
 

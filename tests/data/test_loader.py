@@ -29,9 +29,9 @@ def test_batches_come_in_the_order_asked_for_each_picture_in_its_place(
 ) -> None:
     asked = [np.array([5, 0, 11]), np.array([7]), np.array([0, 5])]
     with read_batches(samples, all_there(samples), asked, spec, 3) as read:
-        given = list(read)
-    assert [batch.rows.tolist() for batch in given] == [rows.tolist() for rows in asked]
-    for batch in given:
+        batches = list(read)
+    assert [batch.rows.tolist() for batch in batches] == [rows.tolist() for rows in asked]
+    for batch in batches:
         assert batch.pixels.dtype == torch.uint8
         assert batch.pixels.shape == (len(batch.rows), VIEWS, 3, spec.height, spec.width)
         for i, row in enumerate(batch.rows):
@@ -45,9 +45,9 @@ def test_a_view_that_is_absent_is_black_and_not_looked_for(
     small: Small, samples: Samples, spec: images.Preprocessing
 ) -> None:
     small.picture(3, "east").unlink()
-    there = all_there(samples)
-    there[3, 1] = False
-    with read_batches(samples, there, [np.array([2, 3])], spec, 2) as read:
+    mask = all_there(samples)
+    mask[3, 1] = False
+    with read_batches(samples, mask, [np.array([2, 3])], spec, 2) as read:
         (batch,) = read
     assert batch.present.tolist() == [[True] * 4, [True, False, True, True]]
     assert not batch.pixels[1, 1].any()

@@ -31,8 +31,8 @@ def test_all_orientations_of_every_format_are_pils(orientation: int, order: str)
         encoded(scene(), "TIFF", tiffinfo={0x0112: orientation}, compression=c) for c in (None, "tiff_lzw")
     ]
     for data in files:
-        theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-        assert (decode(data) == np.asarray(theirs)).all()
+        by_pil = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert (decode(data) == np.asarray(by_pil)).all()
         assert decode(data).shape == ((47, 61, 3) if orientation < 5 else (61, 47, 3))
 
 
@@ -154,8 +154,8 @@ def test_xmp_of_a_tiff_counts_as_pil_has_it(compression: str | None) -> None:
     for info, turned in (({}, True), ({0x0112: 1}, False)):
         tags = {700: b'<x tiff:Orientation="6"/>', **info}
         data = encoded(scene(), "TIFF", tiffinfo=tags, compression=compression)
-        theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-        assert (decode(data) == np.asarray(theirs)).all()
+        by_pil = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert (decode(data) == np.asarray(by_pil)).all()
         assert decode(data).shape == ((61, 47, 3) if turned else (47, 61, 3))
 
 
@@ -165,8 +165,8 @@ def test_exif_that_goes_on_in_a_second_segment_is_one() -> None:
     data = JPEG
     for part in parts:
         data = with_segment(data, 0xE1, part)
-    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    assert (decode(data) == np.asarray(theirs)).all()
+    by_pil = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert (decode(data) == np.asarray(by_pil)).all()
     assert decode(data).shape == (61, 47, 3)
 
 

@@ -88,9 +88,9 @@ def test_many_threads_read_at_once_in_any_order(folder: Path, kind: str) -> None
 def test_one_shard_stands_in_the_folders_place_or_beside_it(folder: Path, kind: str) -> None:
     data = (folder / NAMES[0]).read_bytes()
     pack(folder, kind, shards=1)
-    one = folder / f"part-0.{kind}"
-    assert Pictures(one).read(NAMES[0]) == data
-    beside = one.rename(folder.with_name(f"train_images.{kind}"))
+    shard = folder / f"part-0.{kind}"
+    assert Pictures(shard).read(NAMES[0]) == data
+    beside = shard.rename(folder.with_name(f"train_images.{kind}"))
     folder.rmdir()
     assert Pictures(folder).read(NAMES[0]) == data
     assert Pictures(folder).are_there()
@@ -303,12 +303,12 @@ def test_pictures_that_are_not_compressed_are_read_in_their_place_once_a_group_w
     monkeypatch.setattr(
         shards.Parquet, "_unpack", lambda shard, *which: unpacked.append(which) or unpack(shard, *which)
     )
-    found = Pictures(tmp_path)
+    reader = Pictures(tmp_path)
     names = [list(pictures)[k] for k in draw.permutation(len(pictures))]
     for name in names * 2:
-        assert found.read(name) == pictures[name]
-        assert found.size(name) == len(pictures[name])
-        assert found.part(name, 1, 5) == pictures[name][1:6]
+        assert reader.read(name) == pictures[name]
+        assert reader.size(name) == len(pictures[name])
+        assert reader.part(name, 1, 5) == pictures[name][1:6]
     assert (len(unpacked) == 4) == plain
     assert len(unpacked) == 4 or len(unpacked) > 40
 

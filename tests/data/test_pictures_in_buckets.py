@@ -129,9 +129,9 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_noticed(
     pictures = Pictures(bucket / "pictures")
     pictures.look_up(["a.jpg"])
     for name in buckets.listing(bucket / "pictures"):
-        found = buckets.get(bucket / "pictures" / name)
-        assert found is not None
-        buckets.put(bucket / "pictures" / name, found[0] + b"\0")
+        stored = buckets.get(bucket / "pictures" / name)
+        assert stored is not None
+        buckets.put(bucket / "pictures" / name, stored[0] + b"\0")
     with pytest.raises(GeoError, match="replaced while it was read"):
         pictures.read(next(iter(loose)))
 
@@ -165,20 +165,20 @@ def test_a_bucket_that_does_not_answer_is_one_line_and_no_missing_picture(
     with pytest.raises(UnreachableError):
         pictures.read(next(iter(loose)))
     for how in ((), ("--on-bad-image", "skip")):
-        said = command(capsys, *options(small, bucket), "extract", "--split", "train", *how)
-        assert said.code == 1
-        assert said.err.count("error: ") == 1
-        assert "the server answers 503" in said.err
-        assert SECRET not in said.err
-        assert "Traceback" not in said.err
+        ran = command(capsys, *options(small, bucket), "extract", "--split", "train", *how)
+        assert ran.code == 1
+        assert ran.err.count("error: ") == 1
+        assert "the server answers 503" in ran.err
+        assert SECRET not in ran.err
+        assert "Traceback" not in ran.err
 
     def in_the_middle(request: Request) -> str | None:
         return BUSY if request.method == "GET" and len(s3.requests) > 12 else None
 
     s3.reset()
     s3.faults = in_the_middle
-    said = command(capsys, *options(small, bucket), "extract", "--split", "train", "--on-bad-image", "skip")
-    assert (said.code, "the server answers 503" in said.err) == (1, True)
+    ran = command(capsys, *options(small, bucket), "extract", "--split", "train", "--on-bad-image", "skip")
+    assert (ran.code, "the server answers 503" in ran.err) == (1, True)
     s3.reset()
     assert extract(in_bucket(small, bucket), "train").skipped == []
 
@@ -189,8 +189,8 @@ def test_commands_that_look_at_pictures_take_them_from_a_bucket(
 ) -> None:
     put_up(small, kind, bucket)
     here = options(small, bucket)
-    said = command(capsys, *here, "data", "check", "--split", "train", "--decode")
-    assert (said.code, "problems  0" in said.out) == (0, True), said.out
+    checked = command(capsys, *here, "data", "check", "--split", "train", "--decode")
+    assert (checked.code, "problems  0" in checked.out) == (0, True), checked.out
     assert (
         command(capsys, *here, "data", "explore", "--split", "train", "--pictures", "--out", "page.html").code
         == 0

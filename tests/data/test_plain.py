@@ -87,5 +87,5 @@ def test_it_reads_what_the_csv_module_reads_wherever_blocks_end(
 
 
 def test_all_of_unicodes_spaces_are_taken_away() -> None:
-    every = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
-    assert every == plain._SPACES
+    spaces = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
+    assert spaces == plain._SPACES

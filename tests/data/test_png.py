@@ -72,8 +72,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_pixels_that_are_missing_or_doubtful_are_damage(loss: str) -> None:
-    data, said = LOSSES[loss]
-    with pytest.raises(DamagedImage, match=said):
+    data, message = LOSSES[loss]
+    with pytest.raises(DamagedImage, match=message):
         decode(data)
     assert decode(data, accept_damage=True).shape == PIXELS.shape
 

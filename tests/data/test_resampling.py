@@ -56,8 +56,8 @@ LONG = [(1, 300), (300, 1), (2, 900), (900, 3), (7, 1001), (1, 65), (30, 2000)]
 def test_a_long_picture_is_bit_equal_to_resize_then_crop(shape: tuple[int, int], resample: int) -> None:
     pixels = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     for edge, crop in ((336, (336, 336)), (336, (224, 300))):
-        ours = resize(pixels, spec(edge, "pil", crop, resample))
-        assert (ours == by_pil(pixels, edge, crop, resample)).all()
+        resized = resize(pixels, spec(edge, "pil", crop, resample))
+        assert (resized == by_pil(pixels, edge, crop, resample)).all()
 
 
 @pytest.mark.parametrize("shape", LONG)
@@ -72,9 +72,9 @@ def test_and_within_two_grey_levels_of_torchs(shape: tuple[int, int]) -> None:
         batch, size=size, mode="bicubic", antialias=True, align_corners=False
     )
     top, left = (size[0] - 336) // 2, (size[1] - 336) // 2
-    theirs = whole[0, :, top : top + 336, left : left + 336].numpy()
-    ours = resize(pixels, spec(336, "torch"))
-    assert np.abs(ours.astype(int) - theirs).max() <= 2
+    by_torch = whole[0, :, top : top + 336, left : left + 336].numpy()
+    resized = resize(pixels, spec(336, "torch"))
+    assert np.abs(resized.astype(int) - by_torch).max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (200, 640), (1536, 2048), (336, 3000), (90, 700)])

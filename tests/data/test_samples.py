@@ -325,9 +325,9 @@ def test_all_faults_are_found_at_once_and_the_error_counts_them(write: Write) ->
 
 def test_a_fault_of_thousands_of_rows_is_listed_shortly_and_counted(write: Write) -> None:
     rows = [f"{n},0a.jpg,0b.jpg,California,4,95,-120" for n in range(500)]
-    found = problems(write(rows))
-    assert len(found) == 21
-    assert found[-1].message == "and 480 more rows like these"
+    listed = problems(write(rows))
+    assert len(listed) == 21
+    assert listed[-1].message == "and 480 more rows like these"
 
 
 @pytest.mark.parametrize(

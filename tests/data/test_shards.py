@@ -128,13 +128,13 @@ def test_data_check_finds_the_same_problems_duplicates_and_leaks(spoilt: Pair, h
     loose, packed = spoilt.run("--json", "data", "check", *how, code=3)
     kinds = [problem["kind"] for split in loose.json["splits"] for problem in split["problems"]]
     assert {"missing-image", "duplicate-image"} <= set(kinds)
-    warnings = [each["kind"] for split in loose.json["splits"] for each in split["warnings"]]
+    warnings = [warning["kind"] for split in loose.json["splits"] for warning in split["warnings"]]
     assert "train-test-overlap" in warnings
 
-    def said(ran: Ran, small: Small) -> Any:
+    def output(ran: Ran, small: Small) -> Any:
         return ran.out.replace(str(small.root), "")
 
-    assert said(packed, spoilt.packed) == said(loose, spoilt.loose)
+    assert output(packed, spoilt.packed) == output(loose, spoilt.loose)
 
 
 def test_data_explore_draws_the_same_page(spoilt: Pair) -> None:
@@ -149,8 +149,8 @@ def test_data_explore_without_any_picture_still_says_so(
 ) -> None:
     for path in [*small.images().iterdir(), *small.images("test").iterdir()]:
         path.unlink()
-    said = command(capsys, *small.options(), "data", "explore", "--out", small.root / "page.html")
-    assert said.code == 0, said.err
+    ran = command(capsys, *small.options(), "data", "explore", "--out", small.root / "page.html")
+    assert ran.code == 0, ran.err
     assert "There is no picture in" in (small.root / "page.html").read_text()
 
 
@@ -197,23 +197,23 @@ def test_fine_tuning_says_where_pictures_are_dear_to_read_at_random(
     shutil.rmtree(small.images())
     monkeypatch.setattr(shards, "_KEPT_BYTES", 20_000)
     how = ("--set", "finetune.epochs=1", "--set", "finetune.batch_size=4")
-    said = command(capsys, *small.options(), *how, "finetune", "--init", "first", "--name", "tuned")
-    assert said.code == 0, said.err
-    assert ("a whole group of rows is unpacked" in said.err) == (codec == "snappy")
+    tuned = command(capsys, *small.options(), *how, "finetune", "--init", "first", "--name", "tuned")
+    assert tuned.code == 0, tuned.err
+    assert ("a whole group of rows is unpacked" in tuned.err) == (codec == "snappy")
 
 
 def test_fine_tuning_refuses_before_it_begins_where_pictures_are_gone(pair: Pair) -> None:
     pair.fitted()
     next(pair.packed.images().iterdir()).unlink()
-    said = command(pair.capsys, *pair.packed.options(), "finetune", "--init", "first", "--name", "tuned")
-    assert said.code == 1
-    assert "pictures that the run was fitted on are gone" in said.err
+    refused = command(pair.capsys, *pair.packed.options(), "finetune", "--init", "first", "--name", "tuned")
+    assert refused.code == 1
+    assert "pictures that the run was fitted on are gone" in refused.err
 
 
 def test_a_cache_is_held_against_its_pictures(pair: Pair) -> None:
     extract(pair.packed.config(), "train")
-    said = command(pair.capsys, *pair.packed.options(), "cache", "verify", "--deep", "--split", "train")
-    assert said.code == 0, said.err
+    verified = command(pair.capsys, *pair.packed.options(), "cache", "verify", "--deep", "--split", "train")
+    assert verified.code == 0, verified.err
     table = pair.packed.table()
     table.loc[0, "image_north"], table.loc[1, "image_north"] = (
         table["image_north"][1],
@@ -233,11 +233,11 @@ def test_a_shard_that_is_cut_short_stops_every_command_with_one_line(pair: Pair)
         ("extract", "--split", "train"),
         ("finetune", "--init", "first", "--name", "tuned"),
     ):
-        said = command(pair.capsys, *options, *arguments)
-        assert said.code == 1
-        assert "Traceback" not in said.err
-        assert str(shard) in said.err
-        assert said.err.count("error: ") == 1
+        refused = command(pair.capsys, *options, *arguments)
+        assert refused.code == 1
+        assert "Traceback" not in refused.err
+        assert str(shard) in refused.err
+        assert refused.err.count("error: ") == 1
     checked = command(pair.capsys, *options, "data", "check", "--split", "train")
     assert checked.code == 3
     assert f"({shard})" in checked.out

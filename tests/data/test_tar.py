@@ -126,10 +126,10 @@ def test_wherever_an_archive_is_cut_it_says_so_or_gives_whole_files(form: str) -
     end = max(member.start + member.size for member in walked(data))
     whole = 0
     for cut in range(end):
-        said, found = refusal(data[:cut])
-        assert said is None or "cut short" in said, cut
-        if said is None:
-            assert all(files[name] == content for name, content in found.items()), cut
+        error, read = refusal(data[:cut])
+        assert error is None or "cut short" in error, cut
+        if error is None:
+            assert all(files[name] == content for name, content in read.items()), cut
             whole += 1
     # Between two files, an archive without its end is one of fewer files.
     assert whole <= len(files) * 512 + 1
@@ -144,11 +144,11 @@ def test_damage_anywhere_in_a_header_is_no_other_list_of_files() -> None:
     for place in range(512):
         damaged = bytearray(data)
         damaged[place] ^= 0x55
-        said, found = refusal(bytes(damaged))
-        assert said in (None, "not a readable tar archive: it isn't one")
+        error, read = refusal(bytes(damaged))
+        assert error in (None, "not a readable tar archive: it isn't one")
         # Spaces and zeros around the checksum's digits say nothing.
-        assert said or found == contents(data)
-        refused += said is not None
+        assert error or read == contents(data)
+        refused += error is not None
     assert refused > 500
     second = next(m.start for m in first if m.name == b"a.jpg") + 512
     damaged = bytearray(data)

@@ -88,7 +88,7 @@ def test_what_libtiff_only_prints_is_damage_and_is_not_printed(capfd: pytest.Cap
         encoded(scene(128, 96).convert(mode), "TIFF", compression=name)
         for mode, name in (("1", "group4"), ("RGB", "jpeg"))
     )
-    found = 0
+    damaged_count = 0
     for whole in (fax, jpeg):
         for place in range(60, len(whole) - 260, len(whole) // 40):
             data = bytearray(whole)
@@ -96,11 +96,11 @@ def test_what_libtiff_only_prints_is_damage_and_is_not_printed(capfd: pytest.Cap
             try:
                 decode(bytes(data))
             except DamagedImage:
-                found += 1
+                damaged_count += 1
                 assert decode(bytes(data), accept_damage=True).shape[2] == 3
             except UnreadableImage:
                 continue
-    assert found > 15
+    assert damaged_count > 15
     assert capfd.readouterr().err == ""
 
 

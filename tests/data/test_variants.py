@@ -60,6 +60,6 @@ def test_pictures_changed_one_by_one_and_put_in_the_scenes_order_are_the_variant
             for picture in pixels.flatten(0, 1)
         ]
         order = list(scene_order(variant, names))
-        ours, there = torch.stack(alone).view_as(pixels)[:, order], present[:, order]
-        assert torch.equal(there, seen)
-        assert torch.equal(ours[there], shown[seen])
+        arranged, arranged_present = torch.stack(alone).view_as(pixels)[:, order], present[:, order]
+        assert torch.equal(arranged_present, seen)
+        assert torch.equal(arranged[arranged_present], shown[seen])
