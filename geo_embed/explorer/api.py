@@ -157,10 +157,10 @@ def build_app(scene: Scene, split: str) -> FastAPI:
     async def sample(split: Split, sample_id: Annotated[str, Path(max_length=4096)]) -> Any:
         """A sample: its views and what each weighs, truth, answer, distribution, and neighbours in the learnt space."""
         name = chosen(split)
-        found = await read(lambda: scene.sample(name, sample_id))
-        if found is None:
+        record = await read(lambda: scene.sample(name, sample_id))
+        if record is None:
             raise Refusal(404, f"the {name} split has no such sample", "/api/samples.arrow has all ids")
-        return found
+        return record
 
     @app.get("/api/outlines", response_model=answers.Outlines)
     async def outlines() -> Any:
@@ -189,17 +189,17 @@ def build_app(scene: Scene, split: str) -> FastAPI:
         # Ids and names of views may hold a slash each.
         whole = f"{sample_id}/{view}"
         names = [name for name in scene.run.config.model.view_names if whole.endswith(f"/{name}")]
-        found = None
+        thumbnail = None
         for name in sorted(names, key=len, reverse=True):
-            if found is None:
+            if thumbnail is None:
                 own_id = whole.removesuffix(f"/{name}")
-                found = await read(partial(thumbnails.of, split, own_id, name, side, tag))
-        if found is None:
+                thumbnail = await read(partial(thumbnails.of, split, own_id, name, side, tag))
+        if thumbnail is None:
             raise Refusal(404, "the dataset has no such picture at hand", "")
-        headers = {"ETag": found.tag, "Cache-Control": "private, max-age=60"}
-        if found.tag == tag:
+        headers = {"ETag": thumbnail.tag, "Cache-Control": "private, max-age=60"}
+        if thumbnail.tag == tag:
             return Response(status_code=304, headers=headers)
-        return Response(found.jpeg, media_type="image/jpeg", headers=headers)
+        return Response(thumbnail.jpeg, media_type="image/jpeg", headers=headers)
 
     # ---------------------------------------------------------------- try it
 
@@ -260,12 +260,12 @@ def build_app(scene: Scene, split: str) -> FastAPI:
         if guess.state is not None and not 0 <= guess.state < len(scene.run.labels):
             raise Refusal(400, "there is no such class", "/api/run has them all")
         chosen("val")
-        found = await read(
+        judged = await read(
             lambda: judge(scene, guess.sample_id, guess.latitude, guess.longitude, guess.state)
         )
-        if found is None:
+        if judged is None:
             raise Refusal(404, "no held-out sample has this id", "/api/game deals some")
-        return found
+        return judged
 
     # ---------------------------------------------------------------- what goes wrong
 
@@ -287,8 +287,8 @@ def build_app(scene: Scene, split: str) -> FastAPI:
         first = error.errors()[0]
         # Of JSON that is none the place is a number, which says nothing; names may be any text, and none is too long.
         where = ".".join(part for part in first["loc"][1:] if isinstance(part, str))
-        told = harmless(f"{where}: {first['msg']}" if where else first["msg"])[:500]
-        return _error(422, told, "/docs has what is asked for")
+        message = harmless(f"{where}: {first['msg']}" if where else first["msg"])[:500]
+        return _error(422, message, "/docs has what is asked for")
 
     async def misasked(_: Request, error: Any) -> Response:
         return _error(error.status_code, *_MISASKED[error.status_code])
@@ -315,31 +315,31 @@ def _answer(scene: Scene, pictures: dict[str, bytes]) -> dict[str, Any]:
         state = scene.state_at(*place)
         name = None if state is None else scene.run.labels.names[state]
         truth = {"state": state, "name": name, "latitude": place[0], "longitude": place[1]}
-    own = place or (prediction["latitude"], prediction["longitude"])
+    location = place or (prediction["latitude"], prediction["longitude"])
     return {
         "truth": truth,
         "prediction": prediction,
         "distribution": distribution(answered.spread),
-        "neighbours": scene.neighbours(answered, own),
+        "neighbours": scene.neighbours(answered, location),
     }
 
 
 def _page_files() -> dict[str, bytes]:
     """The page's files by their names, read once: nothing else is ever served from the disk."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
 
     def walk(folder: Any, before: str) -> None:
         for entry in folder.iterdir():
             if entry.is_dir():
                 walk(entry, f"{before}{entry.name}/")
             elif entry.name.rpartition(".")[2] in _TYPES:
-                found[f"{before}{entry.name}"] = entry.read_bytes()
+                files[f"{before}{entry.name}"] = entry.read_bytes()
 
     page = resources.files("geo_embed.explorer").joinpath("page")
     if page.is_dir():
         walk(page, "")
     shared = resources.files("geo_embed.reporting").joinpath("page")
-    return found | {name: shared.joinpath(name).read_bytes() for name in _SHARED}
+    return files | {name: shared.joinpath(name).read_bytes() for name in _SHARED}
 
 
 def _file(files: dict[str, bytes], name: str) -> Response:

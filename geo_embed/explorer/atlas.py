@@ -81,7 +81,7 @@ def _columns(config: Config, split: str, space: Space, scene: Scene | None) -> d
 
     ids = [str(text) for text in space.sample_id]
     plane = plane_of(space.vectors)
-    near, distance = (np.concatenate(each) for each in zip(*_nearest(space), strict=True))
+    near, distance = (np.concatenate(parts) for parts in zip(*_nearest(space), strict=True))
     columns: dict[str, Any] = {
         "sample_id": pa.array(ids, pa.utf8()),
         "projection_x": pa.array(plane[:, 0]),

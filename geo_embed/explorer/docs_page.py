@@ -45,7 +45,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         for p in operation.get("parameters", ())
     ]
     body = operation.get("requestBody", {}).get("content", {})
-    given = operation["responses"].get("200", {}).get("content", {})
+    response = operation["responses"].get("200", {}).get("content", {})
     lines = [
         f"<h2><code>{method.upper()} {to_text(path)}</code></h2><p>{to_text(operation.get('description', ''))}</p>"
     ]
@@ -55,7 +55,8 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         f"<p>Takes {to_text(kind)}: {_link(content.get('schema', {}))}</p>" for kind, content in body.items()
     ]
     lines += [
-        f"<p>Gives {to_text(kind)}: {_link(content.get('schema', {}))}</p>" for kind, content in given.items()
+        f"<p>Gives {to_text(kind)}: {_link(content.get('schema', {}))}</p>"
+        for kind, content in response.items()
     ]
     return f"<section>{''.join(lines)}</section>"
 
@@ -80,7 +81,7 @@ def _kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return str(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
-        return " or ".join(_kind(each) for each in schema["anyOf"])
+        return " or ".join(_kind(alternative) for alternative in schema["anyOf"])
     if "enum" in schema:
         return " or ".join(json.dumps(value) for value in schema["enum"])
     if "const" in schema:

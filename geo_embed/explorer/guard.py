@@ -76,8 +76,10 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                own = [(name, value) for name, value in message.get("headers", ()) if name not in _NAMES]
-                message = message | {"headers": [*own, *HEADERS, *cookie]}
+                app_headers = [
+                    (name, value) for name, value in message.get("headers", ()) if name not in _NAMES
+                ]
+                message = message | {"headers": [*app_headers, *HEADERS, *cookie]}
             async with asyncio.timeout(STALLED_SECONDS):
                 await send(message)
 
@@ -130,8 +132,8 @@ class Guard:
             raise Refusal(413, "too much was sent", "")
         if self._token is None:
             return []
-        given = parse_qs(scope["query_string"].decode("latin-1")).get(TOKEN, [""])[0]
-        if _same(given, self._token):
+        offered = parse_qs(scope["query_string"].decode("latin-1")).get(TOKEN, [""])[0]
+        if _same(offered, self._token):
             value = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
             return [(b"set-cookie", value.encode("ascii"))]
         kept = dict(
@@ -187,6 +189,6 @@ async def _answer(send: Any, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _same(given: str, token: str) -> bool:
+def _same(offered: str, token: str) -> bool:
     """In the same time whatever is given."""
-    return secrets.compare_digest(given.encode("utf-8", "replace"), token.encode("ascii"))
+    return secrets.compare_digest(offered.encode("utf-8", "replace"), token.encode("ascii"))

@@ -148,8 +148,8 @@ class RunInMemory:
         if load_ensemble(self.run) is not None or present.shape[1] == 1:
             return None
         leaves = self.heads_of(self.run).leaves(self.run.config.training)
-        found = weights_of([(heads, weight) for heads, weight, _ in leaves], values, present)
-        return None if found is None else found.shares[0]
+        weights = weights_of([(heads, weight) for heads, weight, _ in leaves], values, present)
+        return None if weights is None else weights.shares[0]
 
     def _spread(self, predictions: Predictions, values: NDArray[Any], present: NDArray[np.bool_]) -> Spread:
         import torch
@@ -158,13 +158,13 @@ class RunInMemory:
         if load_ensemble(self.run) is None and present.any():
             device = pick_device(self.run.config.model.device, float64=True)
             with torch.inference_mode():
-                found = self.heads_of(self.run).spread(
+                spread = self.heads_of(self.run).spread(
                     torch.from_numpy(values).to(device), torch.from_numpy(present).to(device)
                 )
-            if found is not None:
+            if spread is not None:
                 from geo_embed.geography import to_degrees
 
-                centres, shares = (part.double().cpu().numpy() for part in found)
+                centres, shares = (part.double().cpu().numpy() for part in spread)
                 return Spread("cells", *to_degrees(centres), shares[0])
         return spread_over_classes(self.run, predictions)
 

@@ -160,10 +160,10 @@ class Scene:
                     self._samples[csv] = subject.samples
                 except GeoError as error:
                     self._samples[csv] = error
-            found = self._samples[csv]
-            if isinstance(found, GeoError):
-                raise found
-            return found
+            samples = self._samples[csv]
+            if isinstance(samples, GeoError):
+                raise samples
+            return samples
 
     def place_in_csv(self, csv: str, sample_id: str) -> int | None:
         """Where a sample is in a CSV; None where it isn't in it, or the CSV can't be read."""
@@ -205,10 +205,10 @@ class Scene:
                     self._spaces[csv] = space_of(self.memory.embedder(), csv)
                 except GeoError as error:
                     self._spaces[csv] = error
-            found = self._spaces[csv]
-            if isinstance(found, GeoError):
-                raise found
-            return found
+            space = self._spaces[csv]
+            if isinstance(space, GeoError):
+                raise space
+            return space
 
     def _plane(self, split: str, predictions: Predictions) -> tuple[NDArray[np.float32], str]:
         """Where a split's samples lie in the embedding view, and what that is: the learnt space, or without it the distributions."""
@@ -246,10 +246,10 @@ class Scene:
         if not direction.any():
             return []
         allowed = self._learnt_from(space)
-        if but and (own := np.flatnonzero(space.sample_id == but)).size:
+        if but and (excluded := np.flatnonzero(space.sample_id == but)).size:
             allowed = allowed.copy()
-            allowed[own] = False
-        found = []
+            allowed[excluded] = False
+        neighbours = []
         for row, cosine in zip(*space.nearest(direction, NEIGHBOURS, allowed), strict=True):
             sample_id = str(space.sample_id[row])
             at = self.place_in_csv("train", sample_id)
@@ -257,7 +257,7 @@ class Scene:
                 continue
             latitude, longitude = float(truth.latitude[at]), float(truth.longitude[at])
             name = self._name_of(int(truth.state_idx[at]))
-            found.append(
+            neighbours.append(
                 {
                     "sample_id": sample_id,
                     "split": "train",
@@ -271,7 +271,7 @@ class Scene:
                     ),
                 }
             )
-        return found
+        return neighbours
 
     @cached_property
     def _learnt(self) -> frozenset[str] | None:
@@ -311,8 +311,8 @@ class Scene:
         names = self.run.config.model.view_names
         csv = csv_of(split)
         row = self.place_in_csv(csv, sample_id)
-        there = row is not None and self.why_no_pictures(csv) is None
-        images = self.samples(csv).images[row] if there else [""] * len(names)
+        has_pictures = row is not None and self.why_no_pictures(csv) is None
+        images = self.samples(csv).images[row] if has_pictures else [""] * len(names)
         where = f"/pictures/{split}/{quote(sample_id, safe='')}"
         return [
             {"name": view, "picture": f"{where}/{quote(view, safe='')}" if image else None}
@@ -332,7 +332,7 @@ class Scene:
         views = self.views(split, sample_id)
         for k, view in enumerate(views):
             view["weight"] = None if weights is None else number(float(weights[k]))
-        own = (
+        location = (
             (truth["latitude"], truth["longitude"])
             if truth
             else (float(predictions.latitude[0]), float(predictions.longitude[0]))
@@ -351,7 +351,7 @@ class Scene:
             "truth": truth,
             "prediction": prediction,
             "distribution": distribution(spread),
-            "neighbours": self.neighbours(answered, own, sample_id if split == "val" else ""),
+            "neighbours": self.neighbours(answered, location, sample_id if split == "val" else ""),
         }
 
     def truth_of(self, shown: Shown, row: int) -> Value | None:
@@ -444,10 +444,10 @@ class Scene:
         import pyarrow as pa
 
         assert self.compared is not None
-        theirs, _ = read_predictions(self.compared.predictions_path(split), self.compared.labels)
-        rows = _rows_among(theirs.sample_id, shown.predictions.sample_id)
+        other_answers, _ = read_predictions(self.compared.predictions_path(split), self.compared.labels)
+        rows = _rows_among(other_answers.sample_id, shown.predictions.sample_id)
         lacking = rows < 0
-        answers = theirs.take(np.maximum(rows, 0)) if len(theirs) else None
+        answers = other_answers.take(np.maximum(rows, 0)) if len(other_answers) else None
         count = len(shown)
         agrees, km = np.zeros(count, dtype=bool), np.full(count, np.nan)
         if answers is not None:
@@ -548,8 +548,8 @@ class Scene:
         """The class whose outline holds a point."""
         with self._lock:
             drawn = self.shown(self.splits[0]).subject.drawn
-        found = int(class_at(drawn, [latitude], [longitude])[0])
-        return found if found >= 0 else None
+        label = int(class_at(drawn, [latitude], [longitude])[0])
+        return label if label >= 0 else None
 
 
 def csv_of(split: str) -> str:

@@ -49,8 +49,8 @@ class Embedder:
         seen = np.flatnonzero(present.any(axis=1))
         parts = []
         with torch.inference_mode():
-            x, there = torch.from_numpy(values[seen]).to(device), torch.from_numpy(present[seen]).to(device)
-            for out in self.heads.walk(x, there):
+            x, mask = torch.from_numpy(values[seen]).to(device), torch.from_numpy(present[seen]).to(device)
+            for out in self.heads.walk(x, mask):
                 vector = out["vector"] if self.heads.refinable else out["logits"]
                 if not self.heads.refinable:
                     vector = vector - vector.mean(dim=1, keepdim=True)
@@ -173,25 +173,25 @@ def plane_of(vectors: NDArray[np.floating[Any]]) -> Floats:
     An axis points to where its largest loading is positive, so that the picture stays the same.
     """
     x = vectors.astype(np.float32)
-    there = np.isfinite(x).all(axis=1)
+    finite = np.isfinite(x).all(axis=1)
     plane = np.full((len(x), 2), np.nan, dtype=np.float32)
-    if not there.any():
+    if not finite.any():
         return plane
-    centred = x[there] - x[there].mean(axis=0)
+    centred = x[finite] - x[finite].mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :2]
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
-    plane[there] = 0
-    plane[there, : axes.shape[1]] = centred @ axes
+    plane[finite] = 0
+    plane[finite, : axes.shape[1]] = centred @ axes
     return plane
 
 
 def _mean(vectors: NDArray[np.float16]) -> Floats:
     total, count = np.zeros(vectors.shape[1], dtype=np.float64), 0
     for part in _parts(vectors):
-        there = np.isfinite(part).all(axis=1)
-        total += part[there].sum(axis=0, dtype=np.float64)
-        count += int(there.sum())
+        finite = np.isfinite(part).all(axis=1)
+        total += part[finite].sum(axis=0, dtype=np.float64)
+        count += int(finite.sum())
     return (total / max(count, 1)).astype(np.float32)
 
 

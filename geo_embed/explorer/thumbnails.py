@@ -66,10 +66,10 @@ class Thumbnails:
             return None
         try:
             data = samples.pictures.read(name)
-            own = f'"{hash_content(data):016x}-{side}"'
-            if tag == own:
-                return Thumbnail(b"", own)
-            return Thumbnail(self._kept_or_made(own, data, side), own)
+            etag = f'"{hash_content(data):016x}-{side}"'
+            if tag == etag:
+                return Thumbnail(b"", etag)
+            return Thumbnail(self._kept_or_made(etag, data, side), etag)
         except FileNotFoundError:
             return None
         except UnreadableImage as error:

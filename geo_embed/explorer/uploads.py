@@ -92,9 +92,9 @@ class _Form:
     def _begin(self) -> None:
         self._headers, self._part = {}, None
 
-    def _collect(self, which: int, data: bytes) -> None:
+    def _collect(self, part: int, data: bytes) -> None:
         # The parser itself bounds how much comes here.
-        self._header[which] += data
+        self._header[part] += data
 
     def _end_header(self) -> None:
         name, value = (bytes(part) for part in self._header)
@@ -161,7 +161,7 @@ def decode_pictures(pictures: Mapping[str, bytes]) -> dict[str, NDArray[np.uint8
 def place_of(pictures: Mapping[str, bytes]) -> tuple[float, float] | None:
     """Where the first picture that knows was taken, in degrees, by its EXIF."""
     for data in pictures.values():
-        found = read_gps(io.BytesIO(data))
-        if not isinstance(found, str) and abs(found[0]) <= 90 and abs(found[1]) <= 180:
-            return found
+        place = read_gps(io.BytesIO(data))
+        if not isinstance(place, str) and abs(place[0]) <= 90 and abs(place[1]) <= 180:
+            return place
     return None

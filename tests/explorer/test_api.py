@@ -43,8 +43,8 @@ def test_the_run_is_told_as_its_files_have_it(client: TestClient, scene: Scene) 
     about = client.get("/api/run").json()
     run = scene.run
     assert (about["run"], about["split"], about["splits"]) == ("first", "val", ["val"])
-    assert [each["name"] for each in about["classes"]] == list(run.labels.names)
-    assert [each["samples"] for each in about["classes"]] == run.read_classes()[0].tolist()
+    assert [state["name"] for state in about["classes"]] == list(run.labels.names)
+    assert [state["samples"] for state in about["classes"]] == run.read_classes()[0].tolist()
     assert about["metrics"]["score"] == run.read_metrics()["score"]
     assert about["interval"] == run.read_metrics()["score_interval"]
     assert about["view_names"] == list(VIEWS)
@@ -69,37 +69,37 @@ def test_the_table_has_each_sample_as_evaluate_has_it(client: TestClient, scene:
 
 
 def test_a_sample_is_told_in_full(client: TestClient, scene: Scene, ids: list[str], country: Country) -> None:
-    told = client.get(f"/api/samples/val/{ids[3]}").json()
+    sample = client.get(f"/api/samples/val/{ids[3]}").json()
     samples = load_samples(scene.run.config, "train")
     row = list(samples.sample_id).index(ids[3])
     assert samples.truth is not None
-    assert (told["truth"]["latitude"], told["truth"]["longitude"]) == (
+    assert (sample["truth"]["latitude"], sample["truth"]["longitude"]) == (
         samples.truth.latitude[row],
         samples.truth.longitude[row],
     )
-    assert [view["name"] for view in told["views"]] == list(VIEWS)
-    assert len(told["prediction"]["top"]) == 5
+    assert [view["name"] for view in sample["views"]] == list(VIEWS)
+    assert len(sample["prediction"]["top"]) == 5
     # Its heads have no cells: its states stand for them, at their middles.
-    assert told["distribution"]["kind"] == "classes"
-    top = told["prediction"]["top"]
-    assert told["distribution"]["state"][:5] == [each["state"] for each in top]
-    shares = [each["probability"] for each in top]
-    assert told["distribution"]["probability"][:5] == pytest.approx(shares, abs=1e-6)
+    assert sample["distribution"]["kind"] == "classes"
+    top = sample["prediction"]["top"]
+    assert sample["distribution"]["state"][:5] == [state["state"] for state in top]
+    shares = [state["probability"] for state in top]
+    assert sample["distribution"]["probability"][:5] == pytest.approx(shares, abs=1e-6)
     # Neighbours were learnt from, the most alike first, and each has a picture.
     table = scene.run.read_split()
     learnt = set(table["sample_id"][table["part"] == "train"].astype(str))
-    assert len(told["neighbours"]) == 8
-    assert {near["sample_id"] for near in told["neighbours"]} <= learnt - {ids[3]}
-    alike = [near["similarity"] for near in told["neighbours"]]
+    assert len(sample["neighbours"]) == 8
+    assert {near["sample_id"] for near in sample["neighbours"]} <= learnt - {ids[3]}
+    alike = [near["similarity"] for near in sample["neighbours"]]
     assert alike == sorted(alike, reverse=True)
-    assert client.get(told["neighbours"][0]["picture"]).status_code == 200
+    assert client.get(sample["neighbours"][0]["picture"]).status_code == 200
     assert client.get("/api/samples/val/there-is-none").status_code == 404
 
 
 def test_neighbours_are_those_most_alike_by_what_the_heads_make_of_them(
     client: TestClient, scene: Scene, ids: list[str]
 ) -> None:
-    told = client.get(f"/api/samples/val/{ids[1]}").json()["neighbours"]
+    neighbours = client.get(f"/api/samples/val/{ids[1]}").json()["neighbours"]
     embeddings = read_store(find_sources_of(scene.run, "train")[0].store)
     heads, _, _ = load_heads(scene.run).leaves(scene.run.config.training)[0]
     with torch.inference_mode():
@@ -113,8 +113,10 @@ def test_neighbours_are_those_most_alike_by_what_the_heads_make_of_them(
     table = scene.run.read_split()
     learnt = [row[text] for text in table["sample_id"][table["part"] == "train"].astype(str)]
     wanted = np.sort(cosine[learnt])[::-1][:8]
-    np.testing.assert_allclose([each["similarity"] for each in told], wanted, atol=2e-3)
-    np.testing.assert_allclose([cosine[row[each["sample_id"]]] for each in told], wanted, atol=2e-3)
+    np.testing.assert_allclose([neighbour["similarity"] for neighbour in neighbours], wanted, atol=2e-3)
+    np.testing.assert_allclose(
+        [cosine[row[neighbour["sample_id"]]] for neighbour in neighbours], wanted, atol=2e-3
+    )
 
 
 def test_heads_over_cells_say_where_a_sample_may_be_and_their_point_is_the_middle_of_it(
@@ -135,14 +137,14 @@ def test_heads_over_cells_say_where_a_sample_may_be_and_their_point_is_the_middl
         assert [view["weight"] for view in sample["views"]] == pytest.approx(shares.tolist(), abs=1e-6)
         assert scene.memory.embedder().name == "learnt space of celled, head geocells"
         picture = (country.images("test") / "img_000003_north.jpg").read_bytes()
-        told = client.post("/api/predict", files={"north": ("x.jpg", picture)}).json()
-    spread = told["distribution"]
+        prediction = client.post("/api/predict", files={"north": ("x.jpg", picture)}).json()
+    spread = prediction["distribution"]
     assert spread["kind"] == "cells"
     assert sum(spread["probability"]) == pytest.approx(1, abs=0.01)
     points = torch.from_numpy(to_unit_vectors(spread["latitude"], spread["longitude"]))
     middle = unit_to_degrees(geometric_median(torch.tensor([spread["probability"]]).double(), points))[0]
     assert middle.tolist() == pytest.approx(
-        [told["prediction"]["latitude"], told["prediction"]["longitude"]], abs=0.05
+        [prediction["prediction"]["latitude"], prediction["prediction"]["longitude"]], abs=0.05
     )
 
 
@@ -152,12 +154,12 @@ def test_pictures_get_the_answer_that_the_command_line_gives(
     files = {view: (country.images("test") / f"img_000003_{view}.jpg").read_bytes() for view in VIEWS}
     answer = client.post("/api/predict", files={view: ("x.jpg", data) for view, data in files.items()})
     assert answer.status_code == 200, answer.text
-    told = answer.json()
+    prediction = answer.json()
     wanted = predict_images(scene.config, scene.run, [files[view] for view in VIEWS])
-    assert told["prediction"]["latitude"] == pytest.approx(wanted.latitude[0])
-    assert told["prediction"]["top"][0]["probability"] == pytest.approx(wanted.probabilities.max())
-    assert told["truth"] is None
-    assert len(told["neighbours"]) == 8
+    assert prediction["prediction"]["latitude"] == pytest.approx(wanted.latitude[0])
+    assert prediction["prediction"]["top"][0]["probability"] == pytest.approx(wanted.probabilities.max())
+    assert prediction["truth"] is None
+    assert len(prediction["neighbours"]) == 8
     # Two of the views, in any field: the next view that has none takes it.
     two = client.post(
         "/api/predict", files=[("views", ("a.jpg", files["north"])), ("south", ("b", files["south"]))]
@@ -170,19 +172,19 @@ def test_where_a_picture_was_taken_is_the_truth(client: TestClient, scene: Scene
     exif = Image.Exif()
     exif[0x8825] = {1: "N", 2: (40.0, 30.0, 0.0), 3: "W", 4: (100.0, 0.0, 0.0)}
     data = encode(Image.new("RGB", (64, 64), (90, 120, 60)), "JPEG", exif=exif)
-    told = client.post("/api/predict", files={"north": ("x.jpg", data)}).json()
-    assert (told["truth"]["latitude"], told["truth"]["longitude"]) == (40.5, -100.0)
-    assert told["truth"]["name"] == "Nebraska"
-    assert told["prediction"]["km"] > 0
+    prediction = client.post("/api/predict", files={"north": ("x.jpg", data)}).json()
+    assert (prediction["truth"]["latitude"], prediction["truth"]["longitude"]) == (40.5, -100.0)
+    assert prediction["truth"]["name"] == "Nebraska"
+    assert prediction["prediction"]["km"] > 0
 
 
 def test_a_game_is_dealt_by_its_seed_and_tells_nothing(client: TestClient, ids: list[str]) -> None:
     first, again, other = (client.get(f"/api/game?rounds=4&seed={seed}").json() for seed in (5, 5, 6))
     assert first == again
     assert first["rounds"] != other["rounds"]
-    assert {each["sample_id"] for each in first["rounds"]} <= set(ids)
-    assert len({each["sample_id"] for each in first["rounds"]}) == 4
-    assert all(view["picture"] for each in first["rounds"] for view in each["views"])
+    assert {place["sample_id"] for place in first["rounds"]} <= set(ids)
+    assert len({place["sample_id"] for place in first["rounds"]}) == 4
+    assert all(view["picture"] for place in first["rounds"] for view in place["views"])
     assert not any(word in json.dumps(first) for word in ("latitude", "state", "truth"))
 
 
@@ -202,15 +204,15 @@ def test_a_guess_scores_as_a_run_does(client: TestClient, scene: Scene, ids: lis
         assert judged["model"][name] == pytest.approx(alone[name])
     # Another state earns nothing for the state, and the distance its part.
     wrong = next(k for k in range(len(scene.run.labels)) if k != judged["truth"]["state"])
-    told = client.post("/api/guess", json={"sample_id": ids[row], **place, "state": wrong}).json()
-    assert told["person"]["score"] == pytest.approx(0.3)
+    judged_wrong = client.post("/api/guess", json={"sample_id": ids[row], **place, "state": wrong}).json()
+    assert judged_wrong["person"]["score"] == pytest.approx(0.3)
 
 
 def test_outlines_are_those_of_the_report(client: TestClient, scene: Scene) -> None:
-    told = client.get("/api/outlines").json()
-    assert [each["name"] for each in told["features"]] == list(scene.run.labels.names)
-    assert all(ring[0] == ring[-1] for each in told["features"] for ring in each["rings"])
-    assert told["projection"] == "albers-usa"
+    outlines = client.get("/api/outlines").json()
+    assert [feature["name"] for feature in outlines["features"]] == list(scene.run.labels.names)
+    assert all(ring[0] == ring[-1] for feature in outlines["features"] for ring in feature["rings"])
+    assert outlines["projection"] == "albers-usa"
 
 
 def test_a_thumbnail_is_small_has_no_exif_and_is_kept(client: TestClient, ids: list[str]) -> None:
@@ -312,10 +314,10 @@ def test_nothing_but_the_run_is_needed_to_look_at_it(country: Country, fitted: P
         assert about["embedding_view"] == "predicted distributions"
         assert np.isfinite(table_of(client)["x"].to_numpy()).all()
         sample_id = table_of(client)["sample_id"][0].as_py()
-        told = client.get(f"/api/samples/val/{sample_id}").json()
-        assert told["distribution"]["kind"] == "classes"
-        assert told["neighbours"] == []
-        assert [view["picture"] for view in told["views"]] == [None] * 4
+        sample = client.get(f"/api/samples/val/{sample_id}").json()
+        assert sample["distribution"]["kind"] == "classes"
+        assert sample["neighbours"] == []
+        assert [view["picture"] for view in sample["views"]] == [None] * 4
         assert client.get("/api/outlines").status_code == 200
         game = client.get("/api/game")
         assert (game.status_code, "nothing to guess by" in game.json()["error"]) == (404, True)

@@ -140,9 +140,9 @@ def test_a_fault_of_ours_tells_the_client_nothing_and_the_terminal_one_line(
         answer = client.get("/api/run")
     assert (answer.status_code, answer.json().keys()) == (500, {"error", "hint"})
     assert "secret" not in answer.text
-    told = capfd.readouterr().err
-    assert "RuntimeError" in told
-    assert len(told.splitlines()) == 1
+    stderr = capfd.readouterr().err
+    assert "RuntimeError" in stderr
+    assert len(stderr.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- addresses that lead elsewhere

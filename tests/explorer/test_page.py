@@ -128,16 +128,16 @@ def listed(looked: Looked, count: int) -> None:
     looked.page.locator(f".samples h2:text-is('{count} sample{'s' * (count != 1)}')").wait_for()
 
 
-def middle_of(looked: Looked, which: str) -> tuple[float, float, float, float]:
+def middle_of(looked: Looked, selector: str) -> tuple[float, float, float, float]:
     """Left, top, width and height of a plane of points."""
-    box = looked.page.locator(f"{which} .plane").bounding_box()
+    box = looked.page.locator(f"{selector} .plane").bounding_box()
     assert box
     return box["x"], box["y"], box["width"], box["height"]
 
 
-def brush(looked: Looked, which: str, share: float) -> None:
+def brush(looked: Looked, selector: str, share: float) -> None:
     """Drag a box over the left part of a plane, with Shift."""
-    left, top, width, height = middle_of(looked, which)
+    left, top, width, height = middle_of(looked, selector)
     page = looked.page
     page.keyboard.down("Shift")
     page.mouse.move(left + 3, top + 3)
@@ -173,15 +173,15 @@ def test_every_held_out_sample_is_drawn_at_its_place_and_a_click_opens_it(
 
 
 def test_the_layer_of_a_graphics_card_looks_like_the_one_without(browser: Browser, address: str) -> None:
-    found = []
+    screenshots = []
     for kind in ("pixels", "webgl"):
         with look(browser, f"{address}?points={kind}") as looked:
             if looked.ask("document.documentElement.dataset.layer") != kind:
                 pytest.skip("this Chromium has no WebGL 2")
             picture = looked.page.locator("#map .plane").screenshot()
-            found.append(np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=int))
+            screenshots.append(np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=int))
 
-    colourful = [np.ptp(pixels, axis=2) > 60 for pixels in found]
+    colourful = [np.ptp(pixels, axis=2) > 60 for pixels in screenshots]
     assert colourful[0].sum() > 100
     assert (colourful[0] != colourful[1]).sum() < 0.35 * colourful[0].sum()
 
@@ -218,18 +218,18 @@ def test_the_numbers_are_the_runs_and_follow_the_filters(
     assert cleared == before[1]
 
 
-@pytest.mark.parametrize("which", ["#map", ".space"])
-def test_a_box_drawn_over_either_view_selects_in_both(browser: Browser, address: str, which: str) -> None:
+@pytest.mark.parametrize("selector", ["#map", ".space"])
+def test_a_box_drawn_over_either_view_selects_in_both(browser: Browser, address: str, selector: str) -> None:
     grey = """selector => {
         const canvas = document.querySelector(selector + ' canvas.points'), pixels = new Uint32Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer);
         return pixels.filter(pixel => (pixel >>> 24) > 150).length;
     }"""
     with look(browser, f"{address}?points=pixels") as looked:
         before = [looked.page.evaluate(grey, name) for name in ("#map", ".space")]
-        brush(looked, which, 0.5)
+        brush(looked, selector, 0.5)
         selected = number(looked, "Samples")
         inked = [looked.page.evaluate(grey, name) for name in ("#map", ".space")]
-        looked.page.locator(f"{which} .plane").focus()
+        looked.page.locator(f"{selector} .plane").focus()
         looked.page.keyboard.press("Escape")
         settle(looked.page)
         cleared = number(looked, "Samples")
@@ -470,8 +470,8 @@ def test_a_game_of_five_rounds_is_played_by_keyboard(browser: Browser, address: 
 
     assert [row.split("\t")[0] for row in rows] == ["Mean distance", "Score", "GeoGuessr points"]
     assert len(rounds) == 5
-    told = [float(text) for text in re.findall(r"you (\d\.\d+)", " ".join(rounds))]
-    assert float(rows[1].split("\t")[1]) == pytest.approx(np.mean(told), abs=0.005)
+    scores = [float(text) for text in re.findall(r"you (\d\.\d+)", " ".join(rounds))]
+    assert float(rows[1].split("\t")[1]) == pytest.approx(np.mean(scores), abs=0.005)
 
 
 def test_a_pin_is_put_by_a_click_where_the_map_was_clicked_and_what_the_model_scores_is_explained(
@@ -565,7 +565,7 @@ def test_names_are_never_run_and_what_is_missing_says_why(browser: Browser, host
         page = looked.page
         page.locator(".line").first.click()
         page.wait_for_selector(".of-sample .bars")
-        said = page.locator(".of-sample").inner_text()
+        text = page.locator(".of-sample").inner_text()
         weights = page.locator(".of-sample .views .share").all_inner_texts()
         options = page.get_by_label("True class").inner_text()
         page.get_by_role("link", name="Try it").click()
@@ -577,13 +577,13 @@ def test_names_are_never_run_and_what_is_missing_says_why(browser: Browser, host
         injected = looked.ask(
             "document.querySelectorAll('main i, main b, main script, main img[src=x]').length"
         )
-        complaints = [told for told in looked.complaints if "404" not in told]
+        complaints = [complaint for complaint in looked.complaints if "404" not in complaint]
 
     assert injected == 0
     assert complaints == []
     assert any(name in options for name in HOSTILE)
     assert sum(float(weight.replace("%", "")) for weight in weights) == pytest.approx(100, abs=1)
-    assert "picture" in said
+    assert "picture" in text
     assert len(refused) > 20
     assert len(without) > 20
 
@@ -604,8 +604,8 @@ def test_what_is_bundled_is_what_its_sums_say_with_the_licence_of_every_package(
 def test_every_module_is_fetched_at_once_and_nothing_is_inline() -> None:
     page = (PAGE / "index.html").read_text()
     preloaded = set(re.findall(r'modulepreload" href="/assets/([^"]+)"', page))
-    own = {path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.js")}
-    assert preloaded == own | {name for name in api._SHARED if name.endswith(".js")}
+    scripts = {path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.js")}
+    assert preloaded == scripts | {name for name in api._SHARED if name.endswith(".js")}
     assert not re.search(r"<style|<script(?![^>]*src=)|\bon\w+=|\bstyle=", page)
 
 
@@ -645,11 +645,11 @@ def test_a_sample_that_the_other_run_has_no_answer_for_is_not_said_to_be_answere
         listed(looked, 1)
         page.locator(".line").first.click()
         page.wait_for_selector(".of-sample .bars")
-        said = page.locator(".of-sample .facts").inner_text()
+        facts = page.locator(".of-sample .facts").inner_text()
 
     assert re.search(r"another class · 0\b.*no answer of other · 1\b", legend, re.DOTALL)
     assert left.startswith("1of")
-    assert "no answer to this sample" in said
+    assert "no answer to this sample" in facts
 
 
 # Of the open sample's distribution the places in sight that lie in a class: how blue it is there, and which class that is. Where places are on the

@@ -48,10 +48,10 @@ def test_another_run_stands_beside(config: Config, run: Run) -> None:
     path = run.predictions_path("val")
     answers, truth = read_predictions(path, run.labels)
     # The other one lacks a sample, and answers another as if it were the opposite.
-    theirs = answers.take(np.arange(1, len(answers)))
-    theirs.probabilities[0] = theirs.probabilities[0][::-1]
-    theirs.latitude[0] = -theirs.latitude[0]
-    write_predictions(other / path.name, theirs, truth and truth.take(np.arange(1, len(answers))))
+    other_answers = answers.take(np.arange(1, len(answers)))
+    other_answers.probabilities[0] = other_answers.probabilities[0][::-1]
+    other_answers.latitude[0] = -other_answers.latitude[0]
+    write_predictions(other / path.name, other_answers, truth and truth.take(np.arange(1, len(answers))))
     scene, split = open_scene(config, "first", compare="other")
     with client_of(scene, split) as client:
         assert client.get("/api/run").json()["compare"] == "other"
@@ -77,11 +77,11 @@ def test_the_test_split_has_no_truth_and_is_shown_all_the_same(config: Config, r
         assert about["metrics"] is None
         table = rows_of(client)
         assert {"km", "score", "state", "rank", "latitude"}.isdisjoint(table)
-        told = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
-        assert told["truth"] is None
-        assert told["prediction"]["km"] is None
-        assert len(told["neighbours"]) == 8
-        assert client.get(told["views"][0]["picture"]).status_code == 200
+        sample = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
+        assert sample["truth"] is None
+        assert sample["prediction"]["km"] is None
+        assert len(sample["neighbours"]) == 8
+        assert client.get(sample["views"][0]["picture"]).status_code == 200
         # The game is of held-out samples, whatever is shown.
         assert client.get("/api/game?rounds=1").json()["rounds"][0]["split"] == "val"
 
@@ -92,10 +92,10 @@ def test_an_ensemble_is_looked_at_as_any_run(config: Config, run: Run) -> None:
     scene, split = open_scene(config, "both")
     with client_of(scene, split) as client:
         sample_id = rows_of(client)["sample_id"][0]
-        told = client.get(f"/api/samples/val/{sample_id}").json()
-        assert told["distribution"]["kind"] == "classes"
-        assert len(told["neighbours"]) == 8
-        assert [view["weight"] for view in told["views"]] == [None] * 4
+        sample = client.get(f"/api/samples/val/{sample_id}").json()
+        assert sample["distribution"]["kind"] == "classes"
+        assert len(sample["neighbours"]) == 8
+        assert [view["weight"] for view in sample["views"]] == [None] * 4
         assert client.get("/api/run").json()["can_predict"]
 
 
@@ -192,8 +192,8 @@ def test_a_notebook_serves_a_run_beside_its_work_and_ends_it(config: Config, run
 @pytest.mark.parametrize("host", ["*", "0.0.0.0"])
 def test_where_others_can_reach_it_the_address_has_the_token(config: Config, run: Run, host: str) -> None:
     with explore(config, run, host=host) as page:
-        own, _, token = page.url.partition("?token=")
-        port = own.rstrip("/").rpartition(":")[2]
+        address, _, token = page.url.partition("?token=")
+        port = address.rstrip("/").rpartition(":")[2]
         assert len(token) > 20
         for query, status in ((f"?token={token}", 200), ("", 403)):
             connection = http.client.HTTPConnection("127.0.0.1", int(port))
@@ -229,9 +229,9 @@ def test_neighbours_of_folds_are_all_others_and_no_heads_say_where_they_learnt_a
     fit_heads(config.model_copy(update=update), name="folded")
     scene, split = open_scene(config, "folded")
     with client_of(scene, split) as client:
-        told = client.get(f"/api/samples/val/{rows_of(client)['sample_id'][0]}").json()
-    assert len(told["neighbours"]) == 8
-    assert told["distribution"]["kind"] == "classes"
+        sample = client.get(f"/api/samples/val/{rows_of(client)['sample_id'][0]}").json()
+    assert len(sample["neighbours"]) == 8
+    assert sample["distribution"]["kind"] == "classes"
 
 
 def test_a_sample_without_any_view_lies_nowhere_in_the_learnt_space(own: Country, fitted: Path) -> None:
@@ -244,10 +244,10 @@ def test_a_sample_without_any_view_lies_nowhere_in_the_learnt_space(own: Country
     scene, split = open_scene(config, "first", split="test")
     with client_of(scene, split) as client:
         table = rows_of(client)
-        told = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
+        sample = client.get(f"/api/samples/test/{table['sample_id'][0]}").json()
     assert table["x"].isna().tolist() == [True] + [False] * (len(table) - 1)
-    assert told["neighbours"] == []
-    assert len(told["prediction"]["top"]) == 5
+    assert sample["neighbours"] == []
+    assert len(sample["prediction"]["top"]) == 5
 
 
 def test_ids_and_views_of_any_name_have_their_pictures(tmp_path: Path) -> None:
@@ -262,11 +262,11 @@ def test_ids_and_views_of_any_name_have_their_pictures(tmp_path: Path) -> None:
     scene, split = open_scene(config, "first")
     with client_of(scene, split) as client:
         sample_id = rows_of(client)["sample_id"][0]
-        told = client.get(f"/api/samples/val/{quote(sample_id, safe='')}").json()
-        assert told["sample_id"] == sample_id
-        found = [client.get(view["picture"]) for view in told["views"]]
-    assert [answer.status_code for answer in found] == [200] * 3
-    assert [Image.open(io.BytesIO(answer.content)).width for answer in found] == [8, 9, 10]
+        sample = client.get(f"/api/samples/val/{quote(sample_id, safe='')}").json()
+        assert sample["sample_id"] == sample_id
+        answers = [client.get(view["picture"]) for view in sample["views"]]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [Image.open(io.BytesIO(answer.content)).width for answer in answers] == [8, 9, 10]
 
 
 def test_a_split_that_the_other_run_has_no_answers_for_is_shown_without_it(config: Config, run: Run) -> None:

@@ -43,9 +43,9 @@ class Served:
         connection = http.client.HTTPConnection(*self.address, timeout=60)
         connection.request("GET", path)
         answer = connection.getresponse()
-        found = answer.status, answer.read()
+        received = answer.status, answer.read()
         connection.close()
-        return found
+        return received
 
     def say(self, text: bytes) -> socket.socket:
         """A client that says this and no more."""
@@ -69,7 +69,7 @@ def served(nursery: Nursery, country: Country, fitted: Path) -> Served:
 
 def test_a_server_stands_a_crowd_and_strangers_and_ends_at_ctrl_c(served: Served) -> None:
     assert served.address[0] == "127.0.0.1"
-    ids = [each["sample_id"] for each in json.loads(served.get("/api/game?rounds=12")[1])["rounds"]]
+    ids = [place["sample_id"] for place in json.loads(served.get("/api/game?rounds=12")[1])["rounds"]]
 
     # 1. Two hundred at once, of all kinds, beside fifty that say nothing further.
     slow = [served.say(b"GET /api/run HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ") for _ in range(50)]
