@@ -116,15 +116,15 @@ def _opening(run: Run, dim: int, facts: Facts) -> str:
     if facts.heads_only:
         columns = f"{dim} numbers each"
         several = len(facts.backbones) > 1
-        each = [
+        parts = [
             f"{width} of {_plain(name)}{'' if feature == UNKNOWN_FEATURE else f', {feature}'}"
             if several
             else f"{width} of {feature}"
-            for name, given in zip(facts.backbones, facts.features, strict=True)
-            for feature, width in given
+            for name, features in zip(facts.backbones, facts.features, strict=True)
+            for feature, width in features
         ]
-        if each:
-            columns += ": " + ", then ".join(each)
+        if parts:
+            columns += ": " + ", then ".join(parts)
         seen = f"embeddings of {seen} by {_joined(facts.backbones)} ({columns})"
     return (
         f"From {seen} of one place: a probability for each of {classes:,} classes, and a point (latitude, longitude). Made by geo_embed "
@@ -134,7 +134,7 @@ def _opening(run: Run, dim: int, facts: Facts) -> str:
 
 def _use(run: Run, dim: int, facts: Facts) -> str:
     views = run.config.model.view_names
-    given = (
+    arguments = (
         "embeddings=array"
         if facts.heads_only
         else "[" + ", ".join(json.dumps(f"{view}.jpg", ensure_ascii=False) for view in views) + "]"
@@ -152,7 +152,7 @@ def _use(run: Run, dim: int, facts: Facts) -> str:
 ```python
 from geo_embed import GeoPredictor  # pip install geo-embed
 
-answer = GeoPredictor.from_pretrained(".").predict({given})[0]
+answer = GeoPredictor.from_pretrained(".").predict({arguments})[0]
 print(answer["states"][:3], answer["latitude"], answer["longitude"])
 ```
 
@@ -189,7 +189,9 @@ def _scores(run: Run, summary: RunSummary, scores: Mapping[str, Any]) -> str:
         of[_validation(other[0])] = other[1]
         columns[_validation(other[0])] = other[0].score_interval
     lines = [f"| | {' | '.join(of)} |", f"|---|{'---|' * len(of)}"]
-    lines.append(f"| score | {' | '.join(_score(each, columns[name]) for name, each in of.items())} |")
+    lines.append(
+        f"| score | {' | '.join(_score(split_scores, columns[name]) for name, split_scores in of.items())} |"
+    )
     for label, key, form in (
         ("right class first", "top1", ".1%"),
         ("among the first five", "top5", ".1%"),
@@ -199,7 +201,10 @@ def _scores(run: Run, summary: RunSummary, scores: Mapping[str, Any]) -> str:
         ("places", "samples", ",d"),
     ):
         if scores.get(key) is not None:
-            cells = (format(each[key], form) if each.get(key) is not None else "–" for each in of.values())
+            cells = (
+                format(split_scores[key], form) if split_scores.get(key) is not None else "–"
+                for split_scores in of.values()
+            )
             lines.append(f"| {label} | {' | '.join(cells)} |")
     alone = (
         ""
@@ -345,8 +350,8 @@ def _data(run: Run, summary: RunSummary, facts: Facts) -> str:
         table = f"<details><summary>{len(run.labels)} classes</summary>\n\n{table}\n</details>\n"
     total = f"{data['samples']:,} places" if data["samples"] else "places"
     taken = [
-        _plain(name) + ("" if not given else f", its {' and '.join(feature for feature, _ in given)}")
-        for name, given in zip(facts.backbones, facts.features, strict=True)
+        _plain(name) + ("" if not features else f", its {' and '.join(feature for feature, _ in features)}")
+        for name, features in zip(facts.backbones, facts.features, strict=True)
     ]
     origin = f"Backbone{'s' if len(taken) > 1 else ''}: {'; '.join(taken)}; {_recipe(summary)}."
     return f"""## Data

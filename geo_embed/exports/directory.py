@@ -211,8 +211,8 @@ def load_stored_backbone(run: Run, inputs: Inputs, number: int, name: str | None
             hint=f"export its heads alone: geo export {run.name} --out DIR --heads-only",
         )
     of_it = [part for part in answering_runs(run) if [k for k, _ in inputs.places[part.path]] == [number]]
-    own = (str(backbone_dir(part.path)) for part in of_it if backbone_dir(part.path).is_dir())
-    name = name or next(own, None) or look_for(sources[0]["name"])
+    bundled = (str(backbone_dir(part.path)) for part in of_it if backbone_dir(part.path).is_dir())
+    name = name or next(bundled, None) or look_for(sources[0]["name"])
     kinds = {tensor.values.dtype for tensor in _stored(name)}
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     kind = str(dtype).removeprefix("torch.")
@@ -243,7 +243,7 @@ def write_run(directory: Path, run: Run, inputs: Inputs, stored: Sequence[Stored
     # 1. The backbones by the export's names, one for each of the run's own sources; an ensemble's are its first member's.
     numbers = [k for k, _ in inputs.places[answering_runs(run)[0].path]]
     by_source = [stored[k] for k in numbers]
-    names = [each.name for each in dict.fromkeys(by_source)]
+    names = [backbone.name for backbone in dict.fromkeys(by_source)]
     renamed = {
         source["name"]: new.name
         for source, new in zip(answering_runs(run)[0].sources, by_source, strict=True)
@@ -310,8 +310,8 @@ def _renamed(described: Any, names: Mapping[str, str]) -> Any:
         if isinstance(value, str):
             return pattern.sub(lambda match: names[match[0]], value)
         if isinstance(value, dict):
-            return {rename(key): rename(each) for key, each in value.items()}
-        return [rename(each) for each in value] if isinstance(value, list) else value
+            return {rename(key): rename(nested) for key, nested in value.items()}
+        return [rename(nested) for nested in value] if isinstance(value, list) else value
 
     return rename(described)
 
@@ -321,10 +321,10 @@ def _known(described: Any) -> Any:
     couldn't load a run that names it.
     """
     if isinstance(described, list):
-        return [_known(each) for each in described]
+        return [_known(nested) for nested in described]
     if not isinstance(described, dict):
         return described
-    known = {key: _known(each) for key, each in described.items()}
+    known = {key: _known(nested) for key, nested in described.items()}
     for registry in REGISTRIES:
         group, key = registry.setting.split(".")
         if isinstance(known.get(key), str) and known[key] not in registry.built_in:
@@ -342,14 +342,14 @@ def write_config(
     of_one = {"features": dict(features[0])} if not several and features[0] else {}
     of_several = [
         {
-            "name": each.name,
-            "directory": each.directory,
+            "name": backbone.name,
+            "directory": backbone.directory,
             # What tells two of one model apart.
-            "weights_sha256": each.weights_sha256 or sources[0]["weights_sha256"],
-            "picture": _picture(each),
-            "features": dict(given),
+            "weights_sha256": backbone.weights_sha256 or sources[0]["weights_sha256"],
+            "picture": _picture(backbone),
+            "features": dict(widths),
         }
-        for each, given, sources in zip(stored, features, inputs.by_backbone, strict=True)
+        for backbone, widths, sources in zip(stored, features, inputs.by_backbone, strict=True)
     ]
     write_json(
         directory / CONFIG,
@@ -394,19 +394,19 @@ def features_of(run: Run, inputs: Inputs) -> list[list[tuple[str, int]]]:
     """Of each of its backbones the features that a run takes, and their widths, in the order of its embeddings' columns; of a single
     backbone none where it is its own one alone.
     """
-    own = run.config.model.feature
+    default_feature = run.config.model.feature
     features = [
         # Which feature it is of an import, or of arrays, isn't known.
         [
             (
-                source.get("feature") or (own if source["weights_sha256"] else UNKNOWN_FEATURE),
+                source.get("feature") or (default_feature if source["weights_sha256"] else UNKNOWN_FEATURE),
                 int(source["dim"]),
             )
             for source in sources
         ]
         for sources in inputs.by_backbone
     ]
-    is_own = [name for name, _ in features[0]] in ([own], [UNKNOWN_FEATURE])
+    is_own = [name for name, _ in features[0]] in ([default_feature], [UNKNOWN_FEATURE])
     return [[]] if len(features) == 1 and is_own else features
 
 

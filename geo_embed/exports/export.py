@@ -180,9 +180,9 @@ def _check_repository(push: str) -> None:
     # A card may have been written where the repository was made.
     replaced = [name for name in names if is_ours(name) and name != CARD]
     if replaced:
-        there = hub.read_file(push, CONFIG) if CONFIG in names else b""
+        config_bytes = hub.read_file(push, CONFIG) if CONFIG in names else b""
         check_is_export(
-            there, f"{push}/{replaced[0]}", "name another repository: one that isn't there is made"
+            config_bytes, f"{push}/{replaced[0]}", "name another repository: one that isn't there is made"
         )
 
 
@@ -208,15 +208,15 @@ def _write_onnx(
 
     heads_only = predictor.described.heads_only
     file = HEADS_ONNX if heads_only else MODEL_ONNX
-    given, present, of = _inputs(config, run, inputs, predictor)
+    example_inputs, present, of = _inputs(config, run, inputs, predictor)
     names = ["embeddings" if heads_only else "pixels"]
-    if len(given) > 1:
-        names = [f"pixels_{k}" for k in range(1, len(given) + 1)]
-    arrays = dict(zip((*names, "present"), (*given, present), strict=True))
-    tensors = [torch.from_numpy(each) for each in given]
-    some, seen = [each[:2] for each in tensors], torch.from_numpy(present)
+    if len(example_inputs) > 1:
+        names = [f"pixels_{k}" for k in range(1, len(example_inputs) + 1)]
+    arrays = dict(zip((*names, "present"), (*example_inputs, present), strict=True))
+    tensors = [torch.from_numpy(array) for array in example_inputs]
+    pair, seen = [tensor[:2] for tensor in tensors], torch.from_numpy(present)
     say(f"write {file}")
-    network_inputs = [some[0] if len(some) == 1 else some, seen[:2]]
+    network_inputs = [pair[0] if len(pair) == 1 else pair, seen[:2]]
     write_onnx(predictor.network, network_inputs, [*arrays], directory / file)
     states, points = run_onnx(directory / file, arrays)
     with torch.inference_mode():
@@ -251,9 +251,9 @@ def _inputs(
 
     Beside those that are missing anyway some views are taken away, and of the last place all.
     """
-    here = [on_this_machine(part, config.paths, "cpu") for part in answering_runs(run)]
+    runs = [on_this_machine(part, config.paths, "cpu") for part in answering_runs(run)]
     views, specs = len(predictor.views), predictor.preprocessings
-    places = _pictures(here[0], specs) if specs else _cached(here, inputs)
+    places = _pictures(runs[0], specs) if specs else _cached(runs, inputs)
     of = "held out"
     if places is None:
         of = "drawn at random: there were none of the data at hand"
@@ -264,10 +264,10 @@ def _inputs(
         ]
         drawn = drawn or [rng.normal(size=(_ROWS, views, inputs.dim)).astype(np.float32)]
         places = drawn, np.ones(drawn[0].shape[:2], dtype=bool)
-    given, present = places
+    example_inputs, present = places
     present[len(present) // 2 :, : views // 2] = False
     present[-1] = False
-    return given, present, of
+    return example_inputs, present, of
 
 
 def _held_out(run: Run) -> list[str]:
@@ -308,8 +308,8 @@ def _pictures(run: Run, specs: Sequence[Preprocessing]) -> _Places | None:
         for view in range(views):
             try:
                 picture = images.decode(samples.pictures.read(samples.images[int(row), view]))
-                for each, spec in zip(pixels, specs, strict=True):
-                    each[places, view] = images.resize(picture, spec)
+                for block, spec in zip(pixels, specs, strict=True):
+                    block[places, view] = images.resize(picture, spec)
             # Absent, damaged, or no picture: the others do.
             except (OSError, GeoError, images.UnreadableImage):
                 present[places, view] = False
@@ -318,4 +318,4 @@ def _pictures(run: Run, specs: Sequence[Preprocessing]) -> _Places | None:
         places += bool(present[places].any())
         if places == _PLACES:
             break
-    return ([each[:places] for each in pixels], present[:places]) if places > 1 else None
+    return ([block[:places] for block in pixels], present[:places]) if places > 1 else None

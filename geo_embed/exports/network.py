@@ -92,8 +92,8 @@ class PictureNetwork(nn.Module):
         for k, of_one in enumerate([pixels] if isinstance(pixels, Tensor) else pixels):
             mean, std = self.means[k].view(3, 1, 1), self.stds[k].view(3, 1, 1)
             normal = (of_one.flatten(0, 1).float() * self.scales[k] - mean) / std
-            given = embed_features(self.backbones[k], normal.to(self.backbones[k].dtype))
-            embeddings += [given[feature].float() for feature in self.features[k]]
+            by_feature = embed_features(self.backbones[k], normal.to(self.backbones[k].dtype))
+            embeddings += [by_feature[feature].float() for feature in self.features[k]]
         joined = torch.cat(embeddings, dim=1).reshape(*present.shape, -1)
         # The heads may lie elsewhere: of a tower on mps they stay on the CPU.
         answers: Answers = self.answer(joined.to(present.device), present)
@@ -118,16 +118,16 @@ class PanelNetwork(nn.Module):
     def forward(self, views: Tensor, present: Tensor) -> Answers:
         """As `network_of` has it."""
         if self.columns is not None:
-            views = torch.cat([views[..., each.start : each.stop] for each in self.columns], dim=-1)
+            views = torch.cat([views[..., columns.start : columns.stop] for columns in self.columns], dim=-1)
         seen = present.any(dim=1, keepdim=True)
-        there = present | ~seen
-        each = [_answer(part, views, there) for part in self.parts]
-        states, points = each[0]
-        if len(each) > 1:
-            states = torch.stack([p for p, _ in each]).mean(dim=0)
+        looked_at = present | ~seen
+        answers = [_answer(part, views, looked_at) for part in self.parts]
+        states, points = answers[0]
+        if len(answers) > 1:
+            states = torch.stack([p for p, _ in answers]).mean(dim=0)
             # As a panel has it: by way of degrees.
-            unit = torch.stack([unit_vectors(point) for _, point in each], dim=1)
-            points = degrees(geometric_median_of(unit, torch.ones_like(unit[..., 0]) / len(each)))
+            unit = torch.stack([unit_vectors(point) for _, point in answers], dim=1)
+            points = degrees(geometric_median_of(unit, torch.ones_like(unit[..., 0]) / len(answers)))
         states = calibrated(self.calibration, states)
         return torch.where(seen, states, self.prior_states), torch.where(seen, points, self.prior_point)
 
@@ -169,8 +169,8 @@ class EnsembleNetwork(nn.Module):
         for weight, p in zip(np.broadcast_to(weights, len(states)).tolist(), states, strict=True):
             # The likeliest first, and of equal ones the lower class.
             order = torch.sort(p, dim=1, descending=True, stable=True).indices
-            given = (weight * shares).expand(p.shape[0], -1)
-            tally = tally + torch.zeros_like(tally).scatter(1, order, given)
+            votes = (weight * shares).expand(p.shape[0], -1)
+            tally = tally + torch.zeros_like(tally).scatter(1, order, votes)
         return tally / tally.sum(dim=1, keepdim=True)
 
     def _points(self, points: Tensor) -> Tensor:
@@ -236,12 +236,12 @@ def _refined(heads: CellHeads, vectors: Tensor, cells: Tensor, guess: Tensor) ->
         rows.append(nearest.indices)
     near = torch.stack(nearness, dim=1)
     weight = torch.where(near > -torch.inf, probability[:, :, None], 0.0)
-    some = weight.flatten(1).sum(dim=1, keepdim=True) > 0
+    weighs = weight.flatten(1).sum(dim=1, keepdim=True) > 0
     logs = torch.log(weight) - torch.where(near > -torch.inf, 1 - near, 0.0).double() / refiner.temperature
     # Without any, all weigh the same, and the median isn't used.
-    shares = torch.softmax(torch.where(some, logs.flatten(1), 0.0), dim=1)
+    shares = torch.softmax(torch.where(weighs, logs.flatten(1), 0.0), dim=1)
     moved = geometric_median_of(gallery.points[torch.stack(rows, dim=1).flatten(1)], shares)
-    stays = ~some | (great_circle_km(moved, guess)[:, None] > refiner.max_km)
+    stays = ~weighs | (great_circle_km(moved, guess)[:, None] > refiner.max_km)
     return torch.where(stays, guess, moved)
 
 

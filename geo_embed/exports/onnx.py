@@ -57,15 +57,17 @@ def write_onnx(
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad(), _quiet():
-            given = tuple(each if isinstance(each, torch.Tensor) else tuple(each) for each in inputs)
-            shapes = tuple(
-                {0: batch} if isinstance(each, torch.Tensor) else tuple({0: batch} for _ in each)
-                for each in given
+            example_inputs = tuple(
+                tensors if isinstance(tensors, torch.Tensor) else tuple(tensors) for tensors in inputs
             )
-            program = torch.export.export(network, given, dynamic_shapes=shapes)
+            shapes = tuple(
+                {0: batch} if isinstance(tensors, torch.Tensor) else tuple({0: batch} for _ in tensors)
+                for tensors in example_inputs
+            )
+            program = torch.export.export(network, example_inputs, dynamic_shapes=shapes)
             written: Any = torch.onnx.export(
                 program,
-                given,
+                example_inputs,
                 input_names=list(names),
                 output_names=list(OUTPUTS),
                 dynamo=True,

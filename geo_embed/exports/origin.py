@@ -82,25 +82,27 @@ def find_origins(run: Run, inputs: Inputs, names: Sequence[str | None]) -> list[
                 named += [_model_of(entry).get("backbone_name") for entry in sets]
                 named += [part.config.model.backbone_name, part.provenance["store"]["backbone"]]
             else:
-                mine = [source for k, source in zip(numbers, part.sources, strict=True) if k == number]
-                named += [text for source in mine for text in (source["backbone"], source["name"])]
-        origins.append(_origin_of(list(dict.fromkeys(str(each) for each in named if each))))
+                sources_of_part = [
+                    source for k, source in zip(numbers, part.sources, strict=True) if k == number
+                ]
+                named += [text for source in sources_of_part for text in (source["backbone"], source["name"])]
+        origins.append(_origin_of(list(dict.fromkeys(str(text) for text in named if text))))
     return origins
 
 
 def _origin_of(named: Sequence[str]) -> Origin:
     """A backbone's, by all that it is called."""
     base_model = next(filter(None, map(_hub_id, named)), None)
-    texts = tuple(text for each in named for text in _license_texts(each))[:_MOST_TEXTS]
-    for each in named:
-        card, is_id = _front_matter(each)
+    texts = tuple(text for alias in named for text in _license_texts(alias))[:_MOST_TEXTS]
+    for alias in named:
+        card, is_id = _front_matter(alias)
         if base_model is None:
-            base_model = each if is_id else _id_of(card.get("base_model"))
+            base_model = alias if is_id else _id_of(card.get("base_model"))
         licenses = [str(name).strip() for name in _several(card.get("license")) if str(name).strip()]
         if licenses:
-            where = f"the card of {each}" if is_id else "the card beside it"
+            where = f"the card of {alias}" if is_id else "the card beside it"
             license, license_name, link = _by_the_hubs_names(licenses, card, base_model)
-            known = base_model or Path(each).name
+            known = base_model or Path(alias).name
             return Origin(known, base_model is not None, license, license_name, link, where, texts)
     known = base_model or Path(named[-1]).name
     if known in _KNOWN:

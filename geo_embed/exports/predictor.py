@@ -71,8 +71,8 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         super().__init__()
         self.directory = Path(directory).absolute()
         self.described, self.run = read_export(self.directory)
-        here = settings or Config()
-        self._here = here.model_copy(update={"model": here.model.model_copy(update={"device": device})})
+        config = settings or Config()
+        self._config = config.model_copy(update={"model": config.model.model_copy(update={"device": device})})
         # All is in memory from here on: another export may take this one's place, or the directory go.
         self._heads: dict[Path, Panel] = {}
         self._ensembles: dict[Path, Ensemble | None] = {}
@@ -177,15 +177,15 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
             replace(tower, device=parameter.device, dtype=parameter.dtype)
             for tower, parameter in zip(self._towers, parameters, strict=True)
         ]
-        with torch_switches(self._here.model):
+        with torch_switches(self._config.model):
             places = arrange(images, self.views)
             by_backbone = self._inputs.by_backbone
-            return self._answer(embed_places(self._here, self.run, places, towers, by_backbone))
+            return self._answer(embed_places(self._config, self.run, places, towers, by_backbone))
 
     def _answer(self, variants: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> Predictions:
-        with torch_switches(self._here.model):
+        with torch_switches(self._config.model):
             return predict_embedded(
-                self._here, self.run, variants, self._heads_of, self._ensemble_of, self._inputs
+                self._config, self.run, variants, self._heads_of, self._ensemble_of, self._inputs
             )
 
     def forward(self, given: Tensor | Sequence[Tensor], present: Tensor) -> Answers:
@@ -199,8 +199,10 @@ class GeoPredictor(nn.Module, PyTorchModelHubMixin, library_name="geo_embed", ta
         """
         # The prior lies where the module was moved; `predict` moves the heads beside it to where it has them answer.
         heads = self.network.answer if isinstance(self.network, PictureNetwork) else self.network
-        device = next(each.device for name, each in heads.named_buffers() if name.endswith("prior_states"))
-        if any(each.device != device for each in (*heads.parameters(), *heads.buffers())):
+        device = next(
+            tensor.device for name, tensor in heads.named_buffers() if name.endswith("prior_states")
+        )
+        if any(tensor.device != device for tensor in (*heads.parameters(), *heads.buffers())):
             heads.to(device)
         tensors = [given] if isinstance(given, Tensor) else list(given)
         towers = [next(tower.module.parameters()).device for tower in self._towers] or [device]

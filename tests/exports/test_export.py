@@ -61,16 +61,16 @@ def test_the_directory_alone_answers_in_a_process_of_its_own_as_the_run_did(
 ) -> None:
     """Neither data nor cache, backbone or run are there any more; the answer is that of `geo predict`, to the last digit."""
     root = tmp_path / "machine"
-    own = copy_country(root)  # type: ignore[operator]
+    machine = copy_country(root)  # type: ignore[operator]
     shutil.copytree(fitted, root / "runs" / "first")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for path in pictures(own, 7):
+    for path in pictures(machine, 7):
         shutil.copy(path, elsewhere)
-    given = [Path(path).name for path in pictures(own, 7)]
-    options = ["--json", *own.options(), "--backbone", own.backbone]
-    there = [elsewhere / name for name in given]
-    wanted = command(capsys, "predict", "first", "--images", *there, *options)
+    names = [Path(path).name for path in pictures(machine, 7)]
+    options = ["--json", *machine.options(), "--backbone", machine.backbone]
+    copies = [elsewhere / name for name in names]
+    wanted = command(capsys, "predict", "first", "--images", *copies, *options)
     made = command(capsys, "export", "first", "--out", elsewhere / "export", *options)
     assert (wanted.code, made.code) == (0, 0), wanted.err + made.err
     assert made.json["directory"] == str(elsewhere / "export")
@@ -82,7 +82,7 @@ def test_the_directory_alone_answers_in_a_process_of_its_own_as_the_run_did(
     for path in (elsewhere / "export").rglob("*"):
         if path.is_file():
             assert not any(str(place).encode() in path.read_bytes() for place in (tmp_path, country.root))
-    ran = geo_in(elsewhere, *given, command=[sys.executable, "-c", THREE_LINES])
+    ran = geo_in(elsewhere, *names, command=[sys.executable, "-c", THREE_LINES])
     assert ran.code == 0, ran.err
     same(json.loads(ran.out), wanted.json)
 
@@ -109,9 +109,9 @@ def test_pictures_in_any_form_views_that_are_missing_and_many_places(
         Image.open(paths[2]),
         np.asarray(Image.open(io.BytesIO(Path(paths[3]).read_bytes()))),
     ]
-    given = [paths, forms, {"north": others[0], "south": others[2]}, [None, *others[1:]]]
-    wanted = predict_images(config, run, given)
-    answers = predictor.predict(given)
+    places = [paths, forms, {"north": others[0], "south": others[2]}, [None, *others[1:]]]
+    wanted = predict_images(config, run, places)
+    answers = predictor.predict(places)
     same(answers, [wanted.describe(row) for row in range(4)])
     same(answers[0], answers[1])
     assert predictor.views == ("north", "east", "south", "west")
@@ -150,16 +150,16 @@ def test_a_predictor_goes_on_when_its_directory_is_replaced_and_saves_no_other_e
     twice = load_run(config.paths.runs_dir, "twice")
     export(config, twice, tmp_path / "e")
     predictor = GeoPredictor.from_pretrained(os.path.relpath(tmp_path / "e"), device="cpu")
-    given = [pictures(country, 2)]
-    before = predictor.predict(given)
+    places = [pictures(country, 2)]
+    before = predictor.predict(places)
     (tmp_path / "away").mkdir()
     os.chdir(tmp_path / "away")
     export(config, run, tmp_path / "e", heads_only=True)
-    same(predictor.predict(given), before)
+    same(predictor.predict(places), before)
     with pytest.raises(GeoError, match="another export lies now where this predictor was loaded from"):
         predictor.save_pretrained(tmp_path / "copy")
     shutil.rmtree(tmp_path / "e")
-    same(predictor.predict(given), before)
+    same(predictor.predict(places), before)
 
 
 def test_saved_in_the_place_of_another_export_nothing_of_that_one_stays(
@@ -178,12 +178,12 @@ def test_a_fine_tuned_run_and_a_mixture_of_it_bring_their_own_backbone(own: Coun
     fit_heads(own.config(tmp_path, model__backbone_name=str(run.path / "backbone")), name="on-tuned")
     ensemble(config, ["tuned", "on-tuned"], method="average", name="twice")
     shutil.move(run.path, tmp_path / "moved")
-    given = [pictures(own, row) for row in (1, 2)]
+    places = [pictures(own, row) for row in (1, 2)]
     for source in (load_run(tmp_path, "moved"), load_run(config.paths.runs_dir, "twice")):
         out = tmp_path / f"of-{source.name}"
         done = export(config, source, out)
-        wanted = predict_images(config, source, given, backbone=str(out / "backbone"))
-        answers = GeoPredictor(out, device="cpu").predict(given)
+        wanted = predict_images(config, source, places, backbone=str(out / "backbone"))
+        answers = GeoPredictor(out, device="cpu").predict(places)
         same(answers, [wanted.describe(row) for row in range(2)])
         assert "backbone/model.safetensors" in done.files
 
@@ -349,15 +349,15 @@ def test_an_ensemble_on_embeddings_by_different_things_takes_both_side_by_side(
     assert (
         f"(24 numbers each: 12 of another, then 12 of {NAME})" in (tmp_path / "e" / "README.md").read_text()
     )
-    two, one = np.random.default_rng(0).normal(size=(2, 5, 2, 12)).astype(np.float32)
-    answers = heads.predictions(embeddings=np.concatenate([two, one], axis=-1))
+    second, first = np.random.default_rng(0).normal(size=(2, 5, 2, 12)).astype(np.float32)
+    answers = heads.predictions(embeddings=np.concatenate([second, first], axis=-1))
     alone = [
-        predict_arrays(imported, load_run(imported.paths.runs_dir, name), each).probabilities
-        for name, each in (("two", two), ("one", one))
+        predict_arrays(imported, load_run(imported.paths.runs_dir, name), embeddings).probabilities
+        for name, embeddings in (("two", second), ("one", first))
     ]
     np.testing.assert_allclose(answers.probabilities, np.mean(alone, axis=0), rtol=0, atol=1e-6)
     with pytest.raises(GeoError, match="2 × 12 numbers a place, where run was fitted on 2 × 24"):
-        heads.predict(embeddings=one)
+        heads.predict(embeddings=first)
 
 
 def test_a_plugins_loss_is_nothing_that_an_export_needs(

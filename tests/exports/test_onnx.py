@@ -100,11 +100,14 @@ def test_pictures_to_answers_by_the_runtime_are_the_predictors(
     present = rng.random((9, 4)) < 0.6
     present[2] = False
     states, points = run_onnx(tmp_path / "e" / "model.onnx", {"pixels": pixels, "present": present})
-    given = [
-        [view.transpose(1, 2, 0) if is_there else None for view, is_there in zip(place, there, strict=True)]
-        for place, there in zip(pixels, present, strict=True)
+    pictures = [
+        [
+            view.transpose(1, 2, 0) if is_there else None
+            for view, is_there in zip(place, views_present, strict=True)
+        ]
+        for place, views_present in zip(pixels, present, strict=True)
     ]
-    wanted = predictor.predictions(given)
+    wanted = predictor.predictions(pictures)
     np.testing.assert_allclose(states, wanted.probabilities, rtol=0, atol=1e-5)
     assert haversine_km(points[:, 0], points[:, 1], wanted.latitude, wanted.longitude).max() < 0.05
 

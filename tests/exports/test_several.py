@@ -109,11 +109,11 @@ def test_in_onnx_each_backbone_has_pixels_of_its_own(twofold: Twofold, tmp_path:
         np.stack([[resize(picture, spec) for picture in place] for place in pictures])
         for spec in predictor.preprocessings
     ]
-    assert [each.shape[-1] for each in pixels] == [32, 96]
+    assert [block.shape[-1] for block in pixels] == [32, 96]
     present = np.ones((3, 4), dtype=bool)
     present[1, 2] = False
     places = [
-        [p if there else None for p, there in zip(*pair, strict=True)]
+        [p if is_there else None for p, is_there in zip(*pair, strict=True)]
         for pair in zip(pictures, present, strict=True)
     ]
     wanted = predictor.predictions(places)
@@ -123,10 +123,10 @@ def test_in_onnx_each_backbone_has_pixels_of_its_own(twofold: Twofold, tmp_path:
     np.testing.assert_allclose(states, wanted.probabilities, rtol=0, atol=1e-5)
     assert haversine_km(points[:, 0], points[:, 1], wanted.latitude, wanted.longitude).max() < 0.05
     # As a module it takes the same.
-    given, seen = [torch.from_numpy(each) for each in pixels], torch.from_numpy(present)
-    np.testing.assert_allclose(predictor(given, seen)[0].numpy(), wanted.probabilities, rtol=0, atol=1e-6)
+    tensors, seen = [torch.from_numpy(array) for array in pixels], torch.from_numpy(present)
+    np.testing.assert_allclose(predictor(tensors, seen)[0].numpy(), wanted.probabilities, rtol=0, atol=1e-6)
     with pytest.raises(GeoError, match="1 tensors, where 2 are taken"):
-        predictor(given[0], seen)
+        predictor(tensors[0], seen)
     with pytest.raises(GeoError, match="2 backbones, each with its own"):
         _ = predictor.preprocessing
     # Lines of code, by which the exporter knows where each node is from, tell whose machine it was.
@@ -154,8 +154,8 @@ def test_heads_alone_say_which_columns_are_whose(twofold: Twofold, tmp_path: Pat
     joined = np.random.default_rng(0).normal(size=(3, 4, 960)).astype(np.float32)
     wanted = predict_arrays(twofold.config(), run, joined)
     by_name = {block.name: joined[..., block.start : block.stop] for block in heads.blocks[::-1]}
-    for given in (joined, by_name):
-        answers = heads.predictions(embeddings=given)
+    for embeddings in (joined, by_name):
+        answers = heads.predictions(embeddings=embeddings)
         np.testing.assert_array_equal(answers.probabilities, wanted.probabilities)
         np.testing.assert_array_equal(answers.latitude, wanted.latitude)
     by_name["maker/tower"] = by_name.pop("maker/clip")
@@ -187,11 +187,14 @@ def test_an_ensemble_of_runs_on_different_backbones_takes_each_of_them_once(
     places = [twofold.pictures(8), [*twofold.pictures(9)[:3], None]]
     wanted = predict_images(config, run, places)
     alone = [predict_images(config, twofold.run(name), places) for name in ("clip", "both", "siglip")]
-    mean = average(np.stack([each.probabilities for each in alone]), np.full(3, 1 / 3))
+    mean = average(np.stack([predictions.probabilities for predictions in alone]), np.full(3, 1 / 3))
     np.testing.assert_allclose(wanted.probabilities, mean, rtol=0, atol=1e-6)
     export(config, run, tmp_path / "e")
     # In the order in which the members name them.
-    assert [each["name"] for each in described(tmp_path / "e")["backbones"]] == ["maker/clip", "maker/siglip"]  # type: ignore[attr-defined]
+    assert [backbone["name"] for backbone in described(tmp_path / "e")["backbones"]] == [
+        "maker/clip",
+        "maker/siglip",
+    ]  # type: ignore[attr-defined]
     predictor = GeoPredictor(tmp_path / "e", device="cpu", settings=config)
     assert predictor.predict(places) == [wanted.describe(row) for row in range(2)]
     pixels = [
