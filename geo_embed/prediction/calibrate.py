@@ -115,12 +115,18 @@ def calibrate(
             else:
                 values = " → ".join(f"{measured[when]['nll']:.3f}" for when in ("before", "after"))
                 warn(f"calibration by {kind} is left out: on samples that it hasn't seen, nll {values}")
-        there = described.get("calibration")
-        changed = there != _plain(wanted)
+        current = described.get("calibration")
+        changed = current != _plain(wanted)
         if changed:
-            said = replace(predictions, probabilities=after.exp().numpy()) if wanted else predictions
+            recorded = replace(predictions, probabilities=after.exp().numpy()) if wanted else predictions
             _write(
-                run, {**described, "calibration": _plain(wanted)}, predictions, said, truth, measured, command
+                run,
+                {**described, "calibration": _plain(wanted)},
+                predictions,
+                recorded,
+                truth,
+                measured,
+                command,
             )
     return Calibrated(
         run.name,
@@ -228,7 +234,7 @@ def _write(
     run: Run,
     recipe: dict[str, Any],
     before: Predictions,
-    said: Predictions,
+    predictions: Predictions,
     truth: Truth,
     measured: dict[str, dict[str, float]],
     command: Sequence[str],
@@ -236,8 +242,8 @@ def _write(
     """The run anew, with another calibration; it keeps its age."""
     calibrated = recipe["calibration"] is not None
     groups = resampling_groups(truth.latitude, truth.longitude, run.config.training)
-    scores = run.read_all_metrics() | {"val": final_metrics(said, truth, groups=groups)}
-    if (twins := remembered_twins([run], said, truth)) is not None:
+    scores = run.read_all_metrics() | {"val": final_metrics(predictions, truth, groups=groups)}
+    if (twins := remembered_twins([run], predictions, truth)) is not None:
         scores["twins"] = twins
     scores.pop("calibration", None)
     if calibrated:
@@ -249,7 +255,7 @@ def _write(
         writer.take_over(run)
         writer.write_recipe(recipe)
         writer.write_metrics(scores)
-        writer.write_predictions("val", said, truth)
+        writer.write_predictions("val", predictions, truth)
         if calibrated:
             writer.write_predictions(_BEFORE, before, truth)
         else:

@@ -208,8 +208,8 @@ def mixing_learner(
 
 
 def _thinned_scorer(method: EnsembleMethod, predictions: Sequence[Predictions], truth: Truth) -> "_Scorer":
-    every = -(-len(truth) // _MOST_ROWS) if method == "stacking" and len(truth) else 1
-    return _Scorer(predictions, truth, slice(None, None, every))
+    step = -(-len(truth) // _MOST_ROWS) if method == "stacking" and len(truth) else 1
+    return _Scorer(predictions, truth, slice(None, None, step))
 
 
 def _learner(

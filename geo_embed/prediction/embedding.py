@@ -94,7 +94,9 @@ def load_backbone(name: str | Path | None = None, *, config: Config | None = Non
     model = here.model if name is None else here.model.model_copy(update={"backbone_name": str(name)})
     device = pick_device(model.device)
     loaded = backbones.load_backbone(model, device, pick_dtype(model.dtype, device))
-    return NotebookBackbone(**{own.name: getattr(loaded, own.name) for own in fields(Backbone)}, here=here)
+    return NotebookBackbone(
+        **{attribute.name: getattr(loaded, attribute.name) for attribute in fields(Backbone)}, here=here
+    )
 
 
 def is_picture(item: object) -> bool:
@@ -104,14 +106,16 @@ def is_picture(item: object) -> bool:
     return isinstance(item, Image.Image | str | Path | bytes | bytearray | memoryview)
 
 
-def as_items(given: Any, where: str) -> list[Any]:
+def as_items(pictures: Any, where: str) -> list[Any]:
     """What there is to be looked through, pictures or places of them. Raises GeoError for what can't be."""
-    if is_picture(given):
-        return [given]
+    if is_picture(pictures):
+        return [pictures]
     # A table's names would pass for paths.
-    rows = given.to_numpy() if hasattr(given, "to_numpy") else given
+    rows = pictures.to_numpy() if hasattr(pictures, "to_numpy") else pictures
     if not isinstance(rows, Iterable):
-        raise GeoError(f"a {type(given).__name__} is no picture", where=where, hint=f"a picture is {FORMS}")
+        raise GeoError(
+            f"a {type(pictures).__name__} is no picture", where=where, hint=f"a picture is {FORMS}"
+        )
     return list(rows)
 
 
@@ -152,9 +156,9 @@ def embed_pixels(
     if list(features) == [None]:
         embedded: NDArray[np.float32] = backbones.embed(tower, normal).float().cpu().numpy()
     else:
-        given = backbones.embed_features(tower, normal)
+        by_feature = backbones.embed_features(tower, normal)
         embedded = np.concatenate(
-            [given[feature or tower.feature].float().cpu().numpy() for feature in features], axis=1
+            [by_feature[feature or tower.feature].float().cpu().numpy() for feature in features], axis=1
         )
     if not np.isfinite(embedded).all():
         raise GeoError(

@@ -320,5 +320,5 @@ def _cross_fit(
 
 def _stores(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What every run, and every run that it is made of, was fitted on; each store once."""
-    every = [store for run in runs for store in (run.provenance.get("stores") or run.sources)]
-    return list({store["fingerprint"]: store for store in every}.values())
+    stores = [store for run in runs for store in (run.provenance.get("stores") or run.sources)]
+    return list({store["fingerprint"]: store for store in stores}.values())

@@ -139,12 +139,12 @@ class NotebookRun(Run):
 
     def __repr__(self) -> str:
         rows = self._rows()
-        told = [
+        facts = [
             f"{name} {rows[name]}"
             for name in ("damaged", "score", "held-out samples", "states")
             if name in rows
         ]
-        return harmless(f"<run {self.name}: {', '.join(told)}>")
+        return harmless(f"<run {self.name}: {', '.join(facts)}>")
 
     def _repr_html_(self) -> str:
         cells = (
@@ -177,11 +177,11 @@ def load_run(
     """
     here = config or get_config()
     if name is not None or (isinstance(run, Path) and run.is_dir() and not is_run(run)):
-        found = load_run_of(here.paths.runs_dir if run is None else Path(run), name)
+        loaded = load_run_of(here.paths.runs_dir if run is None else Path(run), name)
     else:
-        found = load_run_of(here.paths.runs_dir, None if run is None else str(run))
+        loaded = load_run_of(here.paths.runs_dir, None if run is None else str(run))
     return NotebookRun(
-        **{own.name: getattr(found, own.name) for own in fields(Run)},
+        **{attribute.name: getattr(loaded, attribute.name) for attribute in fields(Run)},
         here=here,
         backbone=tuple(map(str, [backbone] if isinstance(backbone, str | Path) else backbone or ())),
     )

@@ -208,9 +208,9 @@ def predict_embedded(
                 hint=f"give (places, views, numbers) by the backbone that it was fitted on, the views as {', '.join(views)}",
             )
         heads = heads_of(member)
-        taken = [(wanted.take(member, x) if joined else x, there) for x, there in variants]
+        taken = [(wanted.take(member, x) if joined else x, seen) for x, seen in variants]
         return averaged(
-            [apply_heads(heads, device, member.prior, member.labels, ids, x, there) for x, there in taken]
+            [apply_heads(heads, device, member.prior, member.labels, ids, x, seen) for x, seen in taken]
         )
 
     return predict_by_members(run, predict, ensemble_of)
@@ -231,20 +231,20 @@ def _side_by_side(parts: Sequence[Embedded]) -> Embedded:
     return np.concatenate([values for values, _ in parts], axis=-1), parts[0][1]
 
 
-def arrange(given: Any, views: Sequence[str]) -> list[Place]:
+def arrange(pictures: Any, views: Sequence[str]) -> list[Place]:
     """N places of V pictures each.
 
     Args:
-        given: one place, or many. A place is V pictures in the order of the views, None where one is missing; or a mapping from
+        pictures: one place, or many. A place is V pictures in the order of the views, None where one is missing; or a mapping from
             views to those pictures that are there. Where there is one view, a place may also be its picture itself.
         views: V names.
 
     Raises:
         GeoError: none at all, a place of another number of pictures, an unknown view, or what is no picture.
     """
-    if isinstance(given, Mapping):
-        return [_by_name(given, views, "")]
-    items = as_items(given, "")
+    if isinstance(pictures, Mapping):
+        return [_by_name(pictures, views, "")]
+    items = as_items(pictures, "")
     if not items:
         raise GeoError(f"0 pictures, where the run looks at {_numbered(views)}", hint=f"a picture is {FORMS}")
     if all(item is None or is_picture(item) for item in items):
@@ -329,10 +329,10 @@ def _embed(
     from geo_embed.data.augment import tta_views
 
     batch = torch.from_numpy(pixels).to(tower.device)
-    there = torch.from_numpy(present).to(tower.device)
-    variants = [(batch, there)]
+    present_tensor = torch.from_numpy(present).to(tower.device)
+    variants = [(batch, present_tensor)]
     if variants_by is not None:
-        variants = tta_views(batch, there, variants_by, views)
+        variants = tta_views(batch, present_tensor, variants_by, views)
     embeddings = []
     with torch.inference_mode():
         for changed, seen in variants:

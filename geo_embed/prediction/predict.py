@@ -84,8 +84,8 @@ def predict_cached(
                 "by the pictures as they are: what it scored may be too good for that (--tta answers as it was scored)"
             )
         view_names = member.config.model.view_names
-        theirs = samples if view_names == samples.view_names else load_samples(member.config, split)
-        read = partial(_predict_variant, member, split, theirs, stores, asked=run.name)
+        member_samples = samples if view_names == samples.view_names else load_samples(member.config, split)
+        read = partial(_predict_variant, member, split, member_samples, stores, asked=run.name)
         if not tta:
             return read(AS_THEY_ARE)
         variants = variants_of(run.config.finetune.augment, view_names)

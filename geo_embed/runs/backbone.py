@@ -58,7 +58,7 @@ class Inputs:
         columns = self.columns_of(run)
         if columns is None:
             return values
-        return np.concatenate([values[..., each] for each in columns], axis=-1)
+        return np.concatenate([values[..., block] for block in columns], axis=-1)
 
 
 def load_backbone_of(
@@ -139,17 +139,17 @@ def named_for(
         return [next(iter(names), None)]
     free, where = list(names), list[str | None]()
     for sources in by_backbone:
-        mine = next((name for name in free if _is_of(sources[0], name)), None)
-        if mine is not None:
-            free.remove(mine)
-        where.append(mine)
+        matching = next((name for name in free if _is_of(sources[0], name)), None)
+        if matching is not None:
+            free.remove(matching)
+        where.append(matching)
     twice = next((name for name in free if any(_is_of(sources[0], name) for sources in by_backbone)), None)
     if twice is not None:
         raise GeoError(f"backbone {twice} is named twice", where=run.path, hint="name each backbone once")
     if free:
-        own = ", ".join(sources[0]["name"] for sources in by_backbone)
+        names_of_run = ", ".join(sources[0]["name"] for sources in by_backbone)
         raise GeoError(
-            f"backbone {free[0]} is none of those that this run was fitted on: {own}",
+            f"backbone {free[0]} is none of those that this run was fitted on: {names_of_run}",
             where=run.path,
             hint="name the run's own with --backbone",
         )
@@ -169,7 +169,7 @@ def inputs_of(run: Run, ensemble_of: EnsembleOf = load_ensemble) -> Inputs:
         )
     by_backbone: list[list[dict[str, Any]]] = []
     places: dict[Path, list[tuple[int, int]]] = {}
-    views, own = run.config.model.view_names, run.config.model.feature
+    views, default_feature = run.config.model.view_names, run.config.model.feature
     for part in answering_runs(run, ensemble_of):
         if part.config.model.view_names != views:
             raise GeoError(
@@ -181,28 +181,32 @@ def inputs_of(run: Run, ensemble_of: EnsembleOf = load_ensemble) -> Inputs:
         taken: list[tuple[int, int]] = []
         for _, of_one in groupby(part.sources, key=lambda source: source["name"]):
             used = {k for k, _ in taken}
-            sources = [_by_feature_of(source, part.config.model.feature, own) for source in of_one]
+            sources = [
+                _by_feature_of(source, part.config.model.feature, default_feature) for source in of_one
+            ]
             same = (
-                k for k, those in enumerate(by_backbone) if k not in used and _is_same(those[0], sources[0])
+                k
+                for k, collected_before in enumerate(by_backbone)
+                if k not in used and _is_same(collected_before[0], sources[0])
             )
             k = next(same, len(by_backbone))
-            there = by_backbone[k] if k < len(by_backbone) else []
-            if not there:
-                by_backbone.append(there)
+            collected = by_backbone[k] if k < len(by_backbone) else []
+            if not collected:
+                by_backbone.append(collected)
             for source in sources:
-                features = [other.get("feature") for other in there]
+                features = [other.get("feature") for other in collected]
                 if source.get("feature") not in features:
-                    there.append(source)
+                    collected.append(source)
                     features.append(source.get("feature"))
                 taken.append((k, features.index(source.get("feature"))))
         places[part.path] = taken
     return Inputs(by_backbone, places)
 
 
-def _by_feature_of(source: Mapping[str, Any], feature: str, own: str) -> dict[str, Any]:
+def _by_feature_of(source: Mapping[str, Any], feature: str, default_feature: str) -> dict[str, Any]:
     """A source of a run whose own feature is this one, as a run has it whose own is another: None stands for it."""
     named = source.get("feature") or feature
-    return dict(source) | {"feature": None if named == own else named}
+    return dict(source) | {"feature": None if named == default_feature else named}
 
 
 def _is_of(source: Mapping[str, Any], name: str) -> bool:

@@ -135,15 +135,15 @@ def _place(summary: RunSummary, sort: RunOrder) -> tuple[bool, Any]:
 
 def _no_runs(runs_dir: Path) -> dict[Path, str]:
     """What lies among the runs and is none, with the reason; files are nobody's concern."""
-    none = dict(broken_runs(runs_dir))
+    reasons = dict(broken_runs(runs_dir))
     for path in unfinished_runs(runs_dir):
         at_work = is_being_written(path)
         again = f"go on with geo finetune --name {path.name}"
-        none[path] = f"an unfinished training: {'at work now' if at_work else again}"
+        reasons[path] = f"an unfinished training: {'at work now' if at_work else again}"
     for path in entries(runs_dir, hidden=False):
-        if path.is_dir() and path not in none and not is_run(path):
-            none[path] = "it holds none of a run's files"
-    return none
+        if path.is_dir() and path not in reasons and not is_run(path):
+            reasons[path] = "it holds none of a run's files"
+    return reasons
 
 
 def summarise(run: Run) -> RunSummary:
@@ -155,7 +155,7 @@ def summarise(run: Run) -> RunSummary:
     spatial = {"group_km": training.group_km} if training.validation == "spatial" else {}
     kind, recipe, calibration = _recipe(run)
     created = _created(provenance.get("created"))
-    said = _tagged(run)
+    tagged = _tagged(run)
     return RunSummary(
         run=run.name,
         path=run.path,
@@ -187,8 +187,8 @@ def summarise(run: Run) -> RunSummary:
         seed=training.seed,
         created=None if created is None else created.isoformat(),
         age_seconds=max(0.0, time.time() - provenance_path(run.path).stat().st_mtime),
-        tags=said.tags,
-        note=said.note or str(provenance.get("note") or ""),
+        tags=tagged.tags,
+        note=tagged.note or str(provenance.get("note") or ""),
     )
 
 
@@ -214,9 +214,9 @@ def _recipe(run: Run) -> tuple[Literal["heads", "finetuned", "ensemble"], dict[s
     return "heads", recipe, calibration
 
 
-def _created(said: object) -> datetime | None:
+def _created(created: object) -> datetime | None:
     try:
-        when = datetime.fromisoformat(str(said))
+        when = datetime.fromisoformat(str(created))
     except ValueError:
         return None
     return when if when.tzinfo else when.replace(tzinfo=UTC)

@@ -160,11 +160,11 @@ def read_recipe(run: Run) -> tuple[Recipe, dict[str, Any]]:
         ) from error
 
 
-def _check_shapes(wanted: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(wanted: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> None:
     """Raise ValueError for the first tensor that is lacking, too many, or of another shape."""
-    for name in sorted(wanted.keys() | there.keys()):
-        if wanted.get(name) != there.get(name):
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
             raise ValueError(
-                f"tensor {name:.100} is {there.get(name, 'absent')}, where the run's recipe and labels make it "
+                f"tensor {name:.100} is {stored.get(name, 'absent')}, where the run's recipe and labels make it "
                 f"{wanted.get(name, 'absent')}"
             )

@@ -277,11 +277,11 @@ def on_this_machine(run: Run, paths: Paths, device: str) -> Run:
 
     Data and cache that nobody named and that don't lie where they do by default are where the run had them, if they are still there.
     """
-    own, update = run.config.paths, dict[str, Any]()
-    if _lacks_data(paths) and not paths.model_fields_set & _DATA_PATHS and not _lacks_data(own):
-        update |= {name: getattr(own, name) for name in _DATA_PATHS}
+    run_paths, update = run.config.paths, dict[str, Any]()
+    if _lacks_data(paths) and not paths.model_fields_set & _DATA_PATHS and not _lacks_data(run_paths):
+        update |= {name: getattr(run_paths, name) for name in _DATA_PATHS}
     if "cache_dir" not in paths.model_fields_set and not paths.cache_dir.exists():
-        update |= {"cache_dir": own.cache_dir}
+        update |= {"cache_dir": run_paths.cache_dir}
     model = run.config.model.model_copy(update={"device": device})
     paths = paths.model_copy(update=update)
     return replace(run, config=run.config.model_copy(update={"paths": paths, "model": model}))
@@ -514,8 +514,8 @@ class RunWriter:
         """
         dropped = {_CHECKPOINTS, *(run.predictions_path(split).name for split in ("train", "test"))}
         for folder, folders, names in os.walk(run.path):
-            here = self.directory / Path(folder).relative_to(run.path)
-            here.mkdir(exist_ok=True)
+            copied_folder = self.directory / Path(folder).relative_to(run.path)
+            copied_folder.mkdir(exist_ok=True)
             top = Path(folder) == run.path
             folders[:] = [
                 name for name in folders if not name.startswith(".") and not (top and name in dropped)
@@ -523,7 +523,7 @@ class RunWriter:
             for name in names:
                 if name.startswith(".") or (top and name in dropped):
                     continue
-                source, target = Path(folder, name), here / name
+                source, target = Path(folder, name), copied_folder / name
                 try:
                     if source.is_symlink():
                         raise OSError
@@ -755,8 +755,8 @@ def _load_newest(runs_dir: Path) -> Run:
         except GeoError as error:
             broken[path] = error
     if newest is None:
-        none = GeoError("there is no run yet", where=runs_dir, hint="train one with: geo fit-heads")
-        raise next(iter(broken.values()), none)
+        no_run = GeoError("there is no run yet", where=runs_dir, hint="train one with: geo fit-heads")
+        raise next(iter(broken.values()), no_run)
     for why in broken.values():
         warn(f"a run is broken, and passed over: {why}")
     return newest

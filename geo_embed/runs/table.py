@@ -141,11 +141,11 @@ def read_predictions(path: Path, labels: LabelEncoder) -> tuple[Predictions, Tru
             _numbers(table["longitude"], 180),
             labels,
         )
-        there = [name for name in _TRUTH if name in table.column_names]
-        if there and len(there) < len(_TRUTH):
-            raise ValueError(f"it has {there[0]}, and not the rest of the truth")
+        truth_columns = [name for name in _TRUTH if name in table.column_names]
+        if truth_columns and len(truth_columns) < len(_TRUTH):
+            raise ValueError(f"it has {truth_columns[0]}, and not the rest of the truth")
         truth = None
-        if there:
+        if truth_columns:
             states = _numbers(table["true_state_idx"], 2**53)
             if (states != np.rint(states)).any():
                 raise ValueError("a true_state_idx is no whole number")

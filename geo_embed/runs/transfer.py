@@ -89,7 +89,7 @@ def _push_to_hub(run: Run, into: HubAddress, overwrite: bool) -> Transferred:
         {f"{name}/{file}": path for file, path in paths.items()}
         | {f"{name}/{_LIST}": listed.model_dump_json(indent=1).encode()},
         f"Run {name} of geo_embed",
-        replaces=lambda there: there.startswith(f"{name}/"),
+        replaces=lambda file: file.startswith(f"{name}/"),
         refuse="" if overwrite else f"{name}/{_LIST}",
     )
     return Transferred(name, f"{into}/{name}", len(paths), size)
@@ -147,18 +147,18 @@ def pull_run(
     source = _in_bucket(located(address, where="ADDRESS"))
 
     def get(file: str) -> bytes | None:
-        found = buckets.get(source / file)
-        return None if found is None else found[0]
+        stored = buckets.get(source / file)
+        return None if stored is None else stored[0]
 
     return _pull(str(source), get, runs_dir, name or source.name, overwrite)
 
 
 def _pull_from_hub(source: HubAddress, runs_dir: Path, name: str | None, overwrite: bool) -> Transferred:
     if not source.name:
-        there = hub.files_there(source.repository)
+        files = hub.files_there(source.repository)
         runs = sorted(
             file.removesuffix(f"/{_LIST}")
-            for file in there
+            for file in files
             if file.count("/") == 1 and file.endswith(f"/{_LIST}")
         )
         hint = ", ".join(f"{source}/{run}" for run in runs[:5])

@@ -132,8 +132,8 @@ def probabilities_behind(
 def _gives(predictions: Predictions, answers: Answers) -> bool:
     ranked = predictions.labels.decode(top_states(predictions.probabilities))
     near = [
-        np.abs(one - other) <= _SAME_DEGREES
-        for one, other in (
+        np.abs(predicted - answered) <= _SAME_DEGREES
+        for predicted, answered in (
             (predictions.latitude, answers.latitude),
             (predictions.longitude, answers.longitude),
         )

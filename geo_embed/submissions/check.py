@@ -230,17 +230,17 @@ def _check_states(table: pd.DataFrame, mapping: dict[int, str], largest: int) ->
         text = table[column]
         numbers = numbers_of(text)
         filled = (text != "").to_numpy()
-        none = ~filled | (numbers == -1)
+        unanswered = ~filled | (numbers == -1)
         whole = np.isfinite(numbers) & (numbers == np.round(numbers))
         findings += _advise(text, filled & np.isnan(numbers))
         if rank == 0:
-            findings += _of_rows("error", "no-state", f"without {column}", ids, none)
+            findings += _of_rows("error", "no-state", f"without {column}", ids, unanswered)
         what = f"where {column} is not a whole number"
         findings += _of_rows("error", "not-a-state", what, ids, filled & ~whole, text)
-        outside = whole & ~none & ((numbers < 0) | (numbers > largest))
+        outside = whole & ~unanswered & ((numbers < 0) | (numbers > largest))
         what = f"where {column} lies outside [0, {largest}]"
         findings += _of_rows("error", "state-range", what, ids, outside, text)
-        fine = whole & ~none & ~outside
+        fine = whole & ~unanswered & ~outside
         unknown = fine & ~np.isin(numbers, list(mapping))
         what = f"where {column} is no state of the mapping, so it can't be right"
         findings += _of_rows("warning", "unknown-state", what, ids, unknown, text)

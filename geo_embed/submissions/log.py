@@ -105,7 +105,7 @@ def submission_log(config: Config) -> list[Entry]:
     by_content: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         by_content.setdefault((event.file, event.sha256), []).append(event)
-    entries = [_entry(folder, own, events) for own in by_content.values()]
+    entries = [_entry(folder, content_events, events) for content_events in by_content.values()]
     return sorted(entries, key=lambda entry: entry.when)
 
 
@@ -151,8 +151,8 @@ def note_submission(
             )
         events = [*events, event]
         write(events)
-    own = [other for other in events if (other.file, other.sha256) == (file, sha256)]
-    return _entry(folder, own, events)
+    content_events = [other for other in events if (other.file, other.sha256) == (file, sha256)]
+    return _entry(folder, content_events, events)
 
 
 def digest_and_rows(path: Path) -> tuple[str, int]:
@@ -236,14 +236,14 @@ def _damaged(path: Path, why: str) -> GeoError:
     )
 
 
-def _entry(folder: Path, own: list[Event], events: list[Event]) -> Entry:
+def _entry(folder: Path, content_events: list[Event], events: list[Event]) -> Entry:
     """What the events (in order) about one content of one file say; who wrote it may be known from a copy of it."""
-    last = own[-1]
+    last = content_events[-1]
     path = folder / last.file
-    written = [e for e in own if e.run] or [e for e in events if e.sha256 == last.sha256 and e.run]
+    written = [e for e in content_events if e.run] or [e for e in events if e.sha256 == last.sha256 and e.run]
     author = written[-1] if written else last
     public, private = (
-        next((value for e in reversed(own) if (value := getattr(e, name)) is not None), None)
+        next((value for e in reversed(content_events) if (value := getattr(e, name)) is not None), None)
         for name in ("public", "private")
     )
     known = public is not None and author.score is not None
@@ -260,8 +260,10 @@ def _entry(folder: Path, own: list[Event], events: list[Event]) -> Entry:
         difference=public - author.score if known else None,  # type: ignore[operator]
         when=last.when,
         state=_state(path, last.sha256),
-        texts=[e.text for e in own if e.text],
-        sent=[{"when": e.when, "competition": e.competition or ""} for e in own if e.event == "sent"],
+        texts=[e.text for e in content_events if e.text],
+        sent=[
+            {"when": e.when, "competition": e.competition or ""} for e in content_events if e.event == "sent"
+        ],
     )
 
 

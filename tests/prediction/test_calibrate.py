@@ -101,7 +101,7 @@ def test_predictions_and_submissions_use_it_and_those_of_before_are_not_used_aga
 
 
 def test_once_or_again_is_the_same_and_none_puts_everything_back(config: Config, sure: Run) -> None:
-    before, said = files(sure.path), pd.read_parquet(sure.path / VAL)
+    before, predictions = files(sure.path), pd.read_parquet(sure.path / VAL)
     once = calibrate(config, "sure")
     calibrated, inode = files(sure.path), sure.path.stat().st_ino
     again = calibrate(config, "sure")
@@ -116,7 +116,7 @@ def test_once_or_again_is_the_same_and_none_puts_everything_back(config: Config,
     changed = {name for name in after if after[name] != before[name]}
     # Who did what is remembered; tables and scores are written anew, with the same content.
     assert changed <= {"provenance.json", "metrics.json", VAL}
-    pd.testing.assert_frame_equal(pd.read_parquet(sure.path / VAL), said)
+    pd.testing.assert_frame_equal(pd.read_parquet(sure.path / VAL), predictions)
     scores = json.loads((sure.path / "metrics.json").read_text())
     assert scores["val"]["nll"] == pytest.approx(once.nll["before"], rel=1e-5)
     assert "calibration" not in scores
@@ -270,11 +270,11 @@ def test_the_command_prints_before_and_after(
     country: Country, sure: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     options = country.options(tmp_path)
-    said = command(capsys, *options, "--json", "calibrate", "sure")
-    assert said.code == 0, said.err
-    assert {"run", "nll", "ece"} <= said.json.keys()
-    assert said.json.keys() == Calibrated.__dataclass_fields__.keys()
-    assert set(said.json["nll"]) == set(said.json["ece"]) == {"before", "after"}
+    ran = command(capsys, *options, "--json", "calibrate", "sure")
+    assert ran.code == 0, ran.err
+    assert {"run", "nll", "ece"} <= ran.json.keys()
+    assert ran.json.keys() == Calibrated.__dataclass_fields__.keys()
+    assert set(ran.json["nll"]) == set(ran.json["ece"]) == {"before", "after"}
     again = command(capsys, *options, "calibrate", "sure")
     assert "temperature, as before: nothing was changed" in again.out
     wrong = command(capsys, *options, "calibrate", "sure", "--kind", "platt")

@@ -94,9 +94,9 @@ def test_a_vote_gives_the_five_first_classes_the_scores_credit() -> None:
     a = [0.40, 0.25, 0.15, 0.10, 0.06, 0.03, 0.01]
     b = [0.01, 0.03, 0.06, 0.10, 0.15, 0.25, 0.40]
     tally = [CREDIT[i] + CREDIT[6 - i] for i in range(7)]
-    given = voting(np.array([[a], [b]]))
-    np.testing.assert_allclose(given, [normalised(tally)], atol=0.005)
-    np.testing.assert_allclose(given.sum(axis=1), 1, rtol=1e-12)
+    fused = voting(np.array([[a], [b]]))
+    np.testing.assert_allclose(fused, [normalised(tally)], atol=0.005)
+    np.testing.assert_allclose(fused.sum(axis=1), 1, rtol=1e-12)
 
 
 def test_equal_votes_are_ordered_by_the_mean_probability_and_never_against_the_votes() -> None:
@@ -107,10 +107,10 @@ def test_equal_votes_are_ordered_by_the_mean_probability_and_never_against_the_v
     tie = np.array([[[0.50, 0.30, 0.20]], [[0.35, 0.45, 0.20]]])
     assert np.argsort(-voting(tie)[0]).tolist() == [0, 1, 2]
     assert np.argsort(-voting(tie[:, :, [1, 0, 2]])[0]).tolist() == [1, 0, 2]
-    one = voting(shares)[0]
+    voted = voting(shares)[0]
     tally = np.array([2 * 1.0 + 2 * 0.4, 2 * 0.4 + 2 * 1.0, 4 * 0.6])
-    assert one[1] > one[0] > one[2]
-    np.testing.assert_allclose(one, tally / tally.sum(), atol=0.005)
+    assert voted[1] > voted[0] > voted[2]
+    np.testing.assert_allclose(voted, tally / tally.sum(), atol=0.005)
 
 
 def test_a_majority_of_first_choices_wins_against_any_mean_probability() -> None:
@@ -124,10 +124,10 @@ def test_a_majority_of_first_choices_wins_against_any_mean_probability() -> None
             [0.00, 0.30, 0.20, 0.50, 0.00, 0.00],
         ]
     )
-    given = majority(shares[:, None])
+    fused = majority(shares[:, None])
     votes, mean = np.array([2, 1, 1, 1, 0, 0]), shares.mean(axis=0)
-    np.testing.assert_allclose(given, [(votes + mean / 2) / 5.5], rtol=1e-12)
-    assert np.argsort(-given[0], kind="stable").tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(fused, [(votes + mean / 2) / 5.5], rtol=1e-12)
+    assert np.argsort(-fused[0], kind="stable").tolist() == [0, 1, 2, 3, 4, 5]
     # By the mean probability, and by the credit of top-5 lists, class 1 would be first.
     assert mean.argmax() == voting(shares[:, None])[0].argmax() == 1
 
@@ -142,8 +142,8 @@ def test_one_vote_more_outweighs_a_mean_that_is_almost_all() -> None:
 def test_the_mean_on_the_sphere_lies_between_two_points_as_their_weights_say() -> None:
     # Along the equator: weights w and 1 − w at −a and a balance at atan((1 − 2w) tan a).
     for w, half in ((0.25, 10.0), (0.4, 40.0)):
-        found = mean_points(points((0.0, -half), (0.0, half)), np.array([w, 1 - w]))
-        (latitude,), (longitude,) = to_degrees(found)
+        mean = mean_points(points((0.0, -half), (0.0, half)), np.array([w, 1 - w]))
+        (latitude,), (longitude,) = to_degrees(mean)
         expected = np.degrees(np.arctan((1 - 2 * w) * np.tan(np.radians(half))))
         assert (latitude, longitude) == pytest.approx((0, expected), abs=1e-9)
     # Across the date line, and over the pole.
@@ -154,9 +154,9 @@ def test_the_mean_on_the_sphere_lies_between_two_points_as_their_weights_say() -
 
 
 def test_of_antipodes_the_heavier_is_the_mean_or_the_first() -> None:
-    theirs = points((10.0, 20.0), (-10.0, -160.0))
-    np.testing.assert_allclose(mean_points(theirs, np.array([0.5, 0.5])), theirs[0])
-    np.testing.assert_allclose(mean_points(theirs, np.array([0.3, 0.7])), theirs[1])
+    antipodes = points((10.0, 20.0), (-10.0, -160.0))
+    np.testing.assert_allclose(mean_points(antipodes, np.array([0.5, 0.5])), antipodes[0])
+    np.testing.assert_allclose(mean_points(antipodes, np.array([0.3, 0.7])), antipodes[1])
 
 
 def erring(count: int, spreads: list[float], outliers: float, seed: int = 0) -> tuple[Runs, Truth]:
@@ -227,31 +227,35 @@ def test_reciprocal_rank_fusion_is_the_sum_of_weights_over_sixty_plus_rank() -> 
 def test_two_runs_that_disagree_on_the_first_two_ranks_are_decided_by_the_mean(swap: bool) -> None:
     shares = np.array([[[0.80, 0.15, 0.05]], [[0.40, 0.50, 0.10]]], dtype=np.float32)
     shares = shares[:, :, [1, 0, 2]] if swap else shares
-    fused = combine("rrf", np.array([0.5, 0.5]), [run_of(one, [0.0], [i]) for i, one in enumerate(shares)])
+    fused = combine(
+        "rrf",
+        np.array([0.5, 0.5]),
+        [run_of(probabilities, [0.0], [i]) for i, probabilities in enumerate(shares)],
+    )
     assert fused.probabilities[0].argmax() == int(swap)
 
 
 def test_the_point_has_the_least_weighted_distance_to_the_members_points() -> None:
-    theirs = [(46.0, -104.0), (44.0, -90.0), (31.0, -97.0), (47.0, -120.0)]
+    members = [(46.0, -104.0), (44.0, -90.0), (31.0, -97.0), (47.0, -120.0)]
     weights = np.array([0.25, 0.3, 0.3, 0.15])
 
     def distance(latitude: float, longitude: float) -> float:
         return sum(
-            w * float(haversine_km(latitude, longitude, *p)) for w, p in zip(weights, theirs, strict=True)
+            w * float(haversine_km(latitude, longitude, *p)) for w, p in zip(weights, members, strict=True)
         )
 
-    (latitude,), (longitude,) = to_degrees(median_points(points(*theirs), weights))
-    found = distance(latitude, longitude)
+    (latitude,), (longitude,) = to_degrees(median_points(points(*members), weights))
+    least = distance(latitude, longitude)
     around = [distance(latitude + dy, longitude + dx) for dy in (-0.3, 0, 0.3) for dx in (-0.3, 0, 0.3)]
-    assert found <= min(around) + 0.05
-    assert found < min(distance(*p) for p in theirs)
-    mean = to_degrees((weights[:, None] * points(*theirs)[:, 0]).sum(axis=0))
-    assert found < distance(float(mean[0]), float(mean[1]))
+    assert least <= min(around) + 0.05
+    assert least < min(distance(*p) for p in members)
+    mean = to_degrees((weights[:, None] * points(*members)[:, 0]).sum(axis=0))
+    assert least < distance(float(mean[0]), float(mean[1]))
 
 
 def test_an_outlier_does_not_pull_the_point_away() -> None:
-    theirs = points((40.0, -100.0), (40.1, -100.0), (40.0, -100.1), (-30.0, 60.0))
-    (latitude,), (longitude,) = to_degrees(median_points(theirs, np.full(4, 0.25)))
+    members = points((40.0, -100.0), (40.1, -100.0), (40.0, -100.1), (-30.0, 60.0))
+    (latitude,), (longitude,) = to_degrees(median_points(members, np.full(4, 0.25)))
     assert haversine_km(latitude, longitude, 40, -100) < 15
 
 
@@ -266,15 +270,15 @@ def test_between_two_points_of_one_weight_it_is_the_middle_also_across_the_date_
 
 
 def test_a_point_that_outweighs_the_others_is_the_answer() -> None:
-    theirs = points((40.0, -100.0), (50.0, -90.0), (30.0, -80.0))
-    np.testing.assert_array_equal(median_points(theirs, np.array([0.2, 0.6, 0.2])), theirs[1])
-    np.testing.assert_array_equal(median_points(theirs, np.array([0.0, 0.0, 1.0])), theirs[2])
+    members = points((40.0, -100.0), (50.0, -90.0), (30.0, -80.0))
+    np.testing.assert_array_equal(median_points(members, np.array([0.2, 0.6, 0.2])), members[1])
+    np.testing.assert_array_equal(median_points(members, np.array([0.0, 0.0, 1.0])), members[2])
 
 
 def test_antipodes_have_no_middle_and_one_of_them_is_taken() -> None:
-    theirs = points((10.0, 20.0), (-10.0, -160.0))
-    found = median_points(theirs, np.array([0.5, 0.5]))
-    assert min(np.abs(found - theirs[i]).max() for i in (0, 1)) < 1e-9
+    antipodes = points((10.0, 20.0), (-10.0, -160.0))
+    median = median_points(antipodes, np.array([0.5, 0.5]))
+    assert min(np.abs(median - antipodes[i]).max() for i in (0, 1)) < 1e-9
 
 
 @pytest.mark.parametrize("method", get_args(EnsembleMethod))

@@ -51,23 +51,23 @@ def test_a_run_and_its_copy_do_not_differ(run: Run) -> None:
     same = compare_runs(run.path.parent, "first", "second")
     assert (same.difference, same.interval) == (0, (0, 0))
     assert (same.state_score.interval, same.gps_score.interval) == ((0, 0), (0, 0))
-    assert [each.left_out for each in same.runs] == [0, 0]
+    assert [scored.left_out for scored in same.runs] == [0, 0]
 
 
 def test_the_better_run_is_told_with_its_parts_and_the_order_turns_the_sign(run: Run) -> None:
     other = second(run, wrong=slice(0, 6))
-    there = compare_runs(run.path.parent, "first", "second")
+    forth = compare_runs(run.path.parent, "first", "second")
     back = compare_runs(run.path.parent, "second", "first")
     scores = [metrics(*saved_predictions(path / VAL)) for path in (run.path, other.path)]  # type: ignore[arg-type]
-    assert there.difference == pytest.approx(scores[0]["score"] - scores[1]["score"])
-    assert there.gps_score.difference == pytest.approx(scores[0]["gps_score"] - scores[1]["gps_score"])
-    assert there.state_score.difference == pytest.approx(scores[0]["state_score"] - scores[1]["state_score"])
-    assert there.samples == scores[0]["samples"]
-    low, high = there.interval
+    assert forth.difference == pytest.approx(scores[0]["score"] - scores[1]["score"])
+    assert forth.gps_score.difference == pytest.approx(scores[0]["gps_score"] - scores[1]["gps_score"])
+    assert forth.state_score.difference == pytest.approx(scores[0]["state_score"] - scores[1]["state_score"])
+    assert forth.samples == scores[0]["samples"]
+    low, high = forth.interval
     assert low is not None
     assert high is not None
-    assert 0 < low < there.difference < high
-    assert (back.difference, back.interval) == (-there.difference, pytest.approx((-high, -low)))
+    assert 0 < low < forth.difference < high
+    assert (back.difference, back.interval) == (-forth.difference, pytest.approx((-high, -low)))
 
 
 def test_parts_are_drawn_as_the_whole_is() -> None:
@@ -134,7 +134,7 @@ def test_places_are_drawn_together_where_either_run_was_split_by_place(run: Run)
     grouped = compare_runs(run.path.parent, "first", "second")
     assert grouped.groups is not None
     assert 1 < grouped.groups < grouped.samples
-    assert [each.validation for each in grouped.runs] == ["random", "spatial"]
+    assert [scored.validation for scored in grouped.runs] == ["random", "spatial"]
 
 
 @pytest.mark.parametrize(

@@ -92,11 +92,11 @@ def test_what_is_no_picture_is_refused_by_its_number(
 def test_a_damaged_picture_is_refused_or_a_row_of_nan(small: Small, files: list[Path]) -> None:
     # The upper half of a JPEG, and an end marker.
     whole = files[0].read_bytes()
-    given = [whole[: len(whole) // 2] + b"\xff\xd9", files[1]]
+    pictures = [whole[: len(whole) // 2] + b"\xff\xd9", files[1]]
     with pytest.raises(GeoError, match="the picture is damaged"):
-        load_backbone(small.backbone, config=small.config()).embed(given)
+        load_backbone(small.backbone, config=small.config()).embed(pictures)
     skipping = load_backbone(small.backbone, config=small.config(inference__on_damaged_image="skip"))
-    embedded = skipping.embed(given)
+    embedded = skipping.embed(pictures)
     assert np.isnan(embedded[0]).all()
     assert np.isfinite(embedded[1]).all()
 

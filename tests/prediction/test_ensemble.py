@@ -101,10 +101,10 @@ def fake(
     """A run whose validation predictions are given."""
     shutil.copytree(pair.runs / "first", pair.runs / name)
     ids = np.array([str(i) for i in range(len(points))], dtype=object)
-    given = Predictions(
+    predictions = Predictions(
         ids, probabilities.astype(np.float32), points[:, 0], points[:, 1], pair.load("first").labels
     )
-    write_predictions(pair.runs / name / VAL, given, truth)
+    write_predictions(pair.runs / name / VAL, predictions, truth)
     return name
 
 
@@ -162,7 +162,7 @@ def test_classes_are_matched_by_state_whatever_their_order_in_labels_json(pair: 
     for name, members in (("again", ("first", "second")), ("turned", ("second", "first"))):
         assert pair.make(name=name, members=members).val["score"] == pytest.approx(usual["score"], abs=1e-9)
         assert (np.diff(pair.load(name).labels.state_idx) > 0).all()
-        distances = [np.load(pair.runs / one / "haversine_matrix.npy") for one in (name, "first")]
+        distances = [np.load(pair.runs / run / "haversine_matrix.npy") for run in (name, "first")]
         np.testing.assert_array_equal(*distances)
     by_state = []
     for name in ("first", "second", "again"):
@@ -187,11 +187,13 @@ def test_ensembles_can_be_combined_again(pair: Pair) -> None:
     pair.make("average", "a")
     pair.make("voting", "b")
     pair.make("average", "nested", ("a", "b"))
-    one, other = (predict_split(pair.config, pair.load(name), "test")[0] for name in ("a", "b"))
+    averaged, voted = (predict_split(pair.config, pair.load(name), "test")[0] for name in ("a", "b"))
     for name in ("first", "second", "a", "b"):
         shutil.rmtree(pair.runs / name)
     nested, _ = predict_split(pair.config, pair.load("nested"), "test")
-    np.testing.assert_allclose(nested.probabilities, (one.probabilities + other.probabilities) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        nested.probabilities, (averaged.probabilities + voted.probabilities) / 2, rtol=1e-5
+    )
 
 
 def test_pictures_are_answered_as_their_cached_embeddings_are(pair: Pair) -> None:
@@ -222,17 +224,17 @@ def test_its_directory_holds_what_a_run_holds_and_its_members_without_their_answ
     described = {"method": "weighted", "weights": made.weights, "point": made.point, "members": names}
     assert recipe == {"ensemble": described}
     for name in names:
-        own = {path.name for path in (pair.runs / name[2:]).iterdir()}
+        files_of_run = {path.name for path in (pair.runs / name[2:]).iterdir()}
         kept = {path.name for path in (both / "members" / name).iterdir()}
-        assert kept == own - {VAL, "test_predictions.parquet", "checkpoints"}
+        assert kept == files_of_run - {VAL, "test_predictions.parquet", "checkpoints"}
     provenance = json.loads((both / "provenance.json").read_text())
     assert provenance["ensemble"]["runs"] == [str(pair.runs / name) for name in ("first", "second")]
     assert [store["fingerprint"] for store in provenance["stores"]] == [provenance["store"]["fingerprint"]]
     assert "learnt without its part" in provenance["ensemble"]["weights_learnt"]
-    assert [(one.run, one.weight) for one in made.members] == list(
+    assert [(member.run, member.weight) for member in made.members] == list(
         zip(("first", "second"), made.weights, strict=True)
     )
-    assert [one.score for one in made.members] == [
+    assert [member.score for member in made.members] == [
         pytest.approx(evaluate(pair.config, pair.load(name))["score"]) for name in ("first", "second")
     ]
 
@@ -253,8 +255,8 @@ def test_without_a_name_it_is_given_one(pair: Pair) -> None:
 def test_runs_of_one_name_in_different_folders_are_told_apart(pair: Pair, tmp_path: Path) -> None:
     shutil.copytree(pair.runs / "second", tmp_path / "elsewhere" / "first")
     pair.make(members=("first", str(tmp_path / "elsewhere" / "first")))
-    there = {path.name for path in (pair.runs / "both" / "members").iterdir()}
-    assert there == {"1-first", "2-first"}
+    members = {path.name for path in (pair.runs / "both" / "members").iterdir()}
+    assert members == {"1-first", "2-first"}
 
 
 # ---------------------------------------------------------------- members from different stores
@@ -361,13 +363,18 @@ def test_what_noise_scores_is_not_made_to_look_better_by_stacking(pair: Pair) ->
         points = np.tile([40.0, -100.0], (count, 1))
         truth = Truth(labels.decode(classes), points[:, 0], points[:, 1])
         shares = [rng.dirichlet(np.ones(len(labels)), count).astype(np.float32) for _ in range(5)]
-        names = [fake(pair, f"noise-{seed}-{i}", one, points, truth) for i, one in enumerate(shares)]
+        names = [
+            fake(pair, f"noise-{seed}-{i}", probabilities, points, truth)
+            for i, probabilities in enumerate(shares)
+        ]
         made = pair.make("stacking", f"stacked-{seed}", names)
-        mean = np.mean([one.score for one in made.members])
+        mean = np.mean([member.score for member in made.members])
         noise = [saved_predictions(pair.runs / name / VAL)[0] for name in names]
         # In the order of the ids as text.
         rows = np.argsort(noise[0].sample_id)
-        stacked = combine("stacking", np.array(made.weights), [one.take(rows) for one in noise])
+        stacked = combine(
+            "stacking", np.array(made.weights), [predictions.take(rows) for predictions in noise]
+        )
         ranked = top_states(stacked.probabilities)
         lucky.append(competition_score(ranked, classes[rows], np.zeros(count))[0] - mean)
         reported.append(made.val["score"] - mean)
@@ -454,9 +461,9 @@ def test_runs_that_differ_in_their_seed_alone_are_combined(config: Config) -> No
 
 
 def test_the_same_runs_give_the_same_ensemble(pair: Pair) -> None:
-    one, two = (pair.make("stacking", name) for name in ("a", "b"))
-    assert one.weights == two.weights
-    assert one.val == two.val
+    first, again = (pair.make("stacking", name) for name in ("a", "b"))
+    assert first.weights == again.weights
+    assert first.val == again.val
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -656,25 +663,25 @@ def test_the_command_prints_the_contracts_keys(
     country: Country, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = country.options(tmp_path)
-    said = command(
+    ran = command(
         capsys, *options, "--json", "ensemble", "first", "second", "--name", "both", "--method", "voting"
     )
-    assert said.code == 0
-    assert {"run", "weights", "val"} <= set(said.json)
-    assert said.json["run"] == "both"
-    assert said.json["weights"] == [0.5, 0.5]
-    assert said.json["val"]["samples"] == len(pair.table())
+    assert ran.code == 0
+    assert {"run", "weights", "val"} <= set(ran.json)
+    assert ran.json["run"] == "both"
+    assert ran.json["weights"] == [0.5, 0.5]
+    assert ran.json["val"]["samples"] == len(pair.table())
 
 
 def test_the_command_shows_each_runs_weight_and_score_to_people(
     country: Country, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = country.options(tmp_path)
-    said = command(capsys, *options, "ensemble", "first", "second", "--name", "both")
-    assert said.code == 0
+    ran = command(capsys, *options, "ensemble", "first", "second", "--name", "both")
+    assert ran.code == 0
     alone = evaluate(pair.config, pair.load("first"))["score"]
-    assert f"weight 0.500, score {alone:.4f} alone" in said.out
-    assert "point        median of the runs' points, chosen on the held-out samples" in said.out
+    assert f"weight 0.500, score {alone:.4f} alone" in ran.out
+    assert "point        median of the runs' points, chosen on the held-out samples" in ran.out
     again = command(capsys, *options, "ensemble", "first", "second", "--name", "both")
     assert (again.code, "--overwrite" in again.err) == (1, True)
     assert command(capsys, *options, "ensemble", "first", "second", "--name", "both", "--overwrite").code == 0

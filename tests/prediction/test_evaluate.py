@@ -65,8 +65,8 @@ def test_a_spatial_run_is_resampled_by_its_groups(config: Config, run: Run) -> N
     together = set_training(run, validation="spatial", group_km=700.0)
     assert evaluate(config, together)["score_interval"] != alone
     # One group tells nothing of a spread.
-    one = set_training(run, validation="spatial", group_km=10_000.0)
-    assert evaluate(config, one)["score_interval"] == [None, None]
+    single_group = set_training(run, validation="spatial", group_km=10_000.0)
+    assert evaluate(config, single_group)["score_interval"] == [None, None]
 
 
 def test_without_a_table_there_is_none_and_with_all_of_them_the_metrics_stay(
@@ -106,9 +106,11 @@ def test_the_border_is_measured_to_every_sample_of_the_train_csv(
     table = pd.read_csv(country.train_csv)
     held_out = pd.read_parquet(run.path / "val_predictions.parquet")["sample_id"]
     counts = [0] * 6
-    for _, one in table[table["sample_id"].isin(held_out)].iterrows():
-        others = table[table["state_idx"] != one["state_idx"]]
-        away = haversine_km(one["latitude"], one["longitude"], others["latitude"], others["longitude"]).min()
+    for _, sample in table[table["sample_id"].isin(held_out)].iterrows():
+        others = table[table["state_idx"] != sample["state_idx"]]
+        away = haversine_km(
+            sample["latitude"], sample["longitude"], others["latitude"], others["longitude"]
+        ).min()
         counts[int(np.searchsorted([10, 25, 50, 100, 250], away, side="right"))] += 1
     assert [row["samples"] for row in evaluate(config, run, by=["border"])["border"]] == counts
 
@@ -121,7 +123,7 @@ def test_each_view_alone_and_each_view_hidden_are_scored_by_the_runs_own_heads(
     predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
     assert truth is not None
     embeddings = read_store(open_store(country.store(), writable=False))
-    at = [embeddings.sample_id.tolist().index(one) for one in predictions.sample_id]
+    at = [embeddings.sample_id.tolist().index(sample_id) for sample_id in predictions.sample_id]
     heads = load_heads(run)
 
     def score(seen: list[bool]) -> float:
@@ -204,9 +206,9 @@ def test_a_score_of_samples_that_were_trained_on_has_no_interval_and_is_called_w
     assert learnt["score_interval"] == [None, None]
     assert "trained_on" not in held_out
     assert None not in held_out["score_interval"]
-    said = command(capsys, *country.options(tmp_path), "evaluate", "first", "--split", "all")
-    assert said.code == 0, said.err
-    train, val = said.out.split("[val]")
+    ran = command(capsys, *country.options(tmp_path), "evaluate", "first", "--split", "all")
+    assert ran.code == 0, ran.err
+    train, val = ran.out.split("[val]")
     word = "trained on these samples: not a score to believe"
     assert word in train
     assert word not in val
@@ -220,9 +222,9 @@ def test_json_holds_each_table_under_its_name(
     config: Config, run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [part for name in ALL for part in ("--by", name)]
-    said = command(capsys, *country.options(tmp_path), "--json", "evaluate", "first", *asked, "--by", "view")
-    assert said.code == 0, said.err
-    assert said.json == {"run": "first", "split": "val", **evaluate(config, run, by=ALL)}
+    ran = command(capsys, *country.options(tmp_path), "--json", "evaluate", "first", *asked, "--by", "view")
+    assert ran.code == 0, ran.err
+    assert ran.json == {"run": "first", "split": "val", **evaluate(config, run, by=ALL)}
 
 
 def test_people_get_the_interval_and_columns(
@@ -231,18 +233,18 @@ def test_people_get_the_interval_and_columns(
     scores = evaluate(config, run)
     low, high = scores["score_interval"]
     options = country.options(tmp_path)
-    said = command(capsys, *options, "evaluate", "first", "--by", "class", "--by", "distance")
-    assert f"{scores['score']:.4f} ({low:.3f}–{high:.3f})" in said.out
+    ran = command(capsys, *options, "evaluate", "first", "--by", "class", "--by", "distance")
+    assert f"{scores['score']:.4f} ({low:.3f}–{high:.3f})" in ran.out
     km = answers(run)[2]
-    assert f"geoscore     {(5000 * np.exp(-km / 1492.7)).mean():,.0f} of 5,000" in said.out
+    assert f"geoscore     {(5000 * np.exp(-km / 1492.7)).mean():,.0f} of 5,000" in ran.out
     assert (
         f"spread       {km.min():,.1f} to {km.max():,.1f} km, standard deviation {km.std():,.1f} km"
-        in said.out
+        in ran.out
     )
     first = (answers(run)[0][:, 0] == answers(run)[1]).mean()
-    assert f"true rank    1 {first:.1%}, 2 " in said.out
-    assert "[val, by class]" in said.out
-    lines = said.out.splitlines()
+    assert f"true rank    1 {first:.1%}, 2 " in ran.out
+    assert "[val, by class]" in ran.out
+    lines = ran.out.splitlines()
     start = lines.index("[val, by distance]")
     assert lines[start + 1].split() == ["percentile", "km"]
     assert lines[start + 4].split() == ["50", f"{scores['median_km']:,.1f}"]
@@ -256,9 +258,9 @@ def test_people_get_the_interval_and_columns(
 
 
 def test_a_table_that_there_is_not_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    said = command(capsys, "evaluate", "first", "--by", "colour")
-    assert said.code == 2
-    assert "calibration" in said.err
+    ran = command(capsys, "evaluate", "first", "--by", "colour")
+    assert ran.code == 2
+    assert "calibration" in ran.err
 
 
 def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
@@ -267,12 +269,12 @@ def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
     before = files(run.path)
     options = country.options(tmp_path)
     out = tmp_path / "results" / "worst.csv"
-    said = command(
+    ran = command(
         capsys, *options, "--json", "evaluate", "first", "--by", "worst", "--limit", "3", "--out", out
     )
-    assert said.code == 0, said.err
-    assert (said.json["out"], len(said.json["rows"])) == (str(out), 3)
-    assert said.json["score"] == evaluate(config, run)["score"]
+    assert ran.code == 0, ran.err
+    assert (ran.json["out"], len(ran.json["rows"])) == (str(out), 3)
+    assert ran.json["score"] == evaluate(config, run)["score"]
     assert len(pd.read_csv(out)) == 3
     everything = command(capsys, *options, "evaluate", "first", "--by", "worst", "--out", out)
     table = pd.read_csv(out)
@@ -280,8 +282,8 @@ def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
     assert truth is not None
     assert sorted(table["sample_id"].astype(str)) == sorted(predictions.sample_id)
     assert list(table["score"]) == sorted(table["score"])
-    assert table["score"].mean() == pytest.approx(said.json["score"])
-    assert said.json["rows"][0]["sample_id"] == table["sample_id"][0]
+    assert table["score"].mean() == pytest.approx(ran.json["score"])
+    assert ran.json["rows"][0]["sample_id"] == table["sample_id"][0]
     assert f"table  {out}" in everything.out
     assert files(run.path) == before
 
@@ -289,14 +291,14 @@ def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
 def test_states_taken_for_others_are_counted_with_their_samples(
     country: Country, run: Run, config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    said = command(
+    ran = command(
         capsys, *country.options(tmp_path), "--json", "evaluate", "first", "--by", "confusion", "--limit", 99
     )
     scores = evaluate(config, run)
-    assert said.json["rows"] == said.json["confusion"]
-    wrong = sum(row["samples"] for row in said.json["rows"])
+    assert ran.json["rows"] == ran.json["confusion"]
+    wrong = sum(row["samples"] for row in ran.json["rows"])
     assert wrong == round(scores["samples"] * (1 - scores["top1"]))
-    assert all(row["true_state"] != row["state"] for row in said.json["rows"])
+    assert all(row["true_state"] != row["state"] for row in ran.json["rows"])
 
 
 def test_a_run_that_held_nothing_out_has_empty_tables(
@@ -304,9 +306,9 @@ def test_a_run_that_held_nothing_out_has_empty_tables(
 ) -> None:
     hold_nothing_out(run)
     for by in ("worst", "confusion"):
-        said = command(capsys, *country.options(tmp_path), "evaluate", "first", "--by", by)
-        assert said.code == 0, said.err
-        assert said.out.endswith("none\n")
+        ran = command(capsys, *country.options(tmp_path), "evaluate", "first", "--by", by)
+        assert ran.code == 0, ran.err
+        assert ran.out.endswith("none\n")
 
 
 @pytest.mark.parametrize(
@@ -329,9 +331,9 @@ def test_a_file_that_cannot_be_is_refused(
     code: int,
     what: str,
 ) -> None:
-    said = command(capsys, *country.options(tmp_path), "evaluate", "first", *arguments)
-    assert said.code == code
-    assert what in " ".join(said.err.split())
+    ran = command(capsys, *country.options(tmp_path), "evaluate", "first", *arguments)
+    assert ran.code == code
+    assert what in " ".join(ran.err.split())
     assert list(Path().glob("x.*")) == []
 
 

@@ -165,9 +165,9 @@ def test_a_backbone_that_was_moved_is_named_and_another_is_refused(
 
 def test_what_is_asked_for_must_be_pictures_or_embeddings(loaded: NotebookRun) -> None:
     embeddings = np.ones((1, 4, 768))
-    for given in ({}, {"images": [None] * 4, "embeddings": embeddings}):
+    for arguments in ({}, {"images": [None] * 4, "embeddings": embeddings}):
         with pytest.raises(GeoError, match="give pictures, or embeddings"):
-            loaded.predict(**given)
+            loaded.predict(**arguments)
     with pytest.raises(GeoError, match="present goes with embeddings"):
         loaded.predict([None] * 4, present=np.ones((1, 4), dtype=bool))
     embeddings[0, 2, 5] = np.nan
@@ -188,10 +188,10 @@ def test_a_run_of_several_seeds_and_an_ensemble_answer_alike(tmp_path: Path) -> 
         training = config.training.model_copy(update={"seed": seed})
         fit_heads(config.model_copy(update={"training": training}), **arrays, name=name)
     ensemble(config, ["one", "two"], method="average", point="mean", name="both")
-    both, one, two = (load_run(name, config=config) for name in ("both", "one", "two"))
+    both, first, second = (load_run(name, config=config) for name in ("both", "one", "two"))
     assert "ensemble, average" in both._repr_html_()
     assert len(both.predictions()) == len(arrays["states"])
-    answered = [run.predict(embeddings=arrays["embeddings"]) for run in (both, one, two)]
+    answered = [run.predict(embeddings=arrays["embeddings"]) for run in (both, first, second)]
     sure = [table.set_index("state_1", append=True)["probability_1"] for table in answered]
     agreed = sure[1].index.intersection(sure[2].index)
     assert len(agreed) > 10

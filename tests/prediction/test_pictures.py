@@ -41,10 +41,10 @@ def files(config: Config) -> list[list[Path]]:
     return places
 
 
-def same(one: Predictions, other: Predictions) -> None:
-    np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
-    np.testing.assert_allclose(one.latitude, other.latitude, atol=1e-4)
-    np.testing.assert_allclose(one.longitude, other.longitude, atol=1e-4)
+def same(first: Predictions, second: Predictions) -> None:
+    np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-6)
+    np.testing.assert_allclose(first.latitude, second.latitude, atol=1e-4)
+    np.testing.assert_allclose(first.longitude, second.longitude, atol=1e-4)
 
 
 FORMS: dict[str, Callable[[Path], Any]] = {
@@ -160,7 +160,7 @@ def test_places_are_arranged_as_they_are_meant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "what", "where"),
+    ("pictures", "what", "where"),
     [
         ([], "0 pictures, where the run looks at 2 views: x, y", ""),
         ("a.jpg", "1 picture, where", ""),
@@ -174,9 +174,9 @@ def test_places_are_arranged_as_they_are_meant() -> None:
         ([[b"a", b"b"], 7], "a int is no picture", "place 1"),
     ],
 )
-def test_places_that_do_not_fit_the_views_are_refused(given: Any, what: str, where: str) -> None:
+def test_places_that_do_not_fit_the_views_are_refused(pictures: Any, what: str, where: str) -> None:
     with pytest.raises(GeoError) as caught:
-        arrange(given, ("x", "y"))
+        arrange(pictures, ("x", "y"))
     assert what in caught.value.what
     assert caught.value.where == where
 

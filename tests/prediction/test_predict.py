@@ -172,11 +172,11 @@ def test_variants_of_pictures_are_averaged_and_a_mirrored_scene_swaps_east_and_w
     assert np.abs(answers[1] - answers[0]).max() > 1e-3
     assert np.abs(answers[1] - answers[2]).max() > 1e-3
     asked = ("--json", "predict", run.name, "--images", *plain)
-    said = command(capsys, *country.options(tmp_path), *asked, "--tta")
-    assert said.code == 0, said.err
-    both = {state["state_idx"]: state["probability"] for state in said.json["states"]}
-    found = [both[int(state)] for state in run.labels.state_idx]
-    np.testing.assert_allclose(found, np.mean(answers[:2], axis=0), atol=1e-5)
+    ran = command(capsys, *country.options(tmp_path), *asked, "--tta")
+    assert ran.code == 0, ran.err
+    both = {state["state_idx"]: state["probability"] for state in ran.json["states"]}
+    averaged = [both[int(state)] for state in run.labels.state_idx]
+    np.testing.assert_allclose(averaged, np.mean(answers[:2], axis=0), atol=1e-5)
 
 
 def test_a_run_that_was_scored_on_variants_says_so_where_it_answers_from_a_store(

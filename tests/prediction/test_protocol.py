@@ -29,22 +29,22 @@ NORTH_KM = 6371 * np.pi / 180
 
 def test_held_out_samples_in_im2gps3ks_table_are_those_that_evaluate_counts(config: Config, run: Run) -> None:
     before = files(run.path)
-    found, scores = evaluate_protocol(config, run, "im2gps3k"), evaluate(config, run)
-    assert list(found["within_km"]) == ["1", "25", "200", "750", "2500"]
-    for key in found["within_km"]:
-        assert found["within_km"][key] == pytest.approx(scores["within_km"][key])
+    protocol, scores = evaluate_protocol(config, run, "im2gps3k"), evaluate(config, run)
+    assert list(protocol["within_km"]) == ["1", "25", "200", "750", "2500"]
+    for key in protocol["within_km"]:
+        assert protocol["within_km"][key] == pytest.approx(scores["within_km"][key])
     for key in ("geoscore", "mean_km", "median_km", "samples"):
-        assert found[key] == pytest.approx(scores[key])
-    assert (found["split"], "areas" in found) == ("val", False)
-    assert "held out by the run, at random" in found["rows"]
-    assert "they chose nothing" in found["rows"]
+        assert protocol[key] == pytest.approx(scores[key])
+    assert (protocol["split"], "areas" in protocol) == ("val", False)
+    assert "held out by the run, at random" in protocol["rows"]
+    assert "they chose nothing" in protocol["rows"]
     predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
     assert truth is not None
     km = haversine_km(predictions.latitude, predictions.longitude, truth.latitude, truth.longitude)
     (interval,) = mean_intervals((km <= 750)[:, None])
-    assert found["intervals"]["within_km"]["750"] == list(interval)
-    low, high = found["intervals"]["geoscore"]
-    assert low < found["geoscore"] < high
+    assert protocol["intervals"]["within_km"]["750"] == list(interval)
+    low, high = protocol["intervals"]["geoscore"]
+    assert low < protocol["geoscore"] < high
     assert files(run.path) == before
 
 
@@ -76,12 +76,12 @@ def test_a_test_split_is_scored_by_the_places_that_a_file_tells(
 ) -> None:
     path = truth_at([0.5, 20.0, 150.0, 700.0, 2000.0, 2600.0, 0.9, 24.0])
     before = files(run.path)
-    found = evaluate_protocol(config, run, "im2gps3k", truth=path)
-    assert (found["samples"], found["split"]) == (8, "test")
-    assert list(found["within_km"].values()) == [2 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
-    assert found["mean_km"] == pytest.approx(np.mean([0.5, 20, 150, 700, 2000, 2600, 0.9, 24]))
+    protocol = evaluate_protocol(config, run, "im2gps3k", truth=path)
+    assert (protocol["samples"], protocol["split"]) == (8, "test")
+    assert list(protocol["within_km"].values()) == [2 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
+    assert protocol["mean_km"] == pytest.approx(np.mean([0.5, 20, 150, 700, 2000, 2600, 0.9, 24]))
     assert (
-        found["rows"]
+        protocol["rows"]
         == "of the test split, places from truth.csv; they chose nothing; 24 more have no place there"
     )
     assert files(run.path) == before
@@ -108,23 +108,23 @@ def test_areas_are_those_of_the_nearest_place_that_the_run_learnt_from(own: Coun
     answers = pd.read_parquet(run.path / "val_predictions.parquet")
     answers["latitude"], answers["longitude"] = answers["true_latitude"] + 0.02, answers["true_longitude"]
     answers.to_parquet(run.path / "val_predictions.parquet")
-    found = evaluate_protocol(own.config(), load_run(run.path.parent, "first"), "osv5m")
+    protocol = evaluate_protocol(own.config(), load_run(run.path.parent, "first"), "osv5m")
 
     predictions, _ = saved_predictions(run.path / "val_predictions.parquet")
     learnt = train[~held_out].reset_index(drop=True)
-    theirs = learnt.iloc[nearest(predictions.latitude, predictions.longitude, learnt)]
-    ours = train.set_index("sample_id").loc[list(predictions.sample_id)]
-    known = (ours["region"] != "").to_numpy()
-    areas = found["areas"]
+    nearest_learnt = learnt.iloc[nearest(predictions.latitude, predictions.longitude, learnt)]
+    true_rows = train.set_index("sample_id").loc[list(predictions.sample_id)]
+    known = (true_rows["region"] != "").to_numpy()
+    areas = protocol["areas"]
     assert list(areas) == ["country", "region", "city", "country_by_class"]
-    right = theirs["region"].to_numpy()[known] == ours["region"].to_numpy()[known]
+    right = nearest_learnt["region"].to_numpy()[known] == true_rows["region"].to_numpy()[known]
     assert 0 < known.sum() < len(known)
     assert (areas["region"]["accuracy"], areas["region"]["samples"]) == (
         pytest.approx(right.mean()),
         known.sum(),
     )
     assert areas["country"]["accuracy"] == pytest.approx(
-        (theirs["country"].to_numpy() == ours["country"].to_numpy()).mean()
+        (nearest_learnt["country"].to_numpy() == true_rows["country"].to_numpy()).mean()
     )
     # Held-out places are not among those that areas are taken from.
     assert areas["city"]["accuracy"] == 0
@@ -134,9 +134,9 @@ def test_areas_are_those_of_the_nearest_place_that_the_run_learnt_from(own: Coun
 
 
 def test_without_columns_of_areas_there_are_none(config: Config, run: Run) -> None:
-    found = evaluate_protocol(config, run, "osv5m")
-    assert found["areas"] == {}
-    assert found["geoscore"] == pytest.approx(evaluate(config, run)["geoscore"])
+    protocol = evaluate_protocol(config, run, "osv5m")
+    assert protocol["areas"] == {}
+    assert protocol["geoscore"] == pytest.approx(evaluate(config, run)["geoscore"])
 
 
 def test_a_run_that_held_nothing_out_has_no_table(
@@ -144,8 +144,8 @@ def test_a_run_that_held_nothing_out_has_no_table(
 ) -> None:
     path = run.path / "val_predictions.parquet"
     pd.read_parquet(path).head(0).to_parquet(path)
-    found = evaluate_protocol(config, load_run(run.path.parent, run.name), "osv5m")
-    assert (found["samples"], found["geoscore"], found["within_km"]["1"]) == (0, None, None)
+    protocol = evaluate_protocol(config, load_run(run.path.parent, run.name), "osv5m")
+    assert (protocol["samples"], protocol["geoscore"], protocol["within_km"]["1"]) == (0, None, None)
 
 
 @pytest.mark.parametrize(

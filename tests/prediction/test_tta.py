@@ -106,10 +106,10 @@ def test_every_variant_is_embedded_once(small: Small, capsys: pytest.CaptureFixt
     fitted(small)
     refused = command(capsys, *small.options(), "submit", "first", "--tta", "--no-extract")
     assert refused.code == 1
-    said = command(capsys, *small.options(), "submit", "first", "--tta")
-    assert said.code == 0, said.err
-    assert said.err.count("12 pictures computed") == 3
-    assert "test pictures, the middle 75 %, embedded by" in said.err
+    ran = command(capsys, *small.options(), "submit", "first", "--tta")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("12 pictures computed") == 3
+    assert "test pictures, the middle 75 %, embedded by" in ran.err
     for asked in (("submit", "first"), ("predict", "first", "--split", "test")):
         again = command(capsys, *small.options(), *asked, "--tta", "--no-extract")
         assert (again.code, "pictures computed" in again.err) == (0, False), again.err
@@ -121,8 +121,12 @@ def test_variants_can_be_embedded_ahead(small: Small, capsys: pytest.CaptureFixt
     augment = ("--set", "finetune.augment.crop=0.5", "--set", "finetune.augment.flip=0.5")
     made = command(capsys, *small.options(), *augment, "--json", "extract", "--split", "test", "--tta")
     assert made.code == 0, made.err
-    assert [each["variant"] for each in made.json["splits"]] == ["as they are", "the middle 75 %", "mirrored"]
-    assert [each["computed"] for each in made.json["splits"]] == [12, 12, 12]
+    assert [variant["variant"] for variant in made.json["splits"]] == [
+        "as they are",
+        "the middle 75 %",
+        "mirrored",
+    ]
+    assert [variant["computed"] for variant in made.json["splits"]] == [12, 12, 12]
     again = command(capsys, *small.options(), *augment, "extract", "--split", "test", "--tta")
     assert again.out.count("0 computed, 12 reused") == 3
     assert again.out.count("mirrored") == 1
@@ -150,17 +154,17 @@ def test_a_variant_that_is_missing_is_named_with_the_command_that_makes_it(
     fitted(small)
     extract(small.config(), "test")
     for asked in (("submit", "first"), ("predict", "first", "--split", "test")):
-        said = command(capsys, *small.options(), *asked, "--tta", "--no-extract")
-        assert said.code == 1
-        assert "no test store of a variant of the pictures (the middle 75 %)" in said.err
-        assert "predict first --split test --tta" in said.err
-        assert "Traceback" not in said.err
+        ran = command(capsys, *small.options(), *asked, "--tta", "--no-extract")
+        assert ran.code == 1
+        assert "no test store of a variant of the pictures (the middle 75 %)" in ran.err
+        assert "predict first --split test --tta" in ran.err
+        assert "Traceback" not in ran.err
     # Or half of it, after Ctrl-C.
     extract(small.config(), "test", variant=Variant(crop=0.75), limit=1)
-    said = command(capsys, *small.options(), "submit", "first", "--tta", "--no-extract")
-    assert said.code == 1
-    assert "2 of 3 samples are not extracted yet" in said.err
-    assert "predict first --split test --tta" in said.err
+    ran = command(capsys, *small.options(), "submit", "first", "--tta", "--no-extract")
+    assert ran.code == 1
+    assert "2 of 3 samples are not extracted yet" in ran.err
+    assert "predict first --split test --tta" in ran.err
 
 
 def test_the_table_tells_which_stores_it_was_made_from_and_that_they_were_averaged(small: Small) -> None:
@@ -248,9 +252,9 @@ def test_views_that_cannot_be_mirrored_are_refused_in_one_line(
         )
         small.write(table, split)
     fitted(small, model__view_names=["first", "second"])
-    said = command(capsys, *small.options(), "submit", "first", "--tta")
-    assert said.code == 1
-    assert "first, second can't be mirrored" in said.err
+    ran = command(capsys, *small.options(), "submit", "first", "--tta")
+    assert ran.code == 1
+    assert "first, second can't be mirrored" in ran.err
 
 
 def test_an_ensemble_averages_over_the_variants_of_each_member(small: Small) -> None:
@@ -276,10 +280,10 @@ def test_embeddings_that_were_imported_have_no_variants(
         asked = ("cache", "import", file, "--split", split, "--backbone", "mine")
         assert command(capsys, *small.options(), *asked).code == 0
     assert command(capsys, *small.options(), "fit-heads", "--backbone", "mine", "--name", "first").code == 0
-    said = command(capsys, *small.options(), "submit", "first", "--tta")
-    assert said.code == 1
-    assert "imported embeddings (mine)" in said.err
-    assert "without --tta" in said.err
+    ran = command(capsys, *small.options(), "submit", "first", "--tta")
+    assert ran.code == 1
+    assert "imported embeddings (mine)" in ran.err
+    assert "without --tta" in ran.err
 
 
 def test_a_run_that_was_scored_on_variants_is_told_how_to_answer_by_them(

@@ -70,8 +70,8 @@ def test_runs_of_every_kind_say_how_they_were_made(config: Config, run: Run) -> 
     tuned = copied(run, "tuned")
     provenance = json.loads((tuned / "provenance.json").read_text())
     (tuned / "provenance.json").write_text(json.dumps(provenance | {"init": "first"}))
-    listed = {each.run: each for each in list_runs(runs).runs}
-    assert {name: each.kind for name, each in listed.items()} == {
+    listed = {summary.run: summary for summary in list_runs(runs).runs}
+    assert {name: summary.kind for name, summary in listed.items()} == {
         **{"best": "heads", "spatial": "heads", "second": "heads", "first": "heads"},
         **{"both": "ensemble", "tuned": "finetuned"},
     }
@@ -123,7 +123,7 @@ def test_what_is_no_run_is_listed_with_the_reason_and_never_stops_the_others(run
     (runs / "notes.txt").write_text("mine")
     listing = list_runs(runs)
     assert names(listing) == ["first"]
-    reasons = {each.path.name: each.reason for each in listing.broken}
+    reasons = {broken.path.name: broken.reason for broken in listing.broken}
     assert reasons.keys() == {
         *("no-scores", "no-recipe", "no-origin", "gone", "odd-settings"),
         *("holiday", "tuning", "loop"),
@@ -134,13 +134,13 @@ def test_what_is_no_run_is_listed_with_the_reason_and_never_stops_the_others(run
     assert reasons["gone"] == "provenance.json is gone"
     assert reasons["holiday"] == "it holds none of a run's files"
     assert reasons["tuning"] == "an unfinished training: go on with geo finetune --name tuning"
-    assert [each.path.name for each in list_runs(runs, "h*").broken] == ["holiday"]
+    assert [broken.path.name for broken in list_runs(runs, "h*").broken] == ["holiday"]
 
 
 def test_no_folder_yet_has_no_runs_and_a_file_in_its_place_is_named(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "runs") == Listing([], [])
     (tmp_path / "file").write_text("")
-    assert [each.path for each in list_runs(tmp_path / "file").broken] == [tmp_path / "file"]
+    assert [broken.path for broken in list_runs(tmp_path / "file").broken] == [tmp_path / "file"]
 
 
 def test_damaged_tags_are_said_and_hide_no_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,13 +57,13 @@ def test_a_run_in_the_bucket_is_replaced_only_where_that_is_asked_for(
     run: Run, bucket: Address, tmp_path: Path
 ) -> None:
     push_run(run, bucket / "runs")
-    there = objects(bucket)
+    pushed = objects(bucket)
     with pytest.raises(GeoError, match="a run of this name exists"):
         push_run(run, bucket / "runs")
-    assert objects(bucket) == there
+    assert objects(bucket) == pushed
     (run.path / "history.parquet").unlink()
     push_run(load_run(run.path.parent, "first"), bucket / "runs", overwrite=True)
-    assert set(there) - set(objects(bucket)) == {"runs/first/history.parquet"}
+    assert set(pushed) - set(objects(bucket)) == {"runs/first/history.parquet"}
 
 
 def test_pushed_by_halves_it_is_no_run_and_the_same_command_ends_it(

@@ -55,7 +55,7 @@ def test_what_is_sent_is_the_file_with_its_message_and_the_log_has_it(
     assert not Path(words[3].removeprefix("--file=")).exists()
     (entry,) = submission_log(config)
     assert (entry.run, entry.texts) == ("first", [message])
-    assert [each["competition"] for each in entry.sent] == ["where-am-i"]
+    assert [submission["competition"] for submission in entry.sent] == ["where-am-i"]
     # A file that was sent stays.
     answer_otherwise(run)
     assert submit(config, run)[0].name == "first-2.csv"
@@ -138,13 +138,13 @@ def test_the_commands_note_send_and_log_go_together(
     assert noted.json["noted"]["public"] == 0.75
     (entry,) = geo(*options, "--json", "submission", "log").json["log"]
     assert (entry["run"], entry["state"], entry["texts"]) == ("first", "unchanged", ["first", "<b>\x1b[1m"])
-    told = geo(*options, "submission", "log")
-    assert (told.code, told.err) == (0, "")
-    assert "\x1b" not in told.out
+    logged = geo(*options, "submission", "log")
+    assert (logged.code, logged.err) == (0, "")
+    assert "\x1b" not in logged.out
     for word in ("first.csv", "0.7500", "where-am-i", f"{entry['difference']:+.4f}", entry["sha256"][:8]):
-        assert word in told.out
+        assert word in logged.out
     log = (tmp_path / "submissions" / "log.json").read_text()
-    assert "secret-of-mine" not in sent.out + sent.err + noted.out + told.out + log
+    assert "secret-of-mine" not in sent.out + sent.err + noted.out + logged.out + log
     refused = geo(*options, "submission", "send", written, "-m", "again", env=env)
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.splitlines()[-1].startswith("hint: --again")

@@ -46,11 +46,11 @@ def test_a_second_submission_takes_the_next_name_once_the_first_was_noted(
 def test_a_made_up_name_is_never_that_of_another_runs_file(config: Config, run: Run) -> None:
     path, _ = submit(config, run)
     note_submission(config, path, score=0.8)
-    mine = path.with_name("first-2.csv")
-    mine.write_text("of somebody else")
+    second_file = path.with_name("first-2.csv")
+    second_file.write_text("of somebody else")
     answer_otherwise(run)
     assert submit(config, run)[0] == path.with_name("first-3.csv")
-    assert mine.read_text() == "of somebody else"
+    assert second_file.read_text() == "of somebody else"
 
 
 def test_a_name_that_is_asked_for_is_refused_where_its_file_was_noted(config: Config, run: Run) -> None:
