@@ -177,8 +177,8 @@ def _cache_verify(
             show(f"{problem.where}: {problem.message} ({problem.store})")
         for left in pending:
             parts_left = f", parts {', '.join(left.missing_parts)}" if left.missing_parts else ""
-            those = counted(left.samples, "sample is", "samples are")
-            show(f"{left.store}: {those} not extracted yet{parts_left}. Next:")
+            count = counted(left.samples, "sample is", "samples are")
+            show(f"{left.store}: {count} not extracted yet{parts_left}. Next:")
             for next_command in left.commands:
                 show(with_given_options(f"    {next_command}"))
         for lack in lacks:

@@ -51,7 +51,7 @@ class Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         # A group's example is that of its first command.
-        self.epilog = self.epilog or next((each.epilog for each in self.commands.values()), None)
+        self.epilog = self.epilog or next((subcommand.epilog for subcommand in self.commands.values()), None)
         for command in (self, *self.commands.values()):
             _show_flags_alone(command)
             _take_addresses(command)
@@ -77,21 +77,23 @@ def suggestions(words: list[str], group: TyperGroup, root: TyperGroup, path: str
         path: of the group, as `geo cache`.
     """
     typed, program = words[0].lower(), path.split()[0]
-    here = {name: f"{path} {name}" for name in group.commands}
-    everywhere = {" ".join(names): f"{program} {' '.join(names)}" for names, _ in walk(root)}
+    lines_of_group = {name: f"{path} {name}" for name in group.commands}
+    lines_of_program = {" ".join(names): f"{program} {' '.join(names)}" for names, _ in walk(root)}
     others = _ALSO_CALLED.get(typed, ())
-    found = [here[name] for name in others if name in here]
-    if path == program or not found:
-        found += [everywhere[name] for name in others if name in everywhere]
-        found += [f"{program} {name}" for name in others if name.startswith("-")]
+    lines = [lines_of_group[name] for name in others if name in lines_of_group]
+    if path == program or not lines:
+        lines += [lines_of_program[name] for name in others if name in lines_of_program]
+        lines += [f"{program} {name}" for name in others if name.startswith("-")]
     # `geo gc` for `cache gc`, `geo cache-ls` for `cache ls`.
-    found = found or [
-        line for name, line in everywhere.items() if typed in name.split() or typed == name.replace(" ", "-")
+    lines = lines or [
+        line
+        for name, line in lines_of_program.items()
+        if typed in name.split() or typed == name.replace(" ", "-")
     ]
-    if not found:
-        found += [here[name] for name in get_close_matches(typed, here)]
-        found += [line for name, line in here.items() if len(typed) > 1 and name.startswith(typed)]
-    return list(dict.fromkeys(found))[:3]
+    if not lines:
+        lines += [lines_of_group[name] for name in get_close_matches(typed, lines_of_group)]
+        lines += [line for name, line in lines_of_group.items() if len(typed) > 1 and name.startswith(typed)]
+    return list(dict.fromkeys(lines))[:3]
 
 
 def walk(group: TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -116,7 +118,7 @@ def _take_addresses(command: Any) -> None:
 
 def _of_this_machine(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_of_this_machine(name, each) for each in value)
+        return type(value)(_of_this_machine(name, part) for part in value)
     # What may be a name or a directory is a name, whatever its letters, unless it says that it is a path.
     is_address = name in _NAMES_OR_PATHS and isinstance(value, str) and value.lower().startswith("file://")
     if is_address:

@@ -11,9 +11,9 @@ from geo_embed.settings import known_keys, resolve
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the runs in the runs folder of the settings that stand before the command."""
-    given: dict[str, Any] = ctx.find_root().params
+    options: dict[str, Any] = ctx.find_root().params
     with suppress(GeoError, OSError):
-        runs_dir = resolve(given.get("config"), list(given.get("settings") or ()))[0].paths.runs_dir
+        runs_dir = resolve(options.get("config"), list(options.get("settings") or ()))[0].paths.runs_dir
         names = [path.name for path in runs_dir.iterdir() if path.is_dir()]
         return sorted(name for name in names if name.startswith(incomplete) and not name.startswith("."))
     return []

@@ -103,7 +103,7 @@ def _data_explore(
     problems = sum(len(part.checked.problems) for part in dataset.parts)
     looks = {part.name: part.looks for part in dataset.parts if part.looks is not None}
     decoded = {name: count_decoded(look) for name, look in looks.items()}
-    headers = sum(int(look.there.sum()) - decoded[name] for name, look in looks.items())
+    headers = sum(int(look.present.sum()) - decoded[name] for name, look in looks.items())
     listed = f"; {with_given_options('geo data check lists them')}" if problems else ""
     print_result(
         {
@@ -195,19 +195,19 @@ def _data_adopt(
     wait_passively()
     from geo_embed.adoption.adopt import adopt
 
-    said = {}
+    columns = {}
     for entry in column or []:
-        ours, equals, theirs = entry.partition("=")
-        if not (ours and equals and theirs):
+        field, equals, header = entry.partition("=")
+        if not (field and equals and header):
             raise typer.BadParameter(f"--column takes OURS=THEIRS, not {entry!r}")
-        said[ours] = theirs
+        columns[field] = header
     adopted = adopt(
         GLOBALS.config(inference__workers=workers, training__split_seed=seed),
         source,
         out,
         kind=kind,
         label=label,
-        columns=said,
+        columns=columns,
         images=images,
         coordinates=coordinates,
         pattern=pattern,
@@ -231,8 +231,11 @@ def _data_adopt(
             *([("test places", adopted.test_truth)] if adopted.test_truth else []),
             *(("read as", note) for note in adopted.notes),
             *(
-                ("left out", f"{each['count']:,} {each['reason']}: {each['detail']} ({each['examples'][0]})")
-                for each in adopted.left_out
+                (
+                    "left out",
+                    f"{group['count']:,} {group['reason']}: {group['detail']} ({group['examples'][0]})",
+                )
+                for group in adopted.left_out
             ),
             *([("all of them", adopted.left_out_csv)] if adopted.left_out_csv else []),
         ],

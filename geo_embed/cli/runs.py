@@ -98,7 +98,7 @@ def _print_listing(listing: "Listing") -> None:
     if listing.broken:
         show()
         show("[no runs]")
-        print_table([{"directory": str(each.path), "why": each.reason} for each in listing.broken])
+        print_table([{"directory": str(broken.path), "why": broken.reason} for broken in listing.broken])
 
 
 def _as_line(run: Any) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def _recipe_text(kind: str, recipe: dict[str, Any]) -> str:
         return f"{recipe['method']} of {len(recipe['members'])} runs"
     chosen = recipe.get("chosen")
     parts = chosen if chosen else [recipe["head"], recipe["fusion"]]
-    some = ", ".join(parts[:2]) + (f", +{len(parts) - 2}" if len(parts) > 2 else "")
-    text = f"{recipe['preset']}: {some}"
+    listed = ", ".join(parts[:2]) + (f", +{len(parts) - 2}" if len(parts) > 2 else "")
+    text = f"{recipe['preset']}: {listed}"
     return f"tuned {recipe['init']}" if kind == "finetuned" else text
 
 
@@ -240,8 +240,10 @@ def _tag(
     """Give a run tags, by which `geo runs --tag` finds it."""
     from geo_embed.runs.tags import tag_run
 
-    said = tag_run(GLOBALS.config().paths.runs_dir, run, tags, remove=remove)
-    print_result({"run": run, "tags": said.tags}, [("run", run), ("tags", ", ".join(said.tags) or "none")])
+    tagged = tag_run(GLOBALS.config().paths.runs_dir, run, tags, remove=remove)
+    print_result(
+        {"run": run, "tags": tagged.tags}, [("run", run), ("tags", ", ".join(tagged.tags) or "none")]
+    )
 
 
 @runs_app.command("note", epilog="Example: `geo runs note first 'the one to beat'`")
@@ -252,8 +254,8 @@ def _note(
     """Write a note on a run, in the place of the one that it has."""
     from geo_embed.runs.tags import note_run
 
-    said = note_run(GLOBALS.config().paths.runs_dir, run, text)
-    print_result({"run": run, "note": said.note}, [("run", run), ("note", said.note or "none")])
+    tagged = note_run(GLOBALS.config().paths.runs_dir, run, text)
+    print_result({"run": run, "note": tagged.note}, [("run", run), ("note", tagged.note or "none")])
 
 
 @runs_app.command("rm", epilog="Example: `geo runs rm swept --yes`")

@@ -99,8 +99,8 @@ def print_findings(errors: list[str], warnings: list[str]) -> None:
 
 def given_options() -> list[str]:
     """The `--config` and `--set` of this command line."""
-    given = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
-    return given + [word for setting in GLOBALS.settings for word in ("--set", setting)]
+    options = [] if GLOBALS.file is None else ["--config", str(GLOBALS.file)]
+    return options + [word for setting in GLOBALS.settings for word in ("--set", setting)]
 
 
 def with_given_options(text: str) -> str:
@@ -108,10 +108,10 @@ def with_given_options(text: str) -> str:
 
     `geo config` is left as it is: it is hinted at where one of these very options is at fault.
     """
-    given = given_options()
+    options = given_options()
     commands = "|".join(map(re.escape, GLOBALS.commands - {"config"}))
     command = re.compile(rf"(?<![\w/.-])geo (?=(?:{commands})(?![\w-]))")
-    return command.sub(lambda _: f"geo {shlex.join(given)} ", text) if given else text
+    return command.sub(lambda _: f"geo {shlex.join(options)} ", text) if options else text
 
 
 def chosen_rows(score: float | None, reported: float | None) -> list[tuple[str, str]]:
@@ -144,10 +144,10 @@ def twin_rows(twins: dict[str, Any] | None, samples: int) -> list[tuple[str, str
     if not samples or twins is None:
         return []
     without = twins["score_without"]
-    which = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""
+    leaks_hint = f"; which: {with_given_options('geo data leaks')}" if twins["samples"] else ""
     alone = "" if without is None or not twins["samples"] else f"; score without them {without:.4f}"
     count = counted(twins["samples"], "held-out sample has", "held-out samples have")
-    return [("near twins", f"{count} one in training{alone}{which}")]
+    return [("near twins", f"{count} one in training{alone}{leaks_hint}")]
 
 
 def metric_rows(scores: dict[str, Any]) -> list[tuple[str, str]]:

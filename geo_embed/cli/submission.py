@@ -68,17 +68,17 @@ def _submission_analyze(
     """Look at a submission as a whole: states against training, points, ranks, repeats, confidence, points outside their states."""
     from geo_embed.reporting.submission_analysis import FAR_KM, analyze_submission
 
-    found = analyze_submission(GLOBALS.config(), file, limit=limit)
+    analysis = analyze_submission(GLOBALS.config(), file, limit=limit)
     if GLOBALS.as_json:
-        print_result(found, [])
+        print_result(analysis, [])
         return
-    states, points, ranks = found["states"], found["coordinates"], found["ranks"]
-    repeats, sure, outside = found["repeated_rows"], found["confidence"], found["outside"]
+    states, points, ranks = analysis["states"], analysis["coordinates"], analysis["ranks"]
+    repeats, sure, outside = analysis["repeated_rows"], analysis["confidence"], analysis["outside"]
     used = ", ".join(f"{rank['states']:,}" for rank in ranks["ranks"])
     empty = ", ".join(f"{rank['empty']:,}" for rank in ranks["ranks"])
     never = len(states["never_first"])
     rows = [
-        ("rows", f"{found['rows']:,}"),
+        ("rows", f"{analysis['rows']:,}"),
         (
             "states",
             f"total variation from training {states['total_variation']:.3f}, {states['by_chance']:.3f} by chance alone; "
@@ -115,7 +115,7 @@ def _submission_analyze(
                 f"{outside['train_share']:.1%}), {outside[f'beyond_{FAR_KM:g}_km']:,} of them by more than {FAR_KM:g} km",
             )
         )
-    print_result(found, rows)
+    print_result(analysis, rows)
     shown_states = [
         {
             "state": row["state"],
@@ -175,14 +175,14 @@ def _submission_compare(
         write_table(out, comparison.samples)
     if html is not None:
         write_comparison_page(html, comparison, limit=limit)
-    found = comparison.statistics
+    statistics = comparison.statistics
     listed = comparison.samples.head(limit).to_dict("records")
     # A sample without a point in both has no distance, which JSON says as null.
     different = [{**row, **{k: None for k, v in row.items() if v != v}} for row in listed]
     print_result(
-        {**found, "most_different": different, "table": out, "page": html},
+        {**statistics, "most_different": different, "table": out, "page": html},
         [
-            *_compared_rows(found),
+            *_compared_rows(statistics),
             *([] if out is None else [("table", out)]),
             *([] if html is None else [("page", html)]),
         ],
@@ -204,19 +204,19 @@ def _submission_compare(
         )
 
 
-def _compared_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _compared_rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     def side(name: str) -> str:
-        known = found[name]
+        known = statistics[name]
         run = "" if known["run"] is None else f", of {known['run']}"
         scores = {"local": known["local"], "public": known["public"]}
-        told = "".join(f", {what} {score:.4f}" for what, score in scores.items() if score is not None)
-        return f"{known['submission']}{run}{told}"
+        score_text = "".join(f", {what} {score:.4f}" for what, score in scores.items() if score is not None)
+        return f"{known['submission']}{run}{score_text}"
 
     ranks = ", ".join(
         f"{rank['rank']} {'–' if rank['same'] is None else format(rank['same'], '.1%')}"
-        for rank in found["ranks"]
+        for rank in statistics["ranks"]
     )
-    km, most, expected = found["km"], found["effect"]["most"], found["effect"]["expected"]
+    km, most, expected = statistics["km"], statistics["effect"]["most"], statistics["effect"]["expected"]
     distance = "no points to compare"
     if km["mean"] is not None:
         tail = ", ".join(f"{float(share):.0%} {value:,.1f}" for share, value in km["quantiles"].items())
@@ -226,10 +226,13 @@ def _compared_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("B", side("b")),
         (
             "samples",
-            f"{found['samples']:,} in both, {found['only_a']:,} in A alone, {found['only_b']:,} in B alone, {found['same_answers']:,} answered alike",
+            f"{statistics['samples']:,} in both, {statistics['only_a']:,} in A alone, {statistics['only_b']:,} in B alone, {statistics['same_answers']:,} answered alike",
         ),
         ("same rank", ranks),
-        ("same set", f"{found['same_states']:.1%}; {found['shared_states']:.2f} states in common on average"),
+        (
+            "same set",
+            f"{statistics['same_states']:.1%}; {statistics['shared_states']:.2f} states in common on average",
+        ),
         ("distance", distance),
         (
             "effect",
@@ -288,7 +291,7 @@ def _submission_log() -> None:
 
 
 def _log_row(entry: "Entry") -> dict[str, Any]:
-    sent = ", ".join(dict.fromkeys(each["competition"] for each in entry.sent))
+    sent = ", ".join(dict.fromkeys(submission["competition"] for submission in entry.sent))
     return {
         "file": str(entry.file) + ("" if entry.state == "unchanged" else f" ({entry.state})"),
         "rows": entry.rows,

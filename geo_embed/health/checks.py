@@ -134,20 +134,20 @@ def _packages() -> tuple[bool, str, str]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            there = metadata.version(requirement.name)
+            installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             wrong.append(f"{requirement.name} is missing")
             continue
-        if not requirement.specifier.contains(there, prereleases=True):
-            wrong.append(f"{requirement.name} {there}, where {requirement.specifier} is needed")
-    ours = f"{_PACKAGE} {__version__} in {Path(__file__).parents[1]}"
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed}, where {requirement.specifier} is needed")
+    package = f"{_PACKAGE} {__version__} in {Path(__file__).parents[1]}"
     if wrong:
         return (
             False,
-            f"{ours}: {'; '.join(wrong)}",
+            f"{package}: {'; '.join(wrong)}",
             f"{shlex.quote(sys.executable)} -m pip install {_PACKAGE}",
         )
-    return True, ours, ""
+    return True, package, ""
 
 
 def _library(name: str) -> tuple[bool, str, str]:
@@ -198,7 +198,7 @@ def _has(package: str) -> bool:
 
 def _program(name: str) -> tuple[bool, str, str]:
     commands, purpose, install = _PROGRAMS[name]
-    path = next((found for command in commands if (found := shutil.which(command))), None)
+    path = next((program for command in commands if (program := shutil.which(command))), None)
     return (True, path, "") if path else (True, f"optional, for {purpose}; not on the PATH", install)
 
 
@@ -237,8 +237,8 @@ def _cores(config: Config) -> tuple[bool, str, str]:
         f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if key in os.environ
     ]
     workers = config.inference.workers or os.cpu_count() or 1
-    said = f"{usable} usable of {os.cpu_count()}{threads}; {workers} decode"
-    return True, said + (f" ({', '.join(limits)})" if limits else ""), ""
+    line = f"{usable} usable of {os.cpu_count()}{threads}; {workers} decode"
+    return True, line + (f" ({', '.join(limits)})" if limits else ""), ""
 
 
 def _memory(config: Config) -> tuple[bool, str, str]:
@@ -256,14 +256,18 @@ def _folder(path: Path) -> tuple[bool, str, str]:
     """A folder that commands write into, or will make; or a place in a bucket, which is asked."""
     if isinstance(path, Address):
         return True, f"{path}: the bucket answers{'' if path.exists() else ', nothing there yet'}", ""
-    there = next((parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent)), path)
-    if not there.is_dir():
-        return False, f"{there} is no folder", "name another one: geo config show"
-    free = shutil.disk_usage(there).free
-    said = f"{path}: {_size(free)} free{'' if there == path else ', not made yet'}"
-    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        return False, f"{path}: {there} can't be read and written", f"chmod u+rwx {shlex.quote(str(there))}"
-    return free >= _LEAST_BYTES, said, "free the disk" if free < _FEW_BYTES else ""
+    existing = next((parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent)), path)
+    if not existing.is_dir():
+        return False, f"{existing} is no folder", "name another one: geo config show"
+    free = shutil.disk_usage(existing).free
+    line = f"{path}: {_size(free)} free{'' if existing == path else ', not made yet'}"
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        return (
+            False,
+            f"{path}: {existing} can't be read and written",
+            f"chmod u+rwx {shlex.quote(str(existing))}",
+        )
+    return free >= _LEAST_BYTES, line, "free the disk" if free < _FEW_BYTES else ""
 
 
 def _size(count: float) -> str:
@@ -285,16 +289,16 @@ def _data(config: Config, split: str) -> tuple[bool, str, str]:
         store.attrs["manifest_sha256"] == manifest_sha256(samples)
         for store in list_stores(config.paths.cache_dir, split)
     )
-    said = f"{samples.csv}: {counted(len(samples), 'sample')}, {counted(len(samples.view_names), 'view')}"
+    line = f"{samples.csv}: {counted(len(samples), 'sample')}, {counted(len(samples.view_names), 'view')}"
     if absent:
         total = len(samples) * len(samples.view_names)
         return (
             embedded,
-            f"{said}; {len(absent):,} of {total:,} pictures are missing in {samples.image_root}"
+            f"{line}; {len(absent):,} of {total:,} pictures are missing in {samples.image_root}"
             + (", and there are embeddings of them" if embedded else ""),
             f"geo data check --split {split}",
         )
-    return True, f"{said}, all pictures there", ""
+    return True, f"{line}, all pictures there", ""
 
 
 def _of_each_backbone(
@@ -303,9 +307,9 @@ def _of_each_backbone(
     """What there is to say of every backbone that the settings name, in one line; and the first thing to do about one."""
     models = [config.model.with_backbone(name) for name in config.model.backbone_names]
     looks = [look(config.model_copy(update={"model": model})) for model in models]
-    faults = [found for found in looks if not found[0]] or looks
+    faults = [answer for answer in looks if not answer[0]] or looks
     hints = [hint for _, _, hint in faults if hint]
-    return all(good for good, _, _ in looks), "; ".join(said for _, said, _ in looks), (hints or [""])[0]
+    return all(good for good, _, _ in looks), "; ".join(line for _, line, _ in looks), (hints or [""])[0]
 
 
 def _weights(config: Config) -> tuple[bool, str, str]:

@@ -53,8 +53,13 @@ def next_step(
                 return ["cache", "import", "FILE", "--split", split, "--backbone", name]
         if imports:
             named_words = [word for name in names if name not in imports for word in ("--backbone", name)]
-        which = dict.fromkeys(split for _, split in absent)
-        return ["extract", "--split", "all" if len(which) > 1 else next(iter(which)), *named_words]
+        lacking_splits = dict.fromkeys(split for _, split in absent)
+        return [
+            "extract",
+            "--split",
+            "all" if len(lacking_splits) > 1 else next(iter(lacking_splits)),
+            *named_words,
+        ]
     # 2. A run on them.
     newest = [path.name for path in finished_runs(config.paths.runs_dir)]
     of_fingerprint = run_stores(config.paths.runs_dir)

@@ -14,12 +14,12 @@ _MANY_TWINS = 0.02
 _LEAST_GAIN = 0.005
 
 
-def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str, str]]:
+def advice(evidence: Evidence, findings: dict[str, Any], geo: str) -> list[dict[str, str]]:
     """Commands that the findings speak for, the most useful first, each with why.
 
     Args:
         evidence: of the run.
-        found: what `findings` found of it.
+        findings: what `findings` found of it.
         geo: how the command begins, with the settings that it depends on.
     """
     run, name = evidence.run, shlex.quote(evidence.run.name)
@@ -31,7 +31,7 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
     def suggest(why: str, command: str) -> None:
         rows.append({"why": why, "command": f"{geo} {command}"})
 
-    validation = found.get("validation") or {}
+    validation = findings.get("validation") or {}
     trainable = evidence.kind == "heads"
     twins = max((column["twins"] or 0 for column in validation.get("columns", [])), default=0)
     if trainable and validation.get("lacking") == "spatial":
@@ -44,16 +44,16 @@ def advice(evidence: Evidence, found: dict[str, Any], geo: str) -> list[dict[str
             "Compare with samples held out at random",
             f"{recipe} --set training.validation=random fit-heads --name {name}-random",
         )
-    curves = (found.get("reliability") or {}).get("curves", [])
+    curves = (findings.get("reliability") or {}).get("curves", [])
     if (
         trainable
         and len(curves) == 2
-        and not found["reliability"]["calibrated"]
+        and not findings["reliability"]["calibrated"]
         and curves[0]["nll"] - curves[1]["nll"] > _LEAST_GAIN
     ):
         gain = f"NLL {curves[0]['nll']:.3f} → {curves[1]['nll']:.3f}"
         suggest(f"Its confidence is off; one temperature would help ({gain})", f"calibrate {name}")
-    pairs = (found.get("confusion") or {}).get("pairs", [])
+    pairs = (findings.get("confusion") or {}).get("pairs", [])
     if pairs:
         worst = pairs[0]
         suggest(

@@ -40,7 +40,7 @@ def _case(evidence: Evidence, row: int, score: float, views: Any) -> dict[str, A
     probabilities = evidence.predictions.probabilities[row]
     label = int(evidence.labels[row])
     rank = int((np.argsort(-probabilities, kind="stable") == label).argmax()) + 1
-    found: dict[str, Any] = {
+    case: dict[str, Any] = {
         "id": evidence.ids[row],
         "true": evidence.names[label],
         "top": [[evidence.names[k], round(float(probabilities[k]), 4)] for k in evidence.ranked[row]],
@@ -55,8 +55,8 @@ def _case(evidence: Evidence, row: int, score: float, views: Any) -> dict[str, A
         ],
     }
     if views is not None:
-        found["views"] = views(evidence.predictions.sample_id[row])
-    return found
+        case["views"] = views(evidence.predictions.sample_id[row])
+    return case
 
 
 def _pictures(evidence: Evidence) -> Any:
@@ -69,11 +69,11 @@ def _pictures(evidence: Evidence) -> Any:
     def views(sample_id: str) -> list[list[str]]:
         if sample_id not in rows:
             return [["", "", "the train CSV has no such sample"]]
-        found = []
+        pictures = []
         for view, name in zip(samples.view_names, samples.images[rows[sample_id]], strict=True):
             url, why = _thumbnail(samples, name) if name else ("", "the CSV names no picture")
-            found.append([harmless(view), url, why])
-        return found
+            pictures.append([harmless(view), url, why])
+        return pictures
 
     return views
 

@@ -124,14 +124,14 @@ def _where(ground: Ground | None) -> str:
         return missing("No map", "There are no training samples with places to show.")
     rows = np.arange(len(ground.truth))
     shown = rows if len(rows) <= _PLACES else rows[np.linspace(0, len(rows) - 1, _PLACES).astype(int)]
-    some = "" if len(shown) == len(rows) else f" {len(shown):,} of them are drawn, evenly through the CSV."
+    thinned = "" if len(shown) == len(rows) else f" {len(shown):,} of them are drawn, evenly through the CSV."
     near = ground.nearest_km[np.isfinite(ground.nearest_km)]
     apart = (
         ""
         if not len(near)
         else f" From one to the next it is {to_km(float(np.median(near)))} in the middle. Samples with another within 100 m: {int((near < 0.1).sum()):,}."
     )
-    caption = f"Training samples: {len(rows):,}.{some}{apart}"
+    caption = f"Training samples: {len(rows):,}.{thinned}{apart}"
     outside = ""
     if ground.outside:
         outside = (
@@ -148,7 +148,7 @@ def _classes(dataset: Dataset) -> str:
     counts = np.bincount(ground.labels, minlength=len(ground.encoder))
     order = np.argsort(-counts, kind="stable")
     few = int((counts < 5).sum())
-    said = (
+    summary = (
         f"{len(counts):,} classes of {counts.min():,} to {counts.max():,} samples, {np.median(counts):,.0f} in the middle. "
         + (f"{few:,} have fewer than five, which is hard to learn from. " if few else "")
         + f"Who always answers {ground.encoder.names[order[0]]} is right in {100 * counts.max() / counts.sum():.1f} % of the training samples."
@@ -159,7 +159,9 @@ def _classes(dataset: Dataset) -> str:
         f'<span class="count">{counts[k]:,}</span></li>'
         for k in order
     )
-    return f'<p class="lead">{to_text(said)}</p><figure class="panel"><ol class="bars">{bars}</ol></figure>'
+    return (
+        f'<p class="lead">{to_text(summary)}</p><figure class="panel"><ol class="bars">{bars}</ol></figure>'
+    )
 
 
 def _pictures(parts: list[Part]) -> str:
@@ -173,10 +175,10 @@ def _pictures(parts: list[Part]) -> str:
         looks, samples = part.looks, part.samples
         assert looks is not None
         assert samples is not None
-        for width, height in zip(looks.width[looks.there], looks.height[looks.there], strict=True):
+        for width, height in zip(looks.width[looks.present], looks.height[looks.present], strict=True):
             sizes[(part.name, f"{width} × {height}")] += 1
         for v, view in enumerate(samples.view_names):
-            there, size = looks.there[looks.decoded, v], looks.size[:, v][looks.size[:, v] > 0]
+            existing, size = looks.present[looks.decoded, v], looks.size[:, v][looks.size[:, v] > 0]
             named = samples.images.named[:, v]
             middle = to_bytes(int(np.median(size))) if len(size) else "–"
             spread = f"{to_bytes(int(size.min()))} – {to_bytes(int(size.max()))}" if len(size) else "–"
@@ -185,7 +187,7 @@ def _pictures(parts: list[Part]) -> str:
                     part.name,
                     view,
                     f"{int(named.sum()):,}",
-                    f"{int(there.sum()):,}",
+                    f"{int(existing.sum()):,}",
                     f"{int(looks.blank[:, v].sum()):,}",
                     middle,
                     spread,
@@ -215,20 +217,20 @@ def _pictures(parts: list[Part]) -> str:
 
 def count_decoded(looks: Looks) -> int:
     """How many pictures of a split could be decoded."""
-    return int(looks.there[looks.decoded].sum())
+    return int(looks.present[looks.decoded].sum())
 
 
 def _how_read(parts: list[Part]) -> str:
     """What of the pictures was read: all, or the pixels of some."""
-    some = [
+    counts = [
         f"{int(part.looks.decoded.sum()):,} of {len(part.looks.decoded):,} {part.name} samples"
         for part in parts
         if part.looks is not None and not part.looks.decoded.all()
     ]
-    if not some:
+    if not counts:
         return "Every picture was decoded."
     return (
-        f"Decoded (--limit): the pictures of {' and '.join(some)}, evenly through the CSV. Of the others files and headers were read; "
+        f"Decoded (--limit): the pictures of {' and '.join(counts)}, evenly through the CSV. Of the others files and headers were read; "
         "what is damaged, blank or nearly the same was looked for among the decoded ones."
     )
 
@@ -276,12 +278,12 @@ def _leaks(dataset: Dataset, config: Config) -> str:
         if leakage.embeddings
         else "places alone, since no embeddings are cached for this backbone"
     )
-    said = (
+    summary = (
         f"With training.validation={training.validation}, {counted(leakage.held_out, 'sample')} would be held out. Given away by a training "
         f"sample, by {compared}: {leakage.leaking:,}."
     )
     if leakage.leaking and training.validation == "random":
-        said += " Their score will be too good; training.validation=spatial holds places out whole."
+        summary += " Their score will be too good; training.validation=spatial holds places out whole."
     kinds = Counter(leak["kind"] for leak in leakage.leaks)
     rows = [
         (
@@ -292,7 +294,7 @@ def _leaks(dataset: Dataset, config: Config) -> str:
         )
         for leak in leakage.leaks[:_LISTED]
     ]
-    body = f'<p class="{"bad" if leakage.leaking else "ok"}">{to_text(said)}</p>'
+    body = f'<p class="{"bad" if leakage.leaking else "ok"}">{to_text(summary)}</p>'
     if rows:
         by_kind = ", ".join(f"{count:,} by {kind}" for kind, count in kinds.items())
         body += table(("kind", "held out", "training", "how near"), rows, caption=f"Leaks: {by_kind}")
@@ -302,9 +304,9 @@ def _leaks(dataset: Dataset, config: Config) -> str:
 def _odd(dataset: Dataset) -> str:
     rows: list[tuple[str, ...]] = []
     for part in dataset.parts:
-        for found in findings_by_kind(part.checked):
-            for k, finding in enumerate(found["first"]):
-                kind = f"{found['what']}: {found['kind']}, {found['count']:,}" if not k else ""
+        for group in findings_by_kind(part.checked):
+            for k, finding in enumerate(group["first"]):
+                kind = f"{group['what']}: {group['kind']}, {group['count']:,}" if not k else ""
                 rows.append((part.name if not k else "", kind, finding.message, _place(finding.where)))
         if part.looks is not None and part.samples is not None:
             for k, (i, v, why) in enumerate(part.looks.faults[:5]):

@@ -179,8 +179,8 @@ def _overlap(parts: list[Part]) -> int | None:
     train, test = looks.get("train"), looks.get("test")
     if train is None or test is None:
         return None
-    there = (test.size > 0) & np.isin(test.content, train.content[train.size > 0])
-    return int(there.any(axis=1).sum())
+    shared = (test.size > 0) & np.isin(test.content, train.content[train.size > 0])
+    return int(shared.any(axis=1).sum())
 
 
 def _twins(parts: list[Part]) -> list[Twin]:
@@ -188,7 +188,7 @@ def _twins(parts: list[Part]) -> list[Twin]:
     rows, likeness, content = [], [], []
     for k, part in enumerate(parts):
         if part.looks is not None:
-            telling = part.looks.there & part.looks.decoded[:, None] & ~part.looks.blank
+            telling = part.looks.present & part.looks.decoded[:, None] & ~part.looks.blank
             rows += [(k, int(i)) for i, _ in np.argwhere(telling)]
             likeness.append(part.looks.likeness[telling])
             content.append(part.looks.content[telling])

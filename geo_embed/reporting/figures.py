@@ -227,15 +227,15 @@ def views(evidence: Evidence) -> dict[str, Any]:
         ablation = score_by_view(evidence.run, evidence.predictions, evidence.truth)
     except GeoError as error:
         return {"missing": why(error)}
-    found: dict[str, Any] = {
+    worth: dict[str, Any] = {
         "ablation": [row | {"view": name} for row, name in zip(ablation, names, strict=True)]
     }
     try:
         weights = view_weights(evidence.run, "train", evidence.predictions.sample_id)
     except GeoError as error:
-        return found | {"weights": {"missing": why(error)}}
+        return worth | {"weights": {"missing": why(error)}}
     seen = weights.shares[~np.isnan(weights.shares).any(axis=1)]
-    return found | {
+    return worth | {
         "weights": [
             {
                 "view": name,

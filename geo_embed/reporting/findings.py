@@ -37,18 +37,18 @@ def findings(
     Raises:
         GeoError: a run's held-out predictions are absent or damaged.
     """
-    every = [gather(config, run) for run in runs]
+    gathered = [gather(config, run) for run in runs]
     return {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": __version__,
         "pictures": pictures,
-        "runs": [_of_run(config, evidence, pictures, geo) for evidence in every],
-        "comparisons": [comparison(config.paths.runs_dir, every[0], other) for other in every[1:]],
+        "runs": [_of_run(config, evidence, pictures, geo) for evidence in gathered],
+        "comparisons": [comparison(config.paths.runs_dir, gathered[0], other) for other in gathered[1:]],
     }
 
 
 def _of_run(config: Config, evidence: Evidence, pictures: bool, geo: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    run_findings: dict[str, Any] = {
         "name": harmless(evidence.run.name),
         "kind": evidence.kind,
         "note": harmless(str(evidence.run.provenance.get("note") or "")),
@@ -69,9 +69,9 @@ def _of_run(config: Config, evidence: Evidence, pictures: bool, geo: str) -> dic
         "cases": lambda: cases(evidence, pictures=pictures),
     }
     for name, make in parts.items():
-        found[name] = _or_why(make) if len(evidence) else {"missing": NOTHING}
-    found["next"] = advice(evidence, found, geo)
-    return found
+        run_findings[name] = _or_why(make) if len(evidence) else {"missing": NOTHING}
+    run_findings["next"] = advice(evidence, run_findings, geo)
+    return run_findings
 
 
 def _map(evidence: Evidence) -> dict[str, Any]:

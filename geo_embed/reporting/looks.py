@@ -32,7 +32,7 @@ class Looks:
 
     Attributes:
         decoded: (N,) the samples whose pictures were decoded; of the others' the headers were read.
-        there: (N, V) whether a picture could be decoded, or its header read; the others are 0 below.
+        present: (N, V) whether a picture could be decoded, or its header read; the others are 0 below.
         width, height: (N, V) pixels, upright.
         size: (N, V) bytes of the file; also of one that can't be decoded.
         content: (N, V) uint64, equal where the files' bytes are.
@@ -42,7 +42,7 @@ class Looks:
     """
 
     decoded: NDArray[np.bool_]
-    there: NDArray[np.bool_]
+    present: NDArray[np.bool_]
     width: NDArray[np.int64]
     height: NDArray[np.int64]
     size: NDArray[np.int64]
@@ -89,7 +89,7 @@ def look_at(samples: Samples, config: Config, limit: int | None = None) -> Looks
         try:
             if not decoded[place[0]]:
                 looks.height[place], looks.width[place] = images.read_shape(data)
-                looks.there[place] = True
+                looks.present[place] = True
                 return ""
             pixels = images.decode_grey(data)
         except images.DamagedImage as error:
@@ -100,7 +100,7 @@ def look_at(samples: Samples, config: Config, limit: int | None = None) -> Looks
                 return fault
         except images.UnreadableImage as error:
             return str(error)
-        looks.there[place] = True
+        looks.present[place] = True
         looks.height[place], looks.width[place] = pixels.shape
         looks.likeness[place], looks.blank[place] = likeness_of(pixels)
         return fault
@@ -155,7 +155,7 @@ def near_duplicates(likeness: NDArray[np.uint16], owner: NDArray[np.int64]) -> N
         likeness: (P, 8) of `likeness_of`.
         owner: (P,) the sample that each belongs to.
     """
-    found = [np.empty((0, 2), dtype=np.int64)]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
     for band in range(_BANDS):
         # By this band, then by the others: in a bucket the most alike stand together.
         order = np.lexsort([*np.roll(likeness, -band, axis=1).T[::-1]])
@@ -173,5 +173,5 @@ def near_duplicates(likeness: NDArray[np.uint16], owner: NDArray[np.int64]) -> N
             left, right = order[first], order[first + step]
             differ = _BITS[likeness[left] ^ likeness[right]].sum(axis=1)
             close = (differ <= NEAR_BITS) & (owner[left] != owner[right])
-            found.append(np.sort(np.stack([left[close], right[close]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+            pairs.append(np.sort(np.stack([left[close], right[close]], axis=1), axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)

@@ -20,9 +20,11 @@ def missing(title: str, why: str) -> str:
     return f'<div class="missing"><h3>{to_text(title)}</h3><p>{to_text(why)}</p></div>'
 
 
-def figure(title: str, said: str, body: str) -> str:
+def figure(title: str, caption: str, body: str) -> str:
     """A panel with a title and a line below it."""
-    return f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(said)}</p></figcaption>{body}</figure>"
+    return (
+        f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(caption)}</p></figcaption>{body}</figure>"
+    )
 
 
 def tiles_of(tiles: Iterable[tuple[str, str]]) -> str:

@@ -90,9 +90,11 @@ def outlines(
     rings: list[tuple[Ring, ...]] = []
     sources: list[Source] = []
     for k, area in enumerate(named):
-        mine = label == k
-        rings.append(area.rings if area else (hull(lat[mine], lon[mine], reach),) if mine.any() else ())
-        sources.append(source if area else "hull" if mine.any() else "none")  # type: ignore[arg-type]
+        in_class = label == k
+        rings.append(
+            area.rings if area else (hull(lat[in_class], lon[in_class], reach),) if in_class.any() else ()
+        )
+        sources.append(source if area else "hull" if in_class.any() else "none")  # type: ignore[arg-type]
     taken = {id(area) for area in named if area}
     return Outlines(
         tuple(classes),
@@ -114,11 +116,11 @@ def contains(rings: Sequence[Ring], latitude: ArrayLike, longitude: ArrayLike) -
     for ring in rings:
         (west, south), (east, north) = ring.min(axis=0), ring.max(axis=0)
         # The same meridian, as the ring writes it.
-        here = west + (lon - west) % 360
-        rows = np.flatnonzero((lat >= south) & (lat <= north) & (here <= east))
+        wrapped = west + (lon - west) % 360
+        rows = np.flatnonzero((lat >= south) & (lat <= north) & (wrapped <= east))
         (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
         for part in np.array_split(rows, 1 + rows.size * len(x0) // 4_000_000):
-            y, x = lat[part, None], here[part, None]
+            y, x = lat[part, None], wrapped[part, None]
             crosses = (y0 > y) != (y1 > y)
             with np.errstate(divide="ignore", invalid="ignore"):
                 crosses &= x < x0 + (y - y0) * (x1 - x0) / (y1 - y0)
@@ -129,10 +131,10 @@ def contains(rings: Sequence[Ring], latitude: ArrayLike, longitude: ArrayLike) -
 def class_at(drawn: Outlines, latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.int64]:
     """The class whose outline holds each of the points (N,), −1 where none does; hulls may overlap, then the first one."""
     lat = np.asarray(latitude, dtype=np.float64)
-    found = np.full(len(lat), -1, dtype=np.int64)
+    labels = np.full(len(lat), -1, dtype=np.int64)
     for k, rings in enumerate(drawn.rings):
-        found[(found < 0) & contains(rings, lat, longitude)] = k
-    return found
+        labels[(labels < 0) & contains(rings, lat, longitude)] = k
+    return labels
 
 
 def km_outside(rings: Sequence[Ring], latitude: ArrayLike, longitude: ArrayLike) -> Floats:
@@ -212,7 +214,7 @@ def _areas_of(
 ) -> list[Area | None]:
     """For each class the area that it is called after, if its places lie there."""
     by_key = {key: area for area in reversed(atlas) for key in area.keys}
-    found: list[Area | None] = []
+    areas: list[Area | None] = []
     for k, name in enumerate(classes):
         area = by_key.get(key_of(name))
         rows = np.flatnonzero(label == k)
@@ -220,8 +222,8 @@ def _areas_of(
         rows = rows[np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int)] if len(rows) > _LOOKED_AT else rows
         if area and len(rows) and (km_outside(area.rings, lat[rows], lon[rows]) < _NEAR_KM).mean() < _SHARE:
             area = None
-        found.append(area)
-    return found
+        areas.append(area)
+    return areas
 
 
 def _places_in(areas: list[Area | None], label: NDArray[np.int64]) -> int:

@@ -220,7 +220,7 @@ def _samples(subject: Subject, choice: Choice) -> "Figure":
             where=subject.samples.image_root,
             hint="name the folder of the pictures with --set paths.train_images=DIR or paths.test_images; geo plot sample shows one without",
         )
-    said = {
+    orders = {
         "worst": "The lowest scores first",
         "best": "The highest scores first",
         "least-certain": "The least certain answers first",
@@ -228,7 +228,7 @@ def _samples(subject: Subject, choice: Choice) -> "Figure":
     colours = "" if subject.truth is None else "; blue: the first answer is right, orange: it isn't"
     title = f"{len(shown)} of {subject.rows}"
     return samples_figure(
-        shown, subject.run.labels.names, title=title, said=f"{said[choice.order]}{colours}."
+        shown, subject.run.labels.names, title=title, subtitle=f"{orders[choice.order]}{colours}."
     )
 
 
@@ -253,12 +253,12 @@ def _shown(subject: Subject, row: int) -> Shown:
     )
     if truth is None:
         return answer
-    there = truth.take(np.array([row]))
+    row_truth = truth.take(np.array([row]))
     true = {
-        "true_class": int(predictions.labels.encode(there.state_idx)[0]),
-        "true_latitude": float(there.latitude[0]),
-        "true_longitude": float(there.longitude[0]),
-        "km": float(error_km(predictions.take(np.array([row])), there)[0]),
+        "true_class": int(predictions.labels.encode(row_truth.state_idx)[0]),
+        "true_latitude": float(row_truth.latitude[0]),
+        "true_longitude": float(row_truth.longitude[0]),
+        "km": float(error_km(predictions.take(np.array([row])), row_truth)[0]),
     }
     return Shown(**(vars(answer) | true))
 

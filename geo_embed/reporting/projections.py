@@ -129,10 +129,15 @@ def project(projection: Projection, latitude: ArrayLike, longitude: ArrayLike) -
         return _plane(projection)(lat, lon)
     points = np.full((len(lat), 2), np.nan)
     for panel in reversed(_USA):
-        here = panel(lat, lon)
+        projected = panel(lat, lon)
         left, right, lower, upper = panel.frame
-        inside = (here[:, 0] >= left) & (here[:, 0] <= right) & (here[:, 1] >= lower) & (here[:, 1] <= upper)
-        points[inside] = here[inside]
+        inside = (
+            (projected[:, 0] >= left)
+            & (projected[:, 0] <= right)
+            & (projected[:, 1] >= lower)
+            & (projected[:, 1] <= upper)
+        )
+        points[inside] = projected[inside]
     return points
 
 

@@ -43,8 +43,8 @@ def report(
     _check_different(runs)
     path = out or config.paths.reports_dir / f"{'-vs-'.join(run.name for run in runs)[:200]}.html"
     check_output(config.paths, path, PAGES)
-    found = findings(config, runs, pictures=pictures, geo=geo)
-    page = to_html(" and ".join(run.name for run in runs), found)
+    all_findings = findings(config, runs, pictures=pictures, geo=geo)
+    page = to_html(" and ".join(run.name for run in runs), all_findings)
     for run in runs:
         check_not_replaced(run)
     with disk_errors(path.parent):

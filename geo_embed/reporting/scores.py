@@ -144,13 +144,13 @@ def training_km(evidence: Evidence) -> NDArray[np.float64] | None:
     points = to_unit_vectors(truth.latitude, truth.longitude)
     # A sample that isn't in the run's split was not trained on.
     of_row = np.array([fold_of.get(sample_id, -2) for sample_id in evidence.samples.sample_id])
-    own = np.array([fold_of.get(sample_id, 0) for sample_id in evidence.predictions.sample_id])
+    folds = np.array([fold_of.get(sample_id, 0) for sample_id in evidence.predictions.sample_id])
     held_out = to_unit_vectors(evidence.truth.latitude, evidence.truth.longitude)
     away = np.full(len(evidence), np.inf)
-    for part in np.unique(own):
+    for part in np.unique(folds):
         trained = points[(of_row != part) & (of_row != -2)]
         if len(trained):
-            rows = own == part
+            rows = folds == part
             chord = cKDTree(trained).query(held_out[rows])[0]
             away[rows] = 2 * EARTH_RADIUS_KM * np.arcsin(np.clip(chord / 2, 0, 1))
     return away
@@ -158,7 +158,7 @@ def training_km(evidence: Evidence) -> NDArray[np.float64] | None:
 
 def _counterpart(run: Run, runs_dir: Path, validation: str) -> Run | None:
     """The newest run on the same embeddings and data, by the same preset, that was validated the other way; None without one."""
-    found: list[Run] = []
+    counterparts: list[Run] = []
     for name in run_stores(runs_dir).get(run.store_fingerprints[0], []):
         if name == run.name:
             continue
@@ -174,8 +174,8 @@ def _counterpart(run: Run, runs_dir: Path, validation: str) -> Run | None:
             and ("init" in other.provenance) == ("init" in run.provenance)
         )
         if same and other.config.training.validation == validation:
-            found.append(other)
-    return max(found, key=lambda other: str(other.provenance.get("created", "")), default=None)
+            counterparts.append(other)
+    return max(counterparts, key=lambda other: str(other.provenance.get("created", "")), default=None)
 
 
 def comparison(runs_dir: Path, first: Evidence, second: Evidence) -> dict[str, Any]:
@@ -184,19 +184,19 @@ def comparison(runs_dir: Path, first: Evidence, second: Evidence) -> dict[str, A
     """
     names = {"a": harmless(first.run.name), "b": harmless(second.run.name)}
     try:
-        found = compare_runs(runs_dir, str(first.run.path.resolve()), str(second.run.path.resolve()))
+        compared = compare_runs(runs_dir, str(first.run.path.resolve()), str(second.run.path.resolve()))
     except GeoError as error:
         return names | {"missing": why(error)}
     parts = {
-        "Score": (found.difference, found.interval),
-        "State part": (found.state_score.difference, found.state_score.interval),
-        "GPS part": (found.gps_score.difference, found.gps_score.interval),
+        "Score": (compared.difference, compared.interval),
+        "State part": (compared.state_score.difference, compared.state_score.interval),
+        "GPS part": (compared.gps_score.difference, compared.gps_score.interval),
     }
     return names | {
-        "samples": found.samples,
-        "places": found.groups,
-        "scores": [run.score for run in found.runs],
-        "left_out": [run.left_out for run in found.runs],
+        "samples": compared.samples,
+        "places": compared.groups,
+        "scores": [run.score for run in compared.runs],
+        "left_out": [run.left_out for run in compared.runs],
         "rows": [
             {"name": name, "difference": difference, "low": interval[0], "high": interval[1]}
             for name, (difference, interval) in parts.items()

@@ -142,13 +142,13 @@ def _check_ids(answers: Answers) -> None:
 
 
 def _ranks(a: NDArray[np.int64], b: NDArray[np.int64]) -> list[dict[str, Any]]:
-    given = (a >= 0) | (b >= 0)
-    same = (a == b) & given
+    ranked = (a >= 0) | (b >= 0)
+    same = (a == b) & ranked
     return [
         {
             "rank": rank + 1,
-            "samples": int(given[:, rank].sum()),
-            "same": float(same[:, rank].sum() / given[:, rank].sum()) if given[:, rank].any() else None,
+            "samples": int(ranked[:, rank].sum()),
+            "same": float(same[:, rank].sum() / ranked[:, rank].sum()) if ranked[:, rank].any() else None,
         }
         for rank in range(a.shape[1])
     ]

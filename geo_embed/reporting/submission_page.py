@@ -43,27 +43,27 @@ def write_comparison_page(path: Path, comparison: Comparison, *, limit: int) -> 
 
 def comparison_page(comparison: Comparison, *, limit: int) -> str:
     """The page as text; see `write_comparison_page`."""
-    found = comparison.statistics
-    km, most = found["km"], found["effect"]["most"]
+    statistics = comparison.statistics
+    km, most = statistics["km"], statistics["effect"]["most"]
     credit, drawn = _map(comparison)
     distance = (
         "No sample has a point in both files."
         if km["mean"] is None
         else f"Mean {km['mean']:,.1f} km, median {km['median']:,.1f} km, at most {km['max']:,.0f} km."
     )
-    ranks = [(f"rank {rank['rank']}", rank["same"]) for rank in found["ranks"]]
-    agreement = f"{found['same_states']:.1%} have the same set of states; {found['shared_states']:.2f} states are shared on average."
+    ranks = [(f"rank {rank['rank']}", rank["same"]) for rank in statistics["ranks"]]
+    agreement = f"{statistics['same_states']:.1%} have the same set of states; {statistics['shared_states']:.2f} states are shared on average."
     figures = (
         '<div class="figures">'
         + _bars("The same state at each rank", agreement, ranks)
         + _bars("Distance between the points", distance, _histogram(comparison))
         + "</div>"
     )
-    names = [Path(found[side]["submission"]).name for side in "ab"]
+    names = [Path(statistics[side]["submission"]).name for side in "ab"]
     tiles = [
-        ("samples in both", f"{found['samples']:,}"),
-        ("in A alone, in B alone", f"{found['only_a']:,}, {found['only_b']:,}"),
-        ("same answer to the last digit", f"{found['same_answers']:,}"),
+        ("samples in both", f"{statistics['samples']:,}"),
+        ("in A alone, in B alone", f"{statistics['only_a']:,}, {statistics['only_b']:,}"),
+        ("same answer to the last digit", f"{statistics['same_answers']:,}"),
         ("points apart, median", "–" if km["median"] is None else to_km(km["median"])),
         ("scores differ by at most", f"{most['score']:.4f}"),
     ]
@@ -75,7 +75,7 @@ def comparison_page(comparison: Comparison, *, limit: int) -> str:
     return to_plain_html(
         f"{names[0]} and {names[1]}",
         f'<p class="eyebrow">Two submissions</p><h1>{to_text(names[0])} and {to_text(names[1])}</h1>'
-        f"{tiles_of(tiles)}{_about(found)}",
+        f"{tiles_of(tiles)}{_about(statistics)}",
         sections,
         f"Made by geo_embed {to_text(__version__)}{credit}.",
         "data",
@@ -83,12 +83,12 @@ def comparison_page(comparison: Comparison, *, limit: int) -> str:
     )
 
 
-def _about(found: dict[str, Any]) -> str:
+def _about(statistics: dict[str, Any]) -> str:
     """The files, and what their difference can be worth."""
-    most, expected = found["effect"]["most"], found["effect"]["expected"]
+    most, expected = statistics["effect"]["most"], statistics["effect"]["expected"]
     facts = [
-        ("A", _file(found["a"])),
-        ("B", _file(found["b"])),
+        ("A", _file(statistics["a"])),
+        ("B", _file(statistics["b"])),
         (
             "the largest difference of the parts",
             f"states {most['state_score']:.4f}, GPS {most['gps_score']:.4f}",
@@ -150,7 +150,7 @@ def _outlines(comparison: Comparison) -> Outlines:
 
 def _samples(comparison: Comparison, limit: int) -> str:
     listed = comparison.samples.head(limit)
-    said = (
+    summary = (
         "By how much a sample's share of the score can differ at most, whatever its truth is: 0.70 × the state credit, and 0.30 × the "
         f"distance over 5,000 km. {len(listed):,} of {counted(len(comparison.samples), 'sample')}."
     )
@@ -165,7 +165,7 @@ def _samples(comparison: Comparison, limit: int) -> str:
         for row in listed.to_dict("records")
     ]
     shown = table(("sample", "states of A", "states of B", "km", "difference"), rows, numbers=3)
-    return f'<p class="lead">{to_text(said)}</p><div class="panel">{shown}</div>'
+    return f'<p class="lead">{to_text(summary)}</p><div class="panel">{shown}</div>'
 
 
 def _file(side: dict[str, Any]) -> str:
@@ -191,7 +191,7 @@ def _histogram(comparison: Comparison) -> list[tuple[str, float | None]]:
     ]
 
 
-def _bars(title: str, said: str, shares: Iterable[tuple[str, float | None]]) -> str:
+def _bars(title: str, caption: str, shares: Iterable[tuple[str, float | None]]) -> str:
     """A figure with a bar for each share of the samples."""
     bars = "".join(
         f'<li><span class="name">{to_text(name)}</span><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
@@ -200,6 +200,6 @@ def _bars(title: str, said: str, shares: Iterable[tuple[str, float | None]]) -> 
         for name, share in shares
     )
     return (
-        f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(said)}</p></figcaption>"
+        f"<figure><figcaption><h3>{to_text(title)}</h3><p>{to_text(caption)}</p></figcaption>"
         f'<ol class="bars shares">{bars}</ol></figure>'
     )

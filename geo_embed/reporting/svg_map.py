@@ -44,15 +44,15 @@ def svg_pairs(
         a, b: latitudes and longitudes (n,) in degrees; a pair without one of them, or off the map, is left out.
     """
     start, end = (_on_page(projection, *points) for points in (a, b))
-    there = np.flatnonzero(np.isfinite(start).all(axis=1) & np.isfinite(end).all(axis=1)).tolist()
+    complete = np.flatnonzero(np.isfinite(start).all(axis=1) & np.isfinite(end).all(axis=1)).tolist()
     marks = "".join(
         f"<g><title>{to_text(names[k])}</title>"
         f'<path class="link" d="M{start[k, 0]:.1f} {start[k, 1]:.1f}L{end[k, 0]:.1f} {end[k, 1]:.1f}"/>'
         f'<circle class="first" cx="{start[k, 0]:.1f}" cy="{start[k, 1]:.1f}" r="{_RADIUS}"/>'
         f'<circle class="second" cx="{end[k, 0]:.1f}" cy="{end[k, 1]:.1f}" r="{_RADIUS}"/></g>'
-        for k in there
+        for k in complete
     )
-    return _svg(drawn, projection, "Map of the pairs of points", marks), len(there)
+    return _svg(drawn, projection, "Map of the pairs of points", marks), len(complete)
 
 
 def _on_page(projection: Projection, latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.float64]:

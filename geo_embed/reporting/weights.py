@@ -109,8 +109,8 @@ def _shares(heads: Heads, x: "object", is_there: "object") -> NDArray[np.float64
     device = heads.centroids.device
     with torch.inference_mode():
         parts = [
-            heads(part.to(device), there.to(device))["view_weights"].double().cpu()
-            for part, there in in_parts(x, is_there)  # type: ignore[arg-type]
+            heads(part.to(device), mask.to(device))["view_weights"].double().cpu()
+            for part, mask in in_parts(x, is_there)  # type: ignore[arg-type]
         ]
     weights = torch.cat(parts).numpy() if parts else np.zeros((0, heads.size.views))
     return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12))

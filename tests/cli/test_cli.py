@@ -294,9 +294,9 @@ def test_data_check_says_no_with_3_and_its_findings_on_stdout(own: Country, geo:
     assert problem["kind"] == "missing-image"
     assert problem["where"].endswith("sample 2, column image_south")
     assert "img_000002_south.jpg" in problem["message"]
-    told = geo(*own.options(), "data", "check", "--split", "train")
-    assert told.code == 3
-    assert "img_000002_south.jpg" in told.out
+    ran_for_people = geo(*own.options(), "data", "check", "--split", "train")
+    assert ran_for_people.code == 3
+    assert "img_000002_south.jpg" in ran_for_people.out
 
 
 def test_submission_validate_says_no_with_3_and_its_findings_on_stdout(
@@ -311,12 +311,12 @@ def test_submission_validate_says_no_with_3_and_its_findings_on_stdout(
     assert ran.json["valid"] is False
     assert len(ran.json["errors"]) == 1
     assert "predicted_state_idx_1 lies outside [0, 49]" in ran.json["errors"][0]
-    told = geo(*country.options(tmp_path), "submission", "validate", "bad.csv")
-    assert told.code == 3
-    assert "error: 32 rows where predicted_state_idx_1 lies outside [0, 49]\n" in told.out
-    assert "    row 2  sample 0  '50'\n" in told.out
-    assert "    … and 24 more: --json names them all\n" in told.out
-    assert "error:" not in told.err
+    ran_for_people = geo(*country.options(tmp_path), "submission", "validate", "bad.csv")
+    assert ran_for_people.code == 3
+    assert "error: 32 rows where predicted_state_idx_1 lies outside [0, 49]\n" in ran_for_people.out
+    assert "    row 2  sample 0  '50'\n" in ran_for_people.out
+    assert "    … and 24 more: --json names them all\n" in ran_for_people.out
+    assert "error:" not in ran_for_people.err
     (error,) = (finding for finding in ran.json["findings"] if finding["severity"] == "error")
     assert error["rows"] == [*range(2, 34)]
     assert error["sample_ids"] == template["sample_id"].astype(str).tolist()
@@ -393,11 +393,11 @@ def test_every_command_explains_itself_with_an_example_of_itself(
 
 
 def test_the_commands_of_the_mission_are_there() -> None:
-    there = {" ".join(command) for command in commands()}
+    names = {" ".join(command) for command in commands()}
     assert {
         *("demo", "data check", "extract", "fit-heads", "evaluate", "predict", "submit"),
         *("submission validate", "config show", "config init"),
-    } <= there
+    } <= names
 
 
 def test_help_does_not_wait_for_heavy_libraries(geo: Geo) -> None:

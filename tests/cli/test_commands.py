@@ -42,7 +42,12 @@ FIRST = ("config init", "extract", "fit-heads", "submit", "cache export", "runs 
 def groups(group: Any) -> list[Any]:
     return [
         group,
-        *(below for each in group.commands.values() if hasattr(each, "commands") for below in groups(each)),
+        *(
+            below
+            for subcommand in group.commands.values()
+            if hasattr(subcommand, "commands")
+            for below in groups(subcommand)
+        ),
     ]
 
 
@@ -62,9 +67,9 @@ def test_every_group_gives_advice_and_no_command_takes_an_option_of_geo_itself()
     root: Any = get_command(app)
     assert [group.name for group in groups(root) if not isinstance(group, Commands)] == []
     assert [group.name for group in groups(root) if "`geo " not in (group.epilog or "")] == []
-    own = {name for option in root.params for name in option.opts}
-    for name, each in COMMANDS.items():
-        assert own.isdisjoint(name for option in each.params for name in option.opts), name
+    root_options = {name for option in root.params for name in option.opts}
+    for name, click_command in COMMANDS.items():
+        assert root_options.isdisjoint(name for option in click_command.params for name in option.opts), name
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -111,7 +116,9 @@ def typed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [each for each, name in EXAMPLES.items() if name not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "example", [command_line for command_line, name in EXAMPLES.items() if name not in ELSEWHERE]
+)
 def test_an_example_does_what_it_says_when_it_is_typed(typed: dict[str, Ran], example: str) -> None:
     assert typed[example].code in (0, 3), typed[example].err
     assert typed[example].out
@@ -171,9 +178,9 @@ def test_ids_are_names_and_counts_are_numbers(capsys: pytest.CaptureFixture[str]
 
 
 def test_one_twin_is_not_several() -> None:
-    (several,), (one,) = (twin_rows({"samples": n, "score_without": 0.5}, 51) for n in (2, 1))
+    (several,), (single,) = (twin_rows({"samples": n, "score_without": 0.5}, 51) for n in (2, 1))
     assert several[1].startswith("2 held-out samples have one in training")
-    assert one[1].startswith("1 held-out sample has one in training")
+    assert single[1].startswith("1 held-out sample has one in training")
 
 
 def test_a_fit_tells_at_once_what_it_will_try_and_then_where_to_look(
@@ -205,10 +212,10 @@ def test_what_makes_something_tells_the_next_command_and_is_silent_with_q(
     for words, then in steps.items():
         ran = command(capsys, *options, *words)
         assert ran.code == 0, ran.err
-        told = shlex.split(ran.err.splitlines()[-1].removeprefix("next: "))
-        assert told[0] == "geo"
-        assert told[1 : len(options) + 1] == [str(option) for option in options]
-        assert [word.removeprefix(f"{few.root}/") for word in told[len(options) + 1 :]] == then
+        next_words = shlex.split(ran.err.splitlines()[-1].removeprefix("next: "))
+        assert next_words[0] == "geo"
+        assert next_words[1 : len(options) + 1] == [str(option) for option in options]
+        assert [word.removeprefix(f"{few.root}/") for word in next_words[len(options) + 1 :]] == then
     named = (*options, "--set", "inference.competition=places")
     sent = command(capsys, *named, "submit", "first")
     assert sent.err.splitlines()[-1].endswith(f"submission send {few.root}/submissions/first.csv -m first")

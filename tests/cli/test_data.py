@@ -30,8 +30,8 @@ def test_of_one_kind_of_problem_the_first_are_told_and_the_others_are_counted(
     assert len(lines) == 6
     assert lines[-1] == "… and 55 more missing-image in column image_south: --json names them all"
     assert [line for line in ran.out.splitlines() if "column image_east" in line]
-    every = command(capsys, "--json", *many.options(), "data", "check", "--split", "train")
-    assert len(every.json["problems"]) == 61
+    all_problems = command(capsys, "--json", *many.options(), "data", "check", "--split", "train")
+    assert len(all_problems.json["problems"]) == 61
 
 
 def test_a_view_without_any_picture_is_named_with_the_setting_that_leaves_it_out(

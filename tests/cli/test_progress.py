@@ -37,10 +37,10 @@ def test_every_stage_tells_how_far_it_is(
     few = Small.cut(country, tmp_path / "few", train=64, test=8)
     settings = ("training.preset=pigeon", "training.epochs=3", "tracking.progress_seconds=1e-9")
     options = [*few.options(), *(word for setting in settings for word in ("--set", setting))]
-    for words, told in TOLD.items():
+    for words, patterns in TOLD.items():
         ran = command(capsys, *options, *words)
         assert ran.code == 0, ran.err
-        for pattern in told:
+        for pattern in patterns:
             assert re.search(pattern, ran.err, re.MULTILINE), (words, pattern, ran.err)
         assert "\x1b" not in ran.err + ran.out
         assert "\r" not in ran.err + ran.out

@@ -24,11 +24,11 @@ def geo(country: Country, run: Run, capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_runs_alone_is_runs_ls_with_or_without_options(geo: Geo, run: Run) -> None:
     listed = geo("--json", "runs", "ls").json
-    assert [each["run"] for each in listed["runs"]] == ["first"]
+    assert [summary["run"] for summary in listed["runs"]] == ["first"]
     assert listed["broken"] == []
     for words in (["runs"], ["runs", "--sort", "score"]):
         again = geo("--json", *words).json
-        assert [each["run"] for each in again["runs"]] == ["first"]
+        assert [summary["run"] for summary in again["runs"]] == ["first"]
     assert geo("runs", "--tag", "absent").out == "none\n"
     assert "geo runs ls" not in geo("runs", "-h").err
     assert geo("runs", "-h").code == 0
@@ -67,7 +67,7 @@ def test_two_runs_are_compared(geo: Geo, run: Run) -> None:
     settings.write_text(settings.read_text().replace('validation = "spatial"', 'validation = "random"'))
     compared = geo("--json", "runs", "compare", "first", "second").json
     assert (compared["difference"], compared["interval"]) == (0, [0, 0])
-    assert [each["run"] for each in compared["runs"]] == ["first", "second"]
+    assert [scored["run"] for scored in compared["runs"]] == ["first", "second"]
 
 
 def test_tags_and_notes_are_written_and_found(geo: Geo, run: Run) -> None:
@@ -77,8 +77,8 @@ def test_tags_and_notes_are_written_and_found(geo: Geo, run: Run) -> None:
     }
     assert geo("--json", "runs", "tag", "first", "old", "--remove").json["tags"] == ["good"]
     assert geo("--json", "runs", "note", "first", "=1+1").json == {"run": "first", "note": "=1+1"}
-    (found,) = geo("--json", "runs", "--tag", "good").json["runs"]
-    assert (found["tags"], found["note"]) == (["good"], "=1+1")
+    (summary,) = geo("--json", "runs", "--tag", "good").json["runs"]
+    assert (summary["tags"], summary["note"]) == (["good"], "=1+1")
     refused = geo("runs", "tag", "first", "two words")
     assert (refused.code, refused.out) == (1, "")
     assert refused.err.startswith("error: ")
@@ -119,7 +119,7 @@ def test_on_a_terminal_it_is_asked_first(
 def test_the_same_verbs_are_there_in_python(run: Run) -> None:
     runs = run.path.parent
     geo_embed.tag_run(runs, "first", ["good"])
-    assert [each.tags for each in geo_embed.list_runs(runs).runs] == [("good",)]
+    assert [summary.tags for summary in geo_embed.list_runs(runs).runs] == [("good",)]
     assert geo_embed.describe_run(runs, "first")["tags"] == ("good",)
     assert geo_embed.remove_runs(runs, ["first"]).removed == ["first"]
 
@@ -128,9 +128,9 @@ def test_the_same_verbs_are_there_in_python(run: Run) -> None:
 def test_a_score_names_the_table_behind_it_and_the_command_that_shows_the_worst(
     country: Country, geo: Geo, run: Run, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    said = geo(*words)
-    assert said.code == 0, said.err
-    (line,) = (line for line in said.out.splitlines() if line.startswith("one by one"))
+    ran = geo(*words)
+    assert ran.code == 0, ran.err
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("one by one"))
     table, _, worst = line.removeprefix("one by one").strip().partition("; the worst first: ")
     assert Path(table).is_file()
     assert Path(table).parent.name == words[-1]

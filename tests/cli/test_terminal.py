@@ -54,14 +54,14 @@ def test_results_warnings_and_progress_are_harmless(
     warn(WICKED)
     with progress(WICKED, 2, "pictures", 0.0) as advance:
         advance(1)
-    said = capsys.readouterr()
-    lines = (said.out + said.err).splitlines()
+    captured = capsys.readouterr()
+    lines = (captured.out + captured.err).splitlines()
     assert len(lines) == (4 if as_json else 7)
     assert all(harmless(line) == line for line in lines)
     if as_json:
-        assert json.loads(said.out) == {"state": WICKED}
+        assert json.loads(captured.out) == {"state": WICKED}
     else:
-        assert said.out.splitlines()[0] == f"{TAMED}  {TAMED}"
+        assert captured.out.splitlines()[0] == f"{TAMED}  {TAMED}"
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_an_odd_name_is_one_line_and_exit_1(
 ) -> None:
     ran = command(capsys, *arguments)
     assert ran.code in (1, 3)
-    said = (ran.err + ran.out).splitlines()
-    assert all(harmless(line) == line for line in said)
-    assert not [line for line in said if "Traceback" in line or "unexpected" in line]
-    assert len(said) <= 8
+    lines = (ran.err + ran.out).splitlines()
+    assert all(harmless(line) == line for line in lines)
+    assert not [line for line in lines if "Traceback" in line or "unexpected" in line]
+    assert len(lines) <= 8
 
 
 def test_a_table_with_odd_names_is_checked_in_harmless_lines(

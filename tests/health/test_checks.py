@@ -28,7 +28,7 @@ def test_where_all_is_there_it_says_so_and_ends_with_0(
 ) -> None:
     ran = command(capsys, *country.options(tmp_path), "--json", "doctor")
     assert ran.code == 0, ran.out
-    found = checks(ran)
+    by_name = checks(ran)
     assert {
         "python",
         "packages",
@@ -38,19 +38,19 @@ def test_where_all_is_there_it_says_so_and_ends_with_0(
         "device",
         "cores",
         "memory",
-    } <= found.keys()
-    assert {"cache_dir", "runs_dir", "kaggle", "chromium"} <= found.keys()
-    assert "128 samples, 4 views, all pictures there" in found["train data"].message
-    assert str(country.backbone) in found["weights"].message
+    } <= by_name.keys()
+    assert {"cache_dir", "runs_dir", "kaggle", "chromium"} <= by_name.keys()
+    assert "128 samples, 4 views, all pictures there" in by_name["train data"].message
+    assert str(country.backbone) in by_name["weights"].message
     pace = (
         rf"1,000 samples of 4 views by {re.escape(str(country.backbone))}: about [\d,]+ (s|min) in float32.*"
     )
-    assert re.fullmatch(pace, found["pace"].message)
-    assert "train by" in found["stores"].message
-    assert "128 × 4 × 768, 100% complete" in found["stores"].message
-    assert found["runs"].message == f"1 in {tmp_path / 'runs'}: first"
+    assert re.fullmatch(pace, by_name["pace"].message)
+    assert "train by" in by_name["stores"].message
+    assert "128 × 4 × 768, 100% complete" in by_name["stores"].message
+    assert by_name["runs"].message == f"1 in {tmp_path / 'runs'}: first"
     shown = command(capsys, *country.options(tmp_path), "doctor")
-    assert len([line for line in shown.out.splitlines() if line.startswith("ok ")]) == len(found)
+    assert len([line for line in shown.out.splitlines() if line.startswith("ok ")]) == len(by_name)
 
 
 def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
@@ -60,23 +60,23 @@ def test_where_nothing_is_there_it_says_what_to_type_and_ends_with_3(
     monkeypatch.setattr(pace, "_PASSES", 1)
     ran = command(capsys, "--json", "doctor")
     assert ran.code == 3
-    found = checks(ran)
-    assert {name for name, check in found.items() if not check.ok} == {"train data", "test data", "weights"}
-    assert "hf download geolocal/StreetCLIP" in found["weights"].hint
+    by_name = checks(ran)
+    assert {name for name, check in by_name.items() if not check.ok} == {"train data", "test data", "weights"}
+    assert "hf download geolocal/StreetCLIP" in by_name["weights"].hint
     # How long it takes needs no weights: a few layers of its architecture are timed.
     takes = r"1,000 samples of 4 views by geolocal/StreetCLIP: about \d+ (min|h \d+ min) in float32.*"
-    assert re.fullmatch(takes, found["pace"].message)
-    assert "paths.data_root=DIR" in found["train data"].hint
-    assert "not made yet" in found["runs_dir"].message
+    assert re.fullmatch(takes, by_name["pace"].message)
+    assert "paths.data_root=DIR" in by_name["train data"].hint
+    assert "not made yet" in by_name["runs_dir"].message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_it_tells_to_type_has_the_options_that_it_was_called_with(
     country: Country, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--set", "paths.cache_dir=my cache", "--set", f"model.backbone_name={country.backbone}")
-    shown = command(capsys, *given, "doctor").out
-    assert f"→ geo {shlex.join(given)} extract --split all" in shown
+    options = ("--set", "paths.cache_dir=my cache", "--set", f"model.backbone_name={country.backbone}")
+    shown = command(capsys, *options, "doctor").out
+    assert f"→ geo {shlex.join(options)} extract --split all" in shown
 
 
 def test_a_pictures_folder_that_is_gone_is_no_fault_where_they_are_embedded(
@@ -84,13 +84,13 @@ def test_a_pictures_folder_that_is_gone_is_no_fault_where_they_are_embedded(
 ) -> None:
     shutil.rmtree(own.images("train"))
     (own.images("test") / "img_000003_north.jpg").unlink()
-    found = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
-    assert found["train data"].ok
-    assert "512 of 512 pictures are missing" in found["train data"].message
+    by_name = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
+    assert by_name["train data"].ok
+    assert "512 of 512 pictures are missing" in by_name["train data"].message
     shutil.rmtree(own.root / "cache")
-    found = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
-    assert (found["train data"].ok, found["test data"].ok) == (False, False)
-    assert found["test data"].hint == "geo data check --split test"
+    by_name = {check.name: check for check in diagnose(lambda: (own.config(), {}))}
+    assert (by_name["train data"].ok, by_name["test data"].ok) == (False, False)
+    assert by_name["test data"].hint == "geo data check --split test"
 
 
 def test_faults_of_every_kind_are_findings(small: Small, tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_faults_of_every_kind_are_findings(small: Small, tmp_path: Path) -> None
     (backbone / "model.safetensors").write_bytes(b"nothing")
     small.csv("train").write_bytes(b"\xff\xfe\0\0")
     config = small.config(model__backbone_name=str(backbone), paths__runs_dir=tmp_path / "runs")
-    found = {check.name: check for check in diagnose(lambda: (config, {}))}
+    by_name = {check.name: check for check in diagnose(lambda: (config, {}))}
     for name in ("runs_dir", "stores", "train data", "weights"):
-        assert not found[name].ok, name
-        assert found[name].message, name
-    assert found["test data"].ok
+        assert not by_name[name].ok, name
+        assert by_name[name].message, name
+    assert by_name["test data"].ok
 
 
 @pytest.mark.parametrize("library", ["torch", "zarr", "pandas", "huggingface_hub", "packaging"])
@@ -137,14 +137,14 @@ def test_settings_that_are_wrong_are_a_finding_and_the_rest_is_looked_at(
     monkeypatch.setattr(pace, "STREETCLIP", pace.STREETCLIP | NARROW)
     small = {"model.backbone_name": str(country.backbone)}
     (tmp_path / "geo.toml").write_text("[training]\nsead = 1\n")
-    found = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
-    assert not found["settings"].ok
-    assert "training.sead" in found["settings"].message
-    assert "torch" in found
+    by_name = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
+    assert not by_name["settings"].ok
+    assert "training.sead" in by_name["settings"].message
+    assert "torch" in by_name
     (tmp_path / "geo.toml").write_text("[training]\nseed = 1\n")
-    found = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
-    assert found["settings"].ok
-    assert "1 from geo.toml" in found["settings"].message
+    by_name = {check.name: check for check in diagnose(lambda: resolve(overrides=small))}
+    assert by_name["settings"].ok
+    assert "1 from geo.toml" in by_name["settings"].message
 
 
 def test_folders_and_settings_without_permission_are_findings(
@@ -165,8 +165,8 @@ def test_folders_and_settings_without_permission_are_findings(
             (tmp_path / name).chmod(0o700)
     assert (ran.code, ran.err) == (again.code, again.err) == (3, "")
     assert "Permission denied (geo.toml)" in checks(ran)["settings"].message
-    found = checks(again)
-    assert found["settings"].ok
+    by_name = checks(again)
+    assert by_name["settings"].ok
     for name in ("cache_dir", "runs_dir", "train data", "runs"):
-        assert not found[name].ok, name
-    assert found["cache_dir"].hint == "chmod u+rwx cache"
+        assert not by_name[name].ok, name
+    assert by_name["cache_dir"].hint == "chmod u+rwx cache"

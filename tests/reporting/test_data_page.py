@@ -53,13 +53,13 @@ def test_the_page_counts_what_there_is(small: Small) -> None:
     read = explored(config)
     tiles = read.text
     pictures = sum(int(part.images.named.sum()) for part in (train, test))
-    for said in (
+    for phrase in (
         f"train samples {len(train)}",
         f"test samples {len(test)}",
         f"pictures decoded {pictures:,}",
         "problems 0",
     ):
-        assert said in tiles, said
+        assert phrase in tiles, phrase
     assert train.truth is not None
     assert f"classes {len(set(train.truth.state_idx.tolist()))} " in tiles
     assert "64 × 64" in tiles
@@ -132,7 +132,7 @@ def test_copies_damage_blanks_and_places_that_are_off_are_found(small: Small) ->
     ]
     assert dataset.overlap == 1
     read = Read(Path("page.html").read_text())
-    for said in (
+    for phrase in (
         "Test samples with a picture that a training sample has, too: 1.",
         "nearly the same, and not the same file: 1, a test sample with a training sample: 1.",
         "undecodable-image, 1",
@@ -140,7 +140,7 @@ def test_copies_damage_blanks_and_places_that_are_off_are_found(small: Small) ->
         "-33.9000, 18.4000",
         "Samples more than 50 km outside of the outline of their class: 1;",
     ):
-        assert said in read.text, said
+        assert phrase in read.text, phrase
     looks = dataset.parts[0].looks
     assert looks is not None
     assert np.argwhere(looks.blank).tolist() == [[3, 0]]
@@ -165,7 +165,7 @@ def test_with_a_limit_some_samples_are_decoded_the_headers_of_all_are_read_and_t
         path.write_bytes(path.read_bytes()[:900])
     _, dataset = explore_data(config, ["train", "test"], Path("page.html"), limit=2)
     read = Read(Path("page.html").read_text())
-    for said in (
+    for phrase in (
         "Decoded (--limit): the pictures of 2 of 24 train samples and 2 of 6 test samples, evenly through the CSV.",
         "pictures decoded 15",
         "64 × 40",
@@ -173,12 +173,12 @@ def test_with_a_limit_some_samples_are_decoded_the_headers_of_all_are_read_and_t
         "among those that were decoded",
         "undecodable-image, 1",
     ):
-        assert said in read.text, said
+        assert phrase in read.text, phrase
     looks = dataset.parts[0].looks
     assert looks is not None
     assert np.flatnonzero(looks.decoded).tolist() == [0, 23]
     assert [fault[:2] for fault in looks.faults] == [(0, 0)]
-    assert looks.there[1:].all()
+    assert looks.present[1:].all()
     everything = explored(config)
     assert "undecodable-image, 2" in everything.text
     assert "Every picture was decoded" in everything.text
@@ -210,13 +210,13 @@ def test_without_pictures_or_a_split_the_rest_is_shown(small: Small) -> None:
     shutil.rmtree(config.paths.images("test"))
     (small.data / "sample_submission.csv").unlink()
     read = explored(config)
-    for said in (
+    for phrase in (
         "There is no picture in",
         "Duplicates are looked for in pictures",
         "test samples can't be read",
         "missing-image, 96",
     ):
-        assert said in read.text, said
+        assert phrase in read.text, phrase
     (small.data / "train_ground_truth.csv").unlink()
     Path("page.html").write_text("before")
     with pytest.raises(GeoError, match="no such file"):
@@ -239,8 +239,8 @@ def test_a_country_of_its_own_with_three_views_and_text_ids(tmp_path: Path, smal
         update={"model": config.model.model_copy(update={"view_names": ("north", "east", "south")})}
     )
     read = explored(config, splits=("train",))
-    for said in ("classes 2 ", "3: north, east, south", "ort-0", "Süd", "hulls of the training places"):
-        assert said in read.text, said
+    for phrase in ("classes 2 ", "3: north, east, south", "ort-0", "Süd", "hulls of the training places"):
+        assert phrase in read.text, phrase
 
 
 @pytest.mark.cut(train=24, test=6)
@@ -259,8 +259,8 @@ def test_the_command_prints_where_the_page_is(geo: Geo, small: Small, tmp_path: 
         "3",
     )
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["page"] == "new/it.html"
-    assert told["samples"] == {"train": 24}
-    assert told["decoded"] == {"train": 12}
+    result = json.loads(done.out)
+    assert result["page"] == "new/it.html"
+    assert result["samples"] == {"train": 24}
+    assert result["decoded"] == {"train": 12}
     assert (tmp_path / "new" / "it.html").read_text(encoding="utf-8").endswith("</html>\n")

@@ -46,16 +46,16 @@ def of(config: Config, *names: str, **options: Any) -> dict[str, Any]:
 
 
 def test_all_of_it_is_json_and_says_what_evaluate_says(config: Config, run: Run) -> None:
-    found = of(config, run.name)
-    json.dumps(found, allow_nan=False)
-    (said,) = found["runs"]
+    report = of(config, run.name)
+    json.dumps(report, allow_nan=False)
+    (run_findings,) = report["runs"]
     scores = evaluate(config, run)
-    rows = {row["key"]: row for row in said["headline"]}
+    rows = {row["key"]: row for row in run_findings["headline"]}
     assert {key: row["value"] for key, row in rows.items()} == {key: scores[key] for key in rows}
     assert [rows["score"]["low"], rows["score"]["high"]] == scores["score_interval"]
     for key in ("state_score", "gps_score", "top1", "top5", "geoscore", "mean_km"):
         assert rows[key]["low"] < rows[key]["value"] < rows[key]["high"], key
-    assert not [name for name, part in said.items() if isinstance(part, dict) and "missing" in part]
+    assert not [name for name, part in run_findings.items() if isinstance(part, dict) and "missing" in part]
 
 
 def test_the_parts_make_up_the_scores_interval(config: Config, run: Run) -> None:
@@ -81,9 +81,9 @@ def test_the_way_to_the_nearest_training_sample_is_measured_to_what_the_heads_ha
     fold = dict(zip(split["sample_id"], split.get("fold", split["part"]), strict=True))
     truth = pd.read_csv(config.paths.csv("train")).set_index("sample_id")
     for k, sample_id in enumerate(evidence.predictions.sample_id):
-        mine = truth.loc[sample_id]
+        row = truth.loc[sample_id]
         others = truth[[fold[other] != fold[sample_id] for other in truth.index]]
-        km = haversine_km(mine["latitude"], mine["longitude"], others["latitude"], others["longitude"])
+        km = haversine_km(row["latitude"], row["longitude"], others["latitude"], others["longitude"])
         assert away is not None
         assert away[k] == pytest.approx(km.min(), abs=1e-3)
 
@@ -99,10 +99,10 @@ def test_random_and_spatial_stand_side_by_side_where_both_are_at_hand(tmp_path: 
     training = config.training.model_copy(update={"validation": "spatial", "group_km": 30.0})
     spatial = made_run(config.model_copy(update={"training": training}), "spatial")
     for name in ("random", "spatial"):
-        (said,) = of(config, name)["runs"]
-        assert [column["run"] for column in said["validation"]["columns"]] == ["random", "spatial"]
-        assert said["validation"]["lacking"] is None
-        assert said["validation"]["columns"][1]["score"] == evaluate(config, spatial)["score"]
+        (run_findings,) = of(config, name)["runs"]
+        assert [column["run"] for column in run_findings["validation"]["columns"]] == ["random", "spatial"]
+        assert run_findings["validation"]["lacking"] is None
+        assert run_findings["validation"]["columns"][1]["score"] == evaluate(config, spatial)["score"]
 
 
 def test_near_twins_are_counted_and_the_score_without_them_is_said(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_near_twins_are_counted_and_the_score_without_them_is_said(tmp_path: Pat
     measured = json.loads((made.path / "metrics.json").read_text())
     measured["twins"] = {"samples": 7, "score_without": 0.25}
     (made.path / "metrics.json").write_text(json.dumps(measured))
-    (said,) = of(config, "a")["runs"]
-    (column,) = said["validation"]["columns"]
+    (run_findings,) = of(config, "a")["runs"]
+    (column,) = run_findings["validation"]["columns"]
     assert (column["twins"], column["without_twins"]) == (7, 0.25)
-    assert "7 held-out samples have a near twin" in said["next"][0]["why"]
+    assert "7 held-out samples have a near twin" in run_findings["next"][0]["why"]
 
 
 def test_what_is_called_uncalibrated_is_what_the_heads_say_without_their_calibration(tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_a_run_that_was_calibrated_afterwards_remembers_what_it_said_before(tmp_
     sharpened = evaluate(config, load_run(config.paths.runs_dir, "a"))
     assert sharpened["nll"] != before["nll"]
     assert calibrate(config, "a").applied
-    found = of(config, "a")["runs"][0]["reliability"]
+    section = of(config, "a")["runs"][0]["reliability"]
     after = evaluate(config, load_run(config.paths.runs_dir, "a"))
-    assert found["calibrated"] == "temperature"
-    assert [curve["nll"] for curve in found["curves"]] == pytest.approx([sharpened["nll"], after["nll"]])
-    assert [curve["ece"] for curve in found["curves"]] == pytest.approx([sharpened["ece"], after["ece"]])
+    assert section["calibrated"] == "temperature"
+    assert [curve["nll"] for curve in section["curves"]] == pytest.approx([sharpened["nll"], after["nll"]])
+    assert [curve["ece"] for curve in section["curves"]] == pytest.approx([sharpened["ece"], after["ece"]])
 
 
 def test_without_a_calibration_it_shows_what_one_temperature_would_bring(tmp_path: Path) -> None:
@@ -161,16 +161,16 @@ def test_without_a_calibration_it_shows_what_one_temperature_would_bring(tmp_pat
     # Sharpened eightfold, a temperature must help.
     sharp = evidence.predictions.probabilities**8
     evidence.predictions.probabilities[:] = sharp / sharp.sum(axis=1, keepdims=True)
-    found = reliability(evidence)
-    before, after = found["curves"]
-    assert found["calibrated"] is None
+    section = reliability(evidence)
+    before, after = section["curves"]
+    assert section["calibrated"] is None
     assert after["nll"] < before["nll"]
 
 
 def test_confusion_holds_every_sample_and_its_classes_once_each_neighbours_together(tmp_path: Path) -> None:
     config = world(tmp_path / "w")
-    (said,) = of(config, made_run(config, "a").name)["runs"]
-    confusion, evidence = said["confusion"], gather(config, load_run(config.paths.runs_dir, "a"))
+    (run_findings,) = of(config, made_run(config, "a").name)["runs"]
+    confusion, evidence = run_findings["confusion"], gather(config, load_run(config.paths.runs_dir, "a"))
     assert sum(n for _, _, n in confusion["cells"]) == len(evidence)
     # The classes lie in a row, west to east.
     assert confusion["order"] in ([0, 1, 2, 3], [3, 2, 1, 0])
@@ -184,13 +184,13 @@ def test_true_places_lie_in_their_states_on_the_pages_map(tmp_path: Path) -> Non
     config = world(tmp_path / "w")
     evidence = gather(config, made_run(config, "a"))
     shown, projection = atlas(evidence)
-    found = journeys(evidence, projection)
-    assert found["of"] == found["shown"] == len(evidence)
-    assert len(found["points"]) + found["outside"] == len(evidence)
+    drawn = journeys(evidence, projection)
+    assert drawn["of"] == drawn["shown"] == len(evidence)
+    assert len(drawn["points"]) + drawn["outside"] == len(evidence)
     row = {sample_id: k for k, sample_id in enumerate(evidence.ids)}
     states = {area.name: area.rings for area in us_states()}
     inside = []
-    for sample_id, label, answer, km, confidence, path in found["points"]:
+    for sample_id, label, answer, km, confidence, path in drawn["points"]:
         k = row[sample_id]
         assert (label, answer) == (evidence.labels[k], evidence.ranked[k, 0])
         assert km == pytest.approx(evidence.km[k], abs=0.06)
@@ -208,12 +208,12 @@ def test_true_places_lie_in_their_states_on_the_pages_map(tmp_path: Path) -> Non
 
 
 def test_errors_are_a_distribution_whose_marks_are_evaluates(config: Config, run: Run) -> None:
-    (said,) = of(config, run.name)["runs"]
+    (run_findings,) = of(config, run.name)["runs"]
     scores = evaluate(config, run)
-    curve = said["errors"]["curve"]
+    curve = run_findings["errors"]["curve"]
     assert [km for km, _, _ in curve] == sorted(km for km, _, _ in curve)
     assert curve[-1][1] == 1.0
-    for mark in said["errors"]["marks"]:
+    for mark in run_findings["errors"]["marks"]:
         assert mark["share"] == scores["within_km"][str(mark["km"])]
     predictions, _ = saved_predictions(run.predictions_path("val"))
     assert {sample_id for _, _, sample_id in curve} == set(predictions.sample_id)
@@ -222,14 +222,14 @@ def test_errors_are_a_distribution_whose_marks_are_evaluates(config: Config, run
 def test_the_worst_the_best_and_the_least_certain_are_that(tmp_path: Path) -> None:
     config = world(tmp_path / "w", samples=200)
     evidence = gather(config, made_run(config, "a"))
-    found = of(config, "a")["runs"][0]["cases"]
-    assert [len(rows) for rows in found.values()] == [20, 20, 20]
+    cases = of(config, "a")["runs"][0]["cases"]
+    assert [len(rows) for rows in cases.values()] == [20, 20, 20]
     scores = evidence.table["score"].to_numpy()
-    assert [case["score"] for case in found["worst"]] == pytest.approx(np.sort(scores)[:20], abs=1e-4)
-    assert [case["score"] for case in found["best"]] == pytest.approx(np.sort(scores)[::-1][:20], abs=1e-4)
-    sure = [case["top"][0][1] for case in found["unsure"]]
+    assert [case["score"] for case in cases["worst"]] == pytest.approx(np.sort(scores)[:20], abs=1e-4)
+    assert [case["score"] for case in cases["best"]] == pytest.approx(np.sort(scores)[::-1][:20], abs=1e-4)
+    sure = [case["top"][0][1] for case in cases["unsure"]]
     assert sure == pytest.approx(np.sort(evidence.confidence)[:20], abs=1e-4)
-    for case in found["worst"]:
+    for case in cases["worst"]:
         k = evidence.ids.index(case["id"])
         assert case["true"] == STATES[evidence.labels[k]]
         assert [name for name, _ in case["top"]] == [STATES[label] for label in evidence.ranked[k]]
@@ -254,8 +254,8 @@ def test_a_picture_that_is_lost_is_said_to_be(own: Country, tmp_path: Path) -> N
     fit_heads(config, name="a")
     for picture in own.images().glob("*_north.jpg"):
         picture.unlink()
-    (said,) = of(config, "a", pictures=True)["runs"]
-    for case in said["cases"]["worst"]:
+    (run_findings,) = of(config, "a", pictures=True)["runs"]
+    for case in run_findings["cases"]["worst"]:
         (_, url, why), *others = case["views"]
         assert url == ""
         assert "No such file" in why
@@ -286,15 +286,18 @@ def test_an_ensemble_shows_its_members_and_what_their_views_are_worth_together(t
     training = config.training.model_copy(update={"seed": 3})
     made_run(config.model_copy(update={"training": training}), "b")
     ensemble(config, ["a", "b"], method="average", point="median", name="both")
-    (said,) = of(config, "both")["runs"]
-    assert said["kind"] == "ensemble"
-    assert [(row["name"], row["weight"]) for row in said["training"]["members"]] == [("a", 0.5), ("b", 0.5)]
+    (run_findings,) = of(config, "both")["runs"]
+    assert run_findings["kind"] == "ensemble"
+    assert [(row["name"], row["weight"]) for row in run_findings["training"]["members"]] == [
+        ("a", 0.5),
+        ("b", 0.5),
+    ]
     # Nothing was chosen, so what it answers with is what was scored: but for the epochs that the held-out samples chose.
-    whole = {row["hidden"] + row["cost"] for row in said["views"]["ablation"]}
+    whole = {row["hidden"] + row["cost"] for row in run_findings["views"]["ablation"]}
     assert len(whole) == 1 or max(whole) - min(whole) < 1e-9
-    assert {row["samples"] for row in said["views"]["ablation"]} == {36}
-    assert len({row["alone"] for row in said["views"]["ablation"]}) == 2
-    assert not [name for name, part in said.items() if isinstance(part, dict) and "missing" in part]
+    assert {row["samples"] for row in run_findings["views"]["ablation"]} == {36}
+    assert len({row["alone"] for row in run_findings["views"]["ablation"]}) == 2
+    assert not [name for name, part in run_findings.items() if isinstance(part, dict) and "missing" in part]
 
 
 def test_the_difference_of_two_runs_is_the_one_that_runs_compare_gives(tmp_path: Path) -> None:
@@ -302,12 +305,15 @@ def test_the_difference_of_two_runs_is_the_one_that_runs_compare_gives(tmp_path:
     made_run(config, "a")
     training = config.training.model_copy(update={"epochs": 1})
     made_run(config.model_copy(update={"training": training}), "b")
-    found = of(config, "a", "b")
-    (said,) = found["comparisons"]
+    report = of(config, "a", "b")
+    (comparison,) = report["comparisons"]
     whole = compare_runs(config.paths.runs_dir, "a", "b")
-    assert (said["rows"][0]["difference"], said["rows"][0]["low"]) == (whole.difference, whole.interval[0])
-    a, b = (run["headline"][0]["value"] for run in found["runs"])
-    assert said["rows"][0]["difference"] == pytest.approx(a - b)
+    assert (comparison["rows"][0]["difference"], comparison["rows"][0]["low"]) == (
+        whole.difference,
+        whole.interval[0],
+    )
+    a, b = (run["headline"][0]["value"] for run in report["runs"])
+    assert comparison["rows"][0]["difference"] == pytest.approx(a - b)
 
 
 def test_runs_that_held_out_other_samples_are_shown_and_not_compared(tmp_path: Path) -> None:
@@ -322,8 +328,8 @@ def test_runs_that_held_out_other_samples_are_shown_and_not_compared(tmp_path: P
         ]
         if not held[0] & held[1]:
             break
-    (said,) = of(config, "a", other.name)["comparisons"]
-    assert "held out no sample in common" in said["missing"]
+    (comparison,) = of(config, "a", other.name)["comparisons"]
+    assert "held out no sample in common" in comparison["missing"]
 
 
 def test_a_run_whose_data_are_gone_says_what_it_still_knows(tmp_path: Path) -> None:
@@ -332,28 +338,28 @@ def test_a_run_whose_data_are_gone_says_what_it_still_knows(tmp_path: Path) -> N
     (config.paths.data_root / "train_ground_truth.csv").unlink()
     for store in config.paths.cache_dir.rglob("zarr.json"):
         store.unlink()
-    (said,) = of(config, "a")["runs"]
-    assert said["headline"][0]["value"] > 0
-    assert said["map"]["source"] == "the held-out samples"
-    assert said["validation"]["columns"][0]["apart"] is None
-    assert said["views"]["missing"]
+    (run_findings,) = of(config, "a")["runs"]
+    assert run_findings["headline"][0]["value"] > 0
+    assert run_findings["map"]["source"] == "the held-out samples"
+    assert run_findings["validation"]["columns"][0]["apart"] is None
+    assert run_findings["views"]["missing"]
 
 
 def test_a_run_that_held_nothing_out_has_a_report_that_says_so(config: Config, run: Run) -> None:
     path = run.predictions_path("val")
     pd.read_parquet(path).head(0).to_parquet(path)
-    (said,) = of(config, run.name)["runs"]
+    (run_findings,) = of(config, run.name)["runs"]
     for part in ("headline", "validation", "map", "confusion", "reliability", "errors", "views", "cases"):
-        assert "held nothing out" in said[part]["missing"]
-    assert said["next"]
+        assert "held nothing out" in run_findings[part]["missing"]
+    assert run_findings["next"]
 
 
 def test_one_held_out_sample_has_no_interval_and_a_report(config: Config, run: Run) -> None:
     path = run.predictions_path("val")
     pd.read_parquet(path).head(1).to_parquet(path)
-    found = of(config, run.name)
-    json.dumps(found, allow_nan=False)
-    assert {row["low"] for row in found["runs"][0]["headline"]} == {None}
+    report = of(config, run.name)
+    json.dumps(report, allow_nan=False)
+    assert {row["low"] for row in report["runs"][0]["headline"]} == {None}
 
 
 def test_credit_is_that_of_the_metrics(config: Config, run: Run) -> None:

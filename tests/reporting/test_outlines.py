@@ -114,8 +114,8 @@ def test_the_own_country_of_a_data_set_gets_hulls_that_hold_its_places() -> None
     drawn = outlines(labels, lat, lon, ["Alpha", "Beta", "<b>", "", "lonely"])
     assert set(drawn.sources) == {"hull"}
     for k in range(5):
-        mine = labels == k
-        assert contains(drawn.rings[k], lat[mine], lon[mine]).all(), k
+        in_class = labels == k
+        assert contains(drawn.rings[k], lat[in_class], lon[in_class]).all(), k
     assert not contains(drawn.rings[0], lat[labels == 3], lon[labels == 3]).any()
 
 

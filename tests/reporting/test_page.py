@@ -57,16 +57,16 @@ def browser() -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report of each world, and of two runs."""
     root = tmp_path_factory.mktemp("pages")
-    found = {}
+    reports = {}
     for name, world in WORLDS.items():
         config = make_world(root / name, **world)
         made_run(config, name)
-        found[name] = report(config, [name])
+        reports[name] = report(config, [name])
         if name == "states":
             training = config.training.model_copy(update={"seed": 5, "epochs": 2})
             made_run(config.model_copy(update={"training": training}), "other")
-            found["two"] = report(config, ["states", "other"])
-    return found
+            reports["two"] = report(config, ["states", "other"])
+    return reports
 
 
 def drawn(looked: Looked) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ def test_the_policy_refuses_whatever_the_page_did_not_bring(browser: Browser, pa
 @pytest.mark.parametrize("name", ["states", "tiny"])
 def test_a_hover_names_the_sample(browser: Browser, pages: dict[str, Path], name: str) -> None:
     with look(browser, pages[name]) as looked:
-        for section, marks, found in (
+        for section, marks, text in (
             ("map", "[aria-label=dot] > circle", "sample s"),
             ("errors", "[aria-label=line] > path", "sample s"),
             ("confusion", "[aria-label=cell] > rect[fill^=color-mix]", "true: "),
@@ -156,7 +156,7 @@ def test_a_hover_names_the_sample(browser: Browser, pages: dict[str, Path], name
             box = drawing.locator(marks).first.bounding_box()
             assert box is not None
             looked.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
-            assert found in (drawing.locator("[aria-label=tip]").last.text_content() or ""), section
+            assert text in (drawing.locator("[aria-label=tip]").last.text_content() or ""), section
         assert looked.complaints == []
 
 

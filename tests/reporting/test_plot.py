@@ -60,8 +60,8 @@ def test_the_command_writes_the_file_that_it_names(
         "new/states.svg",
     )
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told == {"run": "first", "name": "states", "plot": "new/states.svg"}
+    printed = json.loads(done.out)
+    assert printed == {"run": "first", "name": "states", "plot": "new/states.svg"}
     assert (tmp_path / "new" / "states.svg").read_text().startswith("<?xml")
 
 

@@ -116,7 +116,7 @@ class Made:
                 how="By the gate.",
             ),
             "sample": sample_figure(shown, ["front", "back"], names, self.drawn, self.projection, run="r"),
-            "samples": samples_figure([shown] * 5, names, title="Five", said="of many"),
+            "samples": samples_figure([shown] * 5, names, title="Five", subtitle="of many"),
         }
 
 

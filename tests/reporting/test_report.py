@@ -43,11 +43,11 @@ class Parsed(HTMLParser):
 
 
 def data_of(path: Path) -> dict[str, Any]:
-    found = re.search(
+    match = re.search(
         r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
     )
-    assert found is not None
-    value: dict[str, Any] = json.loads(found[1])
+    assert match is not None
+    value: dict[str, Any] = json.loads(match[1])
     return value
 
 
@@ -55,9 +55,9 @@ def test_the_command_writes_one_file_and_prints_its_path(
     run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(run.path)
-    said = command(capsys, *country.options(tmp_path), "--json", "report")
-    assert said.code == 0, said.err
-    path = Path(said.json["report"])
+    ran = command(capsys, *country.options(tmp_path), "--json", "report")
+    assert ran.code == 0, ran.err
+    path = Path(ran.json["report"])
     assert path == Path("reports/first.html")
     assert [row["name"] for row in data_of(path)["runs"]] == ["first"]
     assert files(run.path) == before
@@ -71,14 +71,14 @@ def test_two_runs_have_one_report_with_both_and_a_comparison(
     run: Run, country: Country, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run.path, run.path.parent / "second")
-    said = command(capsys, *country.options(tmp_path), "report", "first", "second", "--out", "both.html")
-    assert said.code == 0, said.err
-    assert "both.html" in said.out
-    found = data_of(Path("both.html"))
-    assert [row["name"] for row in found["runs"]] == ["first", "second"]
-    assert [(row["a"], row["b"]) for row in found["comparisons"]] == [("first", "second")]
+    ran = command(capsys, *country.options(tmp_path), "report", "first", "second", "--out", "both.html")
+    assert ran.code == 0, ran.err
+    assert "both.html" in ran.out
+    findings = data_of(Path("both.html"))
+    assert [row["name"] for row in findings["runs"]] == ["first", "second"]
+    assert [(row["a"], row["b"]) for row in findings["comparisons"]] == [("first", "second")]
     # The same run twice differs by nothing.
-    assert found["comparisons"][0]["rows"][0]["difference"] == 0
+    assert findings["comparisons"][0]["rows"][0]["difference"] == 0
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_what_cannot_be_written_is_one_clear_line(
     arguments: list[str],
     what: str,
 ) -> None:
-    said = command(capsys, *country.options(tmp_path), "report", *arguments)
-    assert (said.code, said.out) == (1, "")
-    assert what in said.err
-    assert "Traceback" not in said.err
+    ran = command(capsys, *country.options(tmp_path), "report", *arguments)
+    assert (ran.code, ran.out) == (1, "")
+    assert what in ran.err
+    assert "Traceback" not in ran.err
     assert not list(tmp_path.glob("**/*.html"))
 
 
@@ -122,9 +122,9 @@ def test_a_lost_file_takes_its_figures_away_and_not_the_report(
     config: Config, run: Run, tmp_path: Path, lost: str
 ) -> None:
     (run.path / lost).unlink()
-    (said,) = data_of(report(config, ["first"], tmp_path / "out.html"))["runs"]
-    assert said["headline"][0]["value"] > 0
-    assert said["errors"]["curve"]
+    (run_findings,) = data_of(report(config, ["first"], tmp_path / "out.html"))["runs"]
+    assert run_findings["headline"][0]["value"] > 0
+    assert run_findings["errors"]["curve"]
 
 
 def test_the_page_asks_no_server_and_its_policy_names_what_it_holds(tmp_path: Path) -> None:

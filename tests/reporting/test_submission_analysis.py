@@ -46,9 +46,9 @@ def analyze(tmp_path: Path) -> Any:
     def analyzed(rows: list[tuple[Any, ...]], **options: Any) -> dict[str, Any]:
         columns = ["sample_id", *STATES, "predicted_latitude", "predicted_longitude"]
         pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "mine.csv", index=False)
-        found = analyze_submission(config, tmp_path / "mine.csv", **options)
-        json.dumps(found, allow_nan=False)
-        return found
+        analysis = analyze_submission(config, tmp_path / "mine.csv", **options)
+        json.dumps(analysis, allow_nan=False)
+        return analysis
 
     return analyzed
 
@@ -78,7 +78,7 @@ def test_what_is_to_be_expected_by_chance_is_what_drawing_gives(analyze: Any) ->
 
 
 def test_ranks_repeats_and_points_are_counted(analyze: Any) -> None:
-    found = analyze(
+    analysis = analyze(
         [
             ("a", 1, 5, 9, -1, "", *OHIO),
             ("b", 1, 5, 9, -1, "", *OHIO),
@@ -88,23 +88,23 @@ def test_ranks_repeats_and_points_are_counted(analyze: Any) -> None:
             ("e", 77, 1, 5, -1, "", *SEA),
         ]
     )
-    assert [(rank["empty"], rank["states"]) for rank in found["ranks"]["ranks"]] == [
+    assert [(rank["empty"], rank["states"]) for rank in analysis["ranks"]["ranks"]] == [
         *((0, 4), (0, 2), (0, 3), (6, 0), (6, 0))
     ]
-    assert found["ranks"]["repeated_states"] == 1
-    assert found["repeated_rows"] == {"same_answer": 2, "distinct_answers": 5, "same_id": 2}
-    points = found["coordinates"]
+    assert analysis["ranks"]["repeated_states"] == 1
+    assert analysis["repeated_rows"] == {"same_answer": 2, "distinct_answers": 5, "same_id": 2}
+    points = analysis["coordinates"]
     assert (points["points"], points["without"], points["at_zero"], points["outside_region"]) == (5, 1, 1, 1)
     assert (points["distinct"], points["shared"]) == (4, 2)
     assert points["most_repeated"] == [{"latitude": 40.2, "longitude": -82.7, "samples": 2}]
     assert points["latitude"] == {"min": 0.0, "median": 40.2, "max": 45.0}
-    assert (found["states"]["not_in_training"], found["unusable"]) == (1, 1)
-    assert {row["state"]: row["first"] for row in found["states"]["table"]}["77 (no class)"] == 1
-    assert found["confidence"] is None
+    assert (analysis["states"]["not_in_training"], analysis["unusable"]) == (1, 1)
+    assert {row["state"]: row["first"] for row in analysis["states"]["table"]}["77 (no class)"] == 1
+    assert analysis["confidence"] is None
 
 
 def test_points_outside_their_first_state_are_those_beyond_its_border_or_hull(analyze: Any) -> None:
-    found = analyze(
+    outside = analyze(
         [
             # All over Ohio, though no training place lies there.
             ("inside", 1, 5, 9, -1, -1, 41.3, -83.9),
@@ -116,27 +116,27 @@ def test_points_outside_their_first_state_are_those_beyond_its_border_or_hull(an
             ("no class", 77, 1, 5, -1, -1, *SEA),
         ]
     )["outside"]
-    assert (found["samples"], found["outside"], found["beyond_100_km"]) == (5, 3, 2)
-    assert found["share"] == pytest.approx(0.6)
-    assert found["train_share"] == 0
-    assert [row["sample_id"] for row in found["farthest"]] == ["far", "beside the hull", "near"]
-    far, beside, near = (row["km"] for row in found["farthest"])
+    assert (outside["samples"], outside["outside"], outside["beyond_100_km"]) == (5, 3, 2)
+    assert outside["share"] == pytest.approx(0.6)
+    assert outside["train_share"] == 0
+    assert [row["sample_id"] for row in outside["farthest"]] == ["far", "beside the hull", "near"]
+    far, beside, near = (row["km"] for row in outside["farthest"])
     # From the middle of Utah to Ohio's western border, from 30° to 25° West, and across a river.
     assert 2200 < far < 2400
     assert 300 < beside < 400
     assert 0 < near < 15
-    assert {row["state"]: (row["outside"], row["outline"]) for row in found["by_state"]} == {
+    assert {row["state"]: (row["outside"], row["outline"]) for row in outside["by_state"]} == {
         "Ohio": (2, "us-atlas"),
         "<b>Nowhere</b>": (1, "hull"),
     }
 
 
 def test_a_file_without_a_single_answer_is_analyzed_as_well(analyze: Any) -> None:
-    found = analyze([("a", "", "", "", "", "", "", "")])
-    assert found["outside"]["samples"] == 0
-    assert found["outside"]["share"] is None
-    assert found["coordinates"]["latitude"] == {"min": None, "median": None, "max": None}
-    assert found["states"]["total_variation"] == pytest.approx(0.5)
+    analysis = analyze([("a", "", "", "", "", "", "", "")])
+    assert analysis["outside"]["samples"] == 0
+    assert analysis["outside"]["share"] is None
+    assert analysis["coordinates"]["latitude"] == {"min": None, "median": None, "max": None}
+    assert analysis["states"]["total_variation"] == pytest.approx(0.5)
     assert analyze([])["rows"] == 0
 
 
@@ -156,10 +156,10 @@ def test_the_command_prints_it_and_its_json_is_whole(
 ) -> None:
     path, _ = submit(config, run)
     options = country.options(tmp_path)
-    found = geo(*options, "--json", "submission", "analyze", path)
-    assert (found.code, found.json["rows"]) == (0, 32)
-    assert len(found.json["states"]["table"]) >= len(run.labels)
-    told = geo(*options, "submission", "analyze", path, "--limit", "2")
-    assert (told.code, told.err) == (0, "")
-    assert "first itself expects a state score of" in told.out
-    assert f"… and {len(found.json['states']['table']) - 2} more" in told.out
+    ran = geo(*options, "--json", "submission", "analyze", path)
+    assert (ran.code, ran.json["rows"]) == (0, 32)
+    assert len(ran.json["states"]["table"]) >= len(run.labels)
+    ran_for_people = geo(*options, "submission", "analyze", path, "--limit", "2")
+    assert (ran_for_people.code, ran_for_people.err) == (0, "")
+    assert "first itself expects a state score of" in ran_for_people.out
+    assert f"… and {len(ran.json['states']['table']) - 2} more" in ran_for_people.out

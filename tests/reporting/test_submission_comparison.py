@@ -75,23 +75,23 @@ B = [
 
 
 def test_agreement_and_distance_are_counted_by_id(compare: Any) -> None:
-    found = compare(A, B).statistics
-    assert (found["samples"], found["only_a"], found["only_b"]) == (3, 1, 2)
-    assert [rank["same"] for rank in found["ranks"]] == pytest.approx([1 / 3, 1 / 3, 1, 2 / 3, 2 / 3])
-    assert found["same_states"] == pytest.approx(2 / 3)
-    assert found["shared_states"] == pytest.approx((5 + 5 + 1) / 3)
-    assert found["same_answers"] == 1
+    statistics = compare(A, B).statistics
+    assert (statistics["samples"], statistics["only_a"], statistics["only_b"]) == (3, 1, 2)
+    assert [rank["same"] for rank in statistics["ranks"]] == pytest.approx([1 / 3, 1 / 3, 1, 2 / 3, 2 / 3])
+    assert statistics["same_states"] == pytest.approx(2 / 3)
+    assert statistics["shared_states"] == pytest.approx((5 + 5 + 1) / 3)
+    assert statistics["same_answers"] == 1
     degree = haversine_km(40, -100, 41, -100)
-    assert found["km"]["mean"] == pytest.approx(degree / 3)
-    assert found["km"]["median"] == 0
-    assert found["km"]["quantiles"]["0.5"] == 0
-    assert found["km"]["max"] == pytest.approx(degree)
-    assert found["effect"]["expected"] is None
+    assert statistics["km"]["mean"] == pytest.approx(degree / 3)
+    assert statistics["km"]["median"] == 0
+    assert statistics["km"]["quantiles"]["0.5"] == 0
+    assert statistics["km"]["max"] == pytest.approx(degree)
+    assert statistics["effect"]["expected"] is None
 
 
 def test_a_state_that_is_repeated_is_shared_once(compare: Any) -> None:
-    found = compare([("x", 0, 0, 0, 1, -1, 40, -100)], [("x", 0, 0, 2, -1, -1, 40, -100)]).statistics
-    assert found["shared_states"] == 1
+    statistics = compare([("x", 0, 0, 0, 1, -1, 40, -100)], [("x", 0, 0, 2, -1, -1, 40, -100)]).statistics
+    assert statistics["shared_states"] == 1
 
 
 def test_the_most_different_come_first_with_their_names(compare: Any) -> None:
@@ -107,11 +107,11 @@ def test_the_most_different_come_first_with_their_names(compare: Any) -> None:
 def test_no_truth_makes_scores_differ_by_more_than_is_said() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(-1, 4, (40, 5)), rng.integers(-1, 4, (40, 5))
-    said = most_credit_difference(a, b)
+    bound = most_credit_difference(a, b)
     apart = np.max(
         [np.abs(state_credit(a, np.full(40, k)) - state_credit(b, np.full(40, k))) for k in range(5)], axis=0
     )
-    assert said.tolist() == apart.tolist()
+    assert bound.tolist() == apart.tolist()
 
 
 def test_the_effect_bounds_the_difference_of_real_scores(compare: Any) -> None:
@@ -129,20 +129,20 @@ def test_the_effect_bounds_the_difference_of_real_scores(compare: Any) -> None:
     for _ in range(200):
         truth = rng.integers(0, 7, 30)
         lat, lon = rng.uniform(20, 60, 30), rng.uniform(-120, -60, 30)
-        one, other = (
+        first, second = (
             competition_score(t[:, :5].astype(int), truth, haversine_km(t[:, 5], t[:, 6], lat, lon))[0]
             for t in tables
         )
-        assert abs(one - other) <= most
+        assert abs(first - second) <= most
     assert most < 1
 
 
 def test_files_without_points_or_of_fewer_ranks_are_compared_all_the_same(compare: Any) -> None:
     rows = [("x", 0, 1, -1, -1, -1, "", ""), ("y", 0, 1, -1, -1, -1, 40, -100)]
     comparison = compare(rows, [(*row[:6], 40, 200 if row[0] == "y" else 0) for row in rows])
-    found = comparison.statistics
-    assert [rank["same"] for rank in found["ranks"]] == [1, 1, None, None, None]
-    assert found["km"]["mean"] is None
+    statistics = comparison.statistics
+    assert [rank["same"] for rank in statistics["ranks"]] == [1, 1, None, None, None]
+    assert statistics["km"]["mean"] is None
     assert "No sample has a point in both files" in comparison_page(comparison, limit=5)
 
 
@@ -163,16 +163,16 @@ def test_expected_scores_come_from_the_probabilities_of_the_runs(config: Config,
     table = pd.read_csv(path, dtype=str)
     table[COLUMNS[1:6]] = table[COLUMNS[5:0:-1]].to_numpy()
     table.to_csv(worse, index=False)
-    found = compare_submissions(config, path, worse).statistics
-    expected = found["effect"]["expected"]
+    statistics = compare_submissions(config, path, worse).statistics
+    expected = statistics["effect"]["expected"]
     assert expected["by"] == ["first"]
     shares = np.stack(pd.read_parquet(run.predictions_path("test"))["probabilities"].to_list())
     top = -np.sort(-shares, axis=1)[:, :5]
     credit = np.array([1.0, 0.6, 0.4, 0.25, 0.15])
     assert expected["state_score_a"] == pytest.approx((top * credit).sum(axis=1).mean(), rel=1e-6)
     assert expected["state_score_b"] == pytest.approx((top * credit[::-1]).sum(axis=1).mean(), rel=1e-6)
-    assert found["a"]["local"] == run.read_metrics()["score"]
-    assert found["b"]["run"] is None
+    assert statistics["a"]["local"] == run.read_metrics()["score"]
+    assert statistics["b"]["run"] is None
 
 
 # ---------------------------------------------------------------- the page
@@ -253,8 +253,8 @@ def test_the_command_writes_the_table_and_the_page(
     assert table["sample_id"].head(3).tolist() == listed
     page = (tmp_path / "p" / "c.html").read_text()
     assert all(sample in page for sample in listed)
-    told = geo(*options, "submission", "compare", kept, first)
-    assert "scores differ by" in told.out
+    compared = geo(*options, "submission", "compare", kept, first)
+    assert "scores differ by" in compared.out
     refused = geo(*options, "submission", "compare", kept, first, "--out", "all.docx")
     assert refused.code == 1
     assert not any(itertools.chain(tmp_path.glob("*.docx")))

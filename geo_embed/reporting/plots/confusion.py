@@ -45,15 +45,15 @@ def confusion_figure(
     n = len(kept)
     side = float(np.clip(_CELL * n, 3.2, _MOST_INCHES))
     right = int(np.trace(counts))
-    said = (
+    subtitle = (
         f"Rows are true classes, columns first answers, neighbours on the ground side by side; a row sums to 100\u00a0%. "
         f"{right:,} of {counts.sum():,} lie on the diagonal."
     )
     if n < len(order):
-        said += f" {counted(len(order) - n, 'class occurs', 'classes occur')} in neither."
+        subtitle += f" {counted(len(order) - n, 'class occurs', 'classes occur')} in neither."
     # Room for the names, by their longest, and for the scale.
     written = 0.3 + 0.062 * max((len(name) for name in names), default=0)
-    figure = new_figure(side + written + 1.0, side + written + 0.1, f"Confusion of {rows}", said)
+    figure = new_figure(side + written + 1.0, side + written + 0.1, f"Confusion of {rows}", subtitle)
     axes = figure.add_subplot()
     axes.set_anchor("NW")
     image = axes.imshow(
@@ -61,8 +61,8 @@ def confusion_figure(
     )
     axes.set_facecolor("white")
     # Names that stand: as many as there is room for.
-    every = max(1, int(np.ceil(n * 0.115 / side)))
-    places = np.arange(0, n, every)
+    step = max(1, int(np.ceil(n * 0.115 / side)))
+    places = np.arange(0, n, step)
     size = 7.0 if side / max(n, 1) > 0.13 else 5.5
     axes.set_xticks(places, [names[k] for k in places], rotation=90, fontsize=size)
     axes.set_yticks(places, [names[k] for k in places], fontsize=size)

@@ -88,14 +88,14 @@ def _epochs(history: "pd.DataFrame", run: str) -> "Figure":
         )
     columns = len(panels) if len(panels) <= 3 else 2
     lines = -(-len(panels) // columns)
-    said = counted(len(history), "epoch")
+    subtitle = counted(len(history), "epoch")
     if len(fits) > 1:
-        said = f"{counted(len(fits), 'fit')} ({' and '.join(f'{history[key].nunique()} {key}s' for key in keys)}), thin, and their mean. Epochs of one fit may end early"
+        subtitle = f"{counted(len(fits), 'fit')} ({' and '.join(f'{history[key].nunique()} {key}s' for key in keys)}), thin, and their mean. Epochs of one fit may end early"
     if any("val" in c for c, *_ in scores):
-        said += (
+        subtitle += (
             ". The samples of these scores may have chosen the epoch: geo evaluate says what the run is worth"
         )
-    figure = new_figure(9.0, 2.6 * lines, f"Training of run {label(run, 60)}", said + ".")
+    figure = new_figure(9.0, 2.6 * lines, f"Training of run {label(run, 60)}", subtitle + ".")
     grid = figure.add_gridspec(lines, columns)
     for k, (title, curves) in enumerate(panels):
         axes = figure.add_subplot(grid[k // columns, k % columns])

@@ -39,14 +39,14 @@ def distribution_figure(
     def share(counts: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(100 * counts / max(counts.sum(), 1))
 
-    said = f"{counted(len(predictions), 'sample')}, {training.sum():,} in training; classes by their number there."
+    subtitle = f"{counted(len(predictions), 'sample')}, {training.sum():,} in training; classes by their number there."
     if len(listed) < classes:
-        said += f" The {classes - len(listed)} rarest are left out."
+        subtitle += f" The {classes - len(listed)} rarest are left out."
     figure = new_figure(
         7.5,
         0.155 * len(listed) + 1.0,
         f"Classes of {rows}: answered{' and true' if true is not None else ''}",
-        said,
+        subtitle,
     )
     axes = figure.add_subplot()
     places = np.arange(len(listed))

@@ -211,8 +211,8 @@ def _inverse(projection: Projection, x: Floats, y: Floats) -> tuple[Floats, Floa
     lat, lon = np.meshgrid(np.linspace(-90, 90, 181), projection.longitude + np.linspace(-179.9, 179.9, 361))
     points = project(projection, lat.ravel(), lon.ravel())
     away, nearest = cKDTree(points).query(np.stack([x, y], axis=1))
-    there = away < 0.03
-    return np.where(there, lat.ravel()[nearest], np.nan), np.where(there, lon.ravel()[nearest], np.nan)
+    near = away < 0.03
+    return np.where(near, lat.ravel()[nearest], np.nan), np.where(near, lon.ravel()[nearest], np.nan)
 
 
 def _draw_scale(axes: "Axes", projection: Projection) -> None:

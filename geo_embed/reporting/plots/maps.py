@@ -66,9 +66,9 @@ def predictions_map(
     km = error_km(predictions, truth)
     order = np.argsort(km, kind="stable")
     shown = order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).astype(int)]
-    here = project(projection, truth.latitude, truth.longitude)
+    true_points = project(projection, truth.latitude, truth.longitude)
     answered = project(projection, predictions.latitude, predictions.longitude)
-    beside = int((~on_map(projection, here) | ~on_map(projection, answered)).sum())
+    beside = int((~on_map(projection, true_points) | ~on_map(projection, answered)).sum())
     parts = [
         f"A dot is where a sample is, its line ends where it was predicted. Half of them are within {np.median(km):,.0f} km."
         if len(km)
@@ -102,8 +102,8 @@ def predictions_map(
         autolim=False,
     )
     axes.scatter(
-        here[shown, 0],
-        here[shown, 1],
+        true_points[shown, 0],
+        true_points[shown, 1],
         s=5 if many else 11,
         c=shades[shown],
         linewidths=0.4,
@@ -138,17 +138,19 @@ def accuracy_map(
 
     norm, colours = Normalize(0, 1), sequential()
     fill = ["white" if value is None else colours(norm(value)) for value in accuracy]
-    few = sum(1 for n in samples if 0 < n < 5)
-    none = sum(1 for n in samples if not n)
-    said = "The share of a class's samples whose first answer is right."
-    said += {0: "", 1: " The class without a sample is white."}.get(
-        none, f" {none} classes without a sample are white."
+    sparse = sum(1 for n in samples if 0 < n < 5)
+    empty = sum(1 for n in samples if not n)
+    subtitle = "The share of a class's samples whose first answer is right."
+    subtitle += {0: "", 1: " The class without a sample is white."}.get(
+        empty, f" {empty} classes without a sample are white."
     )
-    said += {0: "", 1: " One has fewer than five: its shade says little."}.get(
-        few, f" {few} have fewer than five: their shades say little."
+    subtitle += {0: "", 1: " One has fewer than five: its shade says little."}.get(
+        sparse, f" {sparse} have fewer than five: their shades say little."
     )
     _, height = map_size(projection, _WIDTH)
-    figure = new_figure(_WIDTH, height + 0.55, f"Accuracy by class of {rows}", said, owed(drawn, projection))
+    figure = new_figure(
+        _WIDTH, height + 0.55, f"Accuracy by class of {rows}", subtitle, owed(drawn, projection)
+    )
     axes = figure.add_subplot()
     draw_land(axes, drawn, projection, fill, names=names)
     _colour_scale(figure, axes, norm, colours, "top-1 accuracy", (0, 0.25, 0.5, 0.75, 1), percent=True)
@@ -180,7 +182,7 @@ def places_map(
     listed, rest = order[:_BARS], order[_BARS:]
     values = [*counts[listed], *([counts[rest].sum()] if len(rest) else [])]
     texts = [label(names[k]) for k in listed] + ([counted(len(rest), "other")] if len(rest) else [])
-    said = (
+    subtitle = (
         f"{len(names):,} classes of {counts.min():,} to {counts.max():,} samples, {np.median(counts):,.0f} in the middle."
         if len(counts)
         else ""
@@ -191,7 +193,7 @@ def places_map(
     width, bars_height = 10.0, 0.135 * lines + 0.6
     _, map_height = map_size(projection, 7.0 if columns == 1 else width, 6.5)
     height = max(map_height, bars_height) if columns == 1 else map_height + bars_height
-    figure = new_figure(width, height, f"Where {rows} lie", said, owed(drawn, projection))
+    figure = new_figure(width, height, f"Where {rows} lie", subtitle, owed(drawn, projection))
     if columns == 1:
         grid = figure.add_gridspec(1, 2, width_ratios=[7.0, 3.0])
         cells = [grid[1]]
@@ -256,8 +258,8 @@ def soft_labels_map(
     panel = 9.6 / columns
     _, height = map_size(projection, panel, 4.2)
     title = f"Soft labels of a sample in {label(names[true_class])}"
-    said = "The share of the label that each class gets, exp(−d/τ) over the distance d of the classes' centroids. The outlined class is the true one."
-    figure = new_figure(9.6, lines * (height + 0.3) + 0.55, title, said, owed(drawn, projection))
+    subtitle = "The share of the label that each class gets, exp(−d/τ) over the distance d of the classes' centroids. The outlined class is the true one."
+    figure = new_figure(9.6, lines * (height + 0.3) + 0.55, title, subtitle, owed(drawn, projection))
     grid = figure.add_gridspec(lines, columns)
     axes = []
     for k, tau in enumerate(taus_km):
@@ -267,8 +269,10 @@ def soft_labels_map(
             axes[-1], drawn, projection, [colours(norm(max(share, 1e-9))) for share in shares], scale=False
         )
         _outline(axes[-1], drawn, projection, true_class)
-        own = ", as this run was trained" if own_tau_km is not None and np.isclose(tau, own_tau_km) else ""
-        axes[-1].set_title(f"τ = {tau:,g} km{own}: {100 * shares[true_class]:.0f}\u00a0% on the true class")
+        suffix = ", as this run was trained" if own_tau_km is not None and np.isclose(tau, own_tau_km) else ""
+        axes[-1].set_title(
+            f"τ = {tau:,g} km{suffix}: {100 * shares[true_class]:.0f}\u00a0% on the true class"
+        )
     _colour_scale(figure, axes, norm, colours, "share of the label", (1e-3, 1e-2, 0.1, 1.0), percent=True)
     return figure
 

@@ -77,7 +77,7 @@ def sample_figure(
     order = np.argsort(-sample.probabilities, kind="stable")
     first = int(order[0])
     if sample.true_class is None:
-        title, said = (
+        title, subtitle = (
             f"Sample {label(sample.sample_id, 40)}: {label(names[first])}",
             f"answered by run {label(run, 60)}; its truth isn't known",
         )
@@ -85,17 +85,17 @@ def sample_figure(
         rank = int(np.flatnonzero(order == sample.true_class)[0]) + 1
         verdict = "rightly" if rank == 1 else f"{label(names[first])}"
         title = f"Sample {label(sample.sample_id, 40)}: {label(names[sample.true_class])}, answered {verdict}"
-        said = f"by run {label(run, 60)}; {sample.km:,.0f} km off; the true class is at rank {rank} of {len(names)}"
+        subtitle = f"by run {label(run, 60)}; {sample.km:,.0f} km off; the true class is at rank {rank} of {len(names)}"
     seen = any(not isinstance(view, str) for view in sample.views)
     if not seen:
-        said += f"; no picture is at hand: {label(next((str(v) for v in sample.views), 'the run has no view'), 80)}"
+        subtitle += f"; no picture is at hand: {label(next((str(v) for v in sample.views), 'the run has no view'), 80)}"
     columns = min(_COLUMNS, len(view_names))
     lines = -(-len(view_names) // columns) if seen else 0
     width = 9.0
     side = min(width / columns, 3.4) + 0.1
     _, map_height = map_size(projection, width * 0.58, 4.0)
     below = max(map_height, 1.9)
-    figure = new_figure(width, lines * side + below + 0.35, title, said, owed(drawn, projection))
+    figure = new_figure(width, lines * side + below + 0.35, title, subtitle, owed(drawn, projection))
     halves = (
         figure.add_gridspec(2, 1, height_ratios=[lines * side, below]) if seen else figure.add_gridspec(1, 1)
     )
@@ -142,18 +142,18 @@ def sample_figure(
 
 
 @in_house_style
-def samples_figure(samples: Sequence[Shown], names: Sequence[str], *, title: str, said: str) -> "Figure":
+def samples_figure(samples: Sequence[Shown], names: Sequence[str], *, title: str, subtitle: str) -> "Figure":
     """A grid of samples, each by its first view that there is, with what is true and what was answered.
 
     Args:
         samples: what to show, in order.
         names: C class names.
-        title, said: which samples these are.
+        title, subtitle: which samples these are.
     """
     columns = min(_COLUMNS, max(len(samples), 1))
     lines = max(-(-len(samples) // columns), 1)
     width = 2.25 * columns
-    figure = new_figure(max(width, 4.5), lines * 2.78, title, said)
+    figure = new_figure(max(width, 4.5), lines * 2.78, title, subtitle)
     grid = figure.add_gridspec(lines, columns)
     for k, sample in enumerate(samples):
         axes = figure.add_subplot(grid[k // columns, k % columns])
@@ -207,7 +207,9 @@ def _two_points(axes: "Axes", sample: Shown, drawn: Outlines, projection: Projec
             projection, [sample.true_latitude], [sample.true_longitude], [sample.latitude], [sample.longitude]
         )
         axes.plot(*line.T, color=INK, linewidth=1, zorder=5, scalex=False, scaley=False)
-        here = project(projection, [sample.true_latitude], [sample.true_longitude])[0]
-        axes.plot(*here, "o", color=VERMILLION, markersize=7, markeredgecolor="white", zorder=6, label="true")
+        true_point = project(projection, [sample.true_latitude], [sample.true_longitude])[0]
+        axes.plot(
+            *true_point, "o", color=VERMILLION, markersize=7, markeredgecolor="white", zorder=6, label="true"
+        )
     axes.plot(*answered, "X", color=BLUE, markersize=7, markeredgecolor="white", zorder=6, label="predicted")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=2, handletextpad=0.2)

@@ -73,8 +73,8 @@ _RULES: Final[dict[str, Any]] = {
 def _typefaces() -> list[str]:
     from matplotlib import font_manager
 
-    there = set(font_manager.get_font_names())
-    return [name for name in _TYPEFACES if name in there]
+    installed = set(font_manager.get_font_names())
+    return [name for name in _TYPEFACES if name in installed]
 
 
 @contextmanager

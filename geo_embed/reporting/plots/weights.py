@@ -106,5 +106,5 @@ def view_weights_figure(
 
 
 def _mean(values: NDArray[np.floating]) -> float:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if len(there) else np.nan
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else np.nan
