@@ -256,15 +256,15 @@ def _list(directory: Path) -> list[_Saved]:
 
 
 def _prune(directory: Path, newest: Path, keep_last: int) -> None:
-    everything = _list(directory)
-    (newest_saved,) = (saved for saved in everything if saved.path == newest)
-    past = [saved for saved in everything if saved.step <= newest_saved.step]
+    checkpoints = _list(directory)
+    (newest_saved,) = (saved for saved in checkpoints if saved.path == newest)
+    past = [saved for saved in checkpoints if saved.step <= newest_saved.step]
     # The newest save of each step; the later one of a pair replaces the earlier.
     last = {saved.step: saved.path for saved in reversed(past)}
     kept = set(list(last.values())[-keep_last:])
     best = next((saved.path for saved in past if _is_best(saved.path)), None)
     kept |= {best} if best else set()
-    for saved in everything:
+    for saved in checkpoints:
         if saved.path not in kept:
             remove_directory(saved.path)
 

@@ -141,11 +141,11 @@ def _train_epoch(task: Task, state: TrainingState, stop: threading.Event, save: 
     total = steps_per_epoch * task.finetune.epochs
     saved_at = time.monotonic()
     state.model.train()
-    every = task.progress_seconds
+    seconds = task.progress_seconds
     label, best = f"epoch {progress.epoch + 1} of {task.finetune.epochs}", _best_so_far(progress)
     # One bar for the whole team.
     shown = end - progress.step if team.first else 0
-    with progress_bar(label, shown, "steps", every) as advance:
+    with progress_bar(label, shown, "steps", seconds) as advance:
         # Once around, but for each time that memory runs out: the step at work is begun again, in smaller passes.
         while progress.step < end:
             remaining = steps[progress.step - first :]

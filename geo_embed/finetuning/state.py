@@ -117,8 +117,8 @@ def make_checkpoint(task: Task, state: TrainingState, settings: dict[str, Any]) 
     tensors |= {f"average/{key}": value for key, value in state.average.items()}
     if task.sharded:
         # One at a time, and out of the device's memory, which needn't hold them all.
-        each = ((key, sharding.whole(value)) for key, value in tensors.items())
-        tensors = {key: value.cpu() for key, value in each if task.team.first}
+        gathered = ((key, sharding.whole(value)) for key, value in tensors.items())
+        tensors = {key: value.cpu() for key, value in gathered if task.team.first}
     for epoch, predictions in state.answers.items():
         arrays = {name: getattr(predictions, name) for name in _ANSWER}
         tensors |= {f"answers/{epoch}/{name}": torch.from_numpy(array) for name, array in arrays.items()}

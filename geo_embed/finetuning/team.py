@@ -90,10 +90,10 @@ class Team:
         shares = []
         for start in range(0, len(rows), size):
             of_pass = np.arange(start, min(start + size, len(rows)))
-            mine = np.array_split(of_pass, self.size)[self.rank]
-            weight = 1.0 if len(mine) else 0.0
-            mine = mine if len(mine) else of_pass[:1]
-            shares.append(Share(rows[mine], int(mine[0]), len(rows), weight))
+            part = np.array_split(of_pass, self.size)[self.rank]
+            weight = 1.0 if len(part) else 0.0
+            part = part if len(part) else of_pass[:1]
+            shares.append(Share(rows[part], int(part[0]), len(rows), weight))
         return shares
 
     def broadcast(self, value: Any) -> Any:

@@ -175,8 +175,8 @@ def extract_on_ray(
     # What is open here is opened again there.
     samples = replace(plan.samples, truth=None)
     seen = tuple(path for path in (plan.path, samples.image_root) if path.exists())
-    told = replace(plan, samples=samples)
-    job = Job(told, Path.cwd(), seen, tuple(config.model.plugins), threads)
+    worker_plan = replace(plan, samples=samples)
+    job = Job(worker_plan, Path.cwd(), seen, tuple(config.model.plugins), threads)
     try:
         try:
             result = _embed(cluster, job, store, rows, room)

@@ -110,12 +110,12 @@ def sweep_on_ray(
     device = pick_device(config.model.device, float64=True)
     room = room_of(cluster, gpus=device.type == "cuda", threads=torch.get_num_threads())
     base = plain(config)
-    told = base.model_copy(update={"model": base.model.model_copy(update={"device": device.type})})
+    worker_config = base.model_copy(update={"model": base.model.model_copy(update={"device": device.type})})
     threads = None if room.gpus else room.cpus
     kind: Any = cluster.ray.remote(Trainer).options(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0)
     say(f"sweep: on Ray, {room}")
     with Workers[Trials, list[Result]](
-        cluster, lambda: kind.remote(told, limit, Path.cwd(), threads), room.workers, "the training"
+        cluster, lambda: kind.remote(worker_config, limit, Path.cwd(), threads), room.workers, "the training"
     ) as workers:
 
         def train(

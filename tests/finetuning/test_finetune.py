@@ -137,7 +137,7 @@ def refused(config: Config, **how: Any) -> GeoError:
 
 
 @pytest.fixture
-def mine(own: Country, fitted: Path, tmp_path: Path) -> Config:
+def breakable(own: Country, fitted: Path, tmp_path: Path) -> Config:
     """Settings over a country that the test may break, with the run fitted on it."""
     config = own.config(tmp_path)
     shutil.copytree(fitted, config.paths.runs_dir / "first")
@@ -151,49 +151,49 @@ def held_out(config: Config) -> pd.DataFrame:
     return table[table["sample_id"].isin(split["sample_id"][split["part"] == "val"])]
 
 
-def test_another_backbone_under_the_same_name_is_refused(mine: Config) -> None:
-    fit_heads(having(mine, training={"epochs": 1}), name="first", overwrite=True)
-    path = Path(mine.model.backbone_name) / "model.safetensors"
+def test_another_backbone_under_the_same_name_is_refused(breakable: Config) -> None:
+    fit_heads(having(breakable, training={"epochs": 1}), name="first", overwrite=True)
+    path = Path(breakable.model.backbone_name) / "model.safetensors"
     tensors = load_file(path)
     tensors["visual_projection.weight"] *= 1.01
     save_file(tensors, path, metadata={"format": "pt"})
-    assert "has other weights than the one this run was fitted on" in refused(having(mine)).what
+    assert "has other weights than the one this run was fitted on" in refused(having(breakable)).what
 
 
-def test_pictures_that_changed_since_they_were_cached_are_refused(mine: Config) -> None:
-    names = held_out(mine).filter(regex="^image_").to_numpy().ravel()
-    root = mine.paths.images("train")
+def test_pictures_that_changed_since_they_were_cached_are_refused(breakable: Config) -> None:
+    names = held_out(breakable).filter(regex="^image_").to_numpy().ravel()
+    root = breakable.paths.images("train")
     contents = [(root / name).read_bytes() for name in names]
     for name, content in zip(names, contents[16:] + contents[:16], strict=True):
         (root / name).write_bytes(content)
-    error = refused(having(mine))
+    error = refused(having(breakable))
     assert "before any step the pictures score" in error.what
     assert "geo extract" in error.hint
 
 
-def test_a_cache_that_changed_since_the_run_was_fitted_is_refused(own: Country, mine: Config) -> None:
+def test_a_cache_that_changed_since_the_run_was_fitted_is_refused(own: Country, breakable: Config) -> None:
     store = open_store(own.store())
     store.embeddings[:] = np.roll(np.asarray(store.embeddings[:]), 7, axis=0)
-    error = refused(having(mine))
+    error = refused(having(breakable))
     assert "the cache scores" in error.what
     assert "geo cache verify" in error.hint
 
 
-def test_a_csv_that_changed_since_the_run_was_fitted_is_refused(mine: Config) -> None:
-    path = mine.paths.csv("train")
+def test_a_csv_that_changed_since_the_run_was_fitted_is_refused(breakable: Config) -> None:
+    path = breakable.paths.csv("train")
     table = pd.read_csv(path)
     table.loc[3, "latitude"] += 0.5
     table.to_csv(path, index=False)
-    assert "the training CSV has changed" in refused(having(mine)).what
+    assert "the training CSV has changed" in refused(having(breakable)).what
 
 
-def test_a_picture_that_is_gone_is_said_before_hours_are_spent(mine: Config) -> None:
-    split = pd.read_parquet(mine.paths.runs_dir / "first" / "split.parquet")
+def test_a_picture_that_is_gone_is_said_before_hours_are_spent(breakable: Config) -> None:
+    split = pd.read_parquet(breakable.paths.runs_dir / "first" / "split.parquet")
     sample = split["sample_id"][split["part"] == "train"].iloc[0]
-    table = pd.read_csv(mine.paths.csv("train"))
+    table = pd.read_csv(breakable.paths.csv("train"))
     name = table.loc[table["sample_id"] == sample, "image_east"].iloc[0]
-    (mine.paths.images("train") / name).unlink()
-    error = refused(having(mine))
+    (breakable.paths.images("train") / name).unlink()
+    error = refused(having(breakable))
     assert f"first sample {sample}, view east: no such file" in error.what
     assert "geo extract" in error.hint
 
@@ -202,9 +202,9 @@ def test_a_run_that_does_not_exist_is_refused(config: Config) -> None:
     assert "there is no run 'first'" in refused(config).what
 
 
-def test_a_split_that_is_not_cached_is_refused(own: Country, mine: Config) -> None:
+def test_a_split_that_is_not_cached_is_refused(own: Country, breakable: Config) -> None:
     shutil.rmtree(own.store())
-    error = refused(mine)
+    error = refused(breakable)
     assert "no train store has the fingerprint" in error.what
     assert "geo extract --split train" in error.hint
 
@@ -646,9 +646,9 @@ def test_bfloat16_learns_about_the_same(config: Config, run: Run, monkeypatch: p
     tune(having(config), "whole")
     in_dtype(torch.bfloat16, monkeypatch)
     tune(having(config), "half")
-    one, two = (history(config, name)["train_loss"] for name in ("whole", "half"))
-    np.testing.assert_allclose(two, one, rtol=0.02)
-    assert not np.array_equal(one, two)
+    single, half = (history(config, name)["train_loss"] for name in ("whole", "half"))
+    np.testing.assert_allclose(half, single, rtol=0.02)
+    assert not np.array_equal(single, half)
     assert all(value.dtype == torch.float32 for value in weights(config, "half").values())
 
 
@@ -855,8 +855,8 @@ def test_a_run_of_the_best_preset_is_trained(config: Config, monkeypatch: pytest
     after = load_file(config.paths.runs_dir / "tuned" / "heads.safetensors")
     for now, k in enumerate(trained):
         old, new = f"parts.0.parts.{k}.", f"parts.0.parts.{now}."
-        own = [key for key in before if key.startswith(old)]
-        assert any(not torch.equal(before[key], after[new + key.removeprefix(old)]) for key in own), k
+        keys = [key for key in before if key.startswith(old)]
+        assert any(not torch.equal(before[key], after[new + key.removeprefix(old)]) for key in keys), k
 
 
 @pytest.mark.slow
@@ -878,9 +878,9 @@ def test_variants_at_the_end_are_those_of_the_training(
 
     def watched(pixels: Tensor, present: Tensor, how: Any, names: Any) -> list[tuple[Tensor, Tensor]]:
         crops.append(how.crop)
-        found = tta_views(pixels, present, how, names)
-        assert len(found) == 3
-        return found
+        variants = tta_views(pixels, present, how, names)
+        assert len(variants) == 3
+        return variants
 
     monkeypatch.setattr(validation, "tta_views", watched)
     looking = config.model_copy(update={"inference": config.inference.model_copy(update={"tta": True})})

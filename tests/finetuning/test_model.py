@@ -27,11 +27,11 @@ def model(run: Run) -> GeoModel:
 def test_views_are_embedded_as_extraction_embeds_them_and_absent_ones_are_zero(model: GeoModel) -> None:
     pixels, present = scene(model)
     with torch.no_grad():
-        given = model.encode_views(pixels, present)
+        embeddings = model.encode_views(pixels, present)
         expected = backbones.embed(model.backbone, pixels.flatten(0, 1)).view(SAMPLES, VIEWS, -1)
-    assert given.dtype == torch.float32
-    torch.testing.assert_close(given[present], expected[present])
-    assert not given[~present].any()
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings[present], expected[present])
+    assert not embeddings[~present].any()
 
 
 def test_what_an_absent_view_holds_changes_nothing(model: GeoModel) -> None:
@@ -49,9 +49,9 @@ def test_the_answer_is_the_heads_own(model: GeoModel, run: Run) -> None:
     with torch.no_grad():
         out = model(pixels, present)
         states, points = load_heads(run).predict(out["embeddings"], present)
-        given = model.predict(pixels, present)
-    torch.testing.assert_close(given[0], states)
-    torch.testing.assert_close(given[1], points)
+        answer = model.predict(pixels, present)
+    torch.testing.assert_close(answer[0], states)
+    torch.testing.assert_close(answer[1], points)
     torch.testing.assert_close(out["heads"][0]["logits"].softmax(1), states)
 
 
@@ -59,10 +59,10 @@ def test_variants_are_averaged(model: GeoModel) -> None:
     pixels, present = scene(model)
     other, _ = scene(model, seed=1)
     with torch.no_grad():
-        embedded = [(model.encode_views(one, present), present) for one in (pixels, other)]
+        embedded = [(model.encode_views(variant, present), present) for variant in (pixels, other)]
         states, points = model.predict_variants(embedded)
-        each = [model.predict(one, present) for one in (pixels, other)]
-    torch.testing.assert_close(states, (each[0][0] + each[1][0]) / 2)
+        answers = [model.predict(variant, present) for variant in (pixels, other)]
+    torch.testing.assert_close(states, (answers[0][0] + answers[1][0]) / 2)
     assert points.shape == (SAMPLES, 2)
 
 
@@ -96,8 +96,8 @@ def test_dropout_is_drawn_from_what_is_handed_in(model: GeoModel) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             out = model(pixels, present, lambda rate: dropping(0.5, generator))
-        found: torch.Tensor = out["heads"][0]["logits"]
-        return found
+        class_logits: torch.Tensor = out["heads"][0]["logits"]
+        return class_logits
 
     assert torch.equal(logits(1), logits(1))
     assert not torch.equal(logits(1), logits(2))
@@ -110,10 +110,10 @@ def test_class_weights_reach_the_losses(run: Run) -> None:
     weights = inverse_frequency(torch.arange(1, len(run.labels) + 1))
     with torch.no_grad():
         out = plain(pixels, present)
-        each = [
+        losses = [
             [
                 float(
-                    one.loss(
+                    trained.loss(
                         {"heads": [{k: v[i : i + 1] for k, v in out["heads"][0].items()}]},
                         labels[i : i + 1],
                         points[i : i + 1],
@@ -121,7 +121,7 @@ def test_class_weights_reach_the_losses(run: Run) -> None:
                 )
                 for i in range(SAMPLES)
             ]
-            for one in (plain, weighted)
+            for trained in (plain, weighted)
         ]
         states_only = model_of(run, gps_weight=0.0).eval()
         bare = [
@@ -134,7 +134,7 @@ def test_class_weights_reach_the_losses(run: Run) -> None:
             )
             for i in range(SAMPLES)
         ]
-    gained = np.array(each[1]) - np.array(each[0])
+    gained = np.array(losses[1]) - np.array(losses[0])
     expected = (weights[labels].numpy() - 1) * np.array(bare)
     np.testing.assert_allclose(gained, expected, rtol=1e-3, atol=1e-3)
 
@@ -143,8 +143,8 @@ def test_class_weights_reach_the_members_of_best_too(config: Any) -> None:
     best = config.training.model_copy(update={"preset": "best", "budget_seconds": 2.0})
     fit_heads(config.model_copy(update={"training": best}), name="raced", limit=40)
     run = load_run(config.paths.runs_dir, "raced")
-    assert all(not own.class_weights for _, _, own in model_of(run)._leaves)
-    assert all(own.class_weights for _, _, own in model_of(run, class_weights=True)._leaves)
+    assert all(not loss.class_weights for _, _, loss in model_of(run)._leaves)
+    assert all(loss.class_weights for _, _, loss in model_of(run, class_weights=True)._leaves)
 
 
 def test_a_mixture_answers_as_it_did_until_the_first_step_and_without_its_discriminants_from_then_on(
@@ -179,9 +179,9 @@ def test_where_only_a_discriminant_answers_it_is_trained(config: Any) -> None:
 
 def test_every_parameter_is_in_one_group(model: GeoModel) -> None:
     groups = model.parameter_groups(Finetune(layer_decay=0.5))
-    given = [id(p) for group in groups for p in group["params"]]
-    assert len(given) == len(set(given))
-    assert set(given) == {id(p) for p in model.parameters()}
+    in_groups = [id(p) for group in groups for p in group["params"]]
+    assert len(in_groups) == len(set(in_groups))
+    assert set(in_groups) == {id(p) for p in model.parameters()}
 
 
 def test_norms_biases_and_embeddings_do_not_decay(model: GeoModel) -> None:

@@ -49,12 +49,12 @@ def test_it_answers_and_learns_as_the_whole_model_does(divided: GeoModel, run: R
         if p.grad is not None and expected is not None:
             torch.testing.assert_close(whole(p.grad), expected)
     with torch.no_grad():
-        one, two = (
+        undivided, sharded = (
             model.predict_variants([(model.encode_views(pixels, present), present)])
             for model in (plain, divided)
         )
-    for expected, given in zip(one, two, strict=True):
-        torch.testing.assert_close(given, expected)
+    for expected, actual in zip(undivided, sharded, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_weights_that_change_after_an_answer_count_in_the_next(divided: GeoModel) -> None:

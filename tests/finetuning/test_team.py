@@ -48,14 +48,14 @@ def test_every_sample_of_a_step_is_in_one_pass_of_one_process(
     samples: int, size: int, processes: int
 ) -> None:
     rows = np.random.default_rng(0).permutation(100)[:samples]
-    each = [Team(rank, processes).passes(rows, size) for rank in range(processes)]
-    assert {len(passes) for passes in each} == {-(-samples // size)}
-    counted = [share for passes in each for share in passes if share.weight]
+    by_process = [Team(rank, processes).passes(rows, size) for rank in range(processes)]
+    assert {len(passes) for passes in by_process} == {-(-samples // size)}
+    counted = [share for passes in by_process for share in passes if share.weight]
     assert sorted(np.concatenate([share.rows for share in counted])) == sorted(rows)
     for share in counted:
         assert share.total == samples
         assert rows[share.before : share.before + len(share.rows)].tolist() == share.rows.tolist()
-    for passes in zip(*each, strict=True):
+    for passes in zip(*by_process, strict=True):
         assert sum(len(share.rows) for share in passes if share.weight) <= size
         assert all(len(share.rows) for share in passes), "a process without work would wait for nothing"
 
@@ -114,13 +114,13 @@ def work(country: Country, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(country: Country, work: Path) -> Callable[..., list[object]]:
     """Everything after `geo`."""
 
-    def given(name: str, *more: object, **changes: object) -> list[object]:
+    def words(name: str, *more: object, **changes: object) -> list[object]:
         how = HOW | {f"finetune.{key}": value for key, value in changes.items()}
         settings = [part for key, value in how.items() for part in ("--set", f"{key}={value}")]
         asked = ("--json", "finetune", "--name", name, "--init", "first", "--limit", 40)
         return [*country.options(work), *settings, *asked, *more]
 
-    return given
+    return words
 
 
 def in_two(nursery: Nursery, directory: Path, arguments: list[object], before: str = "") -> Ran:
@@ -190,13 +190,13 @@ def test_two_processes_learn_what_one_learns(tune: Any, work: Path, alone: Finet
     assert together.code == 0, together.err
     assert together.json["run"] == name
     assert together.err.count("parameters: backbone") == together.err.count("epoch 2: loss") == 1
-    one, two = history(work, "one"), history(work, name)
-    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
-    np.testing.assert_allclose(two["val_nll"], one["val_nll"], rtol=1e-3)
+    alone_history, team_history = history(work, "one"), history(work, name)
+    np.testing.assert_allclose(team_history["train_loss"], alone_history["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(team_history["val_nll"], alone_history["val_nll"], rtol=1e-3)
     assert together.json["frozen_score"] == pytest.approx(alone.frozen_score, abs=1e-3)
-    ours = weights(work, name)
+    team_weights = weights(work, name)
     for key, value in weights(work, "one").items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(team_weights[key], value, rtol=1e-2, atol=1e-3)
 
 
 def patched(path: Path, code: str) -> tuple[str, ...]:
@@ -306,9 +306,9 @@ def test_two_machines_that_meet_at_an_address_learn_what_one_learns(
         subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [node.communicate(timeout=240) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert sum('"run": "machines"' in out for out, _ in said) == 1
+    outputs = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum('"run": "machines"' in out for out, _ in outputs) == 1
     np.testing.assert_allclose(history(work, "machines"), history(work, "one"), rtol=1e-3)
 
 
@@ -327,11 +327,11 @@ def test_every_way_of_training_is_the_same_where_the_model_is_divided(
     assert tune_alone("low-rank", **how).code == 0
     divided = tune("low-rank-parts", sharded=True, **how)
     assert divided.code == 0, divided.err
-    one, two = history(work, "low-rank"), history(work, "low-rank-parts")
-    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
-    ours = weights(work, "low-rank-parts")
+    undivided, in_parts = history(work, "low-rank"), history(work, "low-rank-parts")
+    np.testing.assert_allclose(in_parts["train_loss"], undivided["train_loss"], rtol=1e-4)
+    parts_weights = weights(work, "low-rank-parts")
     for key, value in weights(work, "low-rank").items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(parts_weights[key], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -376,5 +376,5 @@ def test_one_process_out_of_memory_halves_the_passes_of_all(tune: Any, work: Pat
     whole = work / "runs" / "two" / "history.parquet"
     if not whole.is_file():
         assert tune("two").code == 0
-    one, two = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("two", "tight"))
-    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=1e-4)
+    usual, tight = (pd.read_parquet(work / "runs" / name / "history.parquet") for name in ("two", "tight"))
+    np.testing.assert_allclose(tight["train_loss"], usual["train_loss"], rtol=1e-4)

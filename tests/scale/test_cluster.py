@@ -42,8 +42,8 @@ def test_the_folder_of_a_driver_that_was_killed_goes_and_no_other(tmp_path: Path
     try:
         for name in ("killed", "elsewhere", "outside"):
             kill(driver(folders[name]))
-        told = folders["elsewhere"] / "driver.lock"
-        told.write_text(told.read_text().replace('"host": "', '"host": "not-'))
+        lock_file = folders["elsewhere"] / "driver.lock"
+        lock_file.write_text(lock_file.read_text().replace('"host": "', '"host": "not-'))
         # A link leads nowhere that is removed.
         (tmp_path / "geo-ray-link").symlink_to(folders["outside"])
         remove_abandoned(tmp_path)

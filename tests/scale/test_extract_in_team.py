@@ -76,6 +76,6 @@ def test_a_part_or_a_limit_beside_torchruns_own_is_refused(small: Small, nursery
     for more in (["--part", "1/2"], ["--limit", "3"]):
         for ran in in_two(nursery, small, "extract", "--split", "train", *more):
             assert (ran.code, ran.out) == (2, "")
-            told = " ".join(ran.err.replace("│", "").split())
-            assert "each process of torchrun takes its part of all samples" in told
+            message = " ".join(ran.err.replace("│", "").split())
+            assert "each process of torchrun takes its part of all samples" in message
     assert not small.cache.exists()

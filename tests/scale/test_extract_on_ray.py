@@ -67,9 +67,9 @@ def test_workers_that_die_at_random_leave_the_bytes_of_one_run(
     # What a dead worker had committed of its part was found there by the next.
     assert 4 * (ROWS - 6) <= done.computed <= 4 * ROWS
     assert done.computed + done.reused == 4 * ROWS
-    told = capsys.readouterr().err
-    assert told.count("is begun again elsewhere") == 2
-    assert "a worker died" in told
+    stderr = capsys.readouterr().err
+    assert stderr.count("is begun again elsewhere") == 2
+    assert "a worker died" in stderr
     assert_equals_one_run(small, **features)
     again = extract(small.config(), "train")
     assert (again.computed, again.reused) == (0, 4 * ROWS)
@@ -130,8 +130,8 @@ def test_the_command_prints_what_it_prints_without_ray_and_keeps_stdout_clean(
         assert key in differing or ran.json[key] == alone.json[key], key
     lines = ran.err.splitlines()
     assert sum(line.startswith("warning: a worker died (") for line in lines) == 1
-    told = ("look at pictures", "extract test: ", "waiting for", "warning: a worker died (")
-    assert [line for line in lines if not line.startswith(told)] == []
+    beginnings = ("look at pictures", "extract test: ", "waiting for", "warning: a worker died (")
+    assert [line for line in lines if not line.startswith(beginnings)] == []
 
 
 @pytest.mark.slow
@@ -151,15 +151,15 @@ def test_workers_share_a_store_in_a_bucket_and_take_over_the_lease_of_one_that_d
 
 def ray_processes(folder: str) -> list[str]:
     """Command lines of processes that name a folder."""
-    found = []
+    lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if folder in line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 @pytest.mark.slow

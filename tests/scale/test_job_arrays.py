@@ -45,14 +45,14 @@ def small(country: Country, tmp_path: Path) -> Small:
 
 def geo_arguments(small: Small, shell: list[str], variables: Mapping[str, str]) -> list[str]:
     """What a shell gives to `geo`, which here only says so: one that has imported everything does the work."""
-    bin_directory, said = small.root / "bin", small.root / "arguments"
+    bin_directory, arguments_file = small.root / "bin", small.root / "arguments"
     bin_directory.mkdir(exist_ok=True)
-    told = f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -ISc 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\" > {shlex.quote(str(said))}\n"
-    (bin_directory / "geo").write_text(told)
+    script = f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -ISc 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\" > {shlex.quote(str(arguments_file))}\n"
+    (bin_directory / "geo").write_text(script)
     (bin_directory / "geo").chmod(0o755)
     environment = {"PATH": f"{bin_directory}:{os.environ['PATH']}", **variables}
     subprocess.run(shell, cwd=small.root, env=environment, check=True)
-    words = json.loads(said.read_text())
+    words = json.loads(arguments_file.read_text())
     assert isinstance(words, list)
     return words
 
@@ -105,12 +105,12 @@ def test_tasks_of_which_some_are_killed_and_begun_again_make_the_bytes_of_one_ru
     assert begin(again, killed, dies=True).end().code in (-9, 0)
 
     # What is missing, and the commands that make it, pasted into a shell.
-    found = nursery.start_in(small.root, "--json", "cache", "verify", "--parts", PARTS).end().json
-    left = {Path(pending["store"]).stem: pending["missing_parts"] for pending in found["pending"]}
+    verified = nursery.start_in(small.root, "--json", "cache", "verify", "--parts", PARTS).end().json
+    left = {Path(pending["store"]).stem: pending["missing_parts"] for pending in verified["pending"]}
     assert left["test"] == [f"{k}/{PARTS}" for k in killed]
     assert set(left["train"]) <= set(left["test"])
-    told = nursery.start_in(small.root, "cache", "verify", "--parts", PARTS).end().out
-    commands = [line for line in told.splitlines() if line.startswith("    geo extract ")]
+    printed = nursery.start_in(small.root, "cache", "verify", "--parts", PARTS).end().out
+    commands = [line for line in printed.splitlines() if line.startswith("    geo extract ")]
     assert len(commands) == len(left["test"]) + len(left["train"])
     pasted = [
         nursery.start_in(small.root, *geo_arguments(small, ["bash", "-c", line], {})) for line in commands
@@ -153,9 +153,9 @@ def test_a_task_that_slurm_ends_says_so_and_the_next_goes_on(small: Small) -> No
             time.sleep(0.01)
         shell.send_signal(signal.SIGTERM)
         (small.root / "go").touch()
-        _, told = shell.communicate(timeout=120)
+        _, stderr = shell.communicate(timeout=120)
     assert shell.returncode == 130
-    assert "the same command goes on from there" in told
+    assert "the same command goes on from there" in stderr
     done = (read_status(open_store(small.store(), writable=False)) != PENDING).all(axis=1).nonzero()[0]
     assert len(done) >= 2
     assert set(done.tolist()) <= set(range(2 * TRAIN_CHUNKS, 4 * TRAIN_CHUNKS))

@@ -56,8 +56,8 @@ def test_it_goes_from_pictures_to_a_submission_and_may_be_started_again(
     out = tmp_path / "results"
     words = (small.data, "--out", out, "--no-with-finetune", *settings)
 
-    def submitted(said: str) -> bytes:
-        submission = Path(said.strip())
+    def submitted(output: str) -> bytes:
+        submission = Path(output.strip())
         assert submission.parent == out / "submissions"
         assert len(submission.read_text().splitlines()) == 5
         return submission.read_bytes()

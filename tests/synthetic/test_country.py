@@ -50,10 +50,10 @@ def test_the_same_seed_gives_the_same_bytes_however_many_workers_paint(country: 
 
 def test_another_seed_gives_other_places_and_other_pictures(country: Path, tmp_path: Path) -> None:
     synthetic.write_country(tmp_path, locations=4, seed=4, workers=1)
-    mine, theirs = digests(tmp_path), digests(country)
-    pictures = [name for name in mine if name.endswith(".jpg")]
+    reseeded, original = digests(tmp_path), digests(country)
+    pictures = [name for name in reseeded if name.endswith(".jpg")]
     assert len(pictures) == 16
-    assert not [name for name in pictures if mine[name] == theirs[name]]
+    assert not [name for name in pictures if reseeded[name] == original[name]]
     assert not np.allclose(
         synthetic.true_locations(LOCATIONS, 3)[0]["latitude"],
         synthetic.true_locations(LOCATIONS, 4)[0]["latitude"],

@@ -81,7 +81,7 @@ def test_it_ends_well_with_one_json_object(first: Ran, place: Path) -> None:
 
 
 def test_it_tells_its_stages_on_stderr_in_order(first: Ran) -> None:
-    told = [line.split()[0] for line in first.err.splitlines()]
+    stages_told = [line.split()[0] for line in first.err.splitlines()]
     stages = [
         "country",
         "check",
@@ -94,7 +94,7 @@ def test_it_tells_its_stages_on_stderr_in_order(first: Ran) -> None:
         "submit",
         "report",
     ]
-    assert [word for word in told if word in stages] == stages
+    assert [word for word in stages_told if word in stages] == stages
 
 
 def test_the_score_lies_between_chance_and_one(first: Ran, place: Path) -> None:
@@ -109,13 +109,13 @@ def test_the_score_lies_between_chance_and_one(first: Ran, place: Path) -> None:
 
 
 def test_the_submission_is_the_better_ones_of_heads_and_finetuned_run(first: Ran, place: Path) -> None:
-    said = first.json
-    tuned = load_run(place / "X" / "runs", said["finetuned"])
-    assert json.loads((tuned.path / "metrics.json").read_text())["val"]["score"] == said["finetuned_score"]
-    assert tuned.provenance["init"] == said["run"]
-    better = said["finetuned"] if said["finetuned_score"] > said["score"] else said["run"]
-    assert said["submitted"] == better
-    assert Path(said["submission"]).stem == better
+    summary = first.json
+    tuned = load_run(place / "X" / "runs", summary["finetuned"])
+    assert json.loads((tuned.path / "metrics.json").read_text())["val"]["score"] == summary["finetuned_score"]
+    assert tuned.provenance["init"] == summary["run"]
+    better = summary["finetuned"] if summary["finetuned_score"] > summary["score"] else summary["run"]
+    assert summary["submitted"] == better
+    assert Path(summary["submission"]).stem == better
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
@@ -132,8 +132,8 @@ def test_a_finetuned_run_is_submitted_only_if_it_is_better(
         "model.device": "cpu",
     }
 
-    def finetune(config: Config, *, init: str, **given: Any) -> Finetuned:
-        done = real_finetune(config, init=init, **given)
+    def finetune(config: Config, *, init: str, **options: Any) -> Finetuned:
+        done = real_finetune(config, init=init, **options)
         frozen = evaluate(config, load_run(config.paths.runs_dir, init))["score"]
         return dataclasses.replace(done, val=done.val | {"score": frozen + gain})
 
