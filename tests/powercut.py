@@ -80,9 +80,9 @@ Event = Renamed | Wrote | Forced | Said
 
 @dataclass(frozen=True)
 class Cut:
-    """A disk after a cut: what had been said by then, and bytes by path (None for a folder, text for what a link leads to)."""
+    """A disk after a cut: what had been promised by then, and bytes by path (None for a folder, text for what a link leads to)."""
 
-    said: tuple[object, ...]
+    promised: tuple[object, ...]
     tree: dict[str, bytes | str | None]
 
     def build(self, root: Path) -> Path:
@@ -99,7 +99,7 @@ class Cut:
 
     def key(self) -> int:
         """Tells it from others, quickly: bytes remember their hash."""
-        return hash((self.said, frozenset(self.tree.items())))
+        return hash((self.promised, frozenset(self.tree.items())))
 
 
 @dataclass
@@ -225,7 +225,7 @@ class Disk:
             now.add(event)
             for chosen, data in now.choices(chance, random_cuts):
                 self.tried += 1
-                cut = Cut(tuple(now.said), self._tree([now.steps[k] for k in sorted(chosen)], data))
+                cut = Cut(tuple(now.promised), self._tree([now.steps[k] for k in sorted(chosen)], data))
                 if (key := cut.key()) not in known:
                     known.add(key)
                     yield cut
@@ -262,16 +262,16 @@ class _Moment:
 
     first: dict[int, bytes]
     steps: list[Renamed] = field(default_factory=list)
-    said: list[object] = field(default_factory=list)
+    promised: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._there, self._written = dict(self.first), dict(self.first)
+        self._forced, self._written = dict(self.first), dict(self.first)
         self._safe: set[int] = set()
         self._earlier: list[set[int]] = []
 
     def add(self, event: Event | None) -> None:
         if isinstance(event, Said):
-            self.said.append(event.what)
+            self.promised.append(event.what)
         elif isinstance(event, Wrote):
             self._written[event.file] = event.data
         elif isinstance(event, Renamed):
@@ -279,7 +279,7 @@ class _Moment:
             self._earlier.append(_with_earlier(self.steps, len(self.steps) - 1))
         elif isinstance(event, Forced):
             if event.node in self._written:
-                self._there[event.node] = self._written[event.node]
+                self._forced[event.node] = self._written[event.node]
             for k in self._open():
                 if any(folder == event.node for folder, _ in self.steps[k].touched):
                     self._safe |= self._earlier[k]
@@ -289,15 +289,15 @@ class _Moment:
 
     def choices(self, chance: random.Random, random_cuts: int) -> Iterator[tuple[set[int], dict[int, bytes]]]:
         """Which steps are on the disk, and which bytes of each file."""
-        there, written, safe, undecided = self._there, self._written, self._safe, self._open()
-        dirty = [file for file, data in written.items() if there.get(file, b"") != data]
+        forced, written, safe, undecided = self._forced, self._written, self._safe, self._open()
+        dirty = [file for file, data in written.items() if forced.get(file, b"") != data]
         everything = safe | set(undecided)
 
         def old() -> dict[int, bytes]:
-            return written | {file: there.get(file, b"") for file in dirty}
+            return written | {file: forced.get(file, b"") for file in dirty}
 
         def torn(*files: int) -> dict[int, bytes]:
-            return written | {file: _torn(there.get(file, b""), written[file], chance) for file in files}
+            return written | {file: _torn(forced.get(file, b""), written[file], chance) for file in files}
 
         yield everything, written
         yield safe, old()

@@ -68,9 +68,9 @@ def test_fewer_rows_than_neighbours_are_fine(known: Known) -> None:
 
 def test_a_state_alone_is_no_task_for_logistic_regression(known: Known) -> None:
     rows = np.arange(12)
-    one = Known(known.vectors[rows], known.truth.take(rows), known.groups[rows])
+    single_state = Known(known.vectors[rows], known.truth.take(rows), known.groups[rows])
     with pytest.raises(GeoError, match="two states"):
-        logistic(one, known.vectors[:1], 0)
+        logistic(single_state, known.vectors[:1], 0)
 
 
 def test_views_are_averaged_before_they_get_a_length_of_one() -> None:

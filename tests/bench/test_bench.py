@@ -52,9 +52,9 @@ def test_every_ratio_is_that_of_the_figures_beside_it(bench: Bench) -> None:
 
 
 def test_it_measures_each_baseline_that_is_asked_for(bench: Bench) -> None:
-    said = " ".join(f"{m.what} {m.against}" for m in bench.measurements)
+    measured = " ".join(f"{m.what} {m.against}" for m in bench.measurements)
     for part in ("DataLoader", "batch 128", "batch 512", "LogisticRegression", "8 seeds", "peak memory"):
-        assert part in said
+        assert part in measured
 
 
 def test_scores_lie_between_nothing_and_all(bench: Bench) -> None:
@@ -94,8 +94,8 @@ def test_finetuning_is_measured_against_arithmetic_and_a_plain_loop(monkeypatch:
     monkeypatch.setattr(finetune, "gemm_rate", lambda device: gemm_rate(device, size=128))
     monkeypatch.setattr(finetune, "_ROUNDS", 1)
     monkeypatch.setattr(finetune, "apart", here)
-    given = {"model.device": "cpu", "finetune.batch_size": 2, "finetune.accumulate": 1}
-    model, share, loop = finetune.bench_finetune(resolve(overrides=given)[0], samples=8).measurements
+    overrides = {"model.device": "cpu", "finetune.batch_size": 2, "finetune.accumulate": 1}
+    model, share, loop = finetune.bench_finetune(resolve(overrides=overrides)[0], samples=8).measurements
     for m in (model, share, loop):
         assert m.ratio == pytest.approx(m.ours / m.baseline)
         assert 0 < m.ours < math.inf

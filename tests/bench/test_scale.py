@@ -92,9 +92,9 @@ def test_every_row_is_there_and_its_ratio_is_that_of_its_figures(
         monkeypatch.setattr(scale, name, value)
 
     # Only a process of its own has a peak of its own, which is asked of the whole manifest.
-    def figures(module: str, function: str, *given: str) -> dict[str, float]:
-        ask = figures_apart if given[0].endswith("/manifest") and function == "plan_manifest" else here
-        return dict(ask(module, function, *given))
+    def figures(module: str, function: str, *arguments: str) -> dict[str, float]:
+        ask = figures_apart if arguments[0].endswith("/manifest") and function == "plan_manifest" else here
+        return dict(ask(module, function, *arguments))
 
     monkeypatch.setattr(scale, "figures_apart", figures)
     # Starting Ray takes longer than all of this; tests/scale runs it.

@@ -38,18 +38,18 @@ def one_run(small: Small) -> Path:
 
 
 def store_in(bucket: Address) -> Address:
-    (found,) = [folder / "train.zarr" for folder in (bucket / "cache").iterdir()]
-    return found
+    (store,) = [folder / "train.zarr" for folder in (bucket / "cache").iterdir()]
+    return store
 
 
 def assert_equals_one_run(small: Small, bucket: Address) -> None:
     """Byte for byte, and nothing beside it but leases that nobody holds."""
-    whole, there = one_run(small), store_in(bucket)
-    found = objects(there)
-    assert set(found) == set(files(whole))
-    assert all((whole / name).read_bytes() == data for name, data in found.items() if name != "zarr.json")
-    assert content(there) == content(whole)
-    beside = {name: data for name, data in objects(there.parent).items() if ".zarr/" not in name}
+    whole, store = one_run(small), store_in(bucket)
+    stored = objects(store)
+    assert set(stored) == set(files(whole))
+    assert all((whole / name).read_bytes() == data for name, data in stored.items() if name != "zarr.json")
+    assert content(store) == content(whole)
+    beside = {name: data for name, data in objects(store.parent).items() if ".zarr/" not in name}
     assert all(re.fullmatch(r"train\.(layout\.)?lock", name) and not data for name, data in beside.items())
 
 
@@ -142,11 +142,11 @@ def test_a_killed_writers_lease_is_taken_over_and_the_same_command_goes_on(
     first.signal(signal.SIGKILL)
     assert first.end().code == -signal.SIGKILL
     lock = store_in(bucket).with_suffix(".lock")
-    found = buckets.get(lock)
-    assert found is not None
-    assert json.loads(found[0])["pid"] == first.pid
+    lease = buckets.get(lock)
+    assert lease is not None
+    assert json.loads(lease[0])["pid"] == first.pid
     if where == "elsewhere":
-        buckets.put(lock, json.dumps(json.loads(found[0]) | {"process": []}).encode())
+        buckets.put(lock, json.dumps(json.loads(lease[0]) | {"process": []}).encode())
     began = time.monotonic()
     again = command(capsys, *small.options(), *cache, "--json", "extract", "--split", "train")
     assert again.code == 0, again.err
@@ -247,11 +247,11 @@ def test_heads_are_fitted_from_a_bucket_as_from_a_folder_and_the_second_time_fro
     def fetched() -> int:
         return len([r for r in s3.requests if r.method == "GET" and "embeddings/c/" in r.key])
 
-    here, there = fit("here"), fit("there", *cache)
+    in_folder, in_bucket = fit("here"), fit("there", *cache)
     assert fetched() == 1
     again = fit("again", *cache)
     assert fetched() == 0
-    assert here == there == again
+    assert in_folder == in_bucket == again
     ran = command(capsys, *options, *cache, "--json", "submit", "again", "--out", "s.csv")
     assert ran.code == 0, ran.err
     assert ran.json["valid"]

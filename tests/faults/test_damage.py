@@ -47,9 +47,9 @@ def test_stores_that_were_not_looked_at_are_named(small: Small, capsys: pytest.C
     whole = command(capsys, *small.options(), "--json", "cache", "verify")
     assert whole.code == 0, whole.err
     assert (whole.json["stores"], whole.json["not_looked_at"]) == ([str(looked_at)], [str(other)])
-    said = command(capsys, *small.options(), "cache", "verify").out.splitlines()
-    assert said[-3:-1] == ["0 problems", "1 other store not looked at:"]
-    assert shlex.split(said[-1])[-2:] == ["--store", str(other)]
+    lines = command(capsys, *small.options(), "cache", "verify").out.splitlines()
+    assert lines[-3:-1] == ["0 problems", "1 other store not looked at:"]
+    assert shlex.split(lines[-1])[-2:] == ["--store", str(other)]
     # Damage that was looked at is told of as before, and so is a store that was asked for by its path.
     flip(looked_at / DATA[0], 0.5)
     damaged = command(capsys, *small.options(), "--json", "cache", "verify")
@@ -68,8 +68,8 @@ METADATA = [f"{name}/zarr.json" for name in ("embeddings", "status", "content_ha
 
 def test_every_file_of_a_store_is_one_of_those_below(small: Small) -> None:
     store = small.store()
-    found = {str(file.relative_to(store)) for file in store.rglob("*") if file.is_file()}
-    assert found == {*DATA, *METADATA, "zarr.json"}
+    names = {str(file.relative_to(store)) for file in store.rglob("*") if file.is_file()}
+    assert names == {*DATA, *METADATA, "zarr.json"}
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
@@ -183,7 +183,7 @@ def test_a_store_without_a_readable_head_does_not_pass_for_absent(
     (problem,) = ran.json["problems"]
     assert problem["store"] == str(small.store())
     ran = command(capsys, *small.options(), "--json", "cache", "ls")
-    assert [found["store"] for found in ran.json["problems"]] == [str(small.store())]
+    assert [unreadable["store"] for unreadable in ran.json["problems"]] == [str(small.store())]
 
 
 def test_deep_notices_a_picture_that_changed_on_disk(

@@ -163,18 +163,18 @@ def test_on_a_full_disk_every_command_that_writes_leaves_what_was_there_and_says
     (full_disk / "old.csv").write_text("old")
     fill(full_disk)
     before = files(full_disk)
-    there = ["--set", f"paths.runs_dir={full_disk / 'runs'}"]
+    runs_dir = ["--set", f"paths.runs_dir={full_disk / 'runs'}"]
     runs = [str(small.root / "runs" / name) for name in ("first", "second")]
     for words in (
         ["config", "init", "--out", full_disk / "geo.toml"],
         ["submit", runs[0], "--out", full_disk / "old.csv"],
         ["submit", runs[0], "--out", full_disk / "new" / "new.csv"],
         ["cache", "export", "--split", "train", "--out", full_disk / "x.npy"],
-        [*there, "fit-heads", "--name", "new"],
-        [*there, "fit-heads"],
-        [*there, "sweep", "--trials", "2"],
-        [*there, "ensemble", *runs, "--name", "both"],
-        [*there, "finetune", "--init", runs[0], "--name", "tuned"],
+        [*runs_dir, "fit-heads", "--name", "new"],
+        [*runs_dir, "fit-heads"],
+        [*runs_dir, "sweep", "--trials", "2"],
+        [*runs_dir, "ensemble", *runs, "--name", "both"],
+        [*runs_dir, "finetune", "--init", runs[0], "--name", "tuned"],
         ["--set", f"paths.cache_dir={full_disk / 'cache'}", "extract", "--split", "train"],
     ):
         ran = command(capsys, *small.options(), *words)

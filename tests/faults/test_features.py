@@ -43,12 +43,12 @@ def test_an_addition_that_is_killed_anywhere_ends_as_one_pass(small: Small, nurs
         before = left(small)
         arrays = ("pooler_output/c/*/0/0", "token_mean/c/*/0/0", "token_mean_hash/c/*/0")
         array = chance.choice(arrays)
-        there = len(list(small.store().glob(array)))
+        written = len(list(small.store().glob(array)))
         process = nursery.start(small, *add, before=SLOW_WRITES)
         writing = f"{Path(array).parent}/.*.writing"
         process.wait_for(
-            lambda array=array, there=there, writing=writing: (
-                len(list(small.store().glob(array))) > there and any(small.store().glob(writing))
+            lambda array=array, written=written, writing=writing: (
+                len(list(small.store().glob(array))) > written and any(small.store().glob(writing))
             )
         )
         process.signal(signal.SIGKILL)

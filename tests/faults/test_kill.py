@@ -128,14 +128,14 @@ def test_an_interrupt_ends_with_130_and_says_how_far_it_got(
     ran = process.end()
     assert ran.code == 130, ran.err
     assert ran.out == ""
-    told = re.search(r"interrupted: (\d+) of 40 train samples are done", ran.err)
-    assert told, ran.err
-    assert int(told[1]) == done_rows(small) >= 3
+    interruption = re.search(r"interrupted: (\d+) of 40 train samples are done", ran.err)
+    assert interruption, ran.err
+    assert int(interruption[1]) == done_rows(small) >= 3
     assert "Traceback" not in ran.err
     assert not any(small.cache.rglob(".*.writing"))
 
     again = nursery.run(small, "--json", "extract", "--split", "train").json
-    assert (again["computed"], again["reused"]) == (4 * (40 - int(told[1])), 4 * int(told[1]))
+    assert (again["computed"], again["reused"]) == (4 * (40 - int(interruption[1])), 4 * int(interruption[1]))
     assert content(small.store()) == content(whole_store(small))
 
 

@@ -73,16 +73,18 @@ def test_gc_deletes_nothing_that_a_link_leads_to(small: Small, tmp_path: Path) -
     # What only looks like ours.
     for name in (".git.replaced", ".mine.0123abcd.writing", "notes.1"):
         (folder / name).mkdir()
-    ours = litter(small.cache / "more-00112233445566aa")
-    shutil.copytree(elsewhere / "store" / "train.zarr", ours[0].with_name("train.zarr"), dirs_exist_ok=True)
+    leftovers = litter(small.cache / "more-00112233445566aa")
+    shutil.copytree(
+        elsewhere / "store" / "train.zarr", leftovers[0].with_name("train.zarr"), dirs_exist_ok=True
+    )
     long_ago(tmp_path)
     before, here = files(elsewhere), content(store)
     listed = {item["path"] for item in collect_garbage(small.config()).stores}
-    assert listed == set(ours)
+    assert listed == set(leftovers)
     collect_garbage(small.config(), delete=True)
     assert files(elsewhere) == before
     assert content(store) == here
-    assert not any(path.exists() for path in ours)
+    assert not any(path.exists() for path in leftovers)
     assert (folder / ".git.replaced").is_dir()
 
 
@@ -90,10 +92,12 @@ def test_a_linked_cache_is_the_cache(small: Small, tmp_path: Path) -> None:
     name = small.store().parent.name
     small.cache.rename(tmp_path / "big")
     small.cache.symlink_to(tmp_path / "big")
-    ours = litter(small.cache / "more-00112233445566aa")
-    shutil.copytree(small.cache / name / "train.zarr", ours[0].with_name("train.zarr"), dirs_exist_ok=True)
+    leftovers = litter(small.cache / "more-00112233445566aa")
+    shutil.copytree(
+        small.cache / name / "train.zarr", leftovers[0].with_name("train.zarr"), dirs_exist_ok=True
+    )
     long_ago(tmp_path / "big")
-    assert {item["path"] for item in collect_garbage(small.config(), delete=True).stores} == set(ours)
+    assert {item["path"] for item in collect_garbage(small.config(), delete=True).stores} == set(leftovers)
     assert extract(small.config(), "train").computed == 0
 
 
@@ -103,8 +107,8 @@ def test_gc_leaves_what_a_writer_has_begun_with_since_it_was_listed(
     from geo_embed.cache import tidy
 
     store = small.store()
-    ours = litter(small.cache / "more-00112233445566aa")
-    shutil.copytree(store, ours[0].with_name("train.zarr"), dirs_exist_ok=True)
+    leftovers = litter(small.cache / "more-00112233445566aa")
+    shutil.copytree(store, leftovers[0].with_name("train.zarr"), dirs_exist_ok=True)
     long_ago(small.cache)
     delete = tidy._delete
 
@@ -114,7 +118,7 @@ def test_gc_leaves_what_a_writer_has_begun_with_since_it_was_listed(
 
     monkeypatch.setattr(tidy, "_delete", late)
     assert collect_garbage(small.config(), delete=True).stores == []
-    assert ours[-1].exists()
+    assert leftovers[-1].exists()
 
 
 def pipe(path: Path) -> None:
@@ -153,9 +157,9 @@ def test_one_broken_thing_in_a_cache_stops_no_command_for_the_rest(small: Small,
         make(small.cache / f"as folder {kind}")
     ran = nursery.run(small, "--json", "cache", "ls", before=UNPRIVILEGED)
     assert ran.code == 0, ran.err
-    assert [Path(told["path"]) for told in ran.json["stores"]] == [store]
-    told = {Path(problem["store"]).parent.name for problem in ran.json["problems"]}
-    assert {f"{kind}-{k:016}" for k, kind in enumerate(BROKEN)} <= told
+    assert [Path(listed["path"]) for listed in ran.json["stores"]] == [store]
+    broken = {Path(problem["store"]).parent.name for problem in ran.json["problems"]}
+    assert {f"{kind}-{k:016}" for k, kind in enumerate(BROKEN)} <= broken
     assert all(problem["message"] for problem in ran.json["problems"])
     named = {Path(problem["store"]).name for problem in ran.json["problems"]}
     assert {"as folder locked up", "as folder loop", "as folder nowhere"} <= named

@@ -138,8 +138,8 @@ def test_bad_pictures_are_all_listed_before_the_model_is_loaded(
     assert ran.out == ""
     lines = complaints(ran)
     assert len(lines) == len(expected)
-    for who, reason in expected.items():
-        (line,) = [line for line in lines if who in line]
+    for sample, reason in expected.items():
+        (line,) = [line for line in lines if sample in line]
         assert re.search(reason, line), line
         assert ".jpg" in line
     assert "error: 7 pictures can't be read, listed above" in ran.err
@@ -185,7 +185,7 @@ def test_skipped_pictures_are_recorded_reported_and_left_out_downstream(
     train, test = ran.json["splits"]
     assert len(train["skipped"]) == len(expected) + 4
     assert set(train["skipped"][0]) == {"sample_id", "view", "path", "reason"}
-    assert all(one["reason"] for one in train["skipped"] + test["skipped"])
+    assert all(picture["reason"] for picture in train["skipped"] + test["skipped"])
     assert train["computed"] == 48 - 11
     status = np.asarray(open_store(small.store()).status[:])
     assert status[3, 3] == MISSING
@@ -266,7 +266,7 @@ def test_a_view_that_the_csv_leaves_empty_is_missing(small: Small) -> None:
     with pytest.raises(GeoError, match="1 picture can't be read"):
         extract(small.config(), "train")
     done = extract(small.config(inference__on_bad_image="skip"), "train")
-    assert [one.reason for one in done.skipped] == ["the CSV names no image"]
+    assert [picture.reason for picture in done.skipped] == ["the CSV names no image"]
     assert np.asarray(open_store(done.store).status[:])[2, 1] == MISSING
 
 

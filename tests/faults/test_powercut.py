@@ -67,11 +67,11 @@ def try_all(disk: Disk, tmp_path: Path, look: Look, go_on: Look, *, looks: int =
     for k, cut in enumerate(chosen):
         root = cut.build(tmp_path / "after the cut")
         try:
-            look(root, cut.said)
+            look(root, cut.promised)
             if k in taken_up:
-                go_on(root, cut.said)
+                go_on(root, cut.promised)
         except (AssertionError, GeoError) as error:
-            raise AssertionError(f"{error}\nafter {cut.said}, with {sorted(cut.tree)}") from error
+            raise AssertionError(f"{error}\nafter {cut.promised}, with {sorted(cut.tree)}") from error
         shutil.rmtree(root)
     print(
         f"\n{changes:,} changes and fsyncs, {disk.tried:,} disks, {len(cuts):,} different: "
@@ -81,14 +81,14 @@ def try_all(disk: Disk, tmp_path: Path, look: Look, go_on: Look, *, looks: int =
 
 def embedded(cache: Path) -> Embedded:
     """What is committed in a cache, earlier stores of the split included, each embedding read with its checksum."""
-    found: Embedded = {}
+    committed: Embedded = {}
     for path in sorted(cache.glob("*/train.zarr*")):
         store = open_store(path, writable=False)
         values = read_rows(store, "embeddings", slice(0, store.shape[0]))
         content_hash = read_content_hash(store)
         for row, view in np.argwhere(read_status(store) == OK):
-            found[int(content_hash[row, view])] = values[row, view].tobytes()
-    return found
+            committed[int(content_hash[row, view])] = values[row, view].tobytes()
+    return committed
 
 
 def look_at_cache(truth: Embedded, kept: Embedded) -> Look:
@@ -99,12 +99,12 @@ def look_at_cache(truth: Embedded, kept: Embedded) -> Look:
         kept: those that were committed before.
     """
 
-    def look(cache: Path, said: Sequence[object]) -> None:
+    def look(cache: Path, promises: Sequence[object]) -> None:
         assert unreadable_stores(cache) == []
         here = embedded(cache)
         assert here.items() <= truth.items()
-        assert here.keys() >= kept.keys() or "done" in said
-        promised = [rows for rows in said if isinstance(rows, tuple)]
+        assert here.keys() >= kept.keys() or "done" in promises
+        promised = [rows for rows in promises if isinstance(rows, tuple)]
         stores = list_stores(cache, "train")
         assert stores or not promised
         for store in stores:
@@ -114,20 +114,20 @@ def look_at_cache(truth: Embedded, kept: Embedded) -> Look:
                 assert not pending[start:stop].any(), f"rows {start} to {stop} are lost"
             left = find_pending(store)
             assert (left.samples if left else 0) == pending.sum()
-            assert not (left and "done" in said)
+            assert not (left and "done" in promises)
 
     return look
 
 
 def go_on_extracting(small: Small, whole: dict[str, object], truth: Embedded) -> Look:
-    def go_on(cache: Path, said: Sequence[object]) -> None:
-        there = embedded(cache)
+    def go_on(cache: Path, promises: Sequence[object]) -> None:
+        before = embedded(cache)
         done = extract(small.config(paths__cache_dir=str(cache)), "train")
         assert content(done.store) == whole
         assert verify(open_store(done.store)) == []
         # Whatever was committed is not computed again.
         wanted = set(np.unique(read_content_hash(open_store(done.store))).tolist())
-        assert done.computed <= len(wanted - there.keys())
+        assert done.computed <= len(wanted - before.keys())
         assert embedded(cache).keys() >= wanted
 
     return go_on
@@ -139,11 +139,11 @@ def say_commits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Disk], None]:
     commit = writer.commit_chunk
 
     def begin(disk: Disk) -> None:
-        def told(store: object, rows: slice, *arrays: object) -> None:
+        def commit_and_say(store: object, rows: slice, *arrays: object) -> None:
             commit(store, rows, *arrays)  # type: ignore[arg-type]
             disk.say((rows.start, rows.stop))
 
-        monkeypatch.setattr(writer, "commit_chunk", told)
+        monkeypatch.setattr(writer, "commit_chunk", commit_and_say)
 
     return begin
 
@@ -231,16 +231,18 @@ def test_features_that_are_added_outlast_it(
     for name in ("commit_features", "commit_chunk"):
         commit = getattr(writer, name)
 
-        def told(store: object, rows: slice, *blocks: object, commit: Callable[..., None] = commit) -> None:
+        def commit_and_say(
+            store: object, rows: slice, *blocks: object, commit: Callable[..., None] = commit
+        ) -> None:
             commit(store, rows, *blocks)
             disk.say((rows.start, rows.stop))
 
-        monkeypatch.setattr(writer, name, told)
+        monkeypatch.setattr(writer, name, commit_and_say)
     with disk.recording(monkeypatch):
         assert extract(config, "train").computed == 24
         disk.say("done")
 
-    def look(cache: Path, said: Sequence[object]) -> None:
+    def look(cache: Path, promises: Sequence[object]) -> None:
         assert unreadable_stores(cache) == []
         (store,) = list_stores(cache, "train")
         assert verify(store) == []
@@ -248,12 +250,12 @@ def test_features_that_are_added_outlast_it(
         assert kept.items() <= here.items() <= truth.items()
         for name in values:
             has = read_has_feature(store, name) if name in store.further else np.zeros((6, 4), dtype=bool)
-            for promised in said:
+            for promised in promises:
                 assert has.all() if promised == "done" else has[slice(*promised)].all(), "a feature is lost"  # type: ignore[misc]
             if has.any():
                 assert (np.asarray(store.arrays[name][:])[has] == values[name][has]).all()
 
-    def go_on(cache: Path, said: Sequence[object]) -> None:
+    def go_on(cache: Path, promises: Sequence[object]) -> None:
         (store,) = list_stores(cache, "train")
         has = [
             read_has_feature(store, name) if name in store.further else np.zeros((6, 4), dtype=bool)
@@ -278,17 +280,17 @@ def test_a_repair_outlasts_it(small: Small, tmp_path: Path, monkeypatch: pytest.
         assert len(verify(open_store(store), repair=True)) == 1
         disk.say("forgotten")
 
-    def look(cache: Path, said: Sequence[object]) -> None:
-        (found,) = list_stores(cache, "train")
-        status, problems = read_status(found), verify(found)
+    def look(cache: Path, promises: Sequence[object]) -> None:
+        (store,) = list_stores(cache, "train")
+        status, problems = read_status(store), verify(store)
         assert (status[[0, 1, 4, 5]] == OK).all()
         # Damaged and said to be, or pending; never zeros for embeddings.
         assert problems or (status[2:4] == PENDING).all()
-        assert not (problems and "forgotten" in said)
+        assert not (problems and "forgotten" in promises)
 
-    def go_on(cache: Path, said: Sequence[object]) -> None:
-        (found,) = list_stores(cache, "train")
-        verify(found, repair=True)
+    def go_on(cache: Path, promises: Sequence[object]) -> None:
+        (repaired,) = list_stores(cache, "train")
+        verify(repaired, repair=True)
         done = extract(small.config(paths__cache_dir=str(cache)), "train")
         assert done.computed == 8
         assert content(done.store) == whole
@@ -309,15 +311,15 @@ def test_metadata_that_are_made_again_outlast_it(
         rebuild_metadata(small.config(), store)
         disk.say("made again")
 
-    def look(cache: Path, said: Sequence[object]) -> None:
+    def look(cache: Path, promises: Sequence[object]) -> None:
         problems = unreadable_stores(cache)
-        assert not (problems and "made again" in said)
+        assert not (problems and "made again" in promises)
         if not problems:
-            (found,) = list_stores(cache, "train")
-            assert content(found.path) == whole
-            assert verify(found) == []
+            (store,) = list_stores(cache, "train")
+            assert content(store.path) == whole
+            assert verify(store) == []
 
-    def go_on(cache: Path, said: Sequence[object]) -> None:
+    def go_on(cache: Path, promises: Sequence[object]) -> None:
         (path,) = cache.glob("*/train.zarr")
         config = small.config(paths__cache_dir=str(cache))
         rebuild_metadata(config, path)
@@ -347,15 +349,15 @@ def test_an_import_that_replaces_another_outlasts_it(
         new = bring_in("new", small.cache, overwrite=True)
         disk.say("new")
 
-    def look(cache: Path, said: Sequence[object]) -> None:
+    def look(cache: Path, promises: Sequence[object]) -> None:
         assert unreadable_stores(cache) == []
         stores = list_stores(cache, "train")
-        assert stores or "old" not in said
+        assert stores or "old" not in promises
         for store in stores:
             assert verify(store) == []
-            assert content(store.path) in ([new] if "new" in said else [old, new])
+            assert content(store.path) in ([new] if "new" in promises else [old, new])
 
-    def go_on(cache: Path, said: Sequence[object]) -> None:
+    def go_on(cache: Path, promises: Sequence[object]) -> None:
         assert bring_in("new", cache, overwrite=True) == new
 
     try_all(disk, tmp_path, look, go_on, looks=80, goes=5)
@@ -377,20 +379,20 @@ def test_checkpoints_of_a_training_outlast_it(tmp_path: Path, monkeypatch: pytes
             save(directory, step)
             disk.say(step)
 
-    def look(runs: Path, said: Sequence[object]) -> None:
+    def look(runs: Path, promises: Sequence[object]) -> None:
         # No warning of a damaged one: warnings of ours go to stderr.
         latest = latest_checkpoint(runs / "tuned" / "checkpoints")
-        assert (latest is not None) or not said
+        assert (latest is not None) or not promises
         if latest is not None:
             loaded = load_checkpoint(latest)
-            assert loaded.step >= max(map(int, map(str, said)), default=0)
+            assert loaded.step >= max(map(int, map(str, promises)), default=0)
             assert loaded.state == checkpoint(loaded.step).state
             assert all(
                 torch.equal(loaded.tensors[name], tensor)
                 for name, tensor in checkpoint(loaded.step).tensors.items()
             )
 
-    def go_on(runs: Path, said: Sequence[object]) -> None:
+    def go_on(runs: Path, promises: Sequence[object]) -> None:
         directory = runs / "tuned" / "checkpoints"
         directory.mkdir(parents=True, exist_ok=True)
         save(directory, 5)
@@ -433,8 +435,8 @@ def test_a_run_its_submission_and_its_tags_outlast_it(
     assert new != old
     name = str(submission.relative_to(work))
 
-    def look(at: Path, said: Sequence[object]) -> None:
-        assert of_training(at) in ([new] if "fitted" in said else [old, new])
+    def look(at: Path, promises: Sequence[object]) -> None:
+        assert of_training(at) in ([new] if "fitted" in promises else [old, new])
         load_heads(load_run(at / "runs", "first"))
         here = files(at)
         for file, word in {
@@ -443,9 +445,9 @@ def test_a_run_its_submission_and_its_tags_outlast_it(
             "runs/first/tags.json": "tagged",
         }.items():
             assert here.get(file, all_files[file]) == all_files[file]
-            assert file in here or word not in said
+            assert file in here or word not in promises
 
-    def go_on(at: Path, said: Sequence[object]) -> None:
+    def go_on(at: Path, promises: Sequence[object]) -> None:
         _, verdict = submit(config(at), load_run(at / "runs", "first"))
         assert not verdict.errors
         fit_heads(config(at), name="first", overwrite=True)

@@ -104,10 +104,10 @@ def test_a_picture_of_the_same_length_and_age_is_noticed_too(small: Small) -> No
 
 def test_two_pictures_that_swap_their_files_swap_their_embeddings(small: Small) -> None:
     before = read_store(open_store(small.store())).values
-    one, other = small.picture(0), small.picture(6, "south")
-    data = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(data)
+    first, second = small.picture(0), small.picture(6, "south")
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
     assert counts(again(small)) == (0, PICTURES)
     after = read_store(open_store(small.store())).values
     assert (after[0, 0] == before[6, 2]).all()

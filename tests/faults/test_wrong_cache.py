@@ -188,8 +188,8 @@ def test_a_store_is_found_by_its_name_where_the_weights_are_not(
 def test_an_error_lists_the_stores_that_are_there(small: Small) -> None:
     with pytest.raises(GeoError, match="these settings; there are no others"):
         find_store(small.config(), "train")
-    there = extract(small.config(), "train")
-    listed = rf"--backbone takes what is there: {re.escape(str(small.backbone))} \({there.fingerprint}"
+    extracted = extract(small.config(), "train")
+    listed = rf"--backbone takes what is there: {re.escape(str(small.backbone))} \({extracted.fingerprint}"
     for changes, split, end in (
         ({"model__backbone_name": "another/name"}, "train", r"\)"),
         ({"model__fingerprint": "0123456789abcdef"}, "train", r"\)"),

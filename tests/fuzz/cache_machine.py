@@ -219,13 +219,13 @@ def committed(store: Store) -> dict[int, set[int]]:
     if not all(map(is_whole_file, heads)):
         return {}
     status, content = np.asarray(store.status[:]), np.asarray(store.content_hash[:])
-    found: dict[int, set[int]] = {}
+    by_chunk: dict[int, set[int]] = {}
     for start in range(0, len(status), store.chunk_rows):
         file = store.path / "embeddings" / "c" / str(start // store.chunk_rows) / "0" / "0"
         rows = slice(start, start + store.chunk_rows)
         if file.is_file() and is_whole_file(file):
-            found[start] = {int(h) for h in content[rows][status[rows] == OK]}
-    return found
+            by_chunk[start] = {int(h) for h in content[rows][status[rows] == OK]}
+    return by_chunk
 
 
 def is_damaged(store: Path) -> bool:
@@ -345,15 +345,15 @@ class CacheMachine(RuleBasedStateMachine):
 
     def stores(self) -> list[Store]:
         """Every store that can be opened, moved aside or not."""
-        found = []
+        opened = []
         for path in sorted(self.cache.glob("*/[!.]*.zarr*")):
             if not path.is_dir():
                 continue
             try:
-                found.append(open_store(path, writable=False))
+                opened.append(open_store(path, writable=False))
             except GeoError as error:
                 raise AssertionError(f"nothing damages a store's head, and yet: {error}") from error
-        return found
+        return opened
 
     def any_damage(self) -> bool:
         return any(is_damaged(store.path) for store in self.stores())
@@ -512,9 +512,9 @@ class CacheMachine(RuleBasedStateMachine):
                     if self.is_bad(split, row, view):
                         self.file(split, row, view).write_bytes(picture(row))
 
-    @rule(split=st.sampled_from(SPLITS), one=st.integers(0, 9), other=st.integers(0, 9))
-    def swap_pictures(self, split: str, one: int, other: int) -> None:
-        a, b = (self.file(split, row % len(self.table[split]), "a") for row in (one, other))
+    @rule(split=st.sampled_from(SPLITS), first=st.integers(0, 9), second=st.integers(0, 9))
+    def swap_pictures(self, split: str, first: int, second: int) -> None:
+        a, b = (self.file(split, row % len(self.table[split]), "a") for row in (first, second))
         if a.is_file() and b.is_file():
             data = a.read_bytes(), b.read_bytes()
             a.write_bytes(data[1])
@@ -601,10 +601,10 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.cache.exists() and any(self.cache.glob("*/*.zarr")))
     @rule(number=st.integers(0, 10**6), bit=st.integers(0, 10**6), lose=st.booleans())
     def damage(self, number: int, bit: int, lose: bool) -> None:
-        found = [file for store in self.stores() for file in chunk_files(store.path)]
-        if not found:
+        files = [file for store in self.stores() for file in chunk_files(store.path)]
+        if not files:
             return
-        file = found[number % len(found)]
+        file = files[number % len(files)]
         if lose and file.relative_to(self.cache).parts[2] == "embeddings":
             file.unlink()
         else:
@@ -658,14 +658,14 @@ class CacheMachine(RuleBasedStateMachine):
 
     def held(self) -> dict[str, dict[int, set[int]]]:
         """All that is committed in the stores that the settings select."""
-        found = {}
+        by_split = {}
         for split in SPLITS:
             try:
                 store = find_store(self.config(), split)
             except GeoError:
                 continue
-            found[split] = committed(store)
-        return found
+            by_split[split] = committed(store)
+        return by_split
 
     # Away and back.
 

@@ -77,8 +77,8 @@ def damaged(number: int) -> tuple[str, bytes]:
         place = draw.randrange(len(data))
         del data[place : place + draw.choice((1, 2, 10, 300))]
     elif kind == "swap":
-        one, other = sorted(draw.randrange(len(data)) for _ in range(2))
-        data[one:other] = bytes(reversed(data[one:other]))
+        start, stop = sorted(draw.randrange(len(data)) for _ in range(2))
+        data[start:stop] = bytes(reversed(data[start:stop]))
     else:
         data[:] = with_odd_segment(bytes(data), draw)
     return f"{name}, {kind}", bytes(data)
@@ -140,34 +140,34 @@ def by_pil(data: bytes) -> tuple[Pixels | None, str]:
 def finding(data: bytes) -> tuple[str, str]:
     """(what is wrong with our answer, empty where nothing is; what the answer was)."""
     try:
-        ours: Pixels | None = decode(data, accept_damage=True)
+        decoded: Pixels | None = decode(data, accept_damage=True)
         answer = "decoded"
     except UnreadableImage as error:
-        ours, answer = None, str(error)
+        decoded, answer = None, str(error)
         if not answer or "\n" in answer or not answer.isprintable() or len(answer) > 400:
             return f"no line for people: {answer!r}", answer
     except BaseException:
         return traceback.format_exc(), "another exception"
     try:
         strict = decode(data)
-        if ours is None or not np.array_equal(strict, ours):
+        if decoded is None or not np.array_equal(strict, decoded):
             return "another picture where damage isn't accepted", answer
     except DamagedImage as error:
-        answer = f"damaged: {error}" if ours is not None else answer
+        answer = f"damaged: {error}" if decoded is not None else answer
     except UnreadableImage as error:
-        if ours is not None:
+        if decoded is not None:
             return f"unreadable though accepted: {error}", answer
     except BaseException:
         return traceback.format_exc(), "another exception"
-    if ours is None:
+    if decoded is None:
         return "", "refused"
-    theirs, reason = by_pil(data)
-    if theirs is None:
+    reference, reason = by_pil(data)
+    if reference is None:
         # PIL's own strictness about text and profiles, and depth, are others' tests.
         return "", f"more than PIL: {reason}"
-    if theirs.shape != ours.shape:
-        return f"{ours.shape} where PIL has {theirs.shape}", answer
-    apart = int(np.abs(theirs.astype(int) - ours).max())
+    if reference.shape != decoded.shape:
+        return f"{decoded.shape} where PIL has {reference.shape}", answer
+    apart = int(np.abs(reference.astype(int) - decoded).max())
     return (f"up to {apart} grey levels from PIL" if apart else ""), answer
 
 
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="so many files instead of seconds")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
-    end, number, found = time.monotonic() + arguments.seconds, arguments.seed, 0
+    end, number, finding_count = time.monotonic() + arguments.seconds, arguments.seed, 0
     answers: Counter[str] = Counter()
     files()
     most = peak_megabytes()
@@ -196,17 +196,17 @@ def main() -> int:
         most = max(most, megabytes)
         answers[answer.split(":")[0]] += 1
         if wrong:
-            found += 1
+            finding_count += 1
             arguments.out.mkdir(parents=True, exist_ok=True)
             path = arguments.out / f"{number}.bin"
             path.write_bytes(data)
             print(f"number {number} ({name}): {wrong.strip()}\n  bytes: {path}", flush=True)
         number += 1
     print(
-        f"{number - arguments.seed:,} files from number {arguments.seed}: {found} findings, {most:,} MB at most"
+        f"{number - arguments.seed:,} files from number {arguments.seed}: {finding_count} findings, {most:,} MB at most"
     )
     print(", ".join(f"{answer}: {count:,}" for answer, count in answers.most_common(12)))
-    return 1 if found else 0
+    return 1 if finding_count else 0
 
 
 if __name__ == "__main__":

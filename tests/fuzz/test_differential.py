@@ -28,9 +28,9 @@ COUNT, BLOCK = 2000, 250
 def test_every_whole_file_is_the_picture_that_pil_makes_of_it() -> None:
     assert len(files()) > 150
     for name, data in files():
-        theirs, reason = by_pil(data)
-        assert theirs is not None, (name, reason)
-        assert np.array_equal(decode(data), theirs), name
+        reference, reason = by_pil(data)
+        assert reference is not None, (name, reason)
+        assert np.array_equal(decode(data), reference), name
 
 
 @pytest.mark.parametrize("first", range(0, COUNT, BLOCK))
@@ -69,8 +69,8 @@ def test_another_picture_another_exception_and_a_reason_of_two_lines_are_finding
 def test_embeddings_of_every_kind_of_file_are_those_of_transformers(country: Country) -> None:
     """Decoded, resized and embedded by nothing but PIL and transformers: pixels to the bit, embeddings to rounding."""
     processor = CLIPImageProcessorPil.from_pretrained(country.backbone)
-    theirs = CLIPVisionModelWithProjection.from_pretrained(country.backbone).eval()
-    ours = backbones.load_backbone(
+    reference = CLIPVisionModelWithProjection.from_pretrained(country.backbone).eval()
+    backbone = backbones.load_backbone(
         Model(backbone_name=str(country.backbone)), torch.device("cpu"), torch.float32
     )
     spec = read_preprocessing(Path(country.backbone), exact=True)
@@ -85,6 +85,6 @@ def test_embeddings_of_every_kind_of_file_are_those_of_transformers(country: Cou
         pixels.append(normalise(batch, spec, torch.float32)[0].clone())
         assert torch.equal(pixels[-1], expected[-1]), name
     with torch.inference_mode():
-        embedded = backbones.embed(ours, torch.stack(pixels))
-        wanted = theirs(pixel_values=torch.stack(expected)).image_embeds
+        embedded = backbones.embed(backbone, torch.stack(pixels))
+        wanted = reference(pixel_values=torch.stack(expected)).image_embeds
     assert torch.nn.functional.cosine_similarity(embedded, wanted).min() > 0.99999

@@ -33,10 +33,10 @@ def test_a_card_makes_the_same_pictures(
         # As within a training step: half precision must not coarsen the pictures.
         with torch.autocast(torch.device(where).type, dtype=torch.bfloat16):
             made[where] = augment(pixels.to(where), present.to(where), how, COMPASS, get_generator(3))
-    (here, shown_here), (there, shown) = made["cpu"], made[device]
+    (on_cpu, shown_here), (on_device, shown) = made["cpu"], made[device]
     assert torch.equal(shown.cpu(), shown_here)
-    torch.testing.assert_close(there.cpu().int(), here.int(), atol=1, rtol=0)
-    assert not torch.equal(here, pixels)
+    torch.testing.assert_close(on_device.cpu().int(), on_cpu.int(), atol=1, rtol=0)
+    assert not torch.equal(on_cpu, pixels)
 
 
 def test_the_variants_of_a_prediction_are_the_same(
@@ -44,9 +44,9 @@ def test_the_variants_of_a_prediction_are_the_same(
 ) -> None:
     pixels, present = scene
     how = Augment(flip=0.5)
-    here = tta_views(pixels, present, how, COMPASS)
-    there = tta_views(pixels.to(device), present.to(device), how, COMPASS)
-    assert len(here) == len(there) == 3
-    for (a, shown_a), (b, shown_b) in zip(here, there, strict=True):
+    on_cpu = tta_views(pixels, present, how, COMPASS)
+    on_device = tta_views(pixels.to(device), present.to(device), how, COMPASS)
+    assert len(on_cpu) == len(on_device) == 3
+    for (a, shown_a), (b, shown_b) in zip(on_cpu, on_device, strict=True):
         assert torch.equal(shown_a, shown_b.cpu())
         torch.testing.assert_close(b.cpu().int(), a.int(), atol=1, rtol=0)

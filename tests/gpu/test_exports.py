@@ -47,9 +47,9 @@ def test_a_predictor_on_a_card_answers_pictures_and_tensors_as_on_the_cpu(
         present = torch.ones(4, 4, dtype=torch.bool)
         # Before `predict` has moved the heads, and after.
         for _ in range(2):
-            for there in ("cpu", device):
-                given = [each.to(there) for each in pixels]
-                states, points = predictor(given[0] if len(given) == 1 else given, present.to(there))
+            for where in ("cpu", device):
+                tensors = [array.to(where) for array in pixels]
+                states, points = predictor(tensors[0] if len(tensors) == 1 else tensors, present.to(where))
                 assert {states.device.type, points.device.type} == {device.type}
                 np.testing.assert_allclose(states.cpu().numpy(), wanted.probabilities, rtol=0, atol=1e-3)
             answers = predictor.predictions(places)

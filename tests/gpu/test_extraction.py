@@ -33,8 +33,12 @@ def embed(small: Small, device: torch.device) -> Callable[..., Path]:
 
     def run(name: str, *, chunk_rows: int = 2, on: str = device.type, **changes: Any) -> Path:
         other = Small(small.root, small.backbone, chunk_rows)
-        given = {"paths__cache_dir": str(small.root / name), "model__device": on, "model__dtype": "float32"}
-        return extract(other.config(**(given | changes)), "train").store
+        settings = {
+            "paths__cache_dir": str(small.root / name),
+            "model__device": on,
+            "model__dtype": "float32",
+        }
+        return extract(other.config(**(settings | changes)), "train").store
 
     return run
 
@@ -110,5 +114,5 @@ def test_pixels_for_training_lie_in_pinned_memory_and_arrive_whole(
                 torch.cuda._sleep(LATE)
             arrived.append(batch.pixels.to(device, non_blocking=True))
             del batch
-    for there, here in zip(arrived, expected, strict=True):
-        assert torch.equal(there.cpu(), here)
+    for copied, original in zip(arrived, expected, strict=True):
+        assert torch.equal(copied.cpu(), original)

@@ -167,8 +167,8 @@ def test_every_stage_on_a_card_fits_the_one_before(
     run = load_run(config.paths.runs_dir, "tuned")
     predictions, _ = predict_split(tuned, run, "test")
     pictures = [country.images("test") / f"img_000000_{view}.jpg" for view in run.config.model.view_names]
-    (one,) = predict_images(tuned, run, pictures).probabilities
-    np.testing.assert_allclose(one, predictions.probabilities[0], atol=0.02)
+    (probabilities,) = predict_images(tuned, run, pictures).probabilities
+    np.testing.assert_allclose(probabilities, predictions.probabilities[0], atol=0.02)
 
 
 # Going on
@@ -205,14 +205,14 @@ def test_an_interrupted_training_ends_where_it_would_have_ended(
     assert latest is not None
     assert load_checkpoint(latest, device).step == 3
     again = tune(start, "again", **how)
-    expected, given = weights(start, "plain"), weights(start, "again")
-    same = all(torch.equal(value, given[key]) for key, value in expected.items())
+    expected, repeated = weights(start, "plain"), weights(start, "again")
+    same = all(torch.equal(value, repeated[key]) for key, value in expected.items())
     record_property("bit-identical", same)
     if device.type == "cpu":
         assert same
     assert again == pytest.approx(plain, rel=LOSS)
     for key, value in expected.items():
-        torch.testing.assert_close(given[key], value, rtol=0.05, atol=WEIGHT, msg=key)
+        torch.testing.assert_close(repeated[key], value, rtol=0.05, atol=WEIGHT, msg=key)
 
 
 def test_weights_and_moments_come_back_to_the_last_bit(tmp_path: Path, device: torch.device) -> None:

@@ -77,11 +77,11 @@ def test_one_program_ends_where_single_trainings_end(rows: Rows, fusion: str, ki
         for got, entry in zip(stacked.history, single.history, strict=True):
             assert got == pytest.approx(entry, rel=1e-2)
         with torch.no_grad():
-            given, expected = (
+            answers, expected = (
                 heads.predict(rows.views, rows.present) for heads in (stacked.heads, single.heads)
             )
-        torch.testing.assert_close(given[0], expected[0], rtol=0, atol=0.02)
-        torch.testing.assert_close(given[1], expected[1], rtol=0, atol=0.2)
+        torch.testing.assert_close(answers[0], expected[0], rtol=0, atol=0.02)
+        torch.testing.assert_close(answers[1], expected[1], rtol=0, atol=0.2)
 
 
 def test_a_single_training_gives_the_same_bits_twice(rows: Rows) -> None:
@@ -116,11 +116,11 @@ def test_heads_fitted_on_a_card_answer_alike_on_the_cpu(
     done = fit_heads(tuned, name="card")
     record_property("held-out score", f"{done.val['score']:.3f}")
     run = load_run(tuned.paths.runs_dir, "card")
-    there, _ = predict_split(tuned, run, "test")
-    here, _ = predict_split(country.config(tmp_path), run, "test")
-    np.testing.assert_allclose(there.probabilities, here.probabilities, atol=1e-3)
+    on_device, _ = predict_split(tuned, run, "test")
+    on_cpu, _ = predict_split(country.config(tmp_path), run, "test")
+    np.testing.assert_allclose(on_device.probabilities, on_cpu.probabilities, atol=1e-3)
     # Where two points are as good, rounding may take the other: a few may differ.
-    apart = np.hypot(there.latitude - here.latitude, there.longitude - here.longitude)
+    apart = np.hypot(on_device.latitude - on_cpu.latitude, on_device.longitude - on_cpu.longitude)
     assert np.quantile(apart, 0.9) < 0.01
 
 

@@ -35,12 +35,12 @@ def nll(log_probabilities: Tensor, labels: Tensor) -> float:
 
 def test_the_planted_temperature_is_found() -> None:
     z, labels = planted(scale=1 / 2.0)
-    found = calibration.fit_temperature(z, labels)
-    assert found == pytest.approx(2.0, rel=0.1)
+    temperature = calibration.fit_temperature(z, labels)
+    assert temperature == pytest.approx(2.0, rel=0.1)
     grid = np.exp(np.linspace(np.log(0.3), np.log(5), 400))
     costs = [nll(torch.log_softmax(z / float(t), dim=1), labels) for t in grid]
-    assert nll(torch.log_softmax(z / found, dim=1), labels) <= min(costs) + 1e-5
-    assert found == pytest.approx(grid[int(np.argmin(costs))], rel=0.02)
+    assert nll(torch.log_softmax(z / temperature, dim=1), labels) <= min(costs) + 1e-5
+    assert temperature == pytest.approx(grid[int(np.argmin(costs))], rel=0.02)
 
 
 def test_temperatures_stay_in_their_range() -> None:
@@ -52,22 +52,22 @@ def test_temperatures_stay_in_their_range() -> None:
 def test_vector_scaling_finds_planted_factors_and_offsets() -> None:
     scale, offset = torch.tensor([0.5, 0.8, 1.2, 1.0]), torch.tensor([-1.0, 0.0, 0.5, 0.5])
     z, labels = planted(8000, scale=scale, offset=offset)
-    found = calibration.fit_calibration(z, labels, "vector")
-    torch.testing.assert_close(torch.tensor(found.scale), scale, atol=0.12, rtol=0)
+    fitted = calibration.fit_calibration(z, labels, "vector")
+    torch.testing.assert_close(torch.tensor(fitted.scale), scale, atol=0.12, rtol=0)
     # One constant on all offsets changes no probability.
-    shift = torch.tensor(found.offset) - offset
+    shift = torch.tensor(fitted.offset) - offset
     torch.testing.assert_close(shift - shift.mean(), torch.zeros(4), atol=0.2, rtol=0)
 
 
 def test_vector_scaling_minimises_its_own_objective() -> None:
     z, labels = planted(300, scale=0.6)
-    found = calibration.fit_calibration(z, labels, "vector")
+    fitted = calibration.fit_calibration(z, labels, "vector")
 
     def cost(scale: np.ndarray, offset: np.ndarray) -> float:
         calibrated = torch.log_softmax(z.double() * torch.from_numpy(scale) + torch.from_numpy(offset), dim=1)
         return nll(calibrated, labels) + float(((scale - 1) ** 2).sum() + (offset**2).sum()) / (2 * 300)
 
-    scale, offset = np.array(found.scale), np.array(found.offset)
+    scale, offset = np.array(fitted.scale), np.array(fitted.offset)
     least = cost(scale, offset)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -77,28 +77,28 @@ def test_vector_scaling_minimises_its_own_objective() -> None:
 def test_a_class_that_no_row_has_keeps_its_factor_and_offset() -> None:
     z, labels = planted(500, scale=0.5)
     kept = labels != 2
-    found = calibration.fit_calibration(z[kept], labels[kept], "vector")
-    assert (found.scale[2], found.offset[2]) == (1.0, 0.0)
-    assert found.scale[0] != 1.0
+    fitted = calibration.fit_calibration(z[kept], labels[kept], "vector")
+    assert (fitted.scale[2], fitted.offset[2]) == (1.0, 0.0)
+    assert fitted.scale[0] != 1.0
 
 
 @pytest.mark.parametrize("kind", ["none", "temperature", "vector"])
 def test_a_calibration_comes_back_from_json_as_it_was(kind: str) -> None:
     z, labels = planted(200)
-    found = calibration.fit_calibration(z, labels, kind)
-    read = json.loads(json.dumps(asdict(found)))
+    fitted = calibration.fit_calibration(z, labels, kind)
+    read = json.loads(json.dumps(asdict(fitted)))
     back = Calibration(read["kind"], tuple(read["scale"]), tuple(read["offset"]))
-    assert back == found
+    assert back == fitted
     p = calibration.apply(back, z).exp()
     torch.testing.assert_close(p.sum(dim=1), torch.ones(200))
 
 
 def test_one_temperature_is_the_same_factor_for_every_class_and_keeps_the_order() -> None:
     z, labels = planted(scale=0.5)
-    found = calibration.fit_calibration(z, labels, "temperature")
-    assert found.scale == (1 / calibration.fit_temperature(z, labels),) * 4
-    assert found.offset == (0.0,) * 4
-    after = calibration.apply(found, z)
+    fitted = calibration.fit_calibration(z, labels, "temperature")
+    assert fitted.scale == (1 / calibration.fit_temperature(z, labels),) * 4
+    assert fitted.offset == (0.0,) * 4
+    after = calibration.apply(fitted, z)
     np.testing.assert_array_equal(metrics.top_states(after.numpy()), metrics.top_states(z.numpy()))
 
 
@@ -118,18 +118,18 @@ def test_none_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["temperature", "vector"])
 def test_without_rows_nothing_is_changed(kind: str) -> None:
-    found = calibration.fit_calibration(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), kind)
-    assert (found.scale, found.offset) == ((1.0,) * 3, (0.0,) * 3)
+    fitted = calibration.fit_calibration(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), kind)
+    assert (fitted.scale, fitted.offset) == ((1.0,) * 3, (0.0,) * 3)
 
 
 @pytest.mark.parametrize("kind", ["temperature", "vector"])
 def test_a_probability_of_zero_is_survived(kind: str) -> None:
     p = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.2, 0.0, 0.8], [0.3, 0.3, 0.4]])
     labels = torch.tensor([1, 1, 2, 0])
-    found = calibration.fit_calibration(p.log(), labels, kind)
-    assert np.isfinite(found.scale).all()
-    assert np.isfinite(found.offset).all()
-    assert torch.isfinite(calibration.apply(found, p.log())).all()
+    fitted = calibration.fit_calibration(p.log(), labels, kind)
+    assert np.isfinite(fitted.scale).all()
+    assert np.isfinite(fitted.offset).all()
+    assert torch.isfinite(calibration.apply(fitted, p.log())).all()
 
 
 def test_each_row_is_calibrated_without_its_own_label() -> None:
@@ -145,32 +145,35 @@ def test_each_row_is_calibrated_without_its_own_label() -> None:
 
 def test_folds_come_from_the_seed() -> None:
     z, labels = planted(60)
-    one, two, three = (calibration.cross_fitted(z, labels, "vector", seed=s) for s in (1, 1, 2))
-    assert torch.equal(one, two)
-    assert not torch.equal(one, three)
+    first, again, reseeded = (calibration.cross_fitted(z, labels, "vector", seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, reseeded)
 
 
 def test_reliability_promises_what_new_rows_bear_out() -> None:
     offset = torch.linspace(-1, 1, 12)
     z, labels = planted(600, classes=12, scale=0.5, offset=offset)
-    told = calibration.reliability(z, labels, "vector")
+    reliability = calibration.reliability(z, labels, "vector")
     new_z, new_labels = planted(20_000, classes=12, scale=0.5, offset=offset, seed=1)
-    found = calibration.fit_calibration(z, labels, "vector")
-    truly = nll(calibration.apply(found, new_z), new_labels)
-    fitted = nll(calibration.apply(found, z), labels)
-    assert told["after"]["nll"] == pytest.approx(truly, abs=0.08)
-    assert fitted < told["after"]["nll"]
-    assert told["after"]["nll"] < told["before"]["nll"] - 0.1
-    assert told["after"]["ece"] < told["before"]["ece"] / 2
+    fitted = calibration.fit_calibration(z, labels, "vector")
+    truly = nll(calibration.apply(fitted, new_z), new_labels)
+    fitted_nll = nll(calibration.apply(fitted, z), labels)
+    assert reliability["after"]["nll"] == pytest.approx(truly, abs=0.08)
+    assert fitted_nll < reliability["after"]["nll"]
+    assert reliability["after"]["nll"] < reliability["before"]["nll"] - 0.1
+    assert reliability["after"]["ece"] < reliability["before"]["ece"] / 2
 
 
 def test_reliability_before_is_the_plain_measure() -> None:
     z, labels = planted(400)
-    told = calibration.reliability(z, labels, "none")
+    reliability = calibration.reliability(z, labels, "none")
     p = z.exp().double().numpy()
     ece = metrics.calibration_error(p.max(axis=1), p.argmax(axis=1) == labels.numpy())
-    assert told["before"] == {"ece": pytest.approx(ece, abs=1e-6), "nll": pytest.approx(nll(z, labels))}
-    assert told["after"]["nll"] == pytest.approx(told["before"]["nll"])
+    assert reliability["before"] == {
+        "ece": pytest.approx(ece, abs=1e-6),
+        "nll": pytest.approx(nll(z, labels)),
+    }
+    assert reliability["after"]["nll"] == pytest.approx(reliability["before"]["nll"])
 
 
 def test_one_row_stays_as_it_is() -> None:

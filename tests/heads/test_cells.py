@@ -64,12 +64,12 @@ def test_soft_labels_are_pigeons_per_sample_form() -> None:
     # exp(−(d(cᵢ, x) − d(c_true, x)) / τ), normalised; the nearest cell is the true one.
     weights = np.exp(-(km - km.min(axis=1, keepdims=True)) / tau)
     expected = weights / weights.sum(axis=1, keepdims=True)
-    found = sphere.soft_targets(
+    targets = sphere.soft_targets(
         torch.from_numpy(geography.to_unit_vectors(latitude, longitude)),
         torch.from_numpy(geography.to_unit_vectors(centre_lat, centre_lon)),
         tau,
     )
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(targets.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -120,8 +120,8 @@ def test_no_cell_crosses_a_border_and_each_sample_is_in_one_of_its_state(kind: C
     points, labels = country()
     cells = geocells.make_cells(points, labels, 40, 6, seed=0, kind=kind)
     assert set(cells.owner.tolist()) == set(range(len(cells.centres)))
-    own = cells.to_state[cells.owner, torch.from_numpy(labels)]
-    torch.testing.assert_close(own, torch.ones(len(labels)))
+    of_true_state = cells.to_state[cells.owner, torch.from_numpy(labels)]
+    torch.testing.assert_close(of_true_state, torch.ones(len(labels)))
     torch.testing.assert_close(cells.to_state.max(dim=1).values, torch.ones(len(cells.centres)))
     torch.testing.assert_close(cells.in_state.sum(dim=1), torch.ones(6))
 
@@ -191,12 +191,12 @@ def test_a_state_across_the_date_line_is_not_torn(kind: CellKind) -> None:
     longitude = 180 + rng.normal(0, 0.2, 60)
     points = geography.to_unit_vectors(52 + rng.normal(0, 0.2, 60), (longitude + 180) % 360 - 180)
     shifted = geography.to_unit_vectors(*(geography.to_degrees(points)[0], longitude - 80))
-    here = geocells.make_cells(points, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
-    there = geocells.make_cells(shifted, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
-    apart = sphere.great_circle_km(torch.from_numpy(points), here.centres.double()[here.owner])
+    cells = geocells.make_cells(points, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
+    shifted_cells = geocells.make_cells(shifted, np.zeros(60, dtype=np.int64), 5, 1, seed=0, kind=kind)
+    apart = sphere.great_circle_km(torch.from_numpy(points), cells.centres.double()[cells.owner])
     assert apart.max() < 80
     if kind == "quad":  # k-means draws its first centres in an order that longitudes decide
-        np.testing.assert_array_equal(here.owner.numpy(), there.owner.numpy())
+        np.testing.assert_array_equal(cells.owner.numpy(), shifted_cells.owner.numpy())
 
 
 @pytest.mark.parametrize("kind", BORDERED)
@@ -229,23 +229,23 @@ def test_antipodes_and_poles_break_nothing(kind: CellKind) -> None:
 @pytest.mark.parametrize("kind", ["kmeans", *BORDERED])
 def test_the_same_seed_makes_the_same_cells(kind: CellKind) -> None:
     points, labels = country()
-    one, two = (geocells.make_cells(points, labels, 40, 5, seed=3, kind=kind) for _ in range(2))
-    assert torch.equal(one.centres, two.centres)
-    assert torch.equal(one.owner, two.owner)
+    first, second = (geocells.make_cells(points, labels, 40, 5, seed=3, kind=kind) for _ in range(2))
+    assert torch.equal(first.centres, second.centres)
+    assert torch.equal(first.owner, second.owner)
 
 
 def test_each_row_can_have_points_of_its_own() -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(7, 5, 3, generator=generator).double() + 2, dim=-1)
     weights = torch.rand(7, 5, generator=generator).double()
-    found = sphere.geometric_median_of(points, weights)
+    medians = sphere.geometric_median_of(points, weights)
     one_by_one = torch.cat(
         [sphere.geometric_median(w[None], p) for p, w in zip(points, weights, strict=True)]
     )
-    assert sphere.great_circle_km(found, one_by_one).max() < 0.5
+    assert sphere.great_circle_km(medians, one_by_one).max() < 0.5
     shuffled = torch.randperm(5, generator=generator)
     again = sphere.geometric_median_of(points[:, shuffled], weights[:, shuffled])
-    assert sphere.great_circle_km(found, again).max() < 0.5
+    assert sphere.great_circle_km(medians, again).max() < 0.5
 
 
 def test_the_heaviest_point_is_found_wherever_it_stands() -> None:
@@ -253,8 +253,8 @@ def test_the_heaviest_point_is_found_wherever_it_stands() -> None:
     points = torch.nn.functional.normalize(torch.randn(1, 20, 3, generator=generator).double() + 2, dim=-1)
     weights = torch.rand(1, 20, generator=generator).double()
     weights[0, 17] = weights.sum() * 1.01
-    found = sphere.geometric_median_of(points, weights)
-    assert float(sphere.great_circle_km(found[0], points[0, 17])) < 1e-4
+    median = sphere.geometric_median_of(points, weights)
+    assert float(sphere.great_circle_km(median[0], points[0, 17])) < 1e-4
 
 
 def test_many_rows_are_answered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ def test_states_and_cells_tell_one_story() -> None:
     cells = torch.log(torch.tensor([[0.4, 0.3, 0.3]]))
     unsure = Answer(cells, torch.log(torch.tensor([[0.7, 0.3]])))
     sure = Answer(cells, torch.log(torch.tensor([[0.001, 0.999]])))
-    for given, state in ((unsure, 0), (sure, 1)):
-        states, point = decide([given], Decision((1.0,)), CENTRES, to_state)
+    for certainty, state in ((unsure, 0), (sure, 1)):
+        states, point = decide([certainty], Decision((1.0,)), CENTRES, to_state)
         assert int(states.argmax()) == state
         nearest = int((point.float() @ CENTRES.T).argmax())
         assert int(to_state[nearest].argmax()) == state
@@ -36,9 +36,9 @@ def test_states_and_cells_tell_one_story() -> None:
 
 
 def test_the_mixture_of_state_head_and_cells_is_the_formula() -> None:
-    one, other = answer(0), answer(1)
+    first, second = answer(0), answer(1)
     decision = Decision((0.25, 0.75), 0.3, 1.7, 0.6)
-    states, cells = decide_cells([one, other], decision, TO_STATE)
+    states, cells = decide_cells([first, second], decision, TO_STATE)
 
     def softmax(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         raised = np.exp(x - x.max())
@@ -46,8 +46,8 @@ def test_the_mixture_of_state_head_and_cells_is_the_formula() -> None:
 
     table = TO_STATE.double().numpy()
     for row in range(6):
-        c = softmax((0.25 * one.cells[row].numpy() + 0.75 * other.cells[row].numpy()) / 1.7)
-        head = softmax((0.25 * one.states[row].numpy() + 0.75 * other.states[row].numpy()) / 0.6)
+        c = softmax((0.25 * first.cells[row].numpy() + 0.75 * second.cells[row].numpy()) / 1.7)
+        head = softmax((0.25 * first.states[row].numpy() + 0.75 * second.states[row].numpy()) / 0.6)
         summed = c @ table
         mixed = head**0.3 * summed**0.7
         mixed /= mixed.sum()
@@ -69,18 +69,18 @@ def test_cells_of_one_state_each_add_up_to_the_states_afterwards() -> None:
 
 
 def test_a_head_share_of_one_is_the_state_head_and_of_nought_the_cells() -> None:
-    given = answer(5)
-    states, _ = decide_cells([given], Decision(head_share=1.0), TO_STATE)
-    torch.testing.assert_close(states, given.states.exp())
-    states, _ = decide_cells([given], Decision(head_share=0.0), TO_STATE)
-    torch.testing.assert_close(states, given.cells.exp() @ TO_STATE, atol=1e-5, rtol=0)
+    single = answer(5)
+    states, _ = decide_cells([single], Decision(head_share=1.0), TO_STATE)
+    torch.testing.assert_close(states, single.states.exp())
+    states, _ = decide_cells([single], Decision(head_share=0.0), TO_STATE)
+    torch.testing.assert_close(states, single.cells.exp() @ TO_STATE, atol=1e-5, rtol=0)
 
 
 def test_members_that_agree_are_one_member() -> None:
-    given = answer(6)
-    one = decide([given], Decision(), CENTRES, TO_STATE)
-    three = decide([given] * 3, Decision((0.5, 0.25, 0.25)), CENTRES, TO_STATE)
-    for a, b in zip(one, three, strict=True):
+    member = answer(6)
+    alone = decide([member], Decision(), CENTRES, TO_STATE)
+    thrice = decide([member] * 3, Decision((0.5, 0.25, 0.25)), CENTRES, TO_STATE)
+    for a, b in zip(alone, thrice, strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -26,10 +26,12 @@ def test_it_agrees_with_scikit_learns_shrunk_discriminant(shrinkage: float) -> N
     weight, bias = fit_discriminant(X, ROWS.labels, CLASSES, shrinkage)
     log_prior = (torch.bincount(ROWS.labels, minlength=CLASSES) / len(X)).log()
     # scikit-learn shrinks each class's covariance in units of its own features: give both features of one variance.
-    theirs = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Shrunk(shrinkage))
-    theirs.fit(X.double().numpy(), ROWS.labels.numpy())
-    ours = torch.log_softmax(X @ weight.T + bias + log_prior, 1).numpy()
-    np.testing.assert_allclose(ours, theirs.predict_log_proba(X.double().numpy()), atol=0.02, rtol=1e-3)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Shrunk(shrinkage))
+    reference.fit(X.double().numpy(), ROWS.labels.numpy())
+    log_probabilities = torch.log_softmax(X @ weight.T + bias + log_prior, 1).numpy()
+    np.testing.assert_allclose(
+        log_probabilities, reference.predict_log_proba(X.double().numpy()), atol=0.02, rtol=1e-3
+    )
 
 
 class _Shrunk:
@@ -39,11 +41,11 @@ class _Shrunk:
         self.shrinkage = shrinkage
 
     def fit(self, x: np.ndarray) -> _Shrunk:
-        own = np.cov(x.T, bias=True)
-        self.covariance_ = (1 - self.shrinkage) * own
+        covariance = np.cov(x.T, bias=True)
+        self.covariance_ = (1 - self.shrinkage) * covariance
         # The trace of the covariance within classes, of all classes together.
         within = _within(X.double().numpy(), ROWS.labels.numpy())
-        self.covariance_ += self.shrinkage * np.trace(within) / len(own) * np.eye(len(own))
+        self.covariance_ += self.shrinkage * np.trace(within) / len(covariance) * np.eye(len(covariance))
         return self
 
 

@@ -40,34 +40,36 @@ def shares(scores: list[float]) -> Floats:
     return raised / raised.sum()
 
 
-def spread(weights: Floats, there: list[int], views: int) -> Floats:
+def spread(weights: Floats, present_views: list[int], views: int) -> Floats:
     out = np.zeros(views)
-    out[there] = weights
+    out[present_views] = weights
     return out
 
 
-def average(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
-    return x[there].mean(axis=0), spread(np.full(len(there), 1 / len(there)), there, len(x))
+def average(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
+    return x[present_views].mean(axis=0), spread(
+        np.full(len(present_views), 1 / len(present_views)), present_views, len(x)
+    )
 
 
-def concat(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
-    side_by_side = np.concatenate([x[v] if v in there else np.zeros(DIM) for v in range(len(x))])
-    return linear(p, "map", side_by_side), average(p, x, there)[1]
+def concat(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
+    side_by_side = np.concatenate([x[v] if v in present_views else np.zeros(DIM) for v in range(len(x))])
+    return linear(p, "map", side_by_side), average(p, x, present_views)[1]
 
 
-def attention(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
-    a = shares([float(linear(p, "score", np.tanh(linear(p, "key", x[v])))[0]) for v in there])
-    return sum(w * x[v] for w, v in zip(a, there, strict=True)), spread(a, there, len(x))
+def attention(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
+    a = shares([float(linear(p, "score", np.tanh(linear(p, "key", x[v])))[0]) for v in present_views])
+    return sum(w * x[v] for w, v in zip(a, present_views, strict=True)), spread(a, present_views, len(x))
 
 
-def weighted(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
-    a = shares([float(p["score"][v]) for v in there])
-    return sum(w * x[v] for w, v in zip(a, there, strict=True)), spread(a, there, len(x))
+def weighted(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
+    a = shares([float(p["score"][v]) for v in present_views])
+    return sum(w * x[v] for w, v in zip(a, present_views, strict=True)), spread(a, present_views, len(x))
 
 
-def evidence(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
+def evidence(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
     total, gates = np.zeros(WIDTH), np.zeros(len(x))
-    for v in there:
+    for v in present_views:
         h = gelu(linear(p, "trunk.first", x[v]))
         for layer in range(DEPTH - 1):
             h = h + gelu(linear(p, f"trunk.layers.{layer}", norm(p, f"trunk.norms.{layer}", h)))
@@ -76,18 +78,18 @@ def evidence(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats,
     return total, gates
 
 
-def transformer(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floats, Floats]:
-    tokens = [linear(p, "first", x[v]) for v in there]
+def transformer(p: dict[str, Floats], x: Floats, present_views: list[int]) -> tuple[Floats, Floats]:
+    tokens = [linear(p, "first", x[v]) for v in present_views]
     for layer in range(2):
         qkv = [linear(p, f"qkv.{layer}", norm(p, f"norms.{2 * layer}", h)) for h in tokens]
         q, k, value = ([part[i * WIDTH : (i + 1) * WIDTH] for part in qkv] for i in range(3))
         attended = []
-        for i in range(len(there)):
+        for i in range(len(present_views)):
             heads = []
             for head in range(4):
                 part = slice(2 * head, 2 * head + 2)
                 a = shares([float(q[i][part] @ other[part]) / math.sqrt(2) for other in k])
-                heads.append(sum(w * one[part] for w, one in zip(a, value, strict=True)))
+                heads.append(sum(w * vector[part] for w, vector in zip(a, value, strict=True)))
             attended.append(linear(p, f"out.{layer}", np.concatenate(heads)))
         tokens = [h + a for h, a in zip(tokens, attended, strict=True)]
         tokens = [
@@ -95,7 +97,7 @@ def transformer(p: dict[str, Floats], x: Floats, there: list[int]) -> tuple[Floa
             + linear(p, f"down.{layer}", gelu(linear(p, f"up.{layer}", norm(p, f"norms.{2 * layer + 1}", h))))
             for h in tokens
         ]
-    return np.mean([norm(p, "last", h) for h in tokens], axis=0), average(p, x, there)[1]
+    return np.mean([norm(p, "last", h) for h in tokens], axis=0), average(p, x, present_views)[1]
 
 
 SLOW: dict[str, Slow] = {
@@ -139,8 +141,8 @@ def test_a_fusion_is_its_formula_whatever_views_are_there(name: str, views: int)
     vectors, weights = fusion(x, present)
     assert vectors.shape == (len(x), fusion.out_dim)
     for row in range(len(x)):
-        there = present[row].nonzero()[:, 0].tolist()
-        wanted, shared = SLOW[name](parameters, x[row].numpy(), there)
+        present_views = present[row].nonzero()[:, 0].tolist()
+        wanted, shared = SLOW[name](parameters, x[row].numpy(), present_views)
         np.testing.assert_allclose(vectors[row].detach(), wanted, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(weights[row].detach(), shared, rtol=1e-9, atol=1e-12)
 
@@ -169,9 +171,9 @@ def test_whatever_stands_in_an_absent_view_changes_neither_answer_nor_gradient(
         views = views.clone().requires_grad_()
         vectors, weights = fusion(views, present)
         (vectors.square().sum() + weights.square().sum()).backward()
-        given = [p.grad for p in fusion.parameters()]
+        gradients = [p.grad for p in fusion.parameters()]
         assert views.grad is not None
-        return [vectors.detach(), weights.detach(), views.grad, *(g for g in given if g is not None)]
+        return [vectors.detach(), weights.detach(), views.grad, *(g for g in gradients if g is not None)]
 
     dirty = x.clone()
     dirty[~present] = garbage

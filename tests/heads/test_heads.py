@@ -109,11 +109,11 @@ def test_a_gps_head_drops_after_either_hidden_layer_and_nowhere_else() -> None:
         handed.append(hidden)
         return hidden * masks[len(handed) - 1]
 
-    found = head(x, drop)
+    points = head(x, drop)
     first = torch.nn.functional.gelu(x @ head.hidden.weight.T + head.hidden.bias) * masks[0]
     second = torch.nn.functional.gelu(first @ head.second.weight.T + head.second.bias) * masks[1]
     assert [hidden.shape[1] for hidden in handed] == [64, 32]
-    torch.testing.assert_close(found, torch.tanh(second @ head.out.weight.T + head.out.bias))
+    torch.testing.assert_close(points, torch.tanh(second @ head.out.weight.T + head.out.bias))
 
 
 def test_the_last_layer_is_xavier_with_a_gain_of_a_hundredth() -> None:
@@ -299,11 +299,11 @@ def test_the_median_point_is_that_of_the_states_centres() -> None:
 @pytest.mark.parametrize("kind", ["geocells", *SOLVED])
 def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -> None:
     heads = heads_of(head=kind)
-    said = heads.answer(ROWS.views, ROWS.present)
-    torch.testing.assert_close(said.cells.exp().sum(1), torch.ones(len(ROWS)))
-    torch.testing.assert_close(said.states.exp().sum(1), torch.ones(len(ROWS)))
+    answer = heads.answer(ROWS.views, ROWS.present)
+    torch.testing.assert_close(answer.cells.exp().sum(1), torch.ones(len(ROWS)))
+    torch.testing.assert_close(answer.states.exp().sum(1), torch.ones(len(ROWS)))
     decision = Decision(head_share=0.25, cell_temperature=1.5)
-    states, cells = decide_cells([said], decision, heads.to_state)
+    states, cells = decide_cells([answer], decision, heads.to_state)
     latitude, longitude = to_degrees(geometric_median(cells, heads.centres).numpy())
     with torch.no_grad():
         got, points = heads.conclude(heads(ROWS.views, ROWS.present), decision)
@@ -314,10 +314,12 @@ def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -
 @pytest.mark.parametrize("kind", [kind for kind in SOLVED if kind != "cell-probe"])
 def test_the_cells_of_a_head_of_states_are_those_of_its_states(kind: str) -> None:
     heads = heads_of(head=kind)
-    said = heads.answer(ROWS.views, ROWS.present)
+    answer = heads.answer(ROWS.views, ROWS.present)
     region = region_of(ROWS, tiny(head=kind))
     assert region.cells is not None
-    torch.testing.assert_close(said.cells.exp(), said.states.exp() @ region.cells.in_state, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        answer.cells.exp(), answer.states.exp() @ region.cells.in_state, atol=1e-6, rtol=0
+    )
 
 
 def test_a_vector_per_view_makes_attention_mind_the_order_of_views() -> None:
@@ -347,8 +349,8 @@ def test_standardising_happens_before_the_views_are_fused() -> None:
 def test_many_samples_are_answered_in_parts_as_in_one() -> None:
     heads = heads_of(head="geocells")
     many = Answer(*(torch.cat([part] * 100) for part in (ROWS.views, ROWS.present)))
-    said, once = heads.answer(many.cells, many.states), heads.answer(ROWS.views, ROWS.present)
-    torch.testing.assert_close(said.cells, once.cells.repeat(100, 1))
+    in_parts, whole = heads.answer(many.cells, many.states), heads.answer(ROWS.views, ROWS.present)
+    torch.testing.assert_close(in_parts.cells, whole.cells.repeat(100, 1))
 
 
 # ---------------------------------------------------------------- there and back
@@ -363,8 +365,8 @@ def again(heads: Heads, rows: Any = ROWS) -> Heads:
 
 def same_answers(a: Heads, b: Heads, views: Tensor, present: Tensor) -> None:
     with torch.no_grad():
-        for one, other in zip(a.predict(views, present), b.predict(views, present), strict=True):
-            assert torch.equal(one, other)
+        for first, second in zip(a.predict(views, present), b.predict(views, present), strict=True):
+            assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("fusion", FUSION_NAMES)

@@ -29,19 +29,19 @@ def test_cross_entropy_sums_over_classes_and_weighs_samples() -> None:
     total = plain = 0.0
     for row in range(4):
         normaliser = math.log(sum(math.exp(float(z)) for z in logits[row]))
-        each = -sum(float(targets[row, c]) * (float(logits[row, c]) - normaliser) for c in range(3))
-        plain += each / 4
-        total += float(weights[row]) * each / 4
+        row_loss = -sum(float(targets[row, c]) * (float(logits[row, c]) - normaliser) for c in range(3))
+        plain += row_loss / 4
+        total += float(weights[row]) * row_loss / 4
     assert float(losses.soft_cross_entropy(logits, targets)) == pytest.approx(plain, rel=1e-5)
     assert float(losses.soft_cross_entropy(logits, targets, weights)) == pytest.approx(total, rel=1e-5)
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
-    found = losses.smoothed(torch.tensor([2, 0]), 4, 0.2)
-    torch.testing.assert_close(found, torch.tensor([[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]]))
+    smoothed = losses.smoothed(torch.tensor([2, 0]), 4, 0.2)
+    torch.testing.assert_close(smoothed, torch.tensor([[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]]))
     logits = random(2, 4)
-    theirs = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0]), label_smoothing=0.2)
-    torch.testing.assert_close(losses.soft_cross_entropy(logits, found), theirs)
+    by_torch = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0]), label_smoothing=0.2)
+    torch.testing.assert_close(losses.soft_cross_entropy(logits, smoothed), by_torch)
 
 
 def test_class_weights_are_inverse_frequencies_of_mean_one_over_samples() -> None:
@@ -75,12 +75,12 @@ def test_gradients_of_the_point_agree_with_finite_differences(name: str) -> None
     points = torch.tensor([[10.0, 179.5], [-3.0, 20.0], [60.0, -5.0]], dtype=torch.float64)
     truth = torch.tensor([[10.3, -179.1], [1.0, 20.4], [-20.0, 100.0]], dtype=torch.float64)
     points.requires_grad_(True)
-    found = gradient(losses.gps_loss(name, points, truth), points)
+    slopes = gradient(losses.gps_loss(name, points, truth), points)
     for place in itertools.product(range(3), range(2)):
         step = torch.zeros(3, 2, dtype=torch.float64)
         step[place] = 1e-5
         above, below = (losses.gps_loss(name, points.detach() + s, truth) for s in (step, -step))
-        assert float(found[place]) == pytest.approx(float(above - below) / 2e-5, rel=1e-4, abs=1e-9)
+        assert float(slopes[place]) == pytest.approx(float(above - below) / 2e-5, rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -123,9 +123,9 @@ def test_the_score_loss_is_the_credit_curve_at_a_smooth_rank() -> None:
     for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
         rank = 1 + sum(1 / (1 + math.exp(-(z[j] - z[y]) / 0.7)) for j in range(8) if j != y)
         expected.append(1 - np.interp(rank, range(1, 7), [*metrics.RANK_CREDIT, 0.0]))
-    found = losses.expected_score_loss(logits, labels, temperature=0.7)
-    assert float(found) == pytest.approx(np.mean(expected), abs=1e-5)
-    assert 0 <= float(found) <= 1
+    loss = losses.expected_score_loss(logits, labels, temperature=0.7)
+    assert float(loss) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert 0 <= float(loss) <= 1
 
 
 def test_the_score_loss_falls_as_the_true_class_rises() -> None:
@@ -149,5 +149,7 @@ def test_losses_run_over_stacked_models() -> None:
     torch.testing.assert_close(stacked, torch.stack([losses.expected_score_loss(z, labels) for z in logits]))
     points, truth = random(4, 6, 2), random(6, 2, seed=1)
     for name in GPS_LOSSES:
-        found = torch.func.vmap(lambda p, name=name: losses.gps_loss(name, p, truth))(points)
-        torch.testing.assert_close(found, torch.stack([losses.gps_loss(name, p, truth) for p in points]))
+        stacked_gps = torch.func.vmap(lambda p, name=name: losses.gps_loss(name, p, truth))(points)
+        torch.testing.assert_close(
+            stacked_gps, torch.stack([losses.gps_loss(name, p, truth) for p in points])
+        )

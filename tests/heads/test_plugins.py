@@ -149,8 +149,8 @@ def test_a_file_adds_one_of_each_that_fits_saves_loads_predicts_finetunes_and_sw
     heads = load_heads(run).parts[0]
     assert type(heads).__name__ == "Linear"
     assert type(heads.fusion).__name__ == "Largest"
-    said, _ = predict_split(config, run, "test")
-    assert len(said.sample_id) == len(country_rows(country))
+    predictions, _ = predict_split(config, run, "test")
+    assert len(predictions.sample_id) == len(country_rows(country))
 
     tuned = finetune(config, name="tuned", init="mine", limit=16)
     assert tuned.epochs == 1
@@ -237,7 +237,7 @@ def test_the_command_line_takes_a_plugins_fusion_and_refuses_an_unknown_one(
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "where"),
+    ("code", "message", "where"),
     [
         ("x = 1\nraise ValueError('boom')", "ValueError: boom", "line 2"),
         ("def f(:\n", "SyntaxError", "line 1"),
@@ -256,12 +256,12 @@ def test_the_command_line_takes_a_plugins_fusion_and_refuses_an_unknown_one(
     ],
 )
 def test_a_plugin_that_fails_is_one_line_with_its_file(
-    tmp_path: Path, code: str, said: str, where: str
+    tmp_path: Path, code: str, message: str, where: str
 ) -> None:
     (tmp_path / "bad.py").write_text(code, encoding="utf-8")
     with pytest.raises(GeoError) as caught:
         resolve(overrides={"model.plugins": ["bad.py"]})
-    assert said in caught.value.what
+    assert message in caught.value.what
     assert "bad.py" in caught.value.where
     assert where in caught.value.where
     assert "\n" not in str(caught.value)

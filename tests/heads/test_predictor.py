@@ -63,16 +63,18 @@ def test_one_part_answers_for_itself() -> None:
 def test_probabilities_are_averaged_and_the_point_is_the_median_of_the_parts_points() -> None:
     parts = [heads(0), heads(1, head="geocells"), best_of("probe")]
     states, points = answers(Panel(parts))
-    said = [answers(part) for part in parts]
-    torch.testing.assert_close(states, (said[0][0] + said[1][0] + said[2][0]) / 3)
-    unit = np.stack([to_unit_vectors(p[:, 0].numpy(), p[:, 1].numpy()) for _, p in said], axis=1)
+    part_answers = [answers(part) for part in parts]
+    torch.testing.assert_close(states, (part_answers[0][0] + part_answers[1][0] + part_answers[2][0]) / 3)
+    unit = np.stack([to_unit_vectors(p[:, 0].numpy(), p[:, 1].numpy()) for _, p in part_answers], axis=1)
     wanted = geometric_median_of(torch.from_numpy(unit), torch.full((len(ROWS), 3), 1 / 3)).numpy()
     np.testing.assert_allclose(to_unit_vectors(*points.numpy().T), wanted, atol=1e-9)
 
     def cost(latitude: Any, longitude: Any) -> Any:
-        return sum(haversine_km(latitude, longitude, p[:, 0].numpy(), p[:, 1].numpy()) for _, p in said)
+        return sum(
+            haversine_km(latitude, longitude, p[:, 0].numpy(), p[:, 1].numpy()) for _, p in part_answers
+        )
 
-    for _, other in said:
+    for _, other in part_answers:
         assert (cost(*points.numpy().T) <= cost(*other.double().numpy().T) + 1e-3).all()
 
 

@@ -20,15 +20,15 @@ def test_it_agrees_with_scikit_learns_logistic_regression(l2: float) -> None:
 
     weight, bias = fit_probe(X, ROWS.labels, CLASSES, l2)
     standard = ((X - X.mean(0)) / X.std(0, correction=0)).numpy()
-    theirs = LogisticRegression(C=1 / (l2 * len(X)), max_iter=5000, tol=1e-9)
-    theirs.fit(standard, ROWS.labels.numpy())
-    ours = torch.softmax(X @ weight.T + bias, 1).numpy()
-    np.testing.assert_allclose(ours, theirs.predict_proba(standard), atol=0.01)
+    reference = LogisticRegression(C=1 / (l2 * len(X)), max_iter=5000, tol=1e-9)
+    reference.fit(standard, ROWS.labels.numpy())
+    probabilities = torch.softmax(X @ weight.T + bias, 1).numpy()
+    np.testing.assert_allclose(probabilities, reference.predict_proba(standard), atol=0.01)
 
 
 def test_it_is_the_same_every_time() -> None:
-    one, other = (fit_probe(X, ROWS.labels, CLASSES, 0.01) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    first, second = (fit_probe(X, ROWS.labels, CLASSES, 0.01) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_feature_that_never_changes_and_a_class_without_samples_do_no_harm() -> None:

@@ -26,12 +26,12 @@ class Planted:
     truth: Tensor
 
 
-def plant(*, told: float = 1.0, vague_km: float = 60, seed: int = 0) -> Planted:
-    """`told`: how much the vectors say about the place; `vague_km`: how far probabilities spread."""
+def plant(*, signal: float = 1.0, vague_km: float = 60, seed: int = 0) -> Planted:
+    """`signal`: how much the vectors say about the place; `vague_km`: how far probabilities spread."""
     rng = np.random.default_rng(seed)
     points = geography.to_unit_vectors(rng.uniform(35, 45, 700), rng.uniform(-105, -90, 700))
     waves = rng.normal(0, 25, (3, 32))
-    vectors = torch.from_numpy(told * np.cos(points @ waves) + rng.normal(0, 0.15, (700, 32))).float() + 3
+    vectors = torch.from_numpy(signal * np.cos(points @ waves) + rng.normal(0, 0.15, (700, 32))).float() + 3
     unit = torch.from_numpy(points)
     cells = geocells.make_cells(points[:500], np.zeros(500, dtype=np.int64), 20, 1, seed=0)
     km = sphere.pairwise_km(unit[500:].float(), cells.centres)
@@ -166,7 +166,7 @@ def test_a_refiner_is_found_where_far_misses_drown_what_it_does_to_the_mean_dist
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_refiner_comes_of_a_space_that_tells_nothing(seed: int) -> None:
-    p = plant(told=0.0, vague_km=10, seed=seed)
+    p = plant(signal=0.0, vague_km=10, seed=seed)
     assert retrieval.fit_refiner(p.gallery, p.queries, p.probabilities, p.guess, p.truth) is None
 
 

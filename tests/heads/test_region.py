@@ -63,8 +63,8 @@ def test_one_place_alone_gets_a_box_that_is_not_empty() -> None:
 
 
 def test_edges_that_are_given_win_one_by_one() -> None:
-    def edges(**given: float) -> list[float]:
-        model = tiny(gps_box=given)
+    def edges(**bounds: float) -> list[float]:
+        model = tiny(gps_box=bounds)
         region = make_region(to_unit_vectors(LATITUDE, LONGITUDE), LABELS, 2, model, seed=0)
         low, high = region.middle - region.reach, region.middle + region.reach
         return [float(low[0]), float(high[0]), float(low[1]), float(high[1])]

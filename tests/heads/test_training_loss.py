@@ -24,7 +24,7 @@ LATITUDE, LONGITUDE = geography.to_degrees(ROWS.points.numpy())
 TRUTH = torch.stack([torch.from_numpy(LATITUDE), torch.from_numpy(LONGITUDE)], dim=1).float()
 
 
-def said(*, cells: bool = False) -> dict[str, Tensor]:
+def head_outputs(*, cells: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(len(ROWS), CLASSES, generator=generator) * 3
     if not cells:
@@ -51,7 +51,7 @@ ALONE = {"state_weight": 1.0, "gps_weight": 0.0, "cell_weight": 0.0}
 
 
 def test_the_plain_recipes_loss_is_eight_tenths_states_and_two_tenths_distance() -> None:
-    out = said()
+    out = head_outputs()
     targets = torch.from_numpy(
         geography.soft_labels(geography.distance_matrix_km(FLAT.centroids), 300.0)
     ).float()
@@ -62,7 +62,7 @@ def test_the_plain_recipes_loss_is_eight_tenths_states_and_two_tenths_distance()
 
 @pytest.mark.parametrize("tau", [75.0, 300.0])
 def test_haversine_labels_are_between_centres_and_pigeons_from_the_sample(tau: float) -> None:
-    out = said()
+    out = head_outputs()
     table = geography.soft_labels(geography.distance_matrix_km(FLAT.centroids), tau)
     wanted = losses.soft_cross_entropy(out["logits"], torch.from_numpy(table).float()[ROWS.labels])
     torch.testing.assert_close(loss(out, state_loss="haversine", tau_km=tau, **ALONE), wanted)
@@ -78,25 +78,25 @@ def test_haversine_labels_are_between_centres_and_pigeons_from_the_sample(tau: f
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_hard_labels_are_the_ordinary_cross_entropy_smoothed_as_asked(smoothing: float) -> None:
-    out = said()
+    out = head_outputs()
     wanted = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, label_smoothing=smoothing)
     got = loss(out, state_loss="cross_entropy", label_smoothing=smoothing, **ALONE)
     torch.testing.assert_close(got, wanted)
 
 
 def test_class_weights_weigh_each_state_by_the_inverse_of_its_samples() -> None:
-    out = said()
+    out = head_outputs()
     counts = torch.bincount(ROWS.labels, minlength=CLASSES).double()
-    each = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, reduction="none")
+    row_losses = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, reduction="none")
     weights = (len(ROWS) / (CLASSES * counts)).float()[ROWS.labels]
     assert float(weights.mean()) == pytest.approx(1)
     got = loss(out, state_loss="cross_entropy", class_weights=True, **ALONE)
-    torch.testing.assert_close(got, (weights * each).mean())
+    torch.testing.assert_close(got, (weights * row_losses).mean())
 
 
 @pytest.mark.parametrize("name", ["mse", "mae", "smooth_l1", "haversine"])
 def test_the_points_loss_is_the_named_one_in_degrees_of_the_true_place(name: str) -> None:
-    out = said()
+    out = head_outputs()
     got = loss(out, gps_loss=name, state_weight=0.0, gps_weight=0.7)
     torch.testing.assert_close(got, 0.7 * losses.gps_loss(name, out["points"], TRUTH))
 
@@ -111,7 +111,7 @@ def test_errors_of_the_point_are_shares_of_the_box_unless_degrees_are_asked_for(
 ) -> None:
     box = torch.tensor([8.0, 20.0])
     off = torch.tensor([[2.0, -10.0], [-4.0, 5.0]]).repeat(len(ROWS) // 2, 1)
-    out = {"logits": said()["logits"], "points": TRUTH + off}
+    out = {"logits": head_outputs()["logits"], "points": TRUTH + off}
     points_only = {"gps_loss": name, "state_weight": 0.0, "gps_weight": 3.0}
     assert float(loss(out, box, **points_only)) == pytest.approx(3 * wanted, rel=1e-4)
     in_degrees = {"mse": 145 / 4, "mae": 21 / 4, "smooth_l1": 21 / 4 - 1 / 2}[name]
@@ -132,7 +132,7 @@ def test_great_circles_and_losses_that_ask_for_no_scale_stay_as_they_are() -> No
         return (points - truth).abs().amax()
 
     try:
-        out, box = said(), torch.tensor([8.0, 20.0])
+        out, box = head_outputs(), torch.tensor([8.0, 20.0])
         for name in ("haversine", "largest_degrees"):
             got = loss(out, box, gps_loss=name, state_weight=0.0, gps_weight=1.0)
             torch.testing.assert_close(got, loss(out, gps_loss=name, state_weight=0.0, gps_weight=1.0))
@@ -141,7 +141,7 @@ def test_great_circles_and_losses_that_ask_for_no_scale_stay_as_they_are() -> No
 
 
 def test_cells_are_learnt_from_pigeons_labels_in_the_place_of_points() -> None:
-    out = said(cells=True)
+    out = head_outputs(cells=True)
     assert CELLS.cells is not None
     near = soft_targets(POINTS, CELLS.cells.centres, 40.0)
     wanted = 0.6 * losses.soft_cross_entropy(out["cells"], near)
@@ -150,7 +150,7 @@ def test_cells_are_learnt_from_pigeons_labels_in_the_place_of_points() -> None:
 
 
 def test_the_expected_score_joins_with_its_weight() -> None:
-    out = said()
+    out = head_outputs()
     without = loss(out)
     wanted = without + 0.4 * losses.expected_score_loss(out["logits"], ROWS.labels)
     torch.testing.assert_close(loss(out, score_weight=0.4), wanted)
@@ -172,7 +172,7 @@ def test_every_number_of_a_training_is_in_its_tables() -> None:
 def test_gradients_are_finite_also_at_the_truth_and_far_from_it(
     state_loss: str, gps_loss: str, size: float
 ) -> None:
-    out = {"logits": said()["logits"] * size, "points": TRUTH.clone()}
+    out = {"logits": head_outputs()["logits"] * size, "points": TRUTH.clone()}
     out["points"][::2] += size
     leaves = [value.requires_grad_() for value in out.values()]
     value = loss(
@@ -189,6 +189,6 @@ def test_gradients_are_finite_also_at_the_truth_and_far_from_it(
 
 
 def test_gradients_of_cells_are_finite() -> None:
-    out = {key: (value * 1e4).requires_grad_() for key, value in said(cells=True).items()}
+    out = {key: (value * 1e4).requires_grad_() for key, value in head_outputs(cells=True).items()}
     for gradient in torch.autograd.grad(loss(out, tau_km=0.1, score_weight=1.0), list(out.values())):
         assert torch.isfinite(gradient).all()
