@@ -202,13 +202,13 @@ def hub_errors(repository: str) -> Iterator[None]:
     except PlainError:
         raise
     except Exception as error:
-        refusal = _told(error, repository)
+        refusal = _refusal_of(error, repository)
         if refusal is None:
             raise
         raise refusal from error
 
 
-def _told(error: Exception, repository: str) -> PlainError | None:
+def _refusal_of(error: Exception, repository: str) -> PlainError | None:
     """What an exception of the hub's client means; None for what is none of its."""
     from huggingface_hub import errors
 

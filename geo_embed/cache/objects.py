@@ -92,7 +92,9 @@ class ObjectStorage(Storage):
     def _get_all(self, names: Sequence[str]) -> dict[str, bytes]:
         with ThreadPoolExecutor(len(names), "get") as pool:
             objects = pool.map(lambda name: buckets.get(self.root / name), names)
-            return {name: got[0] for name, got in zip(names, objects, strict=True) if got is not None}
+            return {
+                name: stored[0] for name, stored in zip(names, objects, strict=True) if stored is not None
+            }
 
     def checksum(self, name: str) -> str:
         """As `Storage`; of metadata, that of the bytes that were read when the store was opened."""

@@ -131,8 +131,8 @@ def calibrate(
     return Calibrated(
         run.name,
         kind if wanted else "none",
-        _both(measured, "nll"),
-        _both(measured, "ece"),
+        _before_and_after(measured, "nll"),
+        _before_and_after(measured, "ece"),
         len(truth),
         wanted is not None,
         changed,
@@ -144,7 +144,7 @@ def is_calibrated(config: Config, name: str | None = None) -> bool:
     return read_recipe(load_run(config.paths.runs_dir, name))[0].calibration is not None
 
 
-def _both(measured: dict[str, dict[str, float]], name: str) -> dict[str, float]:
+def _before_and_after(measured: dict[str, dict[str, float]], name: str) -> dict[str, float]:
     return {when: measured[when][name] for when in ("before", "after")}
 
 
@@ -167,7 +167,7 @@ def _as_fitted(run: Run, kind: str) -> Calibrated:
     """What was measured of a run that was calibrated so when it was fitted."""
     recorded = run.read_all_metrics()
     try:
-        nll, ece = (_both(recorded["calibration"], name) for name in ("nll", "ece"))
+        nll, ece = (_before_and_after(recorded["calibration"], name) for name in ("nll", "ece"))
         return Calibrated(run.name, kind, nll, ece, int(recorded["val"]["samples"]), True, False)
     except (KeyError, TypeError, ValueError) as error:
         raise GeoError(

@@ -101,8 +101,8 @@ def compare_runs(runs_dir: Path, first: str, second: str) -> Comparison:
         raise GeoError("a run is compared with itself", where=runs[0].path, hint="name two runs")
     tables = [_held_out(run) for run in runs]
     ids = [predictions.sample_id for predictions, _ in tables]
-    both, *places = np.intersect1d(ids[0].astype(str), ids[1].astype(str), return_indices=True)
-    if not len(both):
+    shared, *places = np.intersect1d(ids[0].astype(str), ids[1].astype(str), return_indices=True)
+    if not len(shared):
         raise GeoError(
             f"{runs[0].name} and {runs[1].name} held out no sample in common ({len(ids[0]):,} and {len(ids[1]):,})",
             where=runs_dir,
@@ -123,7 +123,7 @@ def compare_runs(runs_dir: Path, first: str, second: str) -> Comparison:
     scores = [competition_score(ranked, truth.state_idx, km) for ranked, _, km in earned]
     intervals = difference_intervals(a, b, groups)
     of_run = [
-        _described(run, other, scored, km, own_ids, both)
+        _described(run, other, scored, km, own_ids, shared)
         for run, other, scored, (_, _, km), own_ids in zip(runs, runs[::-1], scores, earned, ids, strict=True)
     ]
     for run in runs:
@@ -134,7 +134,7 @@ def compare_runs(runs_dir: Path, first: str, second: str) -> Comparison:
         intervals["score"],
         Part(states, intervals["state_score"]),
         Part(gps, intervals["gps_score"]),
-        len(both),
+        len(shared),
         None if groups is None else len(np.unique(groups)),
         (of_run[0], of_run[1]),
     )
@@ -166,9 +166,9 @@ def _described(
     scored: tuple[float, float, float],
     km: NDArray[np.float64],
     held_out: NDArray[np.object_],
-    both: NDArray[np.str_],
+    shared: NDArray[np.str_],
 ) -> Compared:
-    left_out = set(held_out) - set(both.tolist())
+    left_out = set(held_out) - set(shared.tolist())
     trained_on: set[str] = set()
     if left_out:
         split = other.read_split()

@@ -221,7 +221,7 @@ def _ground(
     canvas[:, horizon:] = mix(colour, place.horizon, veil)
 
 
-def _things(
+def _ground_objects(
     canvas: Floats, place: Place, along: bool, turn: float, horizon: int, rng: np.random.Generator
 ) -> None:
     """Paint what stands on the ground, from far to near: the tree line, plants, houses, poles, signs, fences."""
@@ -441,7 +441,7 @@ def _paint(place: Place, heading: int, rng: np.random.Generator, size: int) -> N
     _sky(canvas, place, turn, horizon, rng)
     _hills(canvas, place, turn, horizon, rng)
     _ground(canvas, place, along, turn, horizon, rng)
-    _things(canvas, place, along, turn, horizon, rng)
+    _ground_objects(canvas, place, along, turn, horizon, rng)
     if rng.random() < 0.12:
         _in_the_way(canvas, place, rng)
 

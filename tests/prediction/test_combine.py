@@ -180,8 +180,8 @@ def mean_km(runs: Runs, truth: Truth, weights: Floats, point: Any) -> float:
 
 def test_two_runs_take_the_mean_which_heeds_the_lighter_one() -> None:
     runs, truth = erring(400, [2.5, 3.0], 0.0)
-    everything = np.ones(400, dtype=bool)
-    weights, point = mixing_learner("stacking", "auto", runs, truth)(everything)
+    all_rows = np.ones(400, dtype=bool)
+    weights, point = mixing_learner("stacking", "auto", runs, truth)(all_rows)
     assert point == "mean"
     assert 0.3 < weights[1] < 0.5
     uneven = np.array([0.55, 0.45])
@@ -200,10 +200,10 @@ def test_three_runs_with_outliers_take_the_median() -> None:
 
 def test_three_runs_without_outliers_take_the_mean_and_what_is_asked_for_is_taken() -> None:
     runs, truth = erring(400, [2.0, 2.0, 2.0], 0.0)
-    everything = np.ones(400, dtype=bool)
-    assert mixing_learner("average", "auto", runs, truth)(everything)[1] == "mean"
-    assert mixing_learner("average", "median", runs, truth)(everything)[1] == "median"
-    assert mixing_learner("average", "mean", *erring(40, [1, 1, 1], 0.2))(everything[:40])[1] == "mean"
+    all_rows = np.ones(400, dtype=bool)
+    assert mixing_learner("average", "auto", runs, truth)(all_rows)[1] == "mean"
+    assert mixing_learner("average", "median", runs, truth)(all_rows)[1] == "median"
+    assert mixing_learner("average", "mean", *erring(40, [1, 1, 1], 0.2))(all_rows[:40])[1] == "mean"
 
 
 def test_where_both_are_as_good_or_nothing_is_known_it_is_the_median() -> None:
@@ -349,11 +349,11 @@ def test_stacking_gives_noise_no_weight() -> None:
 
 def test_stacking_gives_the_same_weights_every_time_whatever_was_asked_before() -> None:
     runs, truth = world(80, [0.8, 0.7, 0.6])
-    both = mixing_learner("stacking", "median", runs, truth)
-    everything, half = np.ones(80, dtype=bool), np.arange(80) < 40
-    both(half)
-    np.testing.assert_array_equal(both(everything)[0], learn("stacking", runs, truth))
-    np.testing.assert_array_equal(both(half)[0], learn("stacking", runs, truth, half))
+    learner = mixing_learner("stacking", "median", runs, truth)
+    all_rows, half = np.ones(80, dtype=bool), np.arange(80) < 40
+    learner(half)
+    np.testing.assert_array_equal(learner(all_rows)[0], learn("stacking", runs, truth))
+    np.testing.assert_array_equal(learner(half)[0], learn("stacking", runs, truth, half))
 
 
 def test_stacking_maximises_the_very_score_ties_included() -> None:

@@ -72,7 +72,7 @@ def test_it_says_what_it_is(small: Small, backbone: NotebookBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "what", "where"),
+    ("pictures", "what", "where"),
     [
         ([], "0 pictures", ""),
         ([np.zeros((4, 4, 3), np.float32)], "array of float32", "picture 0"),
@@ -82,10 +82,10 @@ def test_it_says_what_it_is(small: Small, backbone: NotebookBackbone) -> None:
     ],
 )
 def test_what_is_no_picture_is_refused_by_its_number(
-    backbone: NotebookBackbone, given: Any, what: str, where: str
+    backbone: NotebookBackbone, pictures: Any, what: str, where: str
 ) -> None:
     with pytest.raises(GeoError, match=what) as caught:
-        backbone.embed(given)
+        backbone.embed(pictures)
     assert str(caught.value.where or "") == where
 
 

@@ -652,8 +652,8 @@ def test_a_member_made_on_another_device_answers_on_this_one(pair: Pair) -> None
     usual, _ = predict_split(pair.config, pair.load("second"), "test")
     path.write_text(path.read_text().replace('device = "cpu"', 'device = "cuda"'))
     assert pair.load("second").config.model.device == "cuda"
-    here, _ = predict_split(pair.config, pair.load("second"), "test")
-    np.testing.assert_array_equal(here.probabilities, usual.probabilities)
+    predictions, _ = predict_split(pair.config, pair.load("second"), "test")
+    np.testing.assert_array_equal(predictions.probabilities, usual.probabilities)
 
 
 # ---------------------------------------------------------------- the command

@@ -276,7 +276,7 @@ def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
     assert (ran.json["out"], len(ran.json["rows"])) == (str(out), 3)
     assert ran.json["score"] == evaluate(config, run)["score"]
     assert len(pd.read_csv(out)) == 3
-    everything = command(capsys, *options, "evaluate", "first", "--by", "worst", "--out", out)
+    for_people = command(capsys, *options, "evaluate", "first", "--by", "worst", "--out", out)
     table = pd.read_csv(out)
     predictions, truth = saved_predictions(run.path / "val_predictions.parquet")
     assert truth is not None
@@ -284,7 +284,7 @@ def test_the_worst_samples_come_with_their_truth_and_the_file_has_them_all(
     assert list(table["score"]) == sorted(table["score"])
     assert table["score"].mean() == pytest.approx(ran.json["score"])
     assert ran.json["rows"][0]["sample_id"] == table["sample_id"][0]
-    assert f"table  {out}" in everything.out
+    assert f"table  {out}" in for_people.out
     assert files(run.path) == before
 
 

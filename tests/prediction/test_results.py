@@ -16,7 +16,9 @@ from geo_embed.prediction.results import confusion_pairs, per_sample, worst_firs
 DEGREE_KM = float(haversine_km(0, 0, 0, 1))
 
 
-def some(probabilities: Any, states: Any, km: Any, ids: Any = "abcdefgh") -> tuple[Predictions, Truth]:
+def answers_with(
+    probabilities: Any, states: Any, km: Any, ids: Any = "abcdefgh"
+) -> tuple[Predictions, Truth]:
     """Predictions with these probabilities (N, C) for states A = 30, B = 20, C = 10, … whose points lie so many km east of the truth."""
     shares = np.asarray(probabilities, dtype=np.float32)
     count, classes = shares.shape
@@ -28,7 +30,7 @@ def some(probabilities: Any, states: Any, km: Any, ids: Any = "abcdefgh") -> tup
 
 
 def test_each_sample_is_told_with_its_truth_its_ranks_and_what_it_earned() -> None:
-    table = per_sample(*some([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], "AC", [0, 2500]))
+    table = per_sample(*answers_with([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], "AC", [0, 2500]))
     assert list(table["sample_id"]) == ["a", "b"]
     assert list(table["true_state"]) == ["A", "C"]
     assert list(table["true_state_idx"]) == [30, 10]
@@ -49,7 +51,7 @@ def test_each_sample_is_told_with_its_truth_its_ranks_and_what_it_earned() -> No
 def test_the_scores_of_samples_average_to_the_score_of_the_run() -> None:
     random = np.random.default_rng(0)
     shares = random.dirichlet(np.ones(7), size=8)
-    predictions, truth = some(shares, "ABCDEFGA", random.uniform(0, 4000, 8))
+    predictions, truth = answers_with(shares, "ABCDEFGA", random.uniform(0, 4000, 8))
     assert per_sample(predictions, truth)["score"].mean() == pytest.approx(
         metrics(predictions, truth)["score"]
     )
@@ -57,7 +59,7 @@ def test_the_scores_of_samples_average_to_the_score_of_the_run() -> None:
 
 def test_the_worst_come_first_and_of_equal_ones_the_farthest_then_the_surest() -> None:
     shares = [[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1], [0.8, 0.2]]
-    table = worst_first(per_sample(*some(shares, "AABAA", [0, 100, 6000, 7000, 7000])))
+    table = worst_first(per_sample(*answers_with(shares, "AABAA", [0, 100, 6000, 7000, 7000])))
     # d, e and c lie so far off that only their states, which are right, count: 0.7. b has the second rank, and is near.
     assert list(table["sample_id"]) == ["d", "e", "c", "b", "a"]
     assert list(table["score"]) == sorted(table["score"])
@@ -65,7 +67,7 @@ def test_the_worst_come_first_and_of_equal_ones_the_farthest_then_the_surest() -
 
 def test_states_taken_for_one_another_are_counted_the_most_frequent_pair_first() -> None:
     shares = np.eye(3)[[1, 1, 0, 0, 2, 0]] * 0.7 + 0.1
-    pairs = confusion_pairs(*some(shares, "AAABCC", [100, 300, 0, 50, 0, 20]))
+    pairs = confusion_pairs(*answers_with(shares, "AAABCC", [100, 300, 0, 50, 0, 20]))
     assert pairs.to_dict("records") == [
         {
             **{"true_state": "A", "true_state_idx": 30, "state": "B", "state_idx": 20, "samples": 2},
@@ -84,14 +86,14 @@ def test_states_taken_for_one_another_are_counted_the_most_frequent_pair_first()
 
 
 def test_no_samples_and_no_mistakes_make_empty_tables_with_all_columns() -> None:
-    none = some(np.zeros((0, 3)), "", 0)
-    assert len(per_sample(*none)) == len(confusion_pairs(*none)) == 0
-    right = confusion_pairs(*some([[0.9, 0.1]], "A", 0))
+    empty = answers_with(np.zeros((0, 3)), "", 0)
+    assert len(per_sample(*empty)) == len(confusion_pairs(*empty)) == 0
+    right = confusion_pairs(*answers_with([[0.9, 0.1]], "A", 0))
     assert len(right) == 0
     assert {"true_state", "state", "samples", "mean_km"} <= set(right)
 
 
 def test_ids_are_whole_numbers_where_all_of_them_are() -> None:
     shares = [[0.6, 0.4], [0.6, 0.4]]
-    assert list(per_sample(*some(shares, "AA", 0, ids="12"))["sample_id"]) == [1, 2]
-    assert list(per_sample(*some(shares, "AA", 0, ids=("1", "02")))["sample_id"]) == ["1", "02"]
+    assert list(per_sample(*answers_with(shares, "AA", 0, ids="12"))["sample_id"]) == [1, 2]
+    assert list(per_sample(*answers_with(shares, "AA", 0, ids=("1", "02")))["sample_id"]) == ["1", "02"]

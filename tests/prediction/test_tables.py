@@ -24,7 +24,7 @@ from geo_embed.prediction.tables import (
 DEGREE_KM = float(haversine_km(0, 0, 0, 1))
 
 
-def some(
+def answers_with(
     probabilities: Any, labels: Any, km: Any = 0.0, names: tuple[str, ...] | None = None
 ) -> tuple[Predictions, Truth]:
     """Predictions with these probabilities (N, C) whose points lie so many km off, and the truth, of states 10, 11, …"""
@@ -42,7 +42,7 @@ def truth(latitude: Any, longitude: Any, states: Any) -> Truth:
 
 def test_percentiles_of_the_distance_lie_between_samples() -> None:
     def table(km: NDArray[np.float64]) -> list[dict[str, Any]]:
-        return distance_table(*some(np.ones((len(km), 1)), np.zeros(len(km)), km))
+        return distance_table(*answers_with(np.ones((len(km), 1)), np.zeros(len(km)), km))
 
     rows = table(np.arange(101.0))
     assert [row["percentile"] for row in rows] == [5, 25, 50, 75, 90, 95, 99]
@@ -53,7 +53,7 @@ def test_percentiles_of_the_distance_lie_between_samples() -> None:
 
 def test_the_table_of_classes_is_right_by_hand() -> None:
     probabilities = [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]
-    rows = class_table(*some(probabilities, [0, 1, 1, 1], [10, 20, 60, 30], ("A", "B", "C")))
+    rows = class_table(*answers_with(probabilities, [0, 1, 1, 1], [10, 20, 60, 30], ("A", "B", "C")))
     assert rows == [
         {
             **{"state": "A", "state_idx": 10, "class": 0, "samples": 1},
@@ -75,7 +75,7 @@ def test_the_table_of_classes_is_right_by_hand() -> None:
 
 def test_the_table_of_classes_adds_up_to_the_metrics() -> None:
     random = np.random.default_rng(6)
-    predictions, true = some(
+    predictions, true = answers_with(
         random.dirichlet(np.ones(9), 200), random.integers(8, size=200), random.uniform(0, 5000, 200)
     )
     whole = metrics(predictions, true)
@@ -98,7 +98,7 @@ def confident(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> tu
     """Predictions among 40 states whose top one has this probability, and is right or not."""
     shares = np.tile(((1 - confidence) / 39)[:, None], (1, 40))
     shares[:, 0] = confidence
-    return some(shares, np.where(correct, 0, 1))
+    return answers_with(shares, np.where(correct, 0, 1))
 
 
 def test_the_reliability_table_has_the_bins_that_the_calibration_error_is_made_of() -> None:
@@ -133,7 +133,7 @@ def test_the_border_is_as_far_as_the_nearest_sample_of_another_state() -> None:
 def test_the_table_by_border_is_right_by_hand() -> None:
     away = np.array([5.0, 10.0, 24.9, np.inf])
     shares = [[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.9, 0.1]]
-    rows = border_table(*some(shares, [0, 0, 1, 0], [50, 500, 1000, 10]), away)
+    rows = border_table(*answers_with(shares, [0, 0, 1, 0], [50, 500, 1000, 10]), away)
     assert [(row["from_km"], row["to_km"]) for row in rows] == [
         *((0, 10), (10, 25), (25, 50), (50, 100), (100, 250), (250, None))
     ]
@@ -151,10 +151,10 @@ def test_the_table_by_border_is_right_by_hand() -> None:
 def test_a_views_worth_is_the_score_with_it_alone_and_what_hiding_it_costs() -> None:
     """The first view knows the state, the second doesn't; without any the second state is the guess."""
     present = np.array([[True, True], [True, False], [False, True]])
-    true = some(np.zeros((3, 2)), [0, 0, 0])[1]
+    true = answers_with(np.zeros((3, 2)), [0, 0, 0])[1]
 
     def predict(mask: NDArray[np.bool_]) -> Predictions:
-        return some(np.where(mask[:, :1], [0.9, 0.1], [0.1, 0.9]), [0, 0, 0])[0]
+        return answers_with(np.where(mask[:, :1], [0.9, 0.1], [0.1, 0.9]), [0, 0, 0])[0]
 
     first, second = view_table(predict, present, ("north", "south"), true)
     known, unknown = 0.7 * 1.0 + 0.3, 0.7 * 0.6 + 0.3
