@@ -191,7 +191,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     maker.__name__: maker
     for maker in (clip, geoclip, siglip, siglip_tower, naflex, dinov2, dinov2_registers, dinov3, timm)
 }
-EACH = [TIMM if name == "timm" else name for name in MAKERS]
+ALL_TOWERS = [TIMM if name == "timm" else name for name in MAKERS]
 
 
 def load(

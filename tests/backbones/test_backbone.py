@@ -98,19 +98,19 @@ def test_image_embeds_are_what_a_whole_clip_calls_image_features(clip: Path, pix
         features = CLIPModel.from_pretrained(clip).eval().get_image_features(pixel_values=pixels)
         # transformers 5 gives an output object, whose pooler_output is the projected embedding.
         wanted = features if isinstance(features, torch.Tensor) else features.pooler_output
-        got = embed(backbone, pixels)
-    assert got.shape == (3, PROJECTION)
-    torch.testing.assert_close(got, wanted)
+        embeddings = embed(backbone, pixels)
+    assert embeddings.shape == (3, PROJECTION)
+    torch.testing.assert_close(embeddings, wanted)
 
 
 def test_pooler_output_is_the_state_before_the_projection(clip: Path, pixels: torch.Tensor) -> None:
     backbone = load(clip, feature="pooler_output")
     with torch.inference_mode():
         wanted = CLIPVisionModel.from_pretrained(clip).eval()(pixel_values=pixels).pooler_output
-        got = embed(backbone, pixels)
-        projected = backbone.module.visual_projection(got)
-    assert (got.shape, backbone.dim) == ((3, WIDTH), WIDTH)
-    torch.testing.assert_close(got, wanted)
+        embeddings = embed(backbone, pixels)
+        projected = backbone.module.visual_projection(embeddings)
+    assert (embeddings.shape, backbone.dim) == ((3, WIDTH), WIDTH)
+    torch.testing.assert_close(embeddings, wanted)
     torch.testing.assert_close(projected, embed(load(clip), pixels))
 
 

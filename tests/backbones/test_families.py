@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from small import Country
 from torch import nn
 from towers import (
-    EACH,
+    ALL_TOWERS,
     LAYERS,
     MAKERS,
     NO_TIMM,
@@ -62,7 +62,7 @@ from geo_embed.errors import GeoError
 from geo_embed.extraction.extract import extract
 from geo_embed.synthetic.country import write_country
 
-each_family = pytest.mark.parametrize("family", EACH)
+each_family = pytest.mark.parametrize("family", ALL_TOWERS)
 
 
 @pytest.fixture
@@ -208,11 +208,11 @@ def test_the_embedding_is_what_the_familys_own_class_gives(made: Path, family: s
     backbone = load(made)
     with torch.inference_mode():
         expected = wanted(made)
-    got = embedded(backbone)
-    assert got.shape == (3, dim)
+    embeddings = embedded(backbone)
+    assert embeddings.shape == (3, dim)
     assert backbone.dim == embedding_dim(made, "image_embeds") == dim
-    assert not torch.allclose(got[0], got[1], atol=1e-2)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(embeddings[0], embeddings[1], atol=1e-2)
+    torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
 
 
 @each_family
@@ -328,9 +328,9 @@ def test_a_naflex_model_sees_a_square_picture_as_its_own_processor_cuts_it(tmp_p
     backbone = load(tmp_path / "naflex", exact=True)
     batch = torch.from_numpy(resize(np.asarray(picture()), backbone.preprocessing))[None]
     with torch.inference_mode():
-        got = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))
+        embeddings = embed(backbone, normalise(batch, backbone.preprocessing, torch.float32))
         wanted = from_class("Siglip2VisionModel", tmp_path / "naflex")(**reference).pooler_output
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embeddings, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_dinov3_file_that_leaves_things_out_has_dinov3s_defaults(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from towers import EACH, MAKERS, NO_TIMM, TIMM_CONFIG, clip_config, embedded, load, random_numbers
+from towers import ALL_TOWERS, MAKERS, NO_TIMM, TIMM_CONFIG, clip_config, embedded, load, random_numbers
 
 from geo_embed.backbones.backbone import save_backbone
 from geo_embed.backbones.families import quiet_transformers
@@ -92,7 +92,7 @@ def test_what_says_nothing_of_the_tower_changes_no_fingerprint(family: str, tmp_
     assert fingerprint(tmp_path / "model") == name
 
 
-@pytest.mark.parametrize("family", EACH)
+@pytest.mark.parametrize("family", ALL_TOWERS)
 def test_saved_and_loaded_again_it_is_the_same_function(family: str, tmp_path: Path) -> None:
     MAKERS[family](tmp_path / "model")
     backbone = load(tmp_path / "model", trainable=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from towers import EACH, MAKERS
+from towers import ALL_TOWERS, MAKERS
 
 from geo_embed.backbones import pace
 from geo_embed.backbones.backbone import load_backbone
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("family", EACH)
+@pytest.mark.parametrize("family", ALL_TOWERS)
 def test_a_few_layers_of_any_family_are_timed(family: str, tmp_path: Path) -> None:
     MAKERS[family](tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights aren't read")

@@ -107,14 +107,14 @@ def test_hundreds_of_random_files_are_followed_to_the_last_bit_or_refused_by_key
         file = write(tmp_path / "model", content, nested=k % 3 == 0)
         image = PICTURES[k % len(PICTURES)]
         try:
-            got = by_this_package(file.parent, image)
+            pixels = by_this_package(file.parent, image)
         except GeoError as error:
             refusals.append((error, file, content))
             continue
         followed += 1
         wanted = by_transformers(content, image)
-        assert got.shape == wanted.shape, content
-        np.testing.assert_allclose(got, wanted, atol=1e-6, rtol=0, err_msg=str(content))
+        assert pixels.shape == wanted.shape, content
+        np.testing.assert_allclose(pixels, wanted, atol=1e-6, rtol=0, err_msg=str(content))
         # The faster resize is within two grey levels of PIL, where it isn't PIL's own.
         exact, fast = (
             resize(np.asarray(image), read_preprocessing(file.parent, exact=exact)) for exact in (True, False)

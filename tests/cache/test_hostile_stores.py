@@ -153,7 +153,7 @@ def instead(name: str, make: Callable[[Path], object]) -> Change:
     return change
 
 
-def both(*changes: Change) -> Change:
+def in_turn(*changes: Change) -> Change:
     return lambda root: [change(root) for change in changes]
 
 
@@ -167,7 +167,7 @@ def shapes(rows: int, views: int = VIEWS, dim: int = DIM, chunk_rows: int | None
         "sample_id": [rows],
     }
     grid = ("chunk_grid", "configuration", "chunk_shape")
-    return both(
+    return in_turn(
         *(edit(f"{name}/zarr.json", "shape", value=shape) for name, shape in lengths.items()),
         *(
             edit(f"{name}/zarr.json", *grid, value=shape if name == "sample_id" else [c, *shape[1:]])
@@ -267,9 +267,9 @@ REFUSED: dict[str, Change] = {
     "shape null": edit(STATUS, "shape", value=None),
     "flat embeddings": edit(EMBEDDINGS, "shape", value=[ROWS, VIEWS * DIM]),
     "a thousand dimensions": edit(EMBEDDINGS, "shape", value=[1] * 1000),
-    "fewer rows of status": both(edit(STATUS, "shape", value=[4, VIEWS])),
-    "more rows of hashes": both(edit(HASHES, "shape", value=[ROWS + 1, VIEWS])),
-    "fewer ids": both(edit(IDENTITY, "shape", value=[3]), edit(IDENTITY, *GRID, value=[3])),
+    "fewer rows of status": in_turn(edit(STATUS, "shape", value=[4, VIEWS])),
+    "more rows of hashes": in_turn(edit(HASHES, "shape", value=[ROWS + 1, VIEWS])),
+    "fewer ids": in_turn(edit(IDENTITY, "shape", value=[3]), edit(IDENTITY, *GRID, value=[3])),
     # Chunks and codecs.
     "chunks that cut views": edit(EMBEDDINGS, *GRID, value=[2, 3, DIM]),
     "chunks of no dimensions": edit(EMBEDDINGS, *GRID, value=[]),
@@ -335,7 +335,7 @@ REFUSED: dict[str, Change] = {
     "billions of ids": ids(b"s0", b"s1", b"s2", b"s3", b"s4", count=2**32 - 1),
     "fewer ids than rows": ids(b"s0", b"s1", b"s2", b"s3", b"a long one to fill it up", count=4),
     "an id beyond the end": chunk("sample_id/c/0", np.frombuffer((5).to_bytes(4, "little") + (2**31).to_bytes(4, "little") + b"x" * 40, np.uint8)),
-    "texts for whole numbers": both(edit(IDENTITY, "data_type", value="int64"), edit(IDENTITY, "fill_value", value=0), edit(IDENTITY, "codecs", value=[*CODECS, {"name": "crc32c"}])),
+    "texts for whole numbers": in_turn(edit(IDENTITY, "data_type", value="int64"), edit(IDENTITY, "fill_value", value=0), edit(IDENTITY, "codecs", value=[*CODECS, {"name": "crc32c"}])),
 }  # fmt: skip
 
 
@@ -389,7 +389,7 @@ READ: dict[str, Change] = {
     "other files beside it": lambda root: (os.mkfifo(root / "pipe"), (root / "loop").symlink_to(root)),
     "a successor of no number": lambda root: (root.parent / "train.zarr.²").mkdir(),
     "garbage behind the last row": chunk("embeddings/c/2/0/0", np.concatenate([VALUES[4:], np.full((1, VIEWS, DIM), np.nan, np.float16)])),
-    "garbage where a view is missing": both(chunk("status/c/1/0", np.array([[OK] * 4, [OK, OK, MISSING, OK]], np.uint8)), chunk("embeddings/c/1/0/0", NOT_FINITE)),
+    "garbage where a view is missing": in_turn(chunk("status/c/1/0", np.array([[OK] * 4, [OK, OK, MISSING, OK]], np.uint8)), chunk("embeddings/c/1/0/0", NOT_FINITE)),
 }  # fmt: skip
 
 

@@ -123,10 +123,10 @@ def test_sources_of_two_precisions_lose_nothing(tmp_path: Path) -> None:
     values = 1 + 1e-5 * other_values(30)
     np.save(tmp_path / "fine.npy", values)
     cache_import(single, tmp_path / "fine.npy", "train", "fine")
-    both = with_changes(config, {"model.backbones": ["fine", "another"]})
-    joined = read_joined(find_sources(both, "train"), load_samples(config, "train").sample_id)
+    of_both = with_changes(config, {"model.backbones": ["fine", "another"]})
+    joined = read_joined(find_sources(of_both, "train"), load_samples(config, "train").sample_id)
     np.testing.assert_array_equal(joined.values[..., 7:], values)
-    alone = read_store(store_of(both, "another")).values
+    alone = read_store(store_of(of_both, "another")).values
     np.testing.assert_array_equal(joined.values[..., :7], alone)
 
 

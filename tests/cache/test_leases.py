@@ -155,15 +155,15 @@ def test_a_lease_that_is_renewed_is_not_taken_over_however_long_it_is_watched(
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(path: Address) -> None:
-    here = leases._this_process()
-    if not here:
+    this_process = leases._this_process()
+    if not this_process:
         pytest.skip("this system can't tell")
-    leave(path.with_suffix(".lock"), process=[*here[:2], 2**22 + 1, "1"])
+    leave(path.with_suffix(".lock"), process=[*this_process[:2], 2**22 + 1, "1"])
     began = time.monotonic()
     with only_writer(path):
         assert time.monotonic() - began < lease_seconds() / 2
     # Its number is another process's by now.
-    leave(path.with_suffix(".lock"), process=[*here[:3], "1"])
+    leave(path.with_suffix(".lock"), process=[*this_process[:3], "1"])
     with only_writer(path):
         pass
 
@@ -171,12 +171,12 @@ def test_a_dead_process_of_this_machine_is_known_at_once(path: Address) -> None:
 def test_a_process_of_this_machine_that_was_seen_at_work_and_then_died_is_known_at_once(
     path: Address,
 ) -> None:
-    here = leases._this_process()
-    if not here:
+    this_process = leases._this_process()
+    if not this_process:
         pytest.skip("this system can't tell")
     file = path.with_suffix(".lock")
     with subprocess.Popen(["sleep", "60"]) as holder:
-        process = [*here[:2], holder.pid, leases._started(holder.pid)]
+        process = [*this_process[:2], holder.pid, leases._started(holder.pid)]
         for renewals in range(2):
             leave(file, process=process, renewals=renewals)
             assert is_alive(file)

@@ -169,14 +169,14 @@ def test_a_group_larger_than_what_is_held_out_stays_in_training(share: float) ->
 
 def test_fewer_groups_than_folds_are_an_error_and_no_empty_fold() -> None:
     places = population(0)
-    everything = Places(
+    one_group = Places(
         places.sample_id, places.labels, places.latitude, places.longitude, np.zeros(len(places), dtype=int)
     )
     with pytest.raises(GeoError, match="share pictures"):
-        folds(everything, Training(folds=3))
-    assert not held_out(everything, Training()).any()
+        folds(one_group, Training(folds=3))
+    assert not held_out(one_group, Training()).any()
     # Where rows have to be dealt, they are.
-    assert len(np.unique(class_folds(places.labels, 4, 0, everything.tied))) == 4
+    assert len(np.unique(class_folds(places.labels, 4, 0, one_group.tied))) == 4
 
 
 def test_what_the_store_knows_of_pictures_ties_the_examples_and_a_runs_splits(own: Country) -> None:

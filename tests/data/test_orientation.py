@@ -72,7 +72,11 @@ def test_a_tag_of_any_type_means_what_it_means_to_pil(order: str) -> None:
         *((kind, count, bytes((6, 6, 0, 0))) for kind in (1, 2, 6, 7) for count in (1, 2)),
         *((kind, count, pack("HH", 6, 3)) for kind in (3, 8) for count in (0, 1, 2)),
         *((kind, 1, pack("I", 6)) for kind in (4, 9, 13)),
-        *((kind, 1, pack("II", *both)) for kind in (5, 10) for both in ((6, 1), (12, 2), (13, 2), (6, 0))),
+        *(
+            (kind, 1, pack("II", *fraction))
+            for kind in (5, 10)
+            for fraction in ((6, 1), (12, 2), (13, 2), (6, 0))
+        ),
         *((11, 1, pack("f", number)) for number in (6, 6.5, float("nan"), float("inf"))),
         *((12, 1, pack("d", number)) for number in (6, 6.5)),
         *((kind, 1, pack("Q", 6)) for kind in (16, 17, 18)),

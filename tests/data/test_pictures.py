@@ -301,7 +301,7 @@ def test_pictures_that_are_not_compressed_are_read_in_their_place_once_a_group_w
     monkeypatch.setattr(shards, "_KEPT_BYTES", 0)
     monkeypatch.setattr(shards, "_KEPT", 0)
     monkeypatch.setattr(
-        shards.Parquet, "_unpack", lambda shard, *which: unpacked.append(which) or unpack(shard, *which)
+        shards.Parquet, "_unpack", lambda shard, *place: unpacked.append(place) or unpack(shard, *place)
     )
     reader = Pictures(tmp_path)
     names = [list(pictures)[k] for k in draw.permutation(len(pictures))]

@@ -188,16 +188,26 @@ def test_commands_that_look_at_pictures_take_them_from_a_bucket(
     small: Small, kind: str, bucket: Address, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_up(small, kind, bucket)
-    here = options(small, bucket)
-    checked = command(capsys, *here, "data", "check", "--split", "train", "--decode")
+    in_bucket_options = options(small, bucket)
+    checked = command(capsys, *in_bucket_options, "data", "check", "--split", "train", "--decode")
     assert (checked.code, "problems  0" in checked.out) == (0, True), checked.out
     assert (
-        command(capsys, *here, "data", "explore", "--split", "train", "--pictures", "--out", "page.html").code
+        command(
+            capsys,
+            *in_bucket_options,
+            "data",
+            "explore",
+            "--split",
+            "train",
+            "--pictures",
+            "--out",
+            "page.html",
+        ).code
         == 0
     )
     assert Path("page.html").read_text().count("data:image/") > 4
     extract(in_bucket(small, bucket), "train")
     fit_heads(in_bucket(small, bucket), name="first")
     how = ("--set", "finetune.epochs=1", "--set", "finetune.batch_size=4")
-    tuned = command(capsys, *here, *how, "finetune", "--init", "first", "--name", "tuned")
+    tuned = command(capsys, *in_bucket_options, *how, "finetune", "--init", "first", "--name", "tuned")
     assert tuned.code == 0, tuned.err

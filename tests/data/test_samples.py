@@ -519,8 +519,8 @@ def test_states_become_contiguous_classes_and_go_back() -> None:
     assert encoder.names == ("California", "New Mexico", "Wyoming")
     assert encoder.encode(np.array([49, 4, 30, 4])).tolist() == [2, 0, 1, 0]
     assert encoder.decode(np.array([[2, 0], [1, 1]])).tolist() == [[49, 4], [30, 30]]
-    everything = np.array([4, 30, 49])
-    assert encoder.decode(encoder.encode(everything)).tolist() == everything.tolist()
+    states = np.array([4, 30, 49])
+    assert encoder.decode(encoder.encode(states)).tolist() == states.tolist()
 
 
 @pytest.mark.parametrize("strange", [7, -1, 50, 0])

@@ -31,8 +31,8 @@ class Pair:
         """A command on both; `{root}` in an argument is where each lies."""
         ran = []
         for small in (self.loose, self.packed):
-            here = [str(argument).replace("{root}", str(small.root)) for argument in arguments]
-            done = command(self.capsys, *small.options(), *here)
+            words = [str(argument).replace("{root}", str(small.root)) for argument in arguments]
+            done = command(self.capsys, *small.options(), *words)
             assert done.code == code, done.err
             ran.append(done)
         return ran[0], ran[1]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cut(train=10)
 
 
 @pytest.fixture
-def nothing(tmp_path: Path) -> Sources:
+def no_sources(tmp_path: Path) -> Sources:
     return gather_sources(tmp_path / "no store" / "train.zarr")
 
 
@@ -40,10 +40,10 @@ def never(row: int, view: int) -> int | None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_images_come_in_order_decoded_and_resized(
-    samples: Samples, spec: images.Preprocessing, nothing: Sources, workers: int
+    samples: Samples, spec: images.Preprocessing, no_sources: Sources, workers: int
 ) -> None:
     places = [(7, 2), (0, 0), (7, 3), (3, 1), (0, 0)]
-    with read_images(samples, iter(places), spec, nothing, never, ahead=2, workers=workers) as read:
+    with read_images(samples, iter(places), spec, no_sources, never, ahead=2, workers=workers) as read:
         result = list(read)
     assert len(result) == len(places)
     for place, image in zip(places, result, strict=True):
@@ -57,7 +57,7 @@ def test_what_is_embedded_already_is_hashed_and_not_decoded(
     small: Small,
     samples: Samples,
     spec: images.Preprocessing,
-    nothing: Sources,
+    no_sources: Sources,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def decoded(_: bytes) -> images.Pixels:
@@ -65,14 +65,14 @@ def test_what_is_embedded_already_is_hashed_and_not_decoded(
 
     monkeypatch.setattr(images, "decode", decoded)
     content_hash = hash_content(small.picture(2).read_bytes())
-    assert read_image(samples, 2, 0, spec, nothing, content_hash) == ReadImage(content_hash)
+    assert read_image(samples, 2, 0, spec, no_sources, content_hash) == ReadImage(content_hash)
     assert read_image(samples, 2, 0, spec, having(content_hash), None) == ReadImage(content_hash, source=0)
     with pytest.raises(AssertionError):
-        read_image(samples, 2, 0, spec, nothing, content_hash + 1)
+        read_image(samples, 2, 0, spec, no_sources, content_hash + 1)
 
 
 def test_an_image_that_is_absent_broken_or_not_named_says_so(
-    small: Small, spec: images.Preprocessing, nothing: Sources
+    small: Small, spec: images.Preprocessing, no_sources: Sources
 ) -> None:
     small.picture(1).unlink()
     small.picture(2).write_bytes(b"no image")
@@ -82,7 +82,7 @@ def test_an_image_that_is_absent_broken_or_not_named_says_so(
     table.loc[4, "image_north"] = None
     small.write(table)
     samples = load_samples(small.config(), "train")
-    read = [read_image(samples, row, 0, spec, nothing, None) for row in range(5)]
+    read = [read_image(samples, row, 0, spec, no_sources, None) for row in range(5)]
     assert [image.status for image in read] == [OK, MISSING, UNREADABLE, UNREADABLE, MISSING]
     assert [image.pixels is None for image in read] == [False, True, True, True, True]
     assert read[2].content_hash == hash_content(b"no image")
@@ -91,7 +91,7 @@ def test_an_image_that_is_absent_broken_or_not_named_says_so(
 
 
 def test_only_so_many_images_are_read_ahead(
-    samples: Samples, spec: images.Preprocessing, nothing: Sources, monkeypatch: pytest.MonkeyPatch
+    samples: Samples, spec: images.Preprocessing, no_sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode, decoded = images.decode, []
 
@@ -101,7 +101,7 @@ def test_only_so_many_images_are_read_ahead(
 
     monkeypatch.setattr(images, "decode", counted)
     places = ((row, 0) for row in range(10))
-    with read_images(samples, places, spec, nothing, never, ahead=3, workers=2) as read:
+    with read_images(samples, places, spec, no_sources, never, ahead=3, workers=2) as read:
         for _ in range(2):
             next(read)
         time.sleep(0.3)

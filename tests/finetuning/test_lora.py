@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from towers import EACH, MAKERS, embedded, load, pixels
+from towers import ALL_TOWERS, MAKERS, embedded, load, pixels
 
 from geo_embed.backbones.backbone import Backbone, blocks, embed, save_backbone, unfreeze
 from geo_embed.config import Config
@@ -26,7 +26,7 @@ loop = importlib.import_module("geo_embed.finetuning.loop")
 
 NO_PEFT = importlib.util.find_spec("peft") is None
 needs_peft = pytest.mark.skipif(NO_PEFT, reason="peft is not installed")
-each_family = pytest.mark.parametrize("family", EACH)
+each_family = pytest.mark.parametrize("family", ALL_TOWERS)
 RANK = 3
 # Training samples: two steps an epoch.
 FEW = 32

@@ -206,11 +206,11 @@ def test_rates_fall_from_the_output_to_the_input(model: GeoModel) -> None:
 def test_the_summary_counts_what_is_there_and_what_is_trained(model: GeoModel) -> None:
     model.unfreeze(None)
     counts = model.summary()
-    everything = sum(p.numel() for p in model.parameters())
-    assert counts.backbone + counts.fusion + counts.heads == counts.trainable == everything
+    total = sum(p.numel() for p in model.parameters())
+    assert counts.backbone + counts.fusion + counts.heads == counts.trainable == total
     model.unfreeze(0)
     fewer = model.summary()
-    assert fewer.heads < fewer.trainable < everything
+    assert fewer.heads < fewer.trainable < total
     assert fewer.backbone == counts.backbone
 
 
