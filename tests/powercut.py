@@ -69,13 +69,13 @@ class Forced:
 
 
 @dataclass(frozen=True)
-class Said:
+class Promised:
     """The command told somebody that something is done."""
 
     what: object
 
 
-Event = Renamed | Wrote | Forced | Said
+Event = Renamed | Wrote | Forced | Promised
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Disk:
         """From here on a cut must not undo this."""
         with self._lock:
             self._look()
-            self.events.append(Said(what))
+            self.events.append(Promised(what))
 
     def _change(self, call: Callable[..., object], *arguments: object, **named: object) -> object:
         with self._lock:
@@ -270,7 +270,7 @@ class _Moment:
         self._earlier: list[set[int]] = []
 
     def add(self, event: Event | None) -> None:
-        if isinstance(event, Said):
+        if isinstance(event, Promised):
             self.promised.append(event.what)
         elif isinstance(event, Wrote):
             self._written[event.file] = event.data
@@ -291,7 +291,7 @@ class _Moment:
         """Which steps are on the disk, and which bytes of each file."""
         forced, written, safe, undecided = self._forced, self._written, self._safe, self._open()
         dirty = [file for file, data in written.items() if forced.get(file, b"") != data]
-        everything = safe | set(undecided)
+        all_steps = safe | set(undecided)
 
         def old() -> dict[int, bytes]:
             return written | {file: forced.get(file, b"") for file in dirty}
@@ -299,23 +299,23 @@ class _Moment:
         def torn(*files: int) -> dict[int, bytes]:
             return written | {file: _torn(forced.get(file, b""), written[file], chance) for file in files}
 
-        yield everything, written
+        yield all_steps, written
         yield safe, old()
         yield safe, written
         if dirty:
-            yield everything, old()
-            yield everything, written | {file: bytes(len(written[file])) for file in dirty}
-            yield everything, torn(*dirty)
+            yield all_steps, old()
+            yield all_steps, written | {file: bytes(len(written[file])) for file in dirty}
+            yield all_steps, torn(*dirty)
         for file in dirty if len(dirty) > 1 else ():
-            yield everything, torn(file)
+            yield all_steps, torn(file)
         for k in undecided:
-            without = everything - {later for later in undecided if k in self._earlier[later]}
+            without = all_steps - {later for later in undecided if k in self._earlier[later]}
             yield safe | self._earlier[k], torn(*dirty)
             yield without, written
             yield without, torn(*dirty)
         for _ in range(random_cuts if len(undecided) + len(dirty) > 1 else 0):
-            some = [self._earlier[k] for k in undecided if chance.random() < 0.5]
-            yield safe.union(*some), torn(*dirty)
+            kept_steps = [self._earlier[k] for k in undecided if chance.random() < 0.5]
+            yield safe.union(*kept_steps), torn(*dirty)
 
 
 def _steps(before: Names, after: Names) -> Iterator[frozenset[Change]]:

@@ -171,7 +171,7 @@ def serving() -> Iterator[Server]:
 def objects(address: Address) -> dict[str, bytes]:
     """Every object below an address and what is in it."""
     stored = {name: buckets.get(address / name) for name in buckets.listing(address)}
-    return {name: got[0] for name, got in stored.items() if got is not None}
+    return {name: answer[0] for name, answer in stored.items() if answer is not None}
 
 
 def upload(folder: Path, address: Address) -> None:

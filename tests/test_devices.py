@@ -78,7 +78,7 @@ def test_heads_are_fitted_by_the_switches_that_the_run_names(config: Config) -> 
 
 
 @pytest.mark.parametrize(
-    ("there", "name", "backbone", "heads"),
+    ("visible", "name", "backbone", "heads"),
     [
         ((), "auto", "cpu", "cpu"),
         (("mps",), "auto", "mps", "cpu"),
@@ -89,10 +89,10 @@ def test_heads_are_fitted_by_the_switches_that_the_run_names(config: Config) -> 
     ],
 )
 def test_auto_takes_the_best_device_and_apples_gets_nothing_in_float64(
-    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], name: str, backbone: str, heads: str
+    monkeypatch: pytest.MonkeyPatch, visible: tuple[str, ...], name: str, backbone: str, heads: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in visible)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in visible)
     assert pick_device(name).type == backbone
     assert pick_device(name, float64=True).type == heads
 

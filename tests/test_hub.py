@@ -107,16 +107,16 @@ def test_what_isnt_what_was_pushed_is_refused_and_leaves_nothing(run: Run, hub: 
 
 
 def test_somebody_elses_commit_meanwhile_is_not_overwritten(run: Run, hub: Hub) -> None:
-    hub.repositories["ada/runs"] = there = Repository()
+    hub.repositories["ada/runs"] = repository = Repository()
 
     def commit() -> None:
-        there.files["first/notes.txt"] = b"theirs"
-        there.commits.append("theirs")
+        repository.files["first/notes.txt"] = b"theirs"
+        repository.commits.append("theirs")
 
     hub.between.append(commit)
     with pytest.raises(GeoError, match="somebody else changed the repository meanwhile"):
         push_run(run, "hf://ada/runs")
-    assert set(there.files) == {".gitattributes", "first/notes.txt"}
+    assert set(repository.files) == {".gitattributes", "first/notes.txt"}
 
 
 def test_without_a_name_the_runs_of_a_repository_are_listed(run: Run, hub: Hub, tmp_path: Path) -> None:
@@ -174,16 +174,16 @@ def test_an_export_of_several_backbones_is_read_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "theirs",
+    "files_of_another",
     [{"config.json": b'{"model_type": "bert"}'}, {"run/run.json": b"{}"}, {"config.json": b"\xff"}],
 )
 def test_a_repository_with_another_model_or_runs_is_no_place_for_an_export(
-    run: Run, config: Config, hub: Hub, tmp_path: Path, theirs: dict[str, bytes]
+    run: Run, config: Config, hub: Hub, tmp_path: Path, files_of_another: dict[str, bytes]
 ) -> None:
-    hub.repositories["ada/other"] = Repository(files=dict(theirs))
+    hub.repositories["ada/other"] = Repository(files=dict(files_of_another))
     with pytest.raises(GeoError, match="what lies there is no export of geo_embed"):
         export(config, run, tmp_path / "e", push="ada/other")
-    assert hub.repositories["ada/other"].files == theirs
+    assert hub.repositories["ada/other"].files == files_of_another
     assert not (tmp_path / "e").exists()
 
 

@@ -174,8 +174,8 @@ def test_with_fewer_states_than_ranks_none_stands_at_the_last_ranks() -> None:
 
 
 def test_a_report_of_no_samples_knows_nothing() -> None:
-    none = np.zeros(0)
-    result = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
+    empty = np.zeros(0)
+    result = final_metrics(*answers(np.zeros((0, 3)), empty, empty, empty.astype(np.int64), empty, empty))
     assert list(result["rank_rates"]) == ["1", "2", "3", "4", "5", "none"]
     assert {*result["rank_rates"].values(), *(result[key] for key in ("min_km", "max_km", "std_km"))} == {
         None
@@ -218,8 +218,8 @@ def test_a_probability_of_nought_costs_much_but_not_everything() -> None:
 
 
 def test_of_no_samples_nothing_is_known() -> None:
-    none = np.zeros(0)
-    result = metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
+    empty = np.zeros(0)
+    result = metrics(*answers(np.zeros((0, 3)), empty, empty, empty.astype(np.int64), empty, empty))
     assert result.pop("samples") == 0
     within = result.pop("within_km")
     assert list(within) == ["1", "25", "100", "200", "500", "750", "1000", "2500"]
@@ -288,8 +288,8 @@ def test_more_samples_than_fit_into_one_block_of_draws_give_the_same_kind_of_int
 
 
 def test_one_sample_or_one_group_tells_nothing_of_a_spread() -> None:
-    none = np.zeros(0)
-    assert bootstrap_interval(none, none) == (None, None)
+    empty = np.zeros(0)
+    assert bootstrap_interval(empty, empty) == (None, None)
     assert bootstrap_interval(np.ones(1), np.ones(1)) == (None, None)
     assert bootstrap_interval(np.ones(3), np.ones(3), np.zeros(3, dtype=np.int64)) == (None, None)
 
@@ -310,8 +310,12 @@ def test_final_metrics_are_the_metrics_with_the_interval_of_their_score() -> Non
     credit = state_credit(top_states(probabilities), labels)
     km = haversine_km(*places)
     assert wide == list(bootstrap_interval(credit, km, np.arange(40) // 10)) != [low, high]
-    none = np.zeros(0)
-    empty = final_metrics(*answers(np.zeros((0, 3)), none, none, none.astype(np.int64), none, none))
+    no_samples = np.zeros(0)
+    empty = final_metrics(
+        *answers(
+            np.zeros((0, 3)), no_samples, no_samples, no_samples.astype(np.int64), no_samples, no_samples
+        )
+    )
     assert (empty["score_interval"], empty["samples"]) == ([None, None], 0)
 
 

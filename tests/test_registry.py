@@ -38,19 +38,19 @@ def test_every_built_in_entry_declares_settings_that_exist_and_a_docstring(regis
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones_or_the_nearest() -> None:
-    some = shelf()
-    some.register("oak", flop=lambda size: 1)(make)
-    some.register("pine", flop=lambda size: 1)(make)
+    trees = shelf()
+    trees.register("oak", flop=lambda size: 1)(make)
+    trees.register("pine", flop=lambda size: 1)(make)
     with pytest.raises(GeoError, match="no such shelf: 'pin'") as caught:
-        some["pin"]
+        trees["pin"]
     assert caught.value.hint == "did you mean 'pine'?"
     assert caught.value.where == "model.shelf"
     with pytest.raises(GeoError) as caught:
-        some["xyz"]
+        trees["xyz"]
     assert caught.value.hint == "'oak' or 'pine'"
     with pytest.raises(ValueError, match=r"Input should be 'oak' or 'pine' \(did you mean 'oak'\?\)"):
-        some.check("oaks")
-    assert some.check("oak") == "oak"
+        trees.check("oaks")
+    assert trees.check("oak") == "oak"
 
 
 def test_a_misspelt_name_in_the_settings_names_key_value_origin_and_the_nearest() -> None:
@@ -63,11 +63,11 @@ def test_a_misspelt_name_in_the_settings_names_key_value_origin_and_the_nearest(
 
 
 def test_a_name_belongs_to_the_module_that_took_it_which_may_say_it_again() -> None:
-    some = shelf(elm="geo_embed.somewhere")
-    some.register("oak", flop=lambda size: 1)(make)
-    some.register("oak", settings={"model.dropout"}, flop=lambda size: 2 * size.dim)(make)
-    assert some["oak"].settings == {"model.dropout"}
-    flop = some["oak"].flop
+    trees = shelf(elm="geo_embed.somewhere")
+    trees.register("oak", flop=lambda size: 1)(make)
+    trees.register("oak", settings={"model.dropout"}, flop=lambda size: 2 * size.dim)(make)
+    assert trees["oak"].settings == {"model.dropout"}
+    flop = trees["oak"].flop
     assert flop is not None
     assert flop(Size(dim=3, views=1, width=1, depth=1)) == 6
     for name, owner in (("oak", __name__), ("elm", "geo_embed.somewhere")):
@@ -76,7 +76,7 @@ def test_a_name_belongs_to_the_module_that_took_it_which_may_say_it_again() -> N
 
         other.__module__ = "elsewhere"
         with pytest.raises(GeoError, match=f"a shelf '{name}' already, in {owner}"):
-            some.register(name, flop=lambda size: 1)(other)
+            trees.register(name, flop=lambda size: 1)(other)
 
 
 def test_an_entry_without_a_price_is_refused_where_prices_count() -> None:

@@ -33,7 +33,7 @@ def bench() -> Bench:
         patch.setattr(fitting, "_ROUNDS", 1)
         patch.setattr(fitting, "gemm_rate", lambda device: gemm_rate(device, size=128))
         # Many processes: tests/bench/test_commands.py.
-        patch.setattr(commands, "bench_commands", lambda *given: [])
+        patch.setattr(commands, "bench_commands", lambda *arguments: [])
         return bench_heads(config, samples=SAMPLES, dim=DIM)
 
 

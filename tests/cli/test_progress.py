@@ -12,7 +12,7 @@ from small import Small, command
 if TYPE_CHECKING:
     from conftest import Country
 
-TOLD = {
+PROGRESS_OF = {
     ("extract", "--split", "all"): (r"hash weights: \d of \d MB", r"extract train: 256 of 256 images"),
     ("cache", "verify"): (r"verify train: 64 of 64 samples, .*, 0 problems",),
     ("fit-heads", "--name", "a"): (
@@ -37,7 +37,7 @@ def test_every_stage_tells_how_far_it_is(
     few = Small.cut(country, tmp_path / "few", train=64, test=8)
     settings = ("training.preset=pigeon", "training.epochs=3", "tracking.progress_seconds=1e-9")
     options = [*few.options(), *(word for setting in settings for word in ("--set", setting))]
-    for words, patterns in TOLD.items():
+    for words, patterns in PROGRESS_OF.items():
         ran = command(capsys, *options, *words)
         assert ran.code == 0, ran.err
         for pattern in patterns:

@@ -86,11 +86,11 @@ def test_an_import_killed_there_loses_no_store_whatever_comes_next(
     assert (
         command(capsys, *small.options(), "cache", "export", *IMPORT, "--out", small.root / "x.npy").code == 0
     )
-    here = content(store)
+    found_content = content(store)
     # The command itself may go on where it was: the new one is made by the same import.
     assert command(capsys, *small.options(), *words).code == 0
     states.append(content(store))
-    assert here == states[kill is AFTER_SWAP]
+    assert found_content == states[kill is AFTER_SWAP]
     assert not [path for path in store.parent.iterdir() if path.name.startswith(".")]
 
 

@@ -78,12 +78,12 @@ def test_gc_deletes_nothing_that_a_link_leads_to(small: Small, tmp_path: Path) -
         elsewhere / "store" / "train.zarr", leftovers[0].with_name("train.zarr"), dirs_exist_ok=True
     )
     long_ago(tmp_path)
-    before, here = files(elsewhere), content(store)
+    before, stored = files(elsewhere), content(store)
     listed = {item["path"] for item in collect_garbage(small.config()).stores}
     assert listed == set(leftovers)
     collect_garbage(small.config(), delete=True)
     assert files(elsewhere) == before
-    assert content(store) == here
+    assert content(store) == stored
     assert not any(path.exists() for path in leftovers)
     assert (folder / ".git.replaced").is_dir()
 

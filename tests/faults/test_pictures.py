@@ -339,8 +339,8 @@ def test_a_damaged_picture_is_named_left_out_or_taken_as_asked(
     assert ran.code == 0, ran.err
     assert [bad["path"] for bad in ran.json["skipped"]] == [str(file)]
     assert np.asarray(open_store(small.store()).status[:])[5, 2] == UNREADABLE
-    both = ("--on-bad-image", "skip", "--on-damaged-image", "fail")
-    assert command(capsys, *small.options(), "extract", "--split", "train", *both).code == 1
+    policies = ("--on-bad-image", "skip", "--on-damaged-image", "fail")
+    assert command(capsys, *small.options(), "extract", "--split", "train", *policies).code == 1
 
     # Taken: an embedding like any other, said each time that it is computed, and not again.
     ran = command(

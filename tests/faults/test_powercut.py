@@ -101,9 +101,9 @@ def look_at_cache(truth: Embedded, kept: Embedded) -> Look:
 
     def look(cache: Path, promises: Sequence[object]) -> None:
         assert unreadable_stores(cache) == []
-        here = embedded(cache)
-        assert here.items() <= truth.items()
-        assert here.keys() >= kept.keys() or "done" in promises
+        after_cut = embedded(cache)
+        assert after_cut.items() <= truth.items()
+        assert after_cut.keys() >= kept.keys() or "done" in promises
         promised = [rows for rows in promises if isinstance(rows, tuple)]
         stores = list_stores(cache, "train")
         assert stores or not promised
@@ -183,7 +183,7 @@ def test_an_extraction_outlasts_a_power_cut(
     with disk.recording(monkeypatch):
         extract(small.config(), "train")
         disk.say("done")
-    assert len([event for event in disk.events if type(event).__name__ == "Said"]) == 4
+    assert len([event for event in disk.events if type(event).__name__ == "Promised"]) == 4
     try_all(disk, tmp_path, look_at_cache(truth, {}), go_on_extracting(small, whole, truth))
 
 
@@ -246,8 +246,8 @@ def test_features_that_are_added_outlast_it(
         assert unreadable_stores(cache) == []
         (store,) = list_stores(cache, "train")
         assert verify(store) == []
-        here = embedded(cache)
-        assert kept.items() <= here.items() <= truth.items()
+        after_cut = embedded(cache)
+        assert kept.items() <= after_cut.items() <= truth.items()
         for name in values:
             has = read_has_feature(store, name) if name in store.further else np.zeros((6, 4), dtype=bool)
             for promised in promises:
@@ -418,9 +418,9 @@ def test_a_run_its_submission_and_its_tags_outlast_it(
     later = {"test_predictions.parquet", "tags.json"}
 
     def of_training(at: Path) -> dict[str, str]:
-        here = files(at / "runs/first")
+        run_files = files(at / "runs/first")
         # What was under way has a hidden name.
-        return {name: here[name] for name in here if name not in later and not name.startswith(".")}
+        return {name: run_files[name] for name in run_files if name not in later and not name.startswith(".")}
 
     old = of_training(work)
     disk = Disk(work)
@@ -438,14 +438,14 @@ def test_a_run_its_submission_and_its_tags_outlast_it(
     def look(at: Path, promises: Sequence[object]) -> None:
         assert of_training(at) in ([new] if "fitted" in promises else [old, new])
         load_heads(load_run(at / "runs", "first"))
-        here = files(at)
+        after_cut = files(at)
         for file, word in {
             name: "submitted",
             "runs/first/test_predictions.parquet": "submitted",
             "runs/first/tags.json": "tagged",
         }.items():
-            assert here.get(file, all_files[file]) == all_files[file]
-            assert file in here or word not in promises
+            assert after_cut.get(file, all_files[file]) == all_files[file]
+            assert file in after_cut or word not in promises
 
     def go_on(at: Path, promises: Sequence[object]) -> None:
         _, verdict = submit(config(at), load_run(at / "runs", "first"))

@@ -57,8 +57,8 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
 def test_embeddings_are_close_to_those_of_float32_on_the_cpu(
     embed: Callable[..., Path], dtype: str, exact: bool, record_property: Callable[[str, object], None]
 ) -> None:
-    here = values(embed("cpu", on="cpu", model__exact=exact))
-    cosine = least_cosine(values(embed("card", model__dtype=dtype, model__exact=exact)), here)
+    on_cpu = values(embed("cpu", on="cpu", model__exact=exact))
+    cosine = least_cosine(values(embed("card", model__dtype=dtype, model__exact=exact)), on_cpu)
     record_property("least cosine", f"{cosine:.6f}")
     assert cosine >= LEAST_COSINE[dtype]
 

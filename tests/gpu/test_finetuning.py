@@ -51,8 +51,8 @@ def having(config: Config, **changes: Any) -> Config:
 @pytest.fixture
 def start(on_card: Config, country: Country, tmp_path: Path) -> Config:
     """A run `first` without dropout, which a card draws otherwise than a CPU; settings to go on from it on the card."""
-    here = country.config(tmp_path, training__epochs=3, model__dropout=0.0)
-    fit_heads(here, name="first")
+    cpu_config = country.config(tmp_path, training__epochs=3, model__dropout=0.0)
+    fit_heads(cpu_config, name="first")
     return on_card
 
 

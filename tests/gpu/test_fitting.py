@@ -56,10 +56,10 @@ def _to(rows: Rows, device: torch.device | str) -> Rows:
 
 def jobs_of(rows: Rows, kind: str, fusion: str, **changes: object) -> list[TrainingJob]:
     made = tiny(head=kind, fusion=fusion, dropout=0.2, directional=True, standardise=True)
-    here = _to(rows, "cpu")
+    on_cpu = _to(rows, "cpu")
     base = {"epochs": 3, "batch_size": 40, "gps_loss": "haversine"} | changes
     return [
-        TrainingJob(rows, region_of(here, made), made, Training.model_validate(base | apart), seed)
+        TrainingJob(rows, region_of(on_cpu, made), made, Training.model_validate(base | apart), seed)
         for seed, apart in enumerate(APART)
     ]
 
@@ -74,8 +74,8 @@ def test_one_program_ends_where_single_trainings_end(rows: Rows, fusion: str, ki
     assert stackable(jobs)
     for job, stacked in zip(jobs, train_stacked(jobs), strict=True):
         single = alone(job)
-        for got, entry in zip(stacked.history, single.history, strict=True):
-            assert got == pytest.approx(entry, rel=1e-2)
+        for actual, entry in zip(stacked.history, single.history, strict=True):
+            assert actual == pytest.approx(entry, rel=1e-2)
         with torch.no_grad():
             answers, expected = (
                 heads.predict(rows.views, rows.present) for heads in (stacked.heads, single.heads)
@@ -95,8 +95,8 @@ def test_a_single_training_gives_the_same_bits_twice(rows: Rows) -> None:
 def test_a_card_shares_a_program_where_it_can(rows: Rows, device: torch.device) -> None:
     jobs = jobs_of(rows, "separate", "average")
     expected = train_stacked(jobs) if device.type == "cuda" else [alone(job) for job in jobs]
-    for got, wanted in zip(train_all(jobs), expected, strict=True):
-        assert got.history == wanted.history
+    for actual, wanted in zip(train_all(jobs), expected, strict=True):
+        assert actual.history == wanted.history
 
 
 @pytest.mark.parametrize("kind", tuple(HEADS.built_in))

@@ -155,8 +155,8 @@ def test_soft_cross_entropy_is_the_formula() -> None:
     targets = rng.dirichlet(np.ones(4), size=6)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     wanted = -(targets * log_p).sum(axis=1).mean()
-    got = soft_cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
-    assert float(got) == pytest.approx(wanted, rel=1e-12)
+    cost = soft_cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert float(cost) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_hard_targets_give_the_ordinary_cross_entropy() -> None:
@@ -306,8 +306,8 @@ def test_a_head_with_cells_answers_by_the_decision_and_their_median(kind: str) -
     states, cells = decide_cells([answer], decision, heads.to_state)
     latitude, longitude = to_degrees(geometric_median(cells, heads.centres).numpy())
     with torch.no_grad():
-        got, points = heads.conclude(heads(ROWS.views, ROWS.present), decision)
-    torch.testing.assert_close(got, states)
+        probabilities, points = heads.conclude(heads(ROWS.views, ROWS.present), decision)
+    torch.testing.assert_close(probabilities, states)
     np.testing.assert_allclose(points, np.stack([latitude, longitude], axis=1), atol=1e-6)
 
 

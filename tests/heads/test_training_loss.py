@@ -80,8 +80,8 @@ def test_haversine_labels_are_between_centres_and_pigeons_from_the_sample(tau: f
 def test_hard_labels_are_the_ordinary_cross_entropy_smoothed_as_asked(smoothing: float) -> None:
     out = head_outputs()
     wanted = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, label_smoothing=smoothing)
-    got = loss(out, state_loss="cross_entropy", label_smoothing=smoothing, **ALONE)
-    torch.testing.assert_close(got, wanted)
+    cost = loss(out, state_loss="cross_entropy", label_smoothing=smoothing, **ALONE)
+    torch.testing.assert_close(cost, wanted)
 
 
 def test_class_weights_weigh_each_state_by_the_inverse_of_its_samples() -> None:
@@ -90,15 +90,15 @@ def test_class_weights_weigh_each_state_by_the_inverse_of_its_samples() -> None:
     row_losses = torch.nn.functional.cross_entropy(out["logits"], ROWS.labels, reduction="none")
     weights = (len(ROWS) / (CLASSES * counts)).float()[ROWS.labels]
     assert float(weights.mean()) == pytest.approx(1)
-    got = loss(out, state_loss="cross_entropy", class_weights=True, **ALONE)
-    torch.testing.assert_close(got, (weights * row_losses).mean())
+    cost = loss(out, state_loss="cross_entropy", class_weights=True, **ALONE)
+    torch.testing.assert_close(cost, (weights * row_losses).mean())
 
 
 @pytest.mark.parametrize("name", ["mse", "mae", "smooth_l1", "haversine"])
 def test_the_points_loss_is_the_named_one_in_degrees_of_the_true_place(name: str) -> None:
     out = head_outputs()
-    got = loss(out, gps_loss=name, state_weight=0.0, gps_weight=0.7)
-    torch.testing.assert_close(got, 0.7 * losses.gps_loss(name, out["points"], TRUTH))
+    cost = loss(out, gps_loss=name, state_weight=0.0, gps_weight=0.7)
+    torch.testing.assert_close(cost, 0.7 * losses.gps_loss(name, out["points"], TRUTH))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_great_circles_and_losses_that_ask_for_no_scale_stay_as_they_are() -> No
     try:
         out, box = head_outputs(), torch.tensor([8.0, 20.0])
         for name in ("haversine", "largest_degrees"):
-            got = loss(out, box, gps_loss=name, state_weight=0.0, gps_weight=1.0)
-            torch.testing.assert_close(got, loss(out, gps_loss=name, state_weight=0.0, gps_weight=1.0))
+            cost = loss(out, box, gps_loss=name, state_weight=0.0, gps_weight=1.0)
+            torch.testing.assert_close(cost, loss(out, gps_loss=name, state_weight=0.0, gps_weight=1.0))
     finally:
         GPS_LOSSES.forget(__name__)
 
@@ -145,8 +145,8 @@ def test_cells_are_learnt_from_pigeons_labels_in_the_place_of_points() -> None:
     assert CELLS.cells is not None
     near = soft_targets(POINTS, CELLS.cells.centres, 40.0)
     wanted = 0.6 * losses.soft_cross_entropy(out["cells"], near)
-    got = loss(out, state_weight=0.0, cell_weight=0.6, gps_weight=5.0, tau_km=40.0)
-    torch.testing.assert_close(got, wanted)
+    cost = loss(out, state_weight=0.0, cell_weight=0.6, gps_weight=5.0, tau_km=40.0)
+    torch.testing.assert_close(cost, wanted)
 
 
 def test_the_expected_score_joins_with_its_weight() -> None:

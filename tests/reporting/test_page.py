@@ -166,10 +166,10 @@ def test_the_map_shows_only_the_wrong_ones_where_that_is_asked_for(
     with look(browser, pages["states"]) as looked:
         dots = "document.querySelectorAll('#map [aria-label=dot] > circle').length"
         wrong = "JSON.parse(document.getElementById('data').textContent).runs[0].map.points.filter(p => p[1] !== p[2]).length"
-        everything = looked.ask(dots)
+        all_dots = looked.ask(dots)
         looked.page.get_by_label("Wrong class").check()
         settle(looked.page)
-        assert 0 < looked.ask(dots) == looked.ask(wrong) < everything
+        assert 0 < looked.ask(dots) == looked.ask(wrong) < all_dots
 
 
 def test_every_state_has_its_outline_and_its_accuracy(browser: Browser, pages: dict[str, Path]) -> None:

@@ -87,8 +87,8 @@ def test_places_of_training_are_those_that_the_run_learnt_from(config: Config, r
 
 def test_the_worst_sample_comes_first_and_any_can_be_asked_for(config: Config, run: Run) -> None:
     subject = subject_of(config, run, "val")
-    some = str(subject.predictions.sample_id[3])
-    assert f"Sample {some}:" in texts(draw(config, run, "sample", choice=Choice(sample=some)))
+    sample_id = str(subject.predictions.sample_id[3])
+    assert f"Sample {sample_id}:" in texts(draw(config, run, "sample", choice=Choice(sample=sample_id)))
     worst, best = (
         texts(draw(config, run, "sample", choice=Choice(order=order))) for order in ("worst", "best")
     )

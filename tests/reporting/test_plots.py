@@ -137,9 +137,9 @@ def test_any_country_can_be_drawn(names: list[str], middle: tuple[float, float])
     made = Made(names, 12, middle=middle)
     for name, figure in made.figures().items():
         assert cut_off(figure) == [], name
-    here = project(made.projection, made.lat, made.lon)
+    on_plane = project(made.projection, made.lat, made.lon)
     left, right, lower, upper = made.projection.frame
-    assert ((here > [left, lower]) & (here < [right, upper])).all()
+    assert ((on_plane > [left, lower]) & (on_plane < [right, upper])).all()
 
 
 def test_words_that_are_cut_off_or_lie_over_others_are_seen() -> None:

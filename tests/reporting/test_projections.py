@@ -88,15 +88,15 @@ def test_every_panel_of_the_united_states_shows_its_states_within_the_frame() ->
     chosen = fit_projection(drawn, lat, lon)
     assert chosen.name == "albers-usa"
     left, right, lower, upper = chosen.frame
-    for rings, here in zip(drawn.rings, project(chosen, lat, lon), strict=True):
+    for rings, on_plane in zip(drawn.rings, project(chosen, lat, lon), strict=True):
         pieces = project_rings(chosen, rings)
         corners = np.concatenate(pieces)
         assert corners[:, 0].min() > left
         assert corners[:, 0].max() < right
         assert corners[:, 1].min() > lower
         assert corners[:, 1].max() < upper
-        assert (corners.min(axis=0) < here).all()
-        assert (corners.max(axis=0) > here).all()
+        assert (corners.min(axis=0) < on_plane).all()
+        assert (corners.max(axis=0) > on_plane).all()
 
 
 @pytest.mark.parametrize(
