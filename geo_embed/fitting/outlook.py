@@ -8,13 +8,15 @@ from geo_embed.console import counted
 # Below so many samples there is nothing to choose by; up to so many, folds carry the inner validation, and members are mixed.
 TOO_FEW, SMALL = 40, 4000
 
-# Of the default budget: seconds at the least, and samples per second more.
-_BUDGET_START, _BUDGET_ROWS = 12.0, 2000.0
+# Of the default budget: seconds at the least, and samples per second more, up to so many and beyond.
+_BUDGET_START, _BUDGET_ROWS, _MANY, _BUDGET_MANY_ROWS = 12.0, 2000.0, 20_000, 3000.0
 
 
 def budget_for(n: int, budget: float | None) -> float:
     """Seconds for n rows: those that are given, else so many that what more of them bring is small."""
-    return _BUDGET_START + n / _BUDGET_ROWS if budget is None else budget
+    if budget is not None:
+        return budget
+    return _BUDGET_START + min(n, _MANY) / _BUDGET_ROWS + max(0, n - _MANY) / _BUDGET_MANY_ROWS
 
 
 def outlook(n: int, budget: float | None) -> str:

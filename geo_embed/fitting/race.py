@@ -74,7 +74,6 @@ _LONG_EPOCHS, _LONG_DROPOUT = 30, 0.4
 # Each races for so many steps, but for no more than half the epochs that it would be trained for, and for so many epochs at least: in
 # fewer steps a probe leads where a network will be far better.
 _RACE_ROWS, _RACE_VAL_ROWS, _RACE_EPOCHS, _RACE_STEPS = 8_000, 2_000, 5, 450
-_MOST_SMALL_EPOCHS = 60
 # A member with less of the mixture than this is left out: it would have to be kept and asked for nothing.
 _LEAST_SHARE, _MIX_ROUNDS, _HOTTEST = 0.02, 60, 20.0
 _SMALL_L2, _CELL_L2 = 0.1, 0.03
@@ -95,27 +94,26 @@ class _SmallPlan:
     Attributes:
         folds: that they are dealt into.
         held_out: so many of them, the first, are each held out once; what is said of their rows chooses.
-        steps, least_epochs: of a network.
-        few: below so many samples batches are halved: there would be too few steps in an epoch.
+        batch_size, epochs: of a network.
     """
 
     folds: int
     held_out: int
-    steps: int
-    least_epochs: int
-    few: int
+    batch_size: int
+    epochs: int
 
 
 def _small_plan(n: int, views: int) -> _SmallPlan:
     """Views that are mixed can't be learnt by heart, so that more epochs of a network pay, and two or three trainings on nine tenths beat
     four of half as many epochs on three quarters, which cost as much. The fewer rows, the more of them are held out: they have to
-    choose, and cost less. With one view it doesn't pay.
+    choose, and cost less. With one view it doesn't pay. Of few rows batches are halved: there would be too few steps in an epoch.
     """
     if views == 1:
-        return _SmallPlan(folds=4, held_out=4, steps=240, least_epochs=30, few=480)
-    return _SmallPlan(
-        folds=10, held_out=min(10, max(2, round(2_000 / n))), steps=750, least_epochs=40, few=2_000
-    )
+        batch_size = _BATCH // 2 if n < 480 else _BATCH
+        epochs = min(60, max(30, round(240 / math.ceil(n / batch_size))))
+        return _SmallPlan(folds=4, held_out=4, batch_size=batch_size, epochs=epochs)
+    batch_size = _BATCH // 2 if n < 2_000 else _BATCH
+    return _SmallPlan(folds=10, held_out=min(10, max(2, round(2_000 / n))), batch_size=batch_size, epochs=40)
 
 
 # What fusion is called that puts all sources side by side first, and what that is called which mixes each one's answers.
@@ -589,15 +587,13 @@ def _small_members(base: Member, fusion: Fusion | None, n: int, views: int) -> l
     Labels are wider than for many samples, since cells are. The most useful come first: a small budget ends the list.
     """
     plan = _small_plan(n, views)
-    batch = _BATCH // 2 if n < plan.few else _BATCH
-    epochs = min(_MOST_SMALL_EPOCHS, max(plan.least_epochs, round(plan.steps / math.ceil(n / batch))))
     net = base.variant(
         "",
         {"head_hidden": 256, "dropout": 0.4},
         weight_decay=0.3,
         learning_rate=2e-3,
-        batch_size=batch,
-        epochs=epochs,
+        batch_size=plan.batch_size,
+        epochs=plan.epochs,
     )
 
     def network(name: Fusion, tau: float) -> Member:

@@ -353,12 +353,18 @@ class Source:
             for index in torch.split(shuffled, size):
                 yield Batch(self.vectors[index], rows.present[index], rows.labels[index], self.points[index])
             return
-        for index in torch.split(shuffled, size):
-            views, present = self._swap_and_hide(index)
-            yield Batch(views, present, rows.labels[index], self.points[index])
+        # Drawn for the whole epoch at once: of small steps a third went into drawing.
+        place, present = self._swap_and_hide(shuffled)
+        all_views = rows.views.flatten(0, 1)
+        for index, looked_at, there in zip(
+            *(torch.split(drawn, size) for drawn in (shuffled, place, present)), strict=True
+        ):
+            views = all_views.index_select(0, looked_at.flatten()).view(*looked_at.shape, -1)
+            yield Batch(views, there, rows.labels[index], self.points[index])
 
     def _swap_and_hide(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The views (B, V, D) of a batch, some taken from other samples of the same cell, and those (B, V) that aren't hidden.
+        """Which views (B, V) samples show, as numbers of the flattened (N · V), some of them of other samples of the same cell; and those
+        (B, V) that aren't hidden.
 
         In epochs that look at some views alone, V is their number.
         """
@@ -379,8 +385,7 @@ class Source:
             present = present & kept
         # A sample that would be left without a view keeps those that it has.
         bare = ~present.any(dim=1, keepdim=True)
-        place, present = torch.where(bare, own, place), torch.where(bare, all_present[own], present)
-        return rows.views.flatten(0, 1)[place], present
+        return torch.where(bare, own, place), torch.where(bare, all_present[own], present)
 
     def _draw_views(self, index: Tensor) -> Tensor:
         """Which views (B, V) of a batch are looked at: all, or some at random, of those that are there while there are enough."""

@@ -35,7 +35,8 @@ def keep_mask(shape: torch.Size, dropout: float, generator: torch.Generator) -> 
     # All 64 bits: random_() alone draws [0, 2^63), which would halve the range of every eighth byte.
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
-    return (words.view(torch.uint8)[:count].view(shape) >= drop).float().mul_(256 / (256 - drop))
+    mask = words.view(torch.uint8)[:count].view(shape).float()
+    return mask.ge_(drop).mul_(256 / (256 - drop))
 
 
 class Trunk(nn.Module):
