@@ -349,18 +349,17 @@ class Source:
         rows, size = self.rows, self.training.batch_size
         self.epochs += 1
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
+        # Drawn and looked up for the whole epoch at once, but for what is large: of small steps a third went into that.
+        labels, points = (torch.split(whole[shuffled], size) for whole in (rows.labels, self.points))
         if self.vectors is not None:
-            for index in torch.split(shuffled, size):
-                yield Batch(self.vectors[index], rows.present[index], rows.labels[index], self.points[index])
+            present = torch.split(rows.present[shuffled], size)
+            for index, *rest in zip(torch.split(shuffled, size), present, labels, points, strict=True):
+                yield Batch(self.vectors[index], *rest)
             return
-        # Drawn for the whole epoch at once: of small steps a third went into drawing.
-        place, present = self._swap_and_hide(shuffled)
+        place, drawn = (torch.split(whole, size) for whole in self._swap_and_hide(shuffled))
         all_views = rows.views.flatten(0, 1)
-        for index, looked_at, there in zip(
-            *(torch.split(drawn, size) for drawn in (shuffled, place, present)), strict=True
-        ):
-            views = all_views.index_select(0, looked_at.flatten()).view(*looked_at.shape, -1)
-            yield Batch(views, there, rows.labels[index], self.points[index])
+        for index, *rest in zip(place, drawn, labels, points, strict=True):
+            yield Batch(all_views.index_select(0, index.flatten()).view(*index.shape, -1), *rest)
 
     def _swap_and_hide(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Which views (B, V) samples show, as numbers of the flattened (N · V), some of them of other samples of the same cell; and those
