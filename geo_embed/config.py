@@ -293,7 +293,7 @@ class Training(_Group):
         None,
         gt=0,
         le=_LONGEST,
-        description="what `best` may cost, about, on a two-core machine (seconds); default: a few, and one more for every 2,000 "
+        description="what `best` may cost, about, on a two-core machine (seconds); default: a few, and one more for every 2,000 or 3,000 "
         "samples",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and the batches")
