@@ -444,7 +444,7 @@ def test_the_first_line_of_fit_heads_says_how_long_it_takes_and_waits_for_no_hea
     fit = ["fit-heads", "--folds", "3", "--limit", "7"]
     first = geo(*options, *fit, command=[sys.executable, "-c", script])
     assert (
-        first.out == "best: some 7 samples of train_ground_truth.csv; 3 times about 12 s on two cores set()\n"
+        first.out == "best: some 7 samples of train_ground_truth.csv; 3 times about 4 s on two cores set()\n"
     )
 
 
