@@ -293,8 +293,8 @@ class Training(_Group):
         None,
         gt=0,
         le=_LONGEST,
-        description="what `best` may cost, about, on a two-core machine (seconds); default: a few, and one more for every 2,000 or 3,000 "
-        "samples",
+        description="what `best` may cost, about, on a two-core machine (seconds); default: by the "
+        "number of samples",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and the batches")
     split_seed: int = Field(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geo_embed.adoption.candidates import Candidates, Ledger
+from geo_embed.adoption.candidates import Candidates, Ledger, describe_group
 from geo_embed.adoption.columns import with_places
 from geo_embed.adoption.folders import read_folder
 from geo_embed.adoption.labels import is_column, with_labels
@@ -314,10 +314,7 @@ def _tables(source: Path, kind: str, test_share: float) -> tuple[Path, list[tupl
 
 def _nothing(ledger: Ledger, source: Path) -> GeoError:
     counts = ledger.counts()
-    why = "; ".join(
-        f"{group['count']:,} {group['reason']}: {group['detail']} ({group['examples'][0]})"
-        for group in counts[:3]
-    )
+    why = "; ".join(map(describe_group, counts[:3]))
     reasons = {group["reason"] for group in counts}
     hint = "correct what is named first" if counts else "the table has no rows"
     if "no-coordinates" in reasons:

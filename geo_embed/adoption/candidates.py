@@ -1,5 +1,6 @@
 """Samples on their way from a source into a dataset, and the record of those that are left out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,8 @@ class Ledger:
             }
             for reason, rows in sorted(table.groupby("reason", sort=False), key=lambda group: -len(group[1]))
         ]
+
+
+def describe_group(group: Mapping[str, Any]) -> str:
+    """One of `Ledger.counts` as a line: how many were left out for which reason, and the first of them."""
+    return f"{group['count']:,} {group['reason']}: {group['detail']} ({group['examples'][0]})"

@@ -194,6 +194,7 @@ def _data_adopt(
     """Make a dataset of other people's files, which are only read: CSVs, a geo.toml, and a list of what was left out."""
     wait_passively()
     from geo_embed.adoption.adopt import adopt
+    from geo_embed.adoption.candidates import describe_group
 
     columns = {}
     for entry in column or []:
@@ -230,13 +231,7 @@ def _data_adopt(
             ("views", ", ".join(adopted.views)),
             *([("test places", adopted.test_truth)] if adopted.test_truth else []),
             *(("read as", note) for note in adopted.notes),
-            *(
-                (
-                    "left out",
-                    f"{group['count']:,} {group['reason']}: {group['detail']} ({group['examples'][0]})",
-                )
-                for group in adopted.left_out
-            ),
+            *(("left out", describe_group(group)) for group in adopted.left_out),
             *([("all of them", adopted.left_out_csv)] if adopted.left_out_csv else []),
         ],
     )

@@ -9,18 +9,18 @@ from geo_embed.console import counted
 TOO_FEW, SMALL = 40, 4000
 
 # Of the default budget: seconds at the least, and samples per second more, up to so many and beyond.
-_BUDGET_START, _BUDGET_ROWS, _MANY, _BUDGET_MANY_ROWS = 12.0, 2000.0, 20_000, 3000.0
+_BUDGET_START, _BUDGET_ROWS, _BUDGET_MANY, _BUDGET_MANY_ROWS = 12.0, 2000.0, 20_000, 3000.0
 # Among few samples the default budget ends nothing: it says what their race takes.
 _FEW_START, _FEW_ROWS = 4.0, 500.0
 
 
 def budget_for(n: int, budget: float | None) -> float:
-    """Seconds for n rows: those that are given, else so many that what more of them bring is small."""
+    """Seconds for n rows: those that are given, else what a race of few takes, and of many so many that what more bring is small."""
     if budget is not None:
         return budget
     if n <= SMALL:
         return _FEW_START + n / _FEW_ROWS
-    return _BUDGET_START + min(n, _MANY) / _BUDGET_ROWS + max(0, n - _MANY) / _BUDGET_MANY_ROWS
+    return _BUDGET_START + min(n, _BUDGET_MANY) / _BUDGET_ROWS + max(0, n - _BUDGET_MANY) / _BUDGET_MANY_ROWS
 
 
 def outlook(n: int, budget: float | None) -> str:

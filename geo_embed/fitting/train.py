@@ -349,17 +349,15 @@ class Source:
         rows, size = self.rows, self.training.batch_size
         self.epochs += 1
         shuffled = torch.randperm(len(rows), generator=self.order).to(rows.views.device)
-        # Drawn and looked up for the whole epoch at once, but for what is large: of small steps a third went into that.
-        labels, points = (torch.split(whole[shuffled], size) for whole in (rows.labels, self.points))
-        if self.vectors is not None:
-            present = torch.split(rows.present[shuffled], size)
-            for index, *rest in zip(torch.split(shuffled, size), present, labels, points, strict=True):
-                yield Batch(self.vectors[index], *rest)
-            return
-        place, drawn = (torch.split(whole, size) for whole in self._swap_and_hide(shuffled))
-        all_views = rows.views.flatten(0, 1)
-        for index, *rest in zip(place, drawn, labels, points, strict=True):
-            yield Batch(all_views.index_select(0, index.flatten()).view(*index.shape, -1), *rest)
+        if self.vectors is None:
+            place, present = self._swap_and_hide(shuffled)
+            table = rows.views.flatten(0, 1)
+        else:
+            place, present, table = shuffled, rows.present[shuffled], self.vectors
+        # Drawn and looked up for the whole epoch at once, but for what is large: of small steps a tenth went into that.
+        whole = (place, present, rows.labels[shuffled], self.points[shuffled])
+        for index, *others in zip(*(torch.split(part, size) for part in whole), strict=True):
+            yield Batch(table.index_select(0, index.flatten()).view(*index.shape, -1), *others)
 
     def _swap_and_hide(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Which views (B, V) samples show, as numbers of the flattened (N · V), some of them of other samples of the same cell; and those
